@@ -1,0 +1,60 @@
+"""Metadata and dependencies of the distribution `fastflow`.
+
+Two packages are installed: `fastflow` (the trainer) and `fastflow_kernels` (the ops, usable on their own). The
+source folder of the second is `kernels/`; its import name differs because `kernels` is taken by Hugging Face's
+package of that name, which transformers and vLLM import.
+"""
+
+from setuptools import setup
+
+REQUIRED = [
+    "torch>=2.11,<2.14",  # tensors, autograd, optimisers; the range that the kernels and vLLM are tested against
+    "transformers>=5.16,<6",  # model families, tokenizers, chat templates, the export format
+    "numpy>=1.26",  # trajectories, packing, seeds that do not depend on the device
+    "safetensors>=0.5",  # checkpoints without pickle
+    "jsonargparse>=4.40,<5",  # one typed reader for the command line and for YAML
+    "pyyaml>=6",  # writes the resolved configuration
+    "rich>=13.7",  # progress bar and tables
+    "jinja2>=3.1",  # the HTML report's template
+    "matplotlib>=3.8",  # the report's plots
+]
+
+EXTRAS = {
+    "data": ["datasets>=3"],  # parquet files and Hugging Face dataset ids; JSONL needs nothing
+    "lora": ["peft>=0.17"],  # adapters
+    "tensorboard": ["tensorboard>=2.16"],
+    "wandb": ["wandb>=0.19"],
+    "vllm": ["vllm>=0.32,<0.33"],  # rollouts at scale
+    "flash-attn": ["flash-attn>=2.8"],  # variable-length attention on CUDA; torch's own is the fallback
+    "liger": ["liger-kernel>=0.8"],  # a competitor in the kernel benchmarks
+}
+EXTRAS["test"] = [
+    *EXTRAS["data"],
+    *EXTRAS["lora"],
+    *EXTRAS["tensorboard"],
+    "pytest>=8",
+    "pytest-cov>=5",  # the coverage bound in CI
+    "hypothesis>=6.100",  # shapes and edge cases nobody thought of
+    "ruff>=0.8",  # lint
+]
+
+setup(
+    name="fastflow",
+    version="0.1.0",
+    description="Fine-tune language models without labels or rewards: PowerFlow with fused kernels",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.13",
+    packages=["fastflow", "fastflow.demo", "fastflow.rollout", "fastflow_kernels"],
+    package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels"},
+    package_data={"fastflow": ["*.j2", "*.css"]},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["fastflow = fastflow.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
