@@ -1,0 +1,214 @@
+"""Every setting of a training run: one tree of frozen dataclasses.
+
+Values come, later over earlier, from the defaults here, a preset, a YAML file and the command line
+(`fastflow.config_reader`). Where the paper leaves a value open, the help says which recipe it follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastflow.errors import FastflowError
+from fastflow.settings import Section, setting
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which model is trained, and how it is held in memory."""
+
+    path: str = setting("", "Local directory or Hugging Face id of the model to train (Llama, Qwen2 or Qwen3 family)")
+    base: str | None = setting(None, "Frozen base, if it is not the model that training starts from")
+    device: str = setting("auto", "Device of policy and base: auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "Parameters' dtype; bfloat16 halves the memory but swallows small updates, so prefer it with LoRA"
+    )
+    autocast: bool = setting(False, "Run the transformer body in bfloat16 while float32 parameters are kept")
+    attention: Literal["auto", "sdpa", "varlen", "flash_attn"] = setting(
+        "auto",
+        "Packed attention: per-sequence SDPA, torch's varlen_attn (CUDA), flash-attn (CUDA), or the best available",
+    )
+    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory")
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model; only for sources you trust")
+
+
+@dataclass(frozen=True)
+class LoraConfig(Section):
+    """Low-rank adapters; with them the base is the policy with its adapters switched off."""
+
+    rank: int = setting(0, "Adapter rank; 0 trains all parameters", at_least=0)
+    alpha: float = setting(32.0, "Adapter scale; the update is multiplied by alpha / rank", above=0)
+    dropout: float = setting(0.0, "Dropout on the adapters' input", at_least=0, below=1)
+    targets: str = setting("all-linear", "Which modules get adapters: all-linear, or their names separated by commas")
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Where prompts come from and how they are turned into tokens."""
+
+    path: str = setting("", "A .jsonl or .parquet file, or a Hugging Face dataset id")
+    subset: str | None = setting(None, "Configuration name of a Hugging Face dataset")
+    split: str = setting("train", "Split of a Hugging Face dataset")
+    prompt_field: str = setting("prompt", "Field with the prompt: a string, or a list of {role, content} messages")
+    chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
+    system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
+    suffix: str = setting("", "Instruction appended to the prompt's text, or to its last user message")
+    max_prompt_tokens: int = setting(1024, "Longer prompts are dropped and reported", unit="tokens", at_least=1)
+    overlong: Literal["drop", "error"] = setting("drop", "What to do with a prompt over max_prompt_tokens")
+    shuffle: bool = setting(True, "Visit the prompts in a new random order each epoch")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Section):
+    """How responses are sampled."""
+
+    engine: Literal["local"] = setting("local", "Sampler: local (embedded, no further packages)")
+    temperature: float = setting(1.0, "Sampling temperature", above=0)
+    top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
+    max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
+    max_sequences: int = setting(256, "Responses decoded at once by the local sampler", unit="sequences", at_least=1)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    """What the policy is trained towards (residual = log_z + length_scale * log pi - log_target)."""
+
+    name: Literal["powerflow", "tb_trajectory", "tb_token", "flowrl"] = setting(
+        "powerflow", "Member of the trajectory-balance family; all but powerflow are there for comparison"
+    )
+    alpha: float = setting(4.0, "Power of the base distribution: above 1 sharpens, below 1 flattens", above=0)
+    log_z: Literal["learned", "group_mean"] = setting(
+        "learned", "Log normaliser: a small network on the prompt's hidden states (paper), or the mean over the group"
+    )
+    truncated: Literal["keep", "drop"] = setting(
+        "keep", "A response cut at the length limit is an outcome like any other (keep), or left out of the loss (drop)"
+    )
+    format_pattern: str | None = setting(
+        None, "Regular expression that a well-formed response must contain; none switches the penalty off"
+    )
+    format_check: str | None = setting(
+        None, "package.module:function(response_text, record) -> bool, in place of format_pattern"
+    )
+    format_penalty: float = setting(-0.5, "psi of a malformed response", unit="nats per token", at_most=0)
+    reward: str | None = setting(None, "package.module:function(response_text, record) -> float; only flowrl uses it")
+    beta: float = setting(15.0, "Weight of the group-normalised reward; only flowrl uses it", above=0)
+
+
+@dataclass(frozen=True)
+class ImportanceConfig(Section):
+    """The clipped importance weight that corrects for updates since the rollout."""
+
+    ratio: Literal["sequence", "token_mean"] = setting(
+        "sequence", "pi / pi_old over the whole response (paper), or its geometric mean per token (calmer)"
+    )
+    clip_low: float = setting(0.2, "The weight is at least 1 - clip_low (FlowRL's value)", at_least=0, at_most=1)
+    clip_high: float = setting(0.28, "The weight is at most 1 + clip_high (FlowRL's value)", at_least=0)
+    source: Literal["rollout", "recompute"] = setting(
+        "rollout",
+        "Behaviour log-probs: those the sampler reports, or recomputed by the trainer before the first update",
+    )
+
+
+@dataclass(frozen=True)
+class BatchConfig(Section):
+    """Three sizes, one unit each, and how many updates a rollout serves."""
+
+    prompts_per_step: int = setting(256, "Prompts sampled from in each step", unit="prompts", at_least=1)
+    responses_per_prompt: int = setting(16, "Responses sampled for each prompt", unit="responses", at_least=1)
+    tokens_per_microbatch: int = setting(
+        16384, "Packed tokens in one forward and backward pass; changes memory and speed, never the gradient",
+        unit="tokens", at_least=1,
+    )  # fmt: skip
+    updates_per_rollout: int = setting(
+        1, "Optimiser updates per step, each on an equal share of the step's prompts", unit="updates", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    """AdamW, its schedule and its safety net."""
+
+    lr: float = setting(5e-7, "Peak learning rate of the policy (EMPO's value)", above=0)
+    log_z_lr: float | None = setting(None, "Learning rate of the learned log_z; none means the policy's", above=0)
+    betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's moment decay rates", at_least=0, below=1)
+    eps: float = setting(1e-8, "AdamW's epsilon", above=0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
+    warmup_steps: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
+    final_lr_ratio: float = setting(0.0, "Last learning rate as a share of the peak", at_least=0, at_most=1)
+    max_grad_norm: float = setting(1.0, "The gradient is scaled down to this norm", above=0)
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """Length of the run, what it writes and where."""
+
+    steps: int = setting(100, "Rollout-and-update steps", unit="steps", at_least=1)
+    seed: int = setting(0, "Fixes sampling, data order and initialisation on one device", at_least=0)
+    output: str = setting("runs/train", "Run directory: settings, metrics, samples, model, report")
+    overwrite: bool = setting(False, "Replace an earlier run in the output directory")
+    threads: int = setting(0, "CPU threads; 0 leaves torch's choice", unit="threads", at_least=0)
+    save_every: int = setting(
+        0, "Save the policy every so many steps; 0 saves at the end only", unit="steps", at_least=0
+    )
+    samples_every: int = setting(10, "Write sample responses every so many steps; 0 never", unit="steps", at_least=0)
+    samples_per_dump: int = setting(8, "Responses in one dump", unit="responses", at_least=1)
+    tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")
+    wandb: str | None = setting(None, "Weights & Biases project to log to (pip install 'fastflow[wandb]')")
+    report: bool = setting(True, "Write report.html at the end")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration. Settings that contradict each other are refused here."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        batch, objective = self.batch, self.objective
+        if batch.prompts_per_step % batch.updates_per_rollout:
+            raise FastflowError(
+                f"batch.prompts_per_step = {batch.prompts_per_step} does not split into batch.updates_per_rollout = "
+                f"{batch.updates_per_rollout} equal shares; make it a multiple"
+            )
+        if objective.log_z == "group_mean" and batch.responses_per_prompt < 2:
+            raise FastflowError("objective.log_z = group_mean needs batch.responses_per_prompt of 2 or more, not 1")
+        if (self.rollout.temperature, self.rollout.top_p) != (1.0, 1.0) and self.importance.source == "rollout":
+            raise FastflowError(
+                "rollout.temperature and rollout.top_p other than 1 sample from a different distribution than the "
+                "policy, whose log-probs the loss needs; set importance.source = recompute"
+            )
+        if objective.format_pattern is not None and objective.format_check is not None:
+            raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
+        if objective.name == "flowrl" and objective.reward is None:
+            raise FastflowError("objective.name = flowrl needs objective.reward = package.module:function")
+        if self.data.system is not None and not self.data.chat_template:
+            raise FastflowError(
+                "data.system is set but data.chat_template is off; switch the template on or drop data.system"
+            )
+        if self.lora.rank and self.model.base is not None:
+            raise FastflowError(
+                "model.base and lora.rank are both set; with LoRA the base is the policy without its adapters"
+            )
+
+    def require_inputs(self) -> None:
+        """Refuse to start without a model and data."""
+        for name, value in (("model.path", self.model.path), ("data.path", self.data.path)):
+            if not value:
+                raise FastflowError(
+                    f"{name} is not set; give --{name} or choose a --preset (see fastflow train --help)"
+                )
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of Config by name, in order."""
+    return {entry.name: entry.default_factory for entry in dataclasses.fields(Config)}

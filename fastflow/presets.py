@@ -1,0 +1,77 @@
+"""Named starting points: the paper's three set-ups, and the demo's.
+
+The paper fixes alpha, psi, models and data; batch, lengths and optimiser follow EMPO's recipe, on which it builds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BOXED = r"\\boxed\{"
+
+_PAPER = {
+    "rollout.max_response_tokens": 3072,
+    "data.max_prompt_tokens": 1024,
+    "batch.prompts_per_step": 256,
+    "batch.responses_per_prompt": 16,
+    "batch.updates_per_rollout": 8,
+    "optim.lr": 5e-7,
+    "model.gradient_checkpointing": True,
+    "model.autocast": True,
+    "run.save_every": 50,
+}
+
+_REASONING = {
+    **_PAPER,
+    "data.path": "AI-MO/NuminaMath-CoT",
+    "data.prompt_field": "problem",
+    "data.suffix": "\nLet's think step by step and put the final answer within \\boxed{}.",
+    "objective.format_pattern": BOXED,
+    "objective.format_penalty": -0.5,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper-reasoning-base": {
+        **_REASONING,
+        "model.path": "Qwen/Qwen2.5-Math-1.5B",
+        "objective.alpha": 4.0,
+        "run.output": "runs/paper-reasoning-base",
+    },
+    "paper-reasoning-instruct": {
+        **_REASONING,
+        "model.path": "meta-llama/Llama-3.2-3B-Instruct",
+        "data.chat_template": True,
+        "objective.alpha": 2.0,
+        "run.output": "runs/paper-reasoning-instruct",
+    },
+    "paper-creative": {
+        **_PAPER,
+        "model.path": "Qwen/Qwen2.5-1.5B-Instruct",
+        "data.path": "creative_prompts.jsonl",
+        "data.chat_template": True,
+        "objective.alpha": 0.5,
+        "batch.prompts_per_step": 64,
+        "batch.updates_per_rollout": 2,
+        "run.output": "runs/paper-creative",
+    },
+    # What `fastflow demo` runs on the additions; it makes the model and the prompts named here.
+    "demo": {
+        "model.path": "runs/demo/sums/base",
+        "model.device": "cpu",
+        "data.path": "runs/demo/sums/prompts.jsonl",
+        "rollout.max_response_tokens": 48,
+        "objective.alpha": 4.0,
+        "objective.log_z": "group_mean",
+        "objective.format_pattern": BOXED,
+        "batch.prompts_per_step": 16,
+        "batch.responses_per_prompt": 8,
+        "batch.tokens_per_microbatch": 8192,
+        "optim.lr": 1e-3,
+        "optim.schedule": "linear",
+        "optim.final_lr_ratio": 0.1,
+        "optim.max_grad_norm": 0.1,
+        "run.steps": 100,
+        "run.output": "runs/demo/sums/alpha_4",
+        "run.samples_every": 25,
+    },
+}

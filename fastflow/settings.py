@@ -1,0 +1,76 @@
+"""How one setting is declared and checked: its default, its help, its unit and its range, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from fastflow.errors import FastflowError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with help text, unit and range; a tuple's range holds for each of its items."""
+    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "bounds": bounds})
+
+
+def help_text(entry: dataclasses.Field) -> str:
+    """What `--help` shows for a field: its help, unit and range."""
+    allowed = " and ".join(f"{word} {bound:g}" for word, bound in entry.metadata["bounds"].items() if bound is not None)
+    notes = "; ".join(note for note in (entry.metadata["unit"], allowed) if note)
+    return entry.metadata["help"] + (f" [{notes}]" if notes else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Base of every section of the configuration: checks the range and choices of each field when it is made."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for entry in dataclasses.fields(self):
+            name, value = f"{self.section_name()}.{entry.name}", getattr(self, entry.name)
+            if typing.get_origin(hints[entry.name]) is typing.Literal:
+                choices = typing.get_args(hints[entry.name])
+                if value not in choices:
+                    raise FastflowError(f"{name} is {value!r}: {suggest(str(value), choices)}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    _check_range(name, number, entry.metadata["bounds"])
+
+    @classmethod
+    def section_name(cls) -> str:
+        return cls.__name__.removesuffix("Config").lower()
+
+
+def _check_range(name: str, number: float, bounds: dict[str, float | None]) -> None:
+    holds = {
+        "above": lambda bound: number > bound,
+        "at least": lambda bound: number >= bound,
+        "below": lambda bound: number < bound,
+        "at most": lambda bound: number <= bound,
+    }
+    for word, bound in bounds.items():
+        if bound is not None and not holds[word](bound):
+            raise FastflowError(f"{name} is {number:g}, but must be {word} {bound:g}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the nearest known ones, or all of them."""
+    known = [str(entry) for entry in known]
+    near = [entry for entry in known if entry.split(".")[-1] == name.split(".")[-1]]  # under another section
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(sorted(known))}" if len(known) <= 12 else "see --help for the known names"
