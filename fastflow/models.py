@@ -1,0 +1,244 @@
+"""Policy and frozen base: loading, hidden states of a PackedBatch, the language-model head, LoRA."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastflow import attention
+from fastflow.config import LoraConfig, ModelConfig
+from fastflow.errors import FastflowError, need
+from fastflow.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+class PackedModel:
+    """A causal LM read over PackedBatches: hidden states without the head, and the head apart.
+
+    model: a transformers causal LM, or a peft model around one. kernel: which packed attention serves it.
+    autocast: run the transformer body in bfloat16.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False):
+        attention.register()
+        self.model = model
+        self.kernel = kernel
+        self.autocast = autocast
+        self.causal_lm.config._attn_implementation = attention.NAME
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, without the peft wrapper."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.causal_lm.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, V."""
+        return self.head()[0].shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.head()[0].shape[1]
+
+    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
+        """Last-layer hidden states (T, D) of a PackedBatch, after the final norm."""
+        with self._autocast():
+            output = self.causal_lm.get_decoder()(
+                input_ids=batch.input_ids.unsqueeze(0),
+                position_ids=batch.position_ids.unsqueeze(0),
+                use_cache=False,
+                cu_seq_lens_q=batch.cu_seqlens,
+                sequence_lengths=batch.lengths,
+                packed_kernel=self.kernel,
+            )
+        return output.last_hidden_state[0]
+
+    def head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight (V, D) and bias (V,) or None of the language-model head, tied or not."""
+        head = self.causal_lm.get_output_embeddings()
+        return head.weight, getattr(head, "bias", None)
+
+    def head_inputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Hidden rows (N, D), head weight and bias in the one dtype that the fused ops take."""
+        weight, bias = self.head()
+        dtype = torch.bfloat16 if self.autocast else weight.dtype
+        return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that training changes."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[PreTrainedModel]:
+        """The transformers model ready for cached, padded decoding: SDPA, no dropout. Restored on exit."""
+        config, was_training = self.causal_lm.config, self.model.training
+        config._attn_implementation = "sdpa"
+        self.model.eval()
+        try:
+            with self._autocast():
+                yield self.causal_lm
+        finally:
+            config._attn_implementation = attention.NAME
+            self.model.train(was_training)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if not self.autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+class FrozenModel(PackedModel):
+    """A separate copy of the weights that never changes."""
+
+    def __init__(self, model: PreTrainedModel, **options):
+        super().__init__(model, **options)
+        model.requires_grad_(False).eval()
+
+    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
+        with torch.no_grad():
+            return super().hidden_states(batch)
+
+
+class AdaptersOff:
+    """The base under LoRA: the policy itself with its adapters switched off, at no extra memory."""
+
+    def __init__(self, policy: PackedModel):
+        self.policy = policy
+        self.vocab_size = policy.vocab_size
+
+    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
+        was_training = self.policy.model.training
+        self.policy.model.eval()
+        try:
+            with torch.no_grad(), self.policy.model.disable_adapter():
+                return self.policy.hidden_states(batch)
+        finally:
+            self.policy.model.train(was_training)
+
+    def head_inputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        return self.policy.head_inputs(hidden)
+
+
+def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model.path`. Raises FastflowError when it cannot be read or has no end-of-sequence token."""
+    from transformers import AutoTokenizer
+
+    with _loading(settings.path, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise FastflowError(f"the tokenizer in {settings.path} has no eos_token; set one in its tokenizer_config.json")
+    return tokenizer
+
+
+def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, PackedModel | AdaptersOff]:
+    """Policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
+    device = resolve_device(settings.device)
+    options = {
+        "kernel": attention.choose_kernel(
+            settings.attention, device, torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype)
+        ),
+        "autocast": settings.autocast,
+    }
+    model = load_causal_lm(settings.path, settings).to(device)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora.rank:
+        policy = PackedModel(_with_adapters(model, lora), **options)
+        return policy, AdaptersOff(policy)
+    policy = PackedModel(model, **options)
+    base = FrozenModel(load_causal_lm(settings.base or settings.path, settings).to(device), **options)
+    check_same_vocabulary(policy, base, settings)
+    return policy, base
+
+
+def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: ModelConfig) -> None:
+    if policy.vocab_size != base.vocab_size:
+        raise FastflowError(
+            f"policy and base have different vocabularies: {settings.path} has {policy.vocab_size} rows in its head, "
+            f"{settings.base} has {base.vocab_size}; choose a model.base of the same family"
+        )
+
+
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: PackedModel, settings: ModelConfig) -> None:
+    """Refuse a tokenizer that can produce ids without a row in the head."""
+    if len(tokenizer) > policy.vocab_size:
+        raise FastflowError(
+            f"the tokenizer in {settings.path} has {len(tokenizer)} tokens, but the model's head only "
+            f"{policy.vocab_size} rows; the two do not belong together, so check model.path"
+        )
+
+
+def end_ids(policy: PackedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end a response: the tokenizer's and the model's own."""
+    configured = policy.causal_lm.generation_config.eos_token_id if policy.causal_lm.generation_config else None
+    configured = [configured] if isinstance(configured, int) else list(configured or [])
+    return sorted({tokenizer.eos_token_id, *configured})
+
+
+def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
+    """A transformers causal LM of a supported family from a local directory or a hub id."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _loading(path, "model"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
+    if config.model_type not in FAMILIES and not settings.trust_remote_code:
+        raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
+    with _loading(path, "model"):
+        return AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
+        )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for `model.device`; "auto" is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise FastflowError(f"model.device = {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FastflowError(f"model.device = {name}, but torch sees no CUDA device; use --model.device cpu")
+    return device
+
+
+def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
+    peft = need("peft", extra="lora", purpose="lora.rank above 0")
+    targets = lora.targets if lora.targets == "all-linear" else [name.strip() for name in lora.targets.split(",")]
+    adapters = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        return peft.get_peft_model(model, adapters)
+    except ValueError as error:
+        raise FastflowError(f"lora.targets = {lora.targets!r} does not fit this model: {error}") from error
+
+
+@contextlib.contextmanager
+def _loading(path: str, what: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one sentence."""
+    local = Path(path)
+    if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
+        raise FastflowError(
+            f"model directory {path} does not exist; check the path (`fastflow demo` makes small models)"
+        )
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error

@@ -1,0 +1,82 @@
+"""What a rollout asks for and what it returns: prompts, trajectories and groups."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from fastflow.errors import FastflowError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenised prompt.
+
+    ids: (P,) int64, never empty. text: what the tokens spell. record: the source record, for reports, format checks
+    and rewards. source: file and line, or data set and row, for error messages.
+    """
+
+    ids: np.ndarray
+    text: str = ""
+    record: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One response to a prompt.
+
+    response_ids: (R,) int64, the end-of-sequence token included when it was sampled. behaviour_logprobs: (R,) float32,
+    log-probability of each token under the distribution it was drawn from. finish_reason: "stop" (end of sequence) or
+    "length" (cut at the limit). seed: the request's seed. weight_version: number of weight loads the sampler had seen.
+    """
+
+    response_ids: np.ndarray
+    behaviour_logprobs: np.ndarray
+    finish_reason: FinishReason
+    seed: int = 0
+    weight_version: int = 0
+
+    def __len__(self) -> int:
+        """Response tokens, |y|."""
+        return len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trajectories sampled for one prompt."""
+
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]
+
+
+def flatten(groups: Sequence[Group]) -> list[Trajectory]:
+    """All trajectories, group by group: the order of every per-trajectory tensor of an update."""
+    return [trajectory for group in groups for trajectory in group.trajectories]
+
+
+def without_truncated(groups: Sequence[Group]) -> list[Group]:
+    """The groups without trajectories that were cut at the length limit; raises FastflowError when none is left."""
+    kept = [
+        replace(group, trajectories=tuple(entry for entry in group.trajectories if entry.finish_reason == "stop"))
+        for group in groups
+    ]
+    kept = [group for group in kept if group.trajectories]
+    if not kept:
+        raise FastflowError(
+            "every response hit the length limit, and objective.truncated = drop leaves nothing to train on; raise "
+            "rollout.max_response_tokens or set objective.truncated = keep"
+        )
+    return kept
+
+
+def split_evenly(groups: Sequence[Group], shares: int) -> list[list[Group]]:
+    """`shares` runs of consecutive groups whose sizes differ by one at most."""
+    bounds = [len(groups) * share // shares for share in range(shares + 1)]
+    return [list(groups[start:end]) for start, end in itertools.pairwise(bounds)]
