@@ -1,0 +1,84 @@
+"""What a run leaves behind: the policy as a transformers directory, and the trainer's own state beside it.
+
+Everything is safetensors or JSON; nothing is pickled.
+
+    RUN/policy/                 loads with AutoModelForCausalLM.from_pretrained (LoRA is merged; adapters stand apart)
+    RUN/adapter/                the LoRA adapters alone, when there are any
+    RUN/trainer/log_z.safetensors, optimizer.safetensors, state.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastflow.learner import Learner
+from fastflow.models import PackedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save(
+    directory: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, *, step: int, data_state: dict[str, int]
+) -> Path:
+    """Save policy and trainer state, replacing an earlier save only once the new one is complete.
+
+    Returns the policy's directory.
+    """
+    policy = directory / "policy"
+    _replace(policy, lambda target: export(learner.policy, tokenizer, target))
+    if learner.policy.model is not learner.policy.causal_lm:
+        _replace(directory / "adapter", lambda target: learner.policy.model.save_pretrained(target))
+    _replace(directory / "trainer", lambda target: _save_trainer(target, learner, step, data_state))
+    return policy
+
+
+def export(policy: PackedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write the policy as an ordinary transformers model; LoRA adapters are merged into a copy."""
+    model = policy.causal_lm
+    if policy.model is not model:
+        model = copy.deepcopy(policy.model).merge_and_unload()
+    trained_with = model.config._attn_implementation
+    model.config._attn_implementation = "sdpa"  # users of the export have no fastflow_packed
+    try:
+        model.save_pretrained(directory)
+    finally:
+        model.config._attn_implementation = trained_with
+    tokenizer.save_pretrained(directory)
+
+
+def _save_trainer(directory: Path, learner: Learner, step: int, data_state: dict[str, int]) -> None:
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True)
+    if learner.log_z_head is not None:
+        save_file(learner.log_z_head.state_dict(), directory / "log_z.safetensors")
+    tensors, settings = _flatten_optimizer(learner.optimizer.state_dict())
+    save_file(tensors, directory / "optimizer.safetensors")
+    state = {"step": step, "data": data_state, "optimizer": settings, "schedule": learner.schedule.last_epoch}
+    (directory / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+
+
+def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """AdamW's state as named tensors ("parameter index/name") and JSON-ready group settings."""
+    tensors = {
+        f"{index}/{name}": value.contiguous()
+        for index, entry in state["state"].items()
+        for name, value in entry.items()
+    }
+    return tensors, [dict(group) for group in state["param_groups"]]
+
+
+def _replace(target: Path, write) -> None:
+    """Write to a neighbour first, so that a crash leaves the earlier directory whole."""
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write(fresh)
+    shutil.rmtree(target, ignore_errors=True)
+    fresh.rename(target)

@@ -1,0 +1,114 @@
+"""The command line: fastflow demo | train | verify | report.
+
+Commands import what they need when they run, so that `fastflow --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from fastflow import __version__
+from fastflow.errors import FastflowError
+
+USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 when a verification fails, 2 for an error the user can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments[:1] == ["train"]:  # its options are read by jsonargparse
+            return _train(arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        _quiet_libraries()
+        return parsed.run(parsed)
+    except FastflowError as error:
+        print(f"fastflow: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("fastflow: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastflow",
+        description="Fine-tune language models without labels or rewards: sharpen or flatten their own distribution.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastflow {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    demo = commands.add_parser("demo", help="sharpen and flatten two small models made here; about 4 minutes on a CPU")
+    demo.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
+    demo.add_argument("--output", default="runs/demo", help="directory of everything it makes (default: runs/demo)")
+    demo.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
+    demo.set_defaults(run=_demo)
+    commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
+    verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
+    verify.set_defaults(run=_verify)
+    report = commands.add_parser("report", help="write one self-contained HTML file about a run")
+    report.set_defaults(run=_report)
+    from fastflow import report as report_command
+    from fastflow import verify as verify_command
+
+    verify_command.add_arguments(verify)
+    report_command.add_arguments(report)
+    return parser
+
+
+def _train(arguments: list[str]) -> int:
+    from fastflow.config_reader import build_parser, read_config, to_yaml
+
+    if "--help" in arguments or "-h" in arguments:
+        build_parser().print_help()
+        return 0
+    config, dry_run = read_config(arguments)
+    if dry_run:
+        config.require_inputs()
+        print(to_yaml(config), end="")
+        return 0
+    _quiet_libraries()
+    from rich.console import Console
+
+    from fastflow.train_command import train
+
+    train(config, Console())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from fastflow.demo.run import run_demo
+
+    return run_demo(seed=arguments.seed, output=arguments.output, json_file=arguments.json)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from fastflow.verify import run
+
+    return run(arguments)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from fastflow.report import run
+
+    return run(arguments)
+
+
+def _quiet_libraries() -> None:
+    """Our own warnings on the console; other libraries' chatter only when it matters."""
+    from rich.logging import RichHandler
+
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)], force=True)
+    logging.getLogger("fastflow").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

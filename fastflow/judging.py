@@ -1,0 +1,55 @@
+"""What a response's text decides: the format penalty psi and, for flowrl, the reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastflow.config import ObjectiveConfig
+from fastflow.errors import FastflowError
+from fastflow.objective import load_function, make_format_check, normalise_rewards
+from fastflow.trajectory import Group
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Per trajectory, in flat order. well_formed is None where no format is asked for."""
+
+    text: list[str]
+    well_formed: list[bool] | None
+    penalty: torch.Tensor
+    reward: torch.Tensor
+
+
+class Judge:
+    """Decodes responses and judges their format and, where one is set, their reward."""
+
+    def __init__(self, settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase):
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._is_well_formed = make_format_check(settings)
+        self._reward = load_function(settings.reward, "objective.reward") if settings.reward else None
+
+    def __call__(self, groups: Sequence[Group]) -> Judgement:
+        records = [group.prompt.record for group in groups for _ in group.trajectories]
+        ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group.trajectories]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        well_formed = None
+        penalty = reward = torch.zeros(len(texts), dtype=torch.float64)
+        if self._is_well_formed is not None:
+            well_formed = [bool(self._is_well_formed(*pair)) for pair in zip(texts, records, strict=True)]
+            malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
+            penalty = self._settings.format_penalty * malformed
+        if self._reward is not None:
+            scores = [float(self._reward(*pair)) for pair in zip(texts, records, strict=True)]
+            reward = torch.tensor(scores, dtype=torch.float64)
+            if not torch.isfinite(reward).all():
+                raise FastflowError(f"objective.reward = {self._settings.reward} returned NaN or infinity; check it")
+            reward = normalise_rewards(reward, [len(group.trajectories) for group in groups])
+        return Judgement(texts, well_formed, penalty, reward)

@@ -1,0 +1,46 @@
+"""The live progress display of a run: one bar for the steps, one for the rollout or update in hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class RunProgress:
+    """A context manager around rich's Progress; on anything but a terminal it stays silent."""
+
+    def __init__(self, console: Console, *, label: str, steps: int):
+        self._bars = Progress(
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._steps = self._bars.add_task(label, total=steps)
+        self._phase = self._bars.add_task("", total=None, visible=False)
+
+    def __enter__(self) -> RunProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def phase(self, name: str, total: int) -> None:
+        """Start the inner bar anew."""
+        self._bars.reset(self._phase, description=f"  {name}", total=total, visible=True)
+
+    def advance_phase(self, count: int = 1) -> None:
+        self._bars.advance(self._phase, count)
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bars.advance(self._steps)

@@ -1,0 +1,1 @@
+"""Rollouts: the Sampler protocol and its engines."""

@@ -1,0 +1,218 @@
+"""The embedded sampler: batched decoding with a KV cache in the trainer's own process, on any device.
+
+Each prompt is prefilled once for all its responses. Token t of a response is drawn by inverting the cumulative
+distribution at the t-th number of the request's own random stream, so that a response does not depend on which other
+requests share its batch (beyond floating-point rounding). Finished responses leave the batch as it drains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastflow.errors import FastflowError
+from fastflow.models import PackedModel
+from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.trajectory import Group, Prompt, Trajectory
+
+_COMPACT_BELOW = 0.75  # share of unfinished rows at which finished ones are removed from the batch
+
+
+class LocalSampler:
+    """Samples from the policy's own weights, without copying them.
+
+    eos_ids: tokens that end a response. pad_id: any valid token id. max_sequences: responses decoded at once.
+    on_progress: called with the number of responses finished since the last call.
+    """
+
+    def __init__(
+        self,
+        policy: PackedModel,
+        *,
+        eos_ids: Sequence[int],
+        pad_id: int = 0,
+        max_sequences: int = 256,
+        on_progress: Callable[[int], None] | None = None,
+    ):
+        self._policy = policy
+        self._eos_ids = torch.tensor(sorted(eos_ids), device=policy.device)
+        self._pad_id = pad_id
+        self._max_sequences = max_sequences
+        self._on_progress = on_progress or (lambda finished: None)
+        self._weight_version = 0
+
+    def load_weights(self, policy: PackedModel) -> None:
+        self._policy = policy
+        self._weight_version += 1
+
+    def close(self) -> None:
+        """Nothing to release: the weights are the trainer's."""
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        """One group per request. Raises FastflowError when a prompt leaves no room or the logits are not finite."""
+        self._check_room(requests, params)
+        trajectories: list[list[Trajectory]] = [[] for _ in requests]
+        with self._policy.decoding() as model:
+            for chunk in self._chunks(requests):
+                finished = self._decode(model, [(requests[index].prompt, seed) for index, seed in chunk], params)
+                for (index, _), trajectory in zip(chunk, finished, strict=True):
+                    trajectories[index].append(trajectory)
+        return [Group(request.prompt, tuple(sampled)) for request, sampled in zip(requests, trajectories, strict=True)]
+
+    def _chunks(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
+        flat = [(index, seed) for index, request in enumerate(requests) for seed in request.seeds]
+        for start in range(0, len(flat), self._max_sequences):
+            yield flat[start : start + self._max_sequences]
+
+    def _check_room(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        context = getattr(self._policy.causal_lm.config, "max_position_embeddings", None)
+        for request in requests:
+            needed = len(request.prompt.ids) + params.max_response_tokens
+            if context is not None and needed > context:
+                raise FastflowError(
+                    f"{request.prompt.source or 'a prompt'} has {len(request.prompt.ids)} tokens; with "
+                    f"rollout.max_response_tokens = {params.max_response_tokens} that exceeds the model's context of "
+                    f"{context}; lower data.max_prompt_tokens or rollout.max_response_tokens"
+                )
+
+    def _decode(self, model, items: list[tuple[Prompt, int]], params: SamplingParams) -> list[Trajectory]:
+        """Decode one batch of (prompt, seed) to the end."""
+        limit = params.max_response_tokens
+        tokens = np.zeros((len(items), limit), dtype=np.int64)
+        logprobs = np.zeros((len(items), limit), dtype=np.float32)
+        length = np.full(len(items), limit)
+        stopped = np.zeros(len(items), dtype=bool)
+        uniforms = torch.from_numpy(
+            np.stack([np.random.Generator(np.random.Philox(seed)).random(limit) for _, seed in items])
+        ).to(self._policy.device)
+
+        batch = self._prefill(model, [prompt for prompt, _ in items])
+        for position in range(limit):
+            token, logprob = draw(batch.logits, uniforms[batch.items, position], params)
+            ended = torch.isin(token, self._eos_ids)
+            rows, ended_rows = batch.items.cpu().numpy(), ended.cpu().numpy()
+            tokens[rows, position], logprobs[rows, position] = token.cpu().numpy(), logprob.cpu().numpy()
+            done = batch.alive.cpu().numpy() & ended_rows
+            length[rows[done]], stopped[rows[done]] = position + 1, True
+            self._on_progress(int(done.sum()))
+            batch.alive &= ~ended
+            alive = int(batch.alive.sum())
+            if alive == 0 or position + 1 == limit:
+                self._on_progress(alive)
+                break
+            if alive <= _COMPACT_BELOW * len(rows):
+                token = token[batch.alive]
+                batch.keep_alive()
+            batch.advance(model, token)
+        return [
+            Trajectory(
+                response_ids=tokens[row, : length[row]].copy(),
+                behaviour_logprobs=logprobs[row, : length[row]].copy(),
+                finish_reason="stop" if stopped[row] else "length",
+                seed=seed,
+                weight_version=self._weight_version,
+            )
+            for row, (_, seed) in enumerate(items)
+        ]
+
+    def _prefill(self, model, prompts: list[Prompt]) -> _DecodingBatch:
+        """Run each distinct prompt once, then give every response its copy of the cache."""
+        from transformers import DynamicCache
+
+        distinct = {id(prompt): prompt for prompt in prompts}
+        place = {key: row for row, key in enumerate(distinct)}
+        device, longest = self._policy.device, max(len(prompt.ids) for prompt in distinct.values())
+        ids = np.full((len(distinct), longest), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(distinct), longest), dtype=np.int64)
+        for row, prompt in enumerate(distinct.values()):
+            ids[row, longest - len(prompt.ids) :] = prompt.ids
+            mask[row, longest - len(prompt.ids) :] = 1
+        ids, mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        cache = DynamicCache(config=model.config)
+        logits = _next_logits(
+            model, input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), cache=cache
+        )
+        owner = torch.tensor([place[id(prompt)] for prompt in prompts], device=device)
+        cache.batch_select_indices(owner)
+        return _DecodingBatch(
+            items=torch.arange(len(prompts), device=device),
+            alive=torch.ones(len(prompts), dtype=torch.bool, device=device),
+            mask=mask[owner],
+            next_position=mask.sum(1)[owner],
+            cache=cache,
+            logits=logits[owner],
+        )
+
+
+@dataclass
+class _DecodingBatch:
+    """Rows being decoded together: which item each is, its cache, and the logits of its next token."""
+
+    items: torch.Tensor
+    alive: torch.Tensor
+    mask: torch.Tensor
+    next_position: torch.Tensor
+    cache: object
+    logits: torch.Tensor
+
+    def keep_alive(self) -> None:
+        chosen = self.alive.nonzero().squeeze(1)
+        self.cache.batch_select_indices(chosen)
+        for name in ("items", "mask", "next_position", "alive"):
+            setattr(self, name, getattr(self, name)[chosen])
+
+    def advance(self, model, token: torch.Tensor) -> None:
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+        self.logits = _next_logits(
+            model,
+            input_ids=token.unsqueeze(1),
+            attention_mask=self.mask,
+            position_ids=self.next_position.unsqueeze(1),
+            cache=self.cache,
+        )
+        self.next_position = self.next_position + 1
+
+
+def _next_logits(model, *, input_ids, attention_mask, position_ids, cache) -> torch.Tensor:
+    """Logits (B, V) float32 of the next token; the head sees the last position only."""
+    output = model.get_decoder()(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits = model.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
+    if not torch.isfinite(logits).all():
+        raise FastflowError(
+            "the policy's logits are NaN or infinite; its weights are damaged: restart from a saved policy"
+        )
+    return logits
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one token per row by inverting its cumulative distribution at `uniform`.
+
+    logits: (B, V) float32. uniform: (B,) float64 in [0, 1). Returns token (B,) int64 and its log-probability (B,)
+    float32 under the distribution drawn from, temperature and nucleus included.
+    """
+    if params.temperature == 0:
+        return logits.argmax(-1), torch.zeros_like(logits[:, 0])
+    logprobs = torch.log_softmax(logits / params.temperature, dim=-1)
+    if params.top_p < 1:
+        logprobs = torch.log_softmax(_nucleus(logprobs, params.top_p), dim=-1)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    threshold = uniform.unsqueeze(1) * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[1] - 1)
+    return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
+
+
+def _nucleus(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """-inf outside the smallest set of most likely tokens whose probability reaches top_p."""
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
+    return logprobs.masked_fill((mass_before >= top_p).scatter(1, order, mass_before >= top_p), float("-inf"))

@@ -1,0 +1,47 @@
+"""The files of a run: made at its start, and never mixed with those of an earlier one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from fastflow.config import Config
+from fastflow.config_reader import to_yaml
+from fastflow.errors import FastflowError
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+EVALUATION_FILE = "evaluation.json"
+REPORT_FILE = "report.html"
+_OURS = (
+    CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
+    "samples", "tensorboard", "policy", "adapter", "trainer",
+)  # fmt: skip
+
+
+def check_output(directory: Path, *, overwrite: bool) -> None:
+    """Refuse a directory that holds a run, unless it may be overwritten, and one that holds anything else."""
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise FastflowError(f"run.output = {directory} is a file; choose a directory")
+    holds_run = (directory / CONFIG_FILE).exists()
+    if holds_run and not overwrite:
+        raise FastflowError(
+            f"{directory} already holds a run; choose another --run.output, or --run.overwrite true to replace it"
+        )
+    if not holds_run and any(directory.iterdir()):
+        raise FastflowError(f"{directory} is not empty and not a run of fastflow; choose another --run.output")
+
+
+def prepare(directory: Path, config: Config) -> None:
+    """Make the directory, remove what an earlier run left in it, and write the resolved settings."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in _OURS:
+        path = directory / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    (directory / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")

@@ -1,0 +1,40 @@
+"""`fastflow train`: say what will run, run it, say what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastflow.config import Config
+from fastflow.trainer import Trainer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def train(config: Config, console: Console) -> Path:
+    """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
+    trainer = Trainer(config, console)
+    console.print(describe(trainer), highlight=False, soft_wrap=True)
+    policy = trainer.run()
+    console.print(f"policy saved in {policy}", highlight=False, soft_wrap=True)
+    if config.run.report:
+        from fastflow.report import write_report
+
+        console.print(f"report written to {write_report(trainer.directory)}", highlight=False, soft_wrap=True)
+    return policy
+
+
+def describe(trainer: Trainer) -> str:
+    """What is about to run, in the units a reader thinks in."""
+    config, policy = trainer.config, trainer.learner.policy
+    batch = config.batch
+    trained = sum(parameter.numel() for parameter in policy.parameters())
+    responses = batch.prompts_per_step * batch.responses_per_prompt
+    return (
+        f"{config.objective.name} at alpha {config.objective.alpha:g} (log_z {config.objective.log_z}) on "
+        f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
+        f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
+        f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
+        f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
+    )

@@ -1,0 +1,158 @@
+"""The loop: sample, update, sync, record, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from fastflow import checkpoint, run_directory
+from fastflow.alarms import Alarms
+from fastflow.config import Config
+from fastflow.data import PromptStream, read_records, tokenize
+from fastflow.errors import FastflowError
+from fastflow.judging import Judge, Judgement
+from fastflow.learner import Learner, NonFiniteError, UpdateResult
+from fastflow.metrics import measure
+from fastflow.models import check_tokenizer_fits, end_ids, load_models, load_tokenizer
+from fastflow.progress import RunProgress
+from fastflow.recorder import make_recorder
+from fastflow.rollout.local import LocalSampler
+from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
+from fastflow.samples import describe, write_samples
+from fastflow.scoring import rescore
+from fastflow.trajectory import Group, split_evenly, without_truncated
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Update(NamedTuple):
+    """One update's trajectories, what their text decided, and what the learner saw."""
+
+    groups: list[Group]
+    judgement: Judgement
+    result: UpdateResult
+
+
+class Trainer:
+    """A training run, assembled from a Config; inputs are checked in the order of their cost.
+
+    `run()` carries it out and returns the directory of the trained policy.
+    """
+
+    def __init__(self, config: Config, console: Console):
+        config.require_inputs()
+        self.config, self.console = config, console
+        self.directory = Path(config.run.output)
+        run_directory.check_output(self.directory, overwrite=config.run.overwrite)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        torch.manual_seed(config.run.seed)
+
+        records = read_records(config.data)
+        self.tokenizer = load_tokenizer(config.model)
+        prompts = tokenize(records, self.tokenizer, config.data)
+        self.judge = Judge(config.objective, self.tokenizer)
+        policy, base = load_models(config.model, config.lora)
+        check_tokenizer_fits(self.tokenizer, policy, config.model)
+
+        updates = config.run.steps * config.batch.updates_per_rollout
+        self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
+        self.learner = Learner(policy, base, config, total_updates=updates)
+        self.progress = RunProgress(console, label="training", steps=config.run.steps)
+        self.sampler: Sampler = LocalSampler(
+            policy,
+            eos_ids=end_ids(policy, self.tokenizer),
+            max_sequences=config.rollout.max_sequences,
+            on_progress=self.progress.advance_phase,
+        )
+        self.alarms = Alarms()
+
+    def run(self) -> Path:
+        """Every step, then the saved policy. A run that must stop early saves its last good policy first."""
+        run_directory.prepare(self.directory, self.config)
+        recorder = make_recorder(self.config, self.directory, self.console)
+        completed = 0
+        try:
+            with self.progress:
+                for step in range(1, self.config.run.steps + 1):
+                    recorder.write(step, self.step(step))
+                    self.progress.advance()
+                    completed = step
+                    if self.config.run.save_every and step % self.config.run.save_every == 0:
+                        self.save(completed)
+        except (NonFiniteError, KeyboardInterrupt, torch.OutOfMemoryError) as stop:
+            raise FastflowError(
+                f"{_cause(stop)}; the policy of step {completed} is in {self.save(completed)}"
+            ) from stop
+        finally:
+            recorder.close()
+            self.sampler.close()
+        return self.save(completed)
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One rollout and its updates. Returns the step's metrics."""
+        start = time.perf_counter()
+        groups = self.sample(step)
+        sampled = time.perf_counter()
+        updates = self.update(groups)
+        self.sampler.load_weights(self.learner.policy)
+        self.dump_samples(step, updates[0])
+        return self.measure(groups, updates, sample=sampled - start, total=time.perf_counter() - start)
+
+    def sample(self, step: int) -> list[Group]:
+        """The step's prompts, with responses from the current policy and their behaviour log-probs."""
+        batch, rollout = self.config.batch, self.config.rollout
+        self.progress.phase("sampling", batch.prompts_per_step * batch.responses_per_prompt)
+        requests = requests_for(
+            self.prompts.take(batch.prompts_per_step),
+            batch.responses_per_prompt,
+            seed=self.config.run.seed,
+            step=step,
+        )
+        params = SamplingParams(rollout.temperature, rollout.top_p, rollout.max_response_tokens)
+        groups = self.sampler.sample(requests, params)
+        if self.config.importance.source == "recompute":
+            groups = rescore(self.learner.policy, groups, batch.tokens_per_microbatch)
+        return groups
+
+    def update(self, groups: Sequence[Group]) -> list[Update]:
+        """One optimiser update on each equal share of the groups."""
+        if self.config.objective.truncated == "drop":
+            groups = without_truncated(groups)
+        shares = [share for share in split_evenly(groups, self.config.batch.updates_per_rollout) if share]
+        self.progress.phase("updating", len(shares))
+        updates = []
+        for share in shares:
+            judgement = self.judge(share)
+            result = self.learner.update(share, penalty=judgement.penalty, reward=judgement.reward)
+            updates.append(Update(share, judgement, result))
+            self.progress.advance_phase()
+        return updates
+
+    def dump_samples(self, step: int, update: Update) -> None:
+        run = self.config.run
+        if run.samples_every and (step % run.samples_every == 0 or step in (1, run.steps)):
+            samples = describe(step, *update, self.tokenizer, run.samples_per_dump)
+            write_samples(self.directory, step, samples)
+
+    def measure(self, groups: list[Group], updates: list[Update], **seconds: float) -> dict[str, Any]:
+        well_formed = [fine for update in updates for fine in update.judgement.well_formed or ()] or None
+        results = [update.result for update in updates]
+        metrics = measure(groups, results, well_formed=well_formed, alpha=self.config.objective.alpha, seconds=seconds)
+        return {**metrics, "alarms": self.alarms.check(metrics)}
+
+    def save(self, step: int) -> Path:
+        return checkpoint.save(self.directory, self.learner, self.tokenizer, step=step, data_state=self.prompts.state())
+
+
+def _cause(stop: BaseException) -> str:
+    if isinstance(stop, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(stop, torch.OutOfMemoryError):
+        return "out of GPU memory: lower batch.tokens_per_microbatch, or set model.gradient_checkpointing or lora.rank"
+    return str(stop)
