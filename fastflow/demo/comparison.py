@@ -1,0 +1,44 @@
+"""The demo's before-and-after table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastflow.demo.tasks import Task
+
+_ROWS = (
+    ("accuracy", "accuracy, temperature 1", "share"),
+    ("greedy_accuracy", "accuracy, greedy", "share"),
+    ("boxed_share", "answers in a box", "share"),
+    ("valid_share", "grammatical and on topic", "share"),
+    ("distinct_share", "distinct among 16", "share"),
+    ("mean_length", "mean length, tokens", "number"),
+    ("truncated_share", "cut at the length limit", "share"),
+    ("sequence_entropy", "entropy, nats per response", "number"),
+    ("token_entropy", "entropy, nats per token", "number"),
+)
+
+
+def print_comparison(results: dict[str, Any], tasks: Sequence[Task], console: Console) -> None:
+    """One table a task: base, the token-wise temperature control, and the policy."""
+    for task in tasks:
+        base, control, policy = (results[label] for label in task.labels)
+        table = Table(title=task.title, title_justify="left")
+        for heading in ("", "base", f"base at temperature {1 / task.alpha:g}", f"PowerFlow, alpha {task.alpha:g}"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        for key, label, kind in _ROWS:
+            if key in base:
+                table.add_row(label, *(_cell(model.get(key), kind) for model in (base, control, policy)))
+        for k in base.get("pass_at", {}):
+            table.add_row(f"pass@{k}", *(_cell(model["pass_at"][k], "share") for model in (base, control, policy)))
+        console.print(table)
+
+
+def _cell(value: float | None, kind: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1%}" if kind == "share" else f"{value:.2f}"
