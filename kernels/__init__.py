@@ -1,0 +1,15 @@
+"""Fused ops between a language-model head and a loss: tensors in, tensors out, no model, no trainer.
+
+    linear_logprob   log-probability of one target per row of hidden states, for any upstream gradient
+    flow_loss        the sequence-level trajectory-balance loss, its gradient taken in the same pass over the
+    vocabulary
+
+Neither ever holds the (rows, vocabulary) matrix of logits. `fastflow_kernels.reference` states the same two
+functions in plain PyTorch; that is their meaning, and what the tests compare with.
+"""
+
+from fastflow_kernels.flow_loss import flow_loss
+from fastflow_kernels.flow_loss_pass import FlowLoss
+from fastflow_kernels.linear_logprob import linear_logprob
+
+__all__ = ["FlowLoss", "flow_loss", "linear_logprob"]

@@ -1,0 +1,62 @@
+"""The three matrix products around a block of logits, each with a float32 (or float64) result.
+
+Which type the products multiply in, by the type of the inputs:
+
+    float64             float64
+    float32             float32
+    bfloat16 on CUDA    bfloat16 factors, float32 accumulators and results (tensor cores)
+    bfloat16 elsewhere  float32: a bfloat16 result would round the logits, so the head is upcast, once a call
+                        (4 V D bytes while the call runs)
+    float16             float32 everywhere: its range is too narrow for gradient coefficients
+
+A result is never rounded to half precision; that happens to finished gradients only.
+"""
+
+import torch
+from torch import Tensor
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of logits, log-probs and gradient sums for inputs of this type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def factor_dtype(tensor: Tensor) -> torch.dtype:
+    """Type in which this tensor enters the products: see the table above."""
+    if tensor.dtype == torch.bfloat16 and tensor.is_cuda:
+        return torch.bfloat16
+    return accumulator_dtype(tensor.dtype)
+
+
+def as_factor(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and in the type it is multiplied in; itself where it is that already."""
+    return tensor.detach().to(factor_dtype(tensor)).contiguous()
+
+
+def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, scale: float = 1.0) -> Tensor:
+    """out (R, V) = scale * (hidden (R, D) @ weight (V, D)^T + bias (V,))."""
+    if hidden.dtype != out.dtype:
+        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
+        if bias is not None:
+            out.add_(bias)
+        return out if scale == 1.0 else out.mul_(scale)
+    if bias is None:
+        return torch.addmm(out, hidden, weight.t(), beta=0, alpha=scale, out=out)
+    return torch.addmm(bias, hidden, weight.t(), beta=scale, alpha=scale, out=out)
+
+
+def back_project(direction: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+    """out (R, D) = direction (R, V) @ weight (V, D)."""
+    if weight.dtype != out.dtype:
+        return torch.mm(direction.to(weight.dtype), weight, out_dtype=out.dtype, out=out)
+    return torch.mm(direction, weight, out=out)
+
+
+def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bool) -> Tensor:
+    """total (V, D) += direction (R, V)^T @ rows (R, D), or = where `overwrite`."""
+    if rows.dtype != total.dtype:
+        direction = direction.to(rows.dtype)
+        if overwrite:
+            return torch.mm(direction.t(), rows, out_dtype=total.dtype, out=total)
+        return total.add_(torch.mm(direction.t(), rows, out_dtype=total.dtype))
+    return total.addmm_(direction.t(), rows, beta=0 if overwrite else 1)

@@ -1,0 +1,63 @@
+"""The two ops in plain, differentiable PyTorch: what they mean, and what the tests compare with.
+
+Everything is computed in the type of `hidden` (half precision is raised to float32); the (N, V) logits are
+materialised, and every output carries gradient. Pass float64 for an oracle.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from fastflow_kernels.flow_loss_pass import FlowLoss
+
+
+def linear_logprob(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, bias: Tensor | None = None
+) -> Tensor:
+    """log softmax((hidden @ weight^T + bias) / temperature) at the targets: (N, D), (V, D), (N,) -> (N,)."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    logits = hidden.to(dtype) @ weight.to(dtype).t()
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    return torch.log_softmax(logits / temperature, dim=1).gather(1, targets.long().unsqueeze(1)).squeeze(1)
+
+
+def flow_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    log_z: Tensor,
+    log_target: Tensor,
+    length_scale: Tensor,
+    behaviour_logprob: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio: str = "sequence",
+    normaliser: float,
+    bias: Tensor | None = None,
+) -> FlowLoss:
+    """See `fastflow_kernels.flow_loss`: the same formulas, one line each."""
+    token_logprob = linear_logprob(hidden, weight, targets, bias=bias)
+    dtype = token_logprob.dtype
+    boundaries = cu_seqlens.tolist()
+    logprob = torch.stack(
+        [token_logprob[start:stop].sum() for start, stop in itertools.pairwise(boundaries)] or [token_logprob.sum()]
+    )[: len(boundaries) - 1]
+    row_count = cu_seqlens.diff().to(logprob.device)
+    is_empty = row_count == 0
+
+    def known(values: Tensor) -> Tensor:
+        """An empty sequence may hold inf or nan: replaced before it can turn a gradient into nan."""
+        return torch.where(is_empty, torch.zeros_like(values), values).to(dtype)
+
+    residual = known(log_z) + known(length_scale) * logprob - known(log_target)
+    log_ratio = logprob - known(behaviour_logprob)
+    if ratio == "token_mean":
+        log_ratio = log_ratio / row_count.clamp(min=1)
+    raw_ratio = log_ratio.exp()
+    clipped_ratio = raw_ratio.clamp(1 - clip_low, 1 + clip_high).detach()
+    loss = (clipped_ratio * residual.square()).sum() / normaliser
+    return FlowLoss(loss, logprob, residual, clipped_ratio, raw_ratio, token_logprob)

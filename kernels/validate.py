@@ -1,0 +1,128 @@
+"""Validation at the door: every error says what was wrong, what was given, and what to do.
+
+Nothing here waits for a CUDA device. The one check that would, targets within the vocabulary, is made on the
+CPU only; on CUDA an out-of-range target ends in the device-side assertion of `gather`.
+"""
+
+import difflib
+import itertools
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int32, torch.int64)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def check_tensor(name: str, value: object, shape: tuple[int, ...], dtypes: Sequence[torch.dtype], like: Tensor) -> None:
+    """A tensor of this shape, one of these types, on the device of `like`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}; pass a torch.Tensor.")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape} to match the others, got {_shape(value)}; reshape it.")
+    if value.dtype not in dtypes:
+        names = ", ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} must be one of {names}, got {value.dtype}; convert it.")
+    if value.device != like.device:
+        raise ValueError(f"{name} is on {value.device} but hidden is on {like.device}; move them to one device.")
+
+
+def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
+    """hidden (N, D), weight (V, D), targets (N,) in [0, V), bias (V,) or None, of one float type."""
+    for name, value in (("hidden", hidden), ("weight", weight)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a 2-D tensor, got {type(value).__name__}; pass a torch.Tensor.")
+        if value.dim() != 2:
+            raise ValueError(f"{name} must be 2-D, got shape {_shape(value)}; select the response rows first.")
+        if value.dtype not in FLOATS:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {value.dtype}; convert it.")
+    if hidden.shape[1] != weight.shape[1] or 0 in weight.shape:
+        raise ValueError(
+            f"hidden (N, D) and weight (V, D) must share D, with V and D at least 1, got {_shape(hidden)} "
+            f"and {_shape(weight)}; pass the head weight with one row per vocabulary entry."
+        )
+    check_tensor("weight", weight, tuple(weight.shape), (hidden.dtype,), like=hidden)
+    if bias is not None:
+        check_tensor("bias", bias, (weight.shape[0],), (hidden.dtype,), like=hidden)
+    check_tensor("targets", targets, (hidden.shape[0],), INTEGERS, like=hidden)
+    if targets.device.type == "cpu" and targets.numel():
+        low, high = (int(bound) for bound in torch.aminmax(targets))
+        if low < 0 or high >= weight.shape[0]:
+            raise ValueError(
+                f"targets must lie in [0, {weight.shape[0]}), got values from {low} to {high}; "
+                "drop the rows that have no target (such as -100) before the call."
+            )
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, row_count: int) -> list[int]:
+    """The row offsets as a host list: S+1 of them, from 0 to N, never falling."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens must be a tensor of row offsets, got {type(cu_seqlens).__name__}; pass one.")
+    if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
+        raise ValueError(f"cu_seqlens must have shape (S+1,), got {_shape(cu_seqlens)}; pass S+1 row offsets.")
+    if cu_seqlens.dtype not in INTEGERS:
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}; convert it.")
+    boundaries = cu_seqlens.tolist()
+    if boundaries[0] != 0 or boundaries[-1] != row_count:
+        raise ValueError(
+            f"cu_seqlens must start at 0 and end at the number of rows {row_count}, got {boundaries[0]} "
+            f"to {boundaries[-1]}; count response rows only, those of hidden."
+        )
+    for sequence, (start, stop) in enumerate(itertools.pairwise(boundaries)):
+        if stop < start:
+            raise ValueError(
+                f"cu_seqlens must not decrease, got {start} then {stop} at sequence {sequence}; "
+                "pass cumulative lengths."
+            )
+    return boundaries
+
+
+def check_sequence_tensors(sequence_count: int, like: Tensor, *, log_z: Tensor, **constants: Tensor) -> None:
+    """(S,) float tensors; gradient flows to log_z only, so the others must not ask for any."""
+    check_tensor("log_z", log_z, (sequence_count,), FLOATS, like=like)
+    for name, value in constants.items():
+        check_tensor(name, value, (sequence_count,), FLOATS, like=like)
+        if value.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} requires grad, but flow_loss gives gradients to hidden, weight, bias and log_z "
+                f"only; pass {name}.detach()."
+            )
+
+
+def check_number(name: str, value: object, rule: str, low: float, high: float) -> None:
+    """A Python number with low <= value <= high; `rule` says so in words."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number {rule}, got {type(value).__name__}; pass a Python float.")
+    if not low <= value <= high:  # false for nan, too
+        raise ValueError(f"{name} must be a number {rule}, got {value}; choose one that is.")
+
+
+def check_positive(name: str, value: object) -> None:
+    check_number(name, value, "above 0 and finite", math.ulp(0.0), math.nextafter(math.inf, 0.0))
+
+
+def check_clip(clip_low: object, clip_high: object) -> None:
+    check_number("clip_low", clip_low, "from 0 to 1", 0.0, 1.0)
+    check_number("clip_high", clip_high, "at or above 0 (math.inf for no bound)", 0.0, math.inf)
+
+
+def check_name(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; did you mean {near!r}?")
+
+
+def check_block_rows(block_rows: object) -> None:
+    if block_rows is None:
+        return
+    if isinstance(block_rows, bool) or not isinstance(block_rows, int):
+        raise TypeError(f"block_rows must be a whole number or None, got {type(block_rows).__name__}; pass an int.")
+    if block_rows < 1:
+        raise ValueError(f"block_rows must be at least 1, got {block_rows}; leave it out for the default.")

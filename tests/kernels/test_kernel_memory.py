@@ -1,0 +1,90 @@
+"""No op ever makes a tensor of the size of all logits; a frozen head costs no gradient of it."""
+
+import pytest
+import torch
+from problems import make_problem
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastflow_kernels import flow_loss, linear_logprob, reference
+
+ROWS, WIDTH, VOCABULARY, BLOCK_ROWS = 96, 8, 512, 16
+BLOCK, HEAD, ALL_LOGITS = BLOCK_ROWS * VOCABULARY, WIDTH * VOCABULARY, ROWS * VOCABULARY
+
+
+class Allocations(TorchDispatchMode):
+    """Sizes, in elements, of the storages that operators return for the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements: dict[int, int] = {}
+        self.alive: list[torch.UntypedStorage] = []  # so that no address is used twice
+        self.products = 0  # multiply-adds of matrix products
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        before = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            left, right = [leaf for leaf in args if isinstance(leaf, torch.Tensor)][-2:]
+            self.products += left.shape[0] * left.shape[1] * right.shape[1]
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().data_ptr() not in before:
+                storage = leaf.untyped_storage()
+                self.elements[storage.data_ptr()] = storage.nbytes() // leaf.element_size()
+                self.alive.append(storage)
+        return result
+
+    def count(self, elements: int) -> int:
+        return sum(size == elements for size in self.elements.values())
+
+
+@pytest.fixture
+def problem():
+    lengths = [12, 3, 0, 30, 16, 35]
+    return make_problem(lengths, width=WIDTH, vocabulary=VOCABULARY).cast(torch.float32)
+
+
+def test_flow_loss_holds_one_block_of_logits(problem):
+    with Allocations() as seen:
+        problem.run(block_rows=BLOCK_ROWS, needs=("hidden", "weight", "log_z"))
+    assert max(seen.elements.values()) == BLOCK
+    assert seen.count(BLOCK) == 1
+    assert seen.products == 3 * ROWS * WIDTH * VOCABULARY  # 6 N D V flops
+
+
+def test_the_count_sees_the_logits_of_the_reference(problem):
+    """That is, the tests here can fail."""
+    with Allocations() as seen:
+        problem.run(op=reference.flow_loss, needs=("hidden", "weight", "log_z"))
+    assert max(seen.elements.values()) == ALL_LOGITS
+    assert seen.products == 3 * ROWS * WIDTH * VOCABULARY
+
+
+@pytest.mark.parametrize(("needs", "products"), [(("weight",), 2), (("hidden",), 2), (("log_z",), 1), ((), 1)])
+def test_only_the_products_that_are_needed(problem, needs, products):
+    with Allocations() as seen:
+        problem.run(block_rows=BLOCK_ROWS, needs=needs)
+    assert seen.products == products * ROWS * WIDTH * VOCABULARY
+
+
+def test_the_second_head_buffer_exists_only_for_long_sequences():
+    counts = []
+    for longest in (BLOCK_ROWS, BLOCK_ROWS + 1):
+        problem = make_problem([5, longest], width=WIDTH, vocabulary=VOCABULARY).cast(torch.float32)
+        tensors = {name: value for name, value in problem.tensors.items() if value is not None}
+        tensors["weight"].requires_grad_()
+        with Allocations() as seen:
+            flow_loss(cu_seqlens=problem.cu_seqlens, **tensors, **problem.options, block_rows=BLOCK_ROWS)
+        counts.append(seen.count(HEAD))
+    assert counts == [1, 2]
+
+
+def test_linear_logprob_holds_one_block_of_logits(problem):
+    hidden, weight = (problem.tensors[name].requires_grad_() for name in ("hidden", "weight"))
+    with Allocations() as seen:
+        logprob = linear_logprob(hidden, weight, problem.tensors["targets"], block_rows=BLOCK_ROWS)
+        forward = seen.products
+        logprob.sum().backward()
+    assert max(seen.elements.values()) == BLOCK
+    assert forward == ROWS * WIDTH * VOCABULARY
+    assert seen.products == 4 * ROWS * WIDTH * VOCABULARY  # 8 N D V flops
