@@ -40,7 +40,8 @@ def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, b
             "truncation",
             now["truncated_share"] > max(0.1, 2 * first["truncated_share"]),
             f"truncation: {now['truncated_share']:.0%} of the responses hit the length limit, "
-            f"{first['truncated_share']:.0%} at the start; raise rollout.max_response_tokens or set objective.format_pattern",
+            f"{first['truncated_share']:.0%} at the start; raise "
+            "rollout.max_response_tokens or set objective.format_pattern",
         ),
         (
             "repetition",

@@ -58,7 +58,8 @@ def packed_attention(
     if sliding_window is not None and max(sequence_lengths) > sliding_window and packed_kernel == "sdpa":
         raise FastflowError(
             f"a sequence of {max(sequence_lengths)} tokens exceeds the model's sliding window of {sliding_window}, "
-            "which model.attention = sdpa does not implement; shorten data.max_prompt_tokens and rollout.max_response_tokens"
+            "which model.attention = sdpa does not implement; lower data.max_prompt_tokens or "
+            "rollout.max_response_tokens"
         )
     window = -1 if sliding_window is None else sliding_window - 1
     attend = _KERNELS[packed_kernel]

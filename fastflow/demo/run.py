@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -102,7 +101,7 @@ def make_base(task: Task, topics: list[Any], directory: Path, *, seed: int, cons
 
     with pretraining_bar(console, task.pretraining_steps) as on_step:
         pretrain(
-            model, tokenizer, draw_example, steps=task.pretraining_steps, batch_size=128, lr=4e-3, seed=seed,
+            model, tokenizer, draw_example, steps=task.pretraining_steps, batch_size=96, lr=4e-3, seed=seed,
             on_step=on_step,
         )  # fmt: skip
     model.causal_lm.config._attn_implementation = "sdpa"

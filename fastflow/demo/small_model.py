@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from fastflow_kernels import linear_logprob
 
 from fastflow.models import PackedModel
 from fastflow.packing import pack
 from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow_kernels import linear_logprob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def make_model(vocab_size: int, *, width: int = 96, layers: int = 2, seed: int) 
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=width,
-        intermediate_size=4 * width,
+        intermediate_size=5 * width // 2,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -74,7 +74,7 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         pairs = [draw_example(rng) for _ in range(batch_size)]
-        (batch,) = pack([_as_group(pair, tokenizer) for pair in pairs], tokens_per_microbatch=10**9)
+        (batch,) = pack(_as_groups(pairs, tokenizer), tokens_per_microbatch=10**9)
         hidden = model.hidden_states(batch)
         loss = -linear_logprob(*model.head_inputs(hidden[batch.rows])[:2], batch.targets).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -89,7 +89,13 @@ def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, record: dict | 
     return Prompt(np.array(tokenizer(text)["input_ids"], dtype=np.int64), text, record or {})
 
 
-def _as_group(pair: tuple[str, str], tokenizer: PreTrainedTokenizerFast) -> Group:
-    ids = np.array([*tokenizer(pair[1])["input_ids"], tokenizer.eos_token_id], dtype=np.int64)
-    example = Trajectory(ids, np.zeros(len(ids), dtype=np.float32), "stop")
-    return Group(encode_prompt(pair[0], tokenizer), (example,))
+def _as_groups(pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[Group]:
+    """Each (prompt, response) pair as a group of one trajectory, so that pretraining packs like training."""
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    responses = tokenizer([response for _, response in pairs])["input_ids"]
+    groups = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = np.array([*response, tokenizer.eos_token_id], dtype=np.int64)
+        example = Trajectory(ids, np.zeros(len(ids), dtype=np.float32), "stop")
+        groups.append(Group(Prompt(np.array(prompt, dtype=np.int64)), (example,)))
+    return groups

@@ -19,8 +19,8 @@ EVALUATION_SAMPLES = 16
 class Task:
     """One direction of the knob.
 
-    topics: (seed, held_out) -> topics to train on, topics held out. prompt, respond: what the corpus says about a topic.
-    judge: (sampler, tokenizer, prompts, params, seed) -> metrics. settings: what differs from the `demo` preset.
+    topics: (seed, held_out) -> topics to train on, topics held out. prompt, respond: the corpus on one topic.
+    judge: see judge_sums. settings: what differs from the `demo` preset.
     labels: names in the comparison of the base, of the base at token-wise temperature 1/alpha, and of the policy.
     """
 
@@ -89,7 +89,7 @@ SUMS = Task(
     prompt=sums.prompt,
     respond=sums.write_response,
     judge=judge_sums,
-    pretraining_steps=900,
+    pretraining_steps=700,
     max_response_tokens=48,
     settings={"run.steps": 100},
 )
@@ -109,7 +109,7 @@ STORIES = Task(
     settings={
         "objective.format_pattern": "null",
         "objective.format_check": "fastflow.demo.stories:is_valid",
-        "objective.format_penalty": -2.0,
-        "run.steps": 50,
+        "objective.format_penalty": -3.0,
+        "run.steps": 80,
     },
 )

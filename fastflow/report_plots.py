@@ -1,0 +1,273 @@
+"""The report's curves: small inline SVGs whose colours and text follow the page, in light and dark mode alike.
+
+matplotlib draws with stand-in colours (`COLOURS`); afterwards each becomes a CSS variable of the page. Titles, units
+and legends are HTML, set by the template: they wrap on a phone and are read aloud.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fastflow.report import is_number, number
+
+MOST_POINTS = 300  # longer runs are averaged down to this many points a curve
+COLOURS = {  # CSS variable -> what matplotlib draws with; no two alike, none used by matplotlib itself
+    "blue": "#010211",
+    "orange": "#010212",
+    "green": "#010213",
+    "purple": "#010214",
+    "muted": "#010215",
+    "grid": "#010216",
+}
+_SERIES_COLOURS = ("blue", "orange", "green", "purple")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One metric drawn as a line, dashed (targets, bounds) or stacked area; or the band from `key` up to `high`."""
+
+    key: str
+    label: str
+    colour: str = "blue"
+    kind: str = "line"
+    high: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key, self.high) if self.high else (self.key,)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot against the step: title in words, unit, marks. `scale` multiplies values, e.g. 100 for percent."""
+
+    name: str
+    title: str
+    unit: str
+    marks: tuple[Mark, ...]
+    scale: float = 1.0
+    from_zero: bool = False
+    may_be_log: bool = False
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What the template shows: legend entries are (label, colour, kind, last value); description is the spoken text."""
+
+    title: str
+    unit: str
+    svg: str
+    legend: tuple[tuple[str, str, str, str], ...]
+    description: str
+
+
+def panels(objective: str) -> list[tuple[str, list[Panel]]]:
+    """All curves, in named groups. `objective` decides the residual's unit."""
+    residual_unit = "nats per response" if objective in ("tb_trajectory", "tb_token") else "nats per token"
+    percent = {"unit": "%", "scale": 100.0, "from_zero": True}
+    # fmt: off
+    return [
+        ("Towards the target", [
+            Panel("slope", "Slope of log π on log p_base", "arrived when it equals alpha", (
+                Mark("alpha", "target alpha", "muted", "dashed"), Mark("slope", "slope"))),
+            Panel("logprob", "Log-probability", "nats per token, mean", (
+                Mark("logprob_mean", "log π (policy)"), Mark("base_logprob_mean", "log p_base (base)", "orange"))),
+            Panel("token_entropy", "Entropy per token", "nats", (Mark("token_entropy", "entropy"),), from_zero=True),
+        ]),
+        ("Responses", [
+            Panel("length", "Response length", "tokens", (
+                Mark("length_p10", "10th to 90th percentile", "blue", "band", "length_p90"),
+                Mark("length_p50", "median"), Mark("length_mean", "mean", "orange"),
+                Mark("length_max", "longest", "muted", "dashed")), from_zero=True),
+            Panel("flaws", "Cut, malformed, repetitive", marks=(
+                Mark("truncated_share", "cut at the length limit", "orange"),
+                Mark("malformed_share", "malformed", "purple"),
+                Mark("repetition", "repeated 4-grams", "green")), **percent),
+            Panel("sequence_entropy", "Entropy per response", "nats", (
+                Mark("sequence_entropy", "entropy"),), from_zero=True),
+        ]),
+        ("Objective", [
+            Panel("residual", "Residual", residual_unit, (
+                Mark("residual_low", "mean ± 1 standard deviation", "blue", "band", "residual_high"),
+                Mark("residual_mean", "mean"))),
+            Panel("loss", "Loss", "mean weighted squared residual", (Mark("loss", "loss"),), may_be_log=True),
+            Panel("log_z", "Log normaliser, log Z", residual_unit, (Mark("log_z", "mean"),)),
+        ]),
+        ("Update", [
+            Panel("ratio", "Importance ratio", "π / π_old, before clipping", (
+                Mark("ratio_p01", "1st to 99th percentile", "blue", "band", "ratio_p99"),
+                Mark("ratio_p50", "median")), may_be_log=True),
+            Panel("weights", "Clipped weights", marks=(
+                Mark("effective_sample_size", "effective sample size"),
+                Mark("clipped_share", "clipped", "orange")), **percent),
+            Panel("gradient", "Gradient norm", "before clipping", (Mark("grad_norm", "norm"),),
+                  from_zero=True, may_be_log=True),
+        ]),
+        ("Schedule and cost", [
+            Panel("lr", "Learning rate", "of the policy", (Mark("lr", "rate"),), from_zero=True),
+            Panel("seconds", "Time by phase", "seconds per step", (
+                Mark("seconds_sample", "sample", kind="area"), Mark("seconds_score", "score", "green", "area"),
+                Mark("seconds_train", "train", "orange", "area")), from_zero=True),
+            Panel("throughput", "Throughput by phase", "tokens per second", (
+                Mark("sample_tokens_per_second", "sample"), Mark("score_tokens_per_second", "score", "green"),
+                Mark("train_tokens_per_second", "train", "orange")), from_zero=True, may_be_log=True),
+        ]),
+    ]
+    # fmt: on
+
+
+def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> list[tuple[str, list[Plot]]]:
+    """The curves of a run in named groups. Metrics never recorded are left out; `prefix` keeps SVG ids apart."""
+    columns = _columns(steps)
+    groups = []
+    for name, group in panels(objective):
+        plots = [plot for panel in group if (plot := _training_plot(panel, columns, f"{prefix}-{panel.name}"))]
+        if plots:
+            groups.append((name, plots))
+    return groups
+
+
+def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
+    """pass@k of each model over k; curves: {model: {k: share}}."""
+    figure, axes = _axes()
+    legend, spoken = [], []
+    for (name, curve), colour in zip(curves.items(), _SERIES_COLOURS * len(curves), strict=False):
+        ks, percents = sorted(curve), [100 * curve[k] for k in sorted(curve)]
+        axes.plot(ks, percents, color=COLOURS[colour], marker="o", markersize=3.5)
+        legend.append((name, colour, "line", f"{number(percents[-1])} %"))
+        spoken.append(f"{name} {number(percents[0])} % at k = {ks[0]}, {number(percents[-1])} % at k = {ks[-1]}")
+    ticks = sorted({k for curve in curves.values() for k in curve})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("k, attempts")
+    axes.set_ylim(bottom=0)
+    title = "Solved within k attempts"
+    return Plot(
+        title, "pass@k, %", _to_svg(figure, f"{prefix}-pass-at"), tuple(legend), f"{title}: {'; '.join(spoken)}"
+    )
+
+
+def _columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Metrics by name, missing values as NaN, averaged down to MOST_POINTS."""
+    names = {key for record in steps for key, value in record.items() if is_number(value)}
+    columns = {
+        name: [float(record[name]) if is_number(record.get(name)) else math.nan for record in steps] for name in names
+    }
+    if {"residual_mean", "residual_std"} <= names:
+        pairs = list(zip(columns["residual_mean"], columns["residual_std"], strict=True))
+        columns["residual_low"] = [mean - spread for mean, spread in pairs]
+        columns["residual_high"] = [mean + spread for mean, spread in pairs]
+    return {name: _thin(values) for name, values in columns.items()}
+
+
+def _thin(values: list[float]) -> list[float]:
+    if len(values) <= MOST_POINTS:
+        return values
+    cuts = [round(index * len(values) / MOST_POINTS) for index in range(MOST_POINTS + 1)]
+    parts = [_finite(values[start:end]) for start, end in itertools.pairwise(cuts)]
+    return [sum(part) / len(part) if part else math.nan for part in parts]
+
+
+def _finite(values: list[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -> Plot | None:
+    known = {name: [value * panel.scale for value in values] for name, values in columns.items()}
+    marks = [
+        mark for mark in panel.marks if all(_finite(known.get(key, [])) for key in (mark.key, mark.high or mark.key))
+    ]
+    if not marks:
+        return None
+    steps, legend, spoken, base = columns["step"], [], [], [0.0] * len(columns["step"])
+    figure, axes = _axes()
+    for mark in marks:
+        values, colour = known[mark.key], COLOURS[mark.colour]
+        if mark.kind == "band":
+            axes.fill_between(steps, values, known[mark.high], color=colour, alpha=0.18, lw=0)
+            legend.append((mark.label, mark.colour, mark.kind, ""))
+            continue
+        if mark.kind == "area":
+            top = [low + (value if math.isfinite(value) else 0.0) for low, value in zip(base, values, strict=True)]
+            axes.fill_between(steps, base, top, color=colour, alpha=0.75, lw=0)
+            base = top
+        elif mark.kind == "dashed":
+            axes.plot(steps, values, color=colour, linestyle=(0, (4, 3)), linewidth=1.2)
+        else:
+            axes.plot(steps, values, color=colour, marker="o", markersize=3, markevery=_isolated(values))
+        ends = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
+        told = [number(value) + (" %" if panel.unit == "%" else "") for _, value in ends]
+        legend.append((mark.label, mark.colour, mark.kind, told[-1]))
+        spoken.append(f"{mark.label} {told[0]} at step {ends[0][0]:.0f}, {told[-1]} at step {ends[-1][0]:.0f}")
+    drawn = [value for mark in marks for key in mark.keys for value in _finite(known[key])]
+    _set_scale(axes, panel, drawn)
+    axes.set_xlabel("step")
+    unit = panel.unit + (", log scale" if axes.get_yscale() == "log" else "")
+    description = f"{panel.title}, {unit}: {'; '.join(spoken)}"
+    return Plot(panel.title, unit, _to_svg(figure, prefix), tuple(legend), description)
+
+
+def _isolated(values: list[float]) -> list[bool]:
+    """Which points have no neighbour, so that a line alone would not show them."""
+    padded = [math.nan, *values, math.nan]
+    return [not (math.isfinite(padded[at]) or math.isfinite(padded[at + 2])) for at in range(len(values))]
+
+
+def _axes() -> tuple[Any, Any]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    with rc_context({"font.size": 9.5, "axes.linewidth": 0.8, "lines.linewidth": 1.7, "lines.solid_capstyle": "round"}):
+        figure = Figure(figsize=(4.4, 2.3))
+        axes = figure.add_axes((0.115, 0.185, 0.865, 0.765))
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(COLOURS["grid"])
+        axes.grid(axis="y", color=COLOURS["grid"], linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0, pad=5, colors=COLOURS["muted"])
+        axes.xaxis.label.set_color(COLOURS["muted"])
+        axes.xaxis.labelpad = 1
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
+    return figure, axes
+
+
+def _set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
+    """Log where the values span more than a decade and a half; else from zero where zero means something."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if panel.may_be_log and min(drawn) > 0 and max(drawn) / min(drawn) > 30:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif panel.from_zero:
+        axes.set_ylim(0, None if max(drawn) > 0 else 1)
+
+
+def _to_svg(figure: Any, prefix: str) -> str:
+    """The figure as SVG for inlining: CSS variables for colours, the page's font, ids that start with `prefix`."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}), io.StringIO() as buffer:
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # would rule the whole page
+    svg = re.sub(r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
+    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
+    svg = re.sub(r" transform=\"rotate\(-0 [^\"]*\"|font-family: [^;\"]*; |xlink:(?=href)", "", svg)
+    svg = re.sub(r"(id=\"|url\(#|href=\"#)", rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r"(?<= )(d|x|y)=\"[^\"]*\"", lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)
+    for name, stand_in in COLOURS.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return re.sub(r"\s*\n\s*", " ", svg)
