@@ -5,6 +5,8 @@ source folder of the second is `kernels/`; its import name differs because `kern
 package of that name, which transformers and vLLM import.
 """
 
+from pathlib import Path
+
 from setuptools import setup
 
 REQUIRED = [
@@ -42,7 +44,7 @@ setup(
     name="fastflow",
     version="0.1.0",
     description="Fine-tune language models without labels or rewards: PowerFlow with fused kernels",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],

@@ -51,7 +51,7 @@ def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, b
         ),
         (
             "stale rollouts",
-            now["effective_sample_size"] < 0.3,
+            not now["effective_sample_size"] >= 0.3,  # NaN: every ratio under- or overflowed
             f"stale rollouts: effective sample size {now['effective_sample_size']:.0%}; lower "
             "batch.updates_per_rollout or optim.lr",
         ),

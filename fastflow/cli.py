@@ -34,8 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of printing its usage and exiting; subcommands inherit the class."""
+
+    def error(self, message: str):
+        raise FastflowError(f"{message}; see {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fastflow",
         description="Fine-tune language models without labels or rewards: sharpen or flatten their own distribution.",
     )

@@ -145,7 +145,7 @@ class RunConfig(Section):
     """Length of the run, what it writes and where."""
 
     steps: int = setting(100, "Rollout-and-update steps", unit="steps", at_least=1)
-    seed: int = setting(0, "Fixes sampling, data order and initialisation on one device", at_least=0)
+    seed: int = setting(0, "Fixes sampling, data order and initialisation on one device", at_least=0, at_most=2**63 - 1)
     output: str = setting("runs/train", "Run directory: settings, metrics, samples, model, report")
     overwrite: bool = setting(False, "Replace an earlier run in the output directory")
     threads: int = setting(0, "CPU threads; 0 leaves torch's choice", unit="threads", at_least=0)

@@ -33,15 +33,19 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
     """
     parser = build_parser()
     _refuse_unknown_options(arguments)
-    file, preset = _peek(arguments)
+    file, preset, options = _peek(arguments)
     if file is not None:
-        preset = _check_yaml(file, preset)
+        tree = _read_yaml(file)
+        preset = preset or tree.pop("preset", None)
+        options = ["--config", yaml.safe_dump(tree), *options]  # first: the command line overrides it
     if preset is not None:
+        if not isinstance(preset, str):
+            raise FastflowError(f"{file}: preset is {preset!r}, but must be one name of {', '.join(PRESETS)}")
         if preset not in PRESETS:
             raise FastflowError(f"preset {preset!r} is unknown: {suggest(preset, PRESETS)}")
         parser.set_defaults(PRESETS[preset])
     try:
-        values = parser.parse_args(list(arguments))
+        values = parser.parse_args(options)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise FastflowError(_one_line(error, file)) from error
     made = {
@@ -92,22 +96,33 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
             raise FastflowError(f"unknown option --{name}: {suggest(name, known)}")
 
 
-def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None]:
-    """The values of --config and --preset, which decide the defaults under everything else."""
+def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
+    """The values of --config and --preset, which lie under everything else, and the remaining arguments."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument("--config", type=Path)
     peek.add_argument("--preset")
     try:
-        found, _ = peek.parse_known_args(list(arguments))
+        found, rest = peek.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise FastflowError(_one_line(error, None)) from error
-    return found.config, found.preset
+    return found.config, found.preset, rest
 
 
-def _check_yaml(file: Path, preset: str | None) -> str | None:
-    """Refuse an unreadable file and unknown keys; returns the preset, the file's own if none is given."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would silently keep only the last of two equal keys, refusing them instead."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is set twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The file's settings without its empty sections; refuses an unreadable file and unknown keys."""
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
     except OSError as error:
         raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -118,7 +133,7 @@ def _check_yaml(file: Path, preset: str | None) -> str | None:
     for key in _dotted_keys(tree):
         if key not in known:
             raise FastflowError(f"{file}: unknown setting {key}: {suggest(key, known)}")
-    return preset or tree.get("preset")
+    return {key: value for key, value in tree.items() if not (value is None and key in sections())}
 
 
 def _dotted_keys(tree: dict[str, Any]) -> Iterable[str]:

@@ -118,7 +118,7 @@ class PromptStream:
 
 def _read_jsonl(path: Path) -> Iterator[Record]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise FastflowError(f"cannot read {path}: {error}; data.path needs a UTF-8 JSONL file") from error
     for number, line in enumerate(lines, start=1):
@@ -146,6 +146,7 @@ def _read_parquet(path: Path) -> Iterator[Record]:
 
 def _read_dataset(settings: DataConfig) -> Iterable[Record]:
     datasets = need("datasets", extra="data", purpose=f"loading the Hugging Face dataset {settings.path}")
+    datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(settings.path, settings.subset, split=settings.split)
     except Exception as error:  # datasets raises dozens of types, network errors among them

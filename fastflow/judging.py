@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -47,9 +48,15 @@ class Judge:
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
         if self._reward is not None:
-            scores = [float(self._reward(*pair)) for pair in zip(texts, records, strict=True)]
-            reward = torch.tensor(scores, dtype=torch.float64)
-            if not torch.isfinite(reward).all():
-                raise FastflowError(f"objective.reward = {self._settings.reward} returned NaN or infinity; check it")
-            reward = normalise_rewards(reward, [len(group.trajectories) for group in groups])
+            scores = torch.tensor([self._score(*pair) for pair in zip(texts, records, strict=True)]).double()
+            reward = normalise_rewards(scores, [len(group.trajectories) for group in groups])
         return Judgement(texts, well_formed, penalty, reward)
+
+    def _score(self, text: str, record: dict[str, Any]) -> float:
+        score = self._reward(text, record)
+        if not isinstance(score, (int, float)) or not math.isfinite(score):
+            raise FastflowError(
+                f"objective.reward = {self._settings.reward} returned {score!r} for the response {text[:60]!r}; it must "
+                "return a finite number"
+            )
+        return float(score)

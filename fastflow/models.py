@@ -199,9 +199,16 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     if config.model_type not in FAMILIES and not settings.trust_remote_code:
         raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
     with _loading(path, "model"):
-        return AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True, output_loading_info=True,
+        )  # fmt: skip
+    if missing := sorted(loaded["missing_keys"]):
+        raise FastflowError(
+            f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), which would start at random; "
+            "check that its config.json and weights belong together"
         )
+    return model
 
 
 def resolve_device(name: str) -> torch.device:
@@ -210,6 +217,8 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not supported")
     except RuntimeError as error:
         raise FastflowError(f"model.device = {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -232,6 +241,8 @@ def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
 @contextlib.contextmanager
 def _loading(path: str, what: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one sentence."""
+    from safetensors import SafetensorError
+
     local = Path(path)
     if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
         raise FastflowError(
@@ -239,6 +250,6 @@ def _loading(path: str, what: str) -> Iterator[None]:
         )
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error

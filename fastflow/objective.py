@@ -98,7 +98,7 @@ def load_function(name: str, setting: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the module is the user's and may raise anything while it is imported
         raise FastflowError(
             f"{setting} = {name!r} cannot be imported ({error}); write package.module:function"
         ) from error

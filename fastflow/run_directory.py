@@ -37,7 +37,10 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
 
 def prepare(directory: Path, config: Config) -> None:
     """Make the directory, remove what an earlier run left in it, and write the resolved settings."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FastflowError(f"run.output = {directory} cannot be made ({error.strerror}); choose another") from error
     for name in _OURS:
         path = directory / name
         if path.is_dir():

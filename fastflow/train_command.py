@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 def train(config: Config, console: Console) -> Path:
     """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
     trainer = Trainer(config, console)
-    console.print(describe(trainer), highlight=False, soft_wrap=True)
+    console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
     policy = trainer.run()
-    console.print(f"policy saved in {policy}", highlight=False, soft_wrap=True)
+    console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
     if config.run.report:
         from fastflow.report import write_report
 
-        console.print(f"report written to {write_report(trainer.directory)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"report written to {write_report(trainer.directory)}", markup=False, highlight=False, soft_wrap=True
+        )
     return policy
 
 

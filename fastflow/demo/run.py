@@ -33,6 +33,8 @@ def run_demo(*, seed: int, output: str, json_file: str | None) -> int:
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
     console, directory = Console(), Path(output)
+    if json_file is not None:
+        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     results: dict[str, Any] = {}
     for task in (SUMS, STORIES):

@@ -206,8 +206,10 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) ->
     if params.top_p < 1:
         logprobs = torch.log_softmax(_nucleus(logprobs, params.top_p), dim=-1)
     cumulative = logprobs.double().exp().cumsum(-1)
-    threshold = uniform.unsqueeze(1) * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[1] - 1)
+    total = cumulative[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
+    threshold = torch.minimum(uniform.unsqueeze(1) * total, below_total)
+    token = torch.searchsorted(cumulative, threshold, right=True)
     return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
 
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_causal_lm, make_groups
 
 from fastflow.config import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig
 from fastflow.learner import Learner, NonFiniteError, lr_factor
 from fastflow.models import FrozenModel, PackedModel
 from fastflow.scoring import behaviour_logprob, rescore
 from fastflow.trajectory import Group, flatten
+from small_models import make_causal_lm, make_groups
 
 
 def make_learner(*, log_z="group_mean", tokens=10**6, policy_seed=0, updates=10, **changes) -> Learner:

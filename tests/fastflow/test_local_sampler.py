@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, make_causal_lm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from fastflow.rollout.local import LocalSampler, draw
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
 from fastflow.scoring import split_tokens, token_logprobs
 from fastflow.trajectory import Prompt, flatten
+from small_models import FAMILIES, make_causal_lm
 
 PARAMS = SamplingParams(max_response_tokens=12)
 

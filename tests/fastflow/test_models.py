@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, make_causal_lm, make_groups
 
 from fastflow import attention
 from fastflow.config import LoraConfig, ModelConfig
@@ -14,6 +13,7 @@ from fastflow.models import FrozenModel, PackedModel, _with_adapters, load_model
 from fastflow.packing import pack
 from fastflow.scoring import token_logprobs
 from fastflow.trajectory import flatten
+from small_models import FAMILIES, make_causal_lm, make_groups
 
 
 def separate_logits(model, groups):

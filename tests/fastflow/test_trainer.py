@@ -141,6 +141,15 @@ def test_flowrl_takes_the_users_reward(settings, tmp_path, monkeypatch):
     assert metrics_of(settings)[0]["residual_std"] > 1  # beta = 15 times a normalised reward
 
 
+@pytest.mark.parametrize("returned", ["None", "float('nan')"])
+def test_a_reward_must_be_a_finite_number(settings, tmp_path, monkeypatch, returned):
+    module = f"bad_reward_{len(returned)}"
+    (tmp_path / f"{module}.py").write_text(f"def score(text, record):\n    return {returned}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FastflowError, match=r"objective\.reward = .* must return a finite number"):
+        run(settings, objective__name="flowrl", objective__reward=f"{module}:score")
+
+
 def test_recomputed_behaviour_is_the_policy_at_temperature_one(settings):
     trainer = Trainer(
         configure(settings, rollout__temperature=0.5, importance__source="recompute"), Console(quiet=True)

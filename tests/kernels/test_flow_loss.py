@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from problems import GRADIENTS, assert_matches, make_problem, problems, relative_error
 
 from fastflow_kernels import flow_loss, reference
+from kernel_problems import GRADIENTS, assert_matches, make_problem, problems, relative_error
 
 block_sizes = st.sampled_from([1, 2, 3, 7, 64, None])
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from problems import make_problem
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastflow_kernels import flow_loss, linear_logprob, reference
+from kernel_problems import make_problem
 
 ROWS, WIDTH, VOCABULARY, BLOCK_ROWS = 96, 8, 512, 16
 BLOCK, HEAD, ALL_LOGITS = BLOCK_ROWS * VOCABULARY, WIDTH * VOCABULARY, ROWS * VOCABULARY

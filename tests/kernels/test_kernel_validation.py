@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from problems import make_problem
 
 from fastflow_kernels import flow_loss, linear_logprob
+from kernel_problems import make_problem
 
 
 def call_flow_loss(**changes):

@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from problems import head_tensors, relative_error
 
 from fastflow_kernels import linear_logprob, reference
+from kernel_problems import head_tensors, relative_error
 
 HEAD = ("hidden", "weight", "bias")
 block_sizes = st.sampled_from([1, 2, 3, 7, None])
