@@ -56,7 +56,7 @@ class Judge:
         score = self._reward(text, record)
         if not isinstance(score, (int, float)) or not math.isfinite(score):
             raise FastflowError(
-                f"objective.reward = {self._settings.reward} returned {score!r} for the response {text[:60]!r}; it must "
+                f"objective.reward = {self._settings.reward} returned {score!r} for {text[:60]!r}; it must "
                 "return a finite number"
             )
         return float(score)

@@ -71,6 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.final_lr_ratio": 0.1,
         "optim.max_grad_norm": 0.1,
         "run.steps": 100,
+        "run.threads": 1,  # more threads on so small a model only wait for each other
         "run.output": "runs/demo/sums/alpha_4",
         "run.samples_every": 25,
     },

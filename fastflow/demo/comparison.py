@@ -11,24 +11,24 @@ from rich.table import Table
 from fastflow.demo.tasks import Task
 
 _ROWS = (
-    ("accuracy", "accuracy, temperature 1", "share"),
-    ("greedy_accuracy", "accuracy, greedy", "share"),
-    ("boxed_share", "answers in a box", "share"),
-    ("valid_share", "grammatical and on topic", "share"),
-    ("distinct_share", "distinct among 16", "share"),
-    ("mean_length", "mean length, tokens", "number"),
-    ("truncated_share", "cut at the length limit", "share"),
-    ("sequence_entropy", "entropy, nats per response", "number"),
-    ("token_entropy", "entropy, nats per token", "number"),
+    ("accuracy", "accuracy", "share"),
+    ("greedy_accuracy", "greedy accuracy", "share"),
+    ("boxed_share", "boxed", "share"),
+    ("valid_share", "valid", "share"),
+    ("distinct_share", "distinct of 16", "share"),
+    ("mean_length", "tokens", "number"),
+    ("truncated_share", "cut off", "share"),
+    ("sequence_entropy", "nats per response", "number"),
+    ("token_entropy", "nats per token", "number"),
 )
 
 
 def print_comparison(results: dict[str, Any], tasks: Sequence[Task], console: Console) -> None:
-    """One table a task: base, the token-wise temperature control, and the policy."""
+    """One table a task: base, the control of token-wise temperature 1 / alpha, and the policy (all else at T = 1)."""
     for task in tasks:
         base, control, policy = (results[label] for label in task.labels)
         table = Table(title=task.title, title_justify="left")
-        for heading in ("", "base", f"base at temperature {1 / task.alpha:g}", f"PowerFlow, alpha {task.alpha:g}"):
+        for heading in ("", "base", f"base, T = {1 / task.alpha:g}", f"PowerFlow, alpha {task.alpha:g}"):
             table.add_column(heading, justify="left" if not heading else "right")
         for key, label, kind in _ROWS:
             if key in base:

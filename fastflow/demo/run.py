@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,6 +34,7 @@ def run_demo(*, seed: int, output: str, json_file: str | None) -> int:
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
     console, directory = Console(), Path(output)
+    torch.set_num_threads(1)  # as in the preset: the models are too small to share between cores
     if json_file is not None:
         Path(json_file).parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 FILLING_SHARES = (0.75, 0.12, 0.06, 0.03, 0.02, 0.01, 0.005, 0.005)
-UNGRAMMATICAL = 0.03  # share of lines in which one word stands in the wrong place
+UNGRAMMATICAL = 0.02  # share of lines in which one word stands in the wrong place
 
 NAMES = ("mia", "tom", "ada", "leo", "zoe", "max", "eva", "ben", "ida", "sam", "amy", "jon", "liv", "ray", "una", "gus")
 PLACES = ("harbour", "forest", "market", "library", "desert", "station", "garden", "castle", "valley", "island",

@@ -104,7 +104,7 @@ STORIES = Task(
     prompt=stories.prompt,
     respond=stories.write_response,
     judge=judge_stories,
-    pretraining_steps=500,
+    pretraining_steps=550,
     max_response_tokens=24,
     settings={
         "objective.format_pattern": "null",
