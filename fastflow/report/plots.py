@@ -13,8 +13,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.report import is_number, number
+from fastflow.report.numbers import is_number, number
+from fastflow.report.panels import Panel, panels
 
+LEAST_SPAN = 1e-3  # of the values' size: an axis shows no less, or rounding noise would fill it
+NOISE = 1e-6  # of the largest value in a plot: beside it, a mean below this is zero
 MOST_POINTS = 300  # longer runs are averaged down to this many points a curve
 COLOURS = {  # CSS variable -> what matplotlib draws with; no two alike, none used by matplotlib itself
     "blue": "#010211",
@@ -28,34 +31,6 @@ _SERIES_COLOURS = ("blue", "orange", "green", "purple")
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One metric drawn as a line, dashed (targets, bounds) or stacked area; or the band from `key` up to `high`."""
-
-    key: str
-    label: str
-    colour: str = "blue"
-    kind: str = "line"
-    high: str = ""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key, self.high) if self.high else (self.key,)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One small plot against the step: title in words, unit, marks. `scale` multiplies values, e.g. 100 for percent."""
-
-    name: str
-    title: str
-    unit: str
-    marks: tuple[Mark, ...]
-    scale: float = 1.0
-    from_zero: bool = False
-    may_be_log: bool = False
-
-
-@dataclass(frozen=True)
 class Plot:
     """What the template shows: legend entries are (label, colour, kind, last value); description is the spoken text."""
 
@@ -66,64 +41,9 @@ class Plot:
     description: str
 
 
-def panels(objective: str) -> list[tuple[str, list[Panel]]]:
-    """All curves, in named groups. `objective` decides the residual's unit."""
-    residual_unit = "nats per response" if objective in ("tb_trajectory", "tb_token") else "nats per token"
-    percent = {"unit": "%", "scale": 100.0, "from_zero": True}
-    # fmt: off
-    return [
-        ("Towards the target", [
-            Panel("slope", "Slope of log π on log p_base", "arrived when it equals alpha", (
-                Mark("alpha", "target alpha", "muted", "dashed"), Mark("slope", "slope"))),
-            Panel("logprob", "Log-probability", "nats per token, mean", (
-                Mark("logprob_mean", "log π (policy)"), Mark("base_logprob_mean", "log p_base (base)", "orange"))),
-            Panel("token_entropy", "Entropy per token", "nats", (Mark("token_entropy", "entropy"),), from_zero=True),
-        ]),
-        ("Responses", [
-            Panel("length", "Response length", "tokens", (
-                Mark("length_p10", "10th to 90th percentile", "blue", "band", "length_p90"),
-                Mark("length_p50", "median"), Mark("length_mean", "mean", "orange"),
-                Mark("length_max", "longest", "muted", "dashed")), from_zero=True),
-            Panel("flaws", "Cut, malformed, repetitive", marks=(
-                Mark("truncated_share", "cut at the length limit", "orange"),
-                Mark("malformed_share", "malformed", "purple"),
-                Mark("repetition", "repeated 4-grams", "green")), **percent),
-            Panel("sequence_entropy", "Entropy per response", "nats", (
-                Mark("sequence_entropy", "entropy"),), from_zero=True),
-        ]),
-        ("Objective", [
-            Panel("residual", "Residual", residual_unit, (
-                Mark("residual_low", "mean ± 1 standard deviation", "blue", "band", "residual_high"),
-                Mark("residual_mean", "mean"))),
-            Panel("loss", "Loss", "mean weighted squared residual", (Mark("loss", "loss"),), may_be_log=True),
-            Panel("log_z", "Log normaliser, log Z", residual_unit, (Mark("log_z", "mean"),)),
-        ]),
-        ("Update", [
-            Panel("ratio", "Importance ratio", "π / π_old, before clipping", (
-                Mark("ratio_p01", "1st to 99th percentile", "blue", "band", "ratio_p99"),
-                Mark("ratio_p50", "median")), may_be_log=True),
-            Panel("weights", "Clipped weights", marks=(
-                Mark("effective_sample_size", "effective sample size"),
-                Mark("clipped_share", "clipped", "orange")), **percent),
-            Panel("gradient", "Gradient norm", "before clipping", (Mark("grad_norm", "norm"),),
-                  from_zero=True, may_be_log=True),
-        ]),
-        ("Schedule and cost", [
-            Panel("lr", "Learning rate", "of the policy", (Mark("lr", "rate"),), from_zero=True),
-            Panel("seconds", "Time by phase", "seconds per step", (
-                Mark("seconds_sample", "sample", kind="area"), Mark("seconds_score", "score", "green", "area"),
-                Mark("seconds_train", "train", "orange", "area")), from_zero=True),
-            Panel("throughput", "Throughput by phase", "tokens per second", (
-                Mark("sample_tokens_per_second", "sample"), Mark("score_tokens_per_second", "score", "green"),
-                Mark("train_tokens_per_second", "train", "orange")), from_zero=True, may_be_log=True),
-        ]),
-    ]
-    # fmt: on
-
-
 def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> list[tuple[str, list[Plot]]]:
     """The curves of a run in named groups. Metrics never recorded are left out; `prefix` keeps SVG ids apart."""
-    columns = _columns(steps)
+    columns = _metric_columns(steps)
     groups = []
     for name, group in panels(objective):
         plots = [plot for panel in group if (plot := _training_plot(panel, columns, f"{prefix}-{panel.name}"))]
@@ -153,7 +73,7 @@ def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
     )
 
 
-def _columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
+def _metric_columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Metrics by name, missing values as NaN, averaged down to MOST_POINTS."""
     names = {key for record in steps for key, value in record.items() if is_number(value)}
     columns = {
@@ -163,10 +83,10 @@ def _columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
         pairs = list(zip(columns["residual_mean"], columns["residual_std"], strict=True))
         columns["residual_low"] = [mean - spread for mean, spread in pairs]
         columns["residual_high"] = [mean + spread for mean, spread in pairs]
-    return {name: _thin(values) for name, values in columns.items()}
+    return {name: _average_down(values) for name, values in columns.items()}
 
 
-def _thin(values: list[float]) -> list[float]:
+def _average_down(values: list[float]) -> list[float]:
     if len(values) <= MOST_POINTS:
         return values
     cuts = [round(index * len(values) / MOST_POINTS) for index in range(MOST_POINTS + 1)]
@@ -185,6 +105,8 @@ def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -
     ]
     if not marks:
         return None
+    drawn = [value for mark in marks for key in mark.keys for value in _finite(known[key])]
+    noise = 0.0 if panel.may_be_log else NOISE * max(map(abs, drawn))
     steps, legend, spoken, base = columns["step"], [], [], [0.0] * len(columns["step"])
     figure, axes = _axes()
     for mark in marks:
@@ -202,10 +124,10 @@ def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -
         else:
             axes.plot(steps, values, color=colour, marker="o", markersize=3, markevery=_isolated(values))
         ends = [(step, value) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-        told = [number(value) + (" %" if panel.unit == "%" else "") for _, value in ends]
+        percent = " %" if panel.unit == "%" else ""
+        told = [number(value if abs(value) >= noise else 0.0) + percent for _, value in ends]
         legend.append((mark.label, mark.colour, mark.kind, told[-1]))
         spoken.append(f"{mark.label} {told[0]} at step {ends[0][0]:.0f}, {told[-1]} at step {ends[-1][0]:.0f}")
-    drawn = [value for mark in marks for key in mark.keys for value in _finite(known[key])]
     _set_scale(axes, panel, drawn)
     axes.set_xlabel("step")
     unit = panel.unit + (", log scale" if axes.get_yscale() == "log" else "")
@@ -241,16 +163,20 @@ def _axes() -> tuple[Any, Any]:
 
 
 def _set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
-    """Log where the values span more than a decade and a half; else from zero where zero means something."""
+    """Log where the values span more than a decade and a half; from zero where zero means something."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if panel.may_be_log and min(drawn) > 0 and max(drawn) / min(drawn) > 30:
+    low, high = min(drawn), max(drawn)
+    least_span = LEAST_SPAN * max(abs(low), abs(high))
+    if panel.may_be_log and low > 0 and high / low > 30:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif panel.from_zero:
-        axes.set_ylim(0, None if max(drawn) > 0 else 1)
+        axes.set_ylim(0, None if high > 0 else 1)
+    elif 0 < high - low < least_span:
+        axes.set_ylim((low + high) / 2 - least_span, (low + high) / 2 + least_span)
 
 
 def _to_svg(figure: Any, prefix: str) -> str:

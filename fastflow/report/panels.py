@@ -1,0 +1,88 @@
+"""Which curves the report shows: their metrics, groups, units and colours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One metric drawn as a line, dashed (targets, bounds) or stacked area; or the band from `key` up to `high`."""
+
+    key: str
+    label: str
+    colour: str = "blue"
+    kind: str = "line"
+    high: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key, self.high) if self.high else (self.key,)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot against the step: title in words, unit, marks. `scale` multiplies values, e.g. 100 for percent."""
+
+    name: str
+    title: str
+    unit: str
+    marks: tuple[Mark, ...]
+    scale: float = 1.0
+    from_zero: bool = False
+    may_be_log: bool = False
+
+
+def panels(objective: str) -> list[tuple[str, list[Panel]]]:
+    """All curves, in named groups. `objective` decides the residual's unit."""
+    residual_unit = "nats per response" if objective in ("tb_trajectory", "tb_token") else "nats per token"
+    percent = {"unit": "%", "scale": 100.0, "from_zero": True}
+    # fmt: off
+    return [
+        ("Towards the target", [
+            Panel("slope", "Slope of log π on log p_base", "arrived when it equals alpha", (
+                Mark("alpha", "target alpha", "muted", "dashed"), Mark("slope", "slope"))),
+            Panel("logprob", "Log-probability", "nats per token, mean", (
+                Mark("logprob_mean", "log π (policy)"), Mark("base_logprob_mean", "log p_base (base)", "orange"))),
+            Panel("token_entropy", "Entropy per token", "nats", (Mark("token_entropy", "entropy"),), from_zero=True),
+        ]),
+        ("Responses", [
+            Panel("length", "Response length", "tokens", (
+                Mark("length_p10", "10th to 90th percentile", "blue", "band", "length_p90"),
+                Mark("length_p50", "median"), Mark("length_mean", "mean", "orange"),
+                Mark("length_max", "longest", "muted", "dashed")), from_zero=True),
+            Panel("flaws", "Cut, malformed, repetitive", marks=(
+                Mark("truncated_share", "cut at the length limit", "orange"),
+                Mark("malformed_share", "malformed", "purple"),
+                Mark("repetition", "repeated 4-grams", "green")), **percent),
+            Panel("sequence_entropy", "Entropy per response", "nats", (
+                Mark("sequence_entropy", "entropy"),), from_zero=True),
+        ]),
+        ("Objective", [
+            Panel("residual", "Residual", residual_unit, (
+                Mark("residual_low", "mean ± 1 standard deviation", "blue", "band", "residual_high"),
+                Mark("residual_mean", "mean"))),
+            Panel("loss", "Loss", "mean weighted squared residual", (Mark("loss", "loss"),), may_be_log=True),
+            Panel("log_z", "Log normaliser, log Z", residual_unit, (Mark("log_z", "mean"),)),
+        ]),
+        ("Update", [
+            Panel("ratio", "Importance ratio", "π / π_old, before clipping", (
+                Mark("ratio_p01", "1st to 99th percentile", "blue", "band", "ratio_p99"),
+                Mark("ratio_p50", "median")), may_be_log=True),
+            Panel("weights", "Clipped weights", marks=(
+                Mark("effective_sample_size", "effective sample size"),
+                Mark("clipped_share", "clipped", "orange")), **percent),
+            Panel("gradient", "Gradient norm", "before clipping", (Mark("grad_norm", "norm"),),
+                  from_zero=True, may_be_log=True),
+        ]),
+        ("Schedule and cost", [
+            Panel("lr", "Learning rate", "of the policy", (Mark("lr", "rate"),), from_zero=True),
+            Panel("seconds", "Time by phase", "seconds per step", (
+                Mark("seconds_sample", "sample", kind="area"), Mark("seconds_score", "score", "green", "area"),
+                Mark("seconds_train", "train", "orange", "area")), from_zero=True),
+            Panel("throughput", "Throughput by phase", "tokens per second", (
+                Mark("sample_tokens_per_second", "sample"), Mark("score_tokens_per_second", "score", "green"),
+                Mark("train_tokens_per_second", "train", "orange")), from_zero=True, may_be_log=True),
+        ]),
+    ]
+    # fmt: on

@@ -1,0 +1,67 @@
+"""The sampled responses that are shown: which ones, and each token's colour."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+from fastflow.report.numbers import is_number, number
+from fastflow.report.text import printable
+
+TOKENS_SHOWN = (900, 100)  # of a long response: its first and its last tokens
+COLOUR_LIMIT = 3.0  # nats; log pi - log p_base beyond it has the full colour
+COLOUR_LEVELS = 8
+
+
+def chosen_samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Best and worst (under the base) and longest of the last dump; one that is several of these is shown once."""
+    last = [sample for sample in samples if sample["step"] == samples[-1]["step"]]
+    well_formed = [sample for sample in last if sample.get("well_formed") is not False] or last
+
+    def by(name: str, missing: float) -> Any:
+        return lambda sample: sample[name] if is_number(sample.get(name)) else missing
+
+    roles: dict[int, tuple[list[str], dict[str, Any]]] = {}
+    if last:
+        for role, sample in (
+            ("best", max(well_formed, key=by("mean_base_logprob", -math.inf))),
+            ("worst", min(last, key=by("mean_base_logprob", math.inf))),
+            ("longest", max(last, key=by("length", -math.inf))),
+        ):
+            roles.setdefault(id(sample), ([], sample))[0].append(role)
+    return [_card(" and ".join(names).capitalize(), sample) for names, sample in roles.values()]
+
+
+def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows of one response."""
+    tokens = sample.get("tokens") or []
+    policy, base = ((sample.get(name) or [])[: len(tokens)] for name in ("logprobs", "base_logprobs"))
+    spans = [_coloured_token(*entry) for entry in itertools.zip_longest(tokens, policy, base)]
+    head, tail = TOKENS_SHOWN
+    endings = {"stop": "ended by itself", "length": "cut at the length limit"}
+    facts = [("step", sample["step"]), ("length", f"{sample.get('length', len(tokens))} tokens"),
+             ("", endings.get(sample.get("finish_reason"), "")),
+             ("", {True: "well-formed", False: "malformed"}.get(sample.get("well_formed"), ""))]  # fmt: skip
+    measured = {"mean log π": "mean_logprob", "mean log p_base": "mean_base_logprob"}
+    measured |= {"residual": "residual", "weight": "weight"}
+    facts += [(label, number(sample[name])) for label, name in measured.items() if is_number(sample.get(name))]
+    return {
+        "role": role,
+        "prompt": printable(str(sample.get("prompt", ""))),
+        "response": printable(str(sample.get("response", ""))),
+        "head": spans[:head] if len(spans) > head + tail else spans,
+        "tail": spans[-tail:] if len(spans) > head + tail else [],
+        "left_out": max(0, len(spans) - head - tail),
+        "facts": [(label, value) for label, value in facts if value != ""],
+    }
+
+
+def _coloured_token(token: str, policy: Any, base: Any) -> tuple[str, str, str]:
+    """(text, CSS class, tooltip) of a token: u1 to u8 where the policy likes it better than the base, else d1 to d8."""
+    if not (is_number(policy) and is_number(base)):
+        return printable(str(token)), "", "log-probs not recorded"
+    level = round(max(-1.0, min(1.0, (policy - base) / COLOUR_LIMIT)) * COLOUR_LEVELS)
+    colour = f"{'u' if level > 0 else 'd'}{abs(level)}" if level else ""
+    told = f"log π {policy:.2f}, log p_base {base:.2f}, difference {policy - base:+.2f}"
+    return printable(str(token)), colour, told.replace("-", "−")  # noqa: RUF001
