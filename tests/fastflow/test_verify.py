@@ -1,0 +1,116 @@
+"""`fastflow verify`: what it prints, writes and returns, and that it notices a wrong trainer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastflow import verify
+from fastflow.errors import FastflowError
+from fastflow.exact import SequenceSpace
+
+SPACE = SequenceSpace(3, 3)
+TINY = replace(verify.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
+MANY = len(verify.TABLE_BOUNDS) * 6 + (len(verify.TRANSFORMER_BOUNDS) + 1) * 3
+
+
+def arguments(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    verify.add_arguments(parser)
+    return parser.parse_args(options)
+
+
+def transformer_distances(objective: str = "powerflow") -> list[verify.Check]:
+    config = verify.transformer_config(SPACE, 2.0, "group_mean", verify.QUICK, seed=0)
+    config = replace(config, objective=replace(config.objective, name=objective))
+    return verify.transformer_checks(SPACE, config, lambda: None)
+
+
+def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
+    file, threads = tmp_path / "made" / "verify.json", torch.get_num_threads()
+    assert verify.run(arguments("--quick", "--json", str(file))) == 0
+    assert torch.get_num_threads() == threads
+    written = json.loads(file.read_text())
+    assert written["passed"] and written["seconds"] > 0
+    assert len(written["checks"]) == 4 + len(verify.TABLE_BOUNDS) * 6 + len(verify.TRANSFORMER_BOUNDS) * 3
+    assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
+    printed = capsys.readouterr().out
+    assert "all checks passed" in printed and "FAIL" not in printed
+    assert all(check["name"] in printed for check in written["checks"])  # nothing is cut at 80 columns
+
+
+def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(verify, "QUICK", TINY)
+    monkeypatch.setattr(verify, "SAMPLER_BOUND", -1.0)
+    file = tmp_path / "verify.json"
+    assert verify.run(arguments("--quick", "--json", str(file))) == verify.FAILED == 1
+    written = json.loads(file.read_text())
+    assert not written["passed"] and len(written["checks"]) == 4 + MANY
+    assert [check["passed"] for check in written["checks"] if check["name"] == "sampled log-prob"] == [False]
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_json_has_no_nan(monkeypatch, tmp_path):
+    monkeypatch.setattr(verify, "run_checks", lambda size, seed: [verify.Check("broken", math.nan, 1.0, "")])
+    file = tmp_path / "verify.json"
+    assert verify.run(arguments("--json", str(file))) == 1
+    assert json.loads(file.read_text())["checks"][0] == {
+        "name": "broken", "value": None, "bound": 1.0, "unit": "", "note": "", "passed": False,
+    }  # fmt: skip
+
+
+def test_an_unwritable_file_is_an_error_before_the_checks(monkeypatch, tmp_path):
+    monkeypatch.setattr(verify, "run_checks", lambda size, seed: pytest.fail("the checks ran"))
+    with pytest.raises(FastflowError, match="cannot be written"):
+        verify.run(arguments("--json", str(tmp_path)))
+
+
+def test_transformer_reaches_the_target_and_a_wrong_loss_does_not():
+    assert all(check.passed for check in transformer_distances())
+    assert not transformer_distances("tb_trajectory")[0].passed
+
+
+def test_a_wrong_gradient_is_noticed(monkeypatch):
+    import fastflow_kernels
+
+    def forgets_length(*inputs, length_scale, **others):
+        return right(*inputs, length_scale=length_scale * 1.001, **others)
+
+    right = fastflow_kernels.flow_loss
+    assert verify.gradient_check("sequence", seed=1).passed
+    monkeypatch.setattr(fastflow_kernels, "flow_loss", forgets_length)
+    assert not verify.gradient_check("sequence", seed=1).passed
+
+
+def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
+    from fastflow import learner
+
+    def averages_locally(*inputs, normaliser, log_z, **others):
+        return right(*inputs, normaliser=len(log_z), log_z=log_z, **others)
+
+    right = learner.flow_loss
+    assert verify.microbatch_check(seed=1).passed
+    monkeypatch.setattr(learner, "flow_loss", averages_locally)
+    assert not verify.microbatch_check(seed=1).passed
+
+
+def test_a_sampler_that_reports_other_log_probs_is_noticed(monkeypatch):
+    from fastflow.rollout import local
+
+    right = local.draw
+    assert verify.sampler_check(SPACE, seed=1).passed
+    monkeypatch.setattr(local, "draw", lambda *inputs: (right(*inputs)[0], right(*inputs)[1] + 1e-3))
+    assert not verify.sampler_check(SPACE, seed=1).passed
+
+
+def test_importing_the_command_loads_no_heavy_package():
+    code = "import sys, fastflow.verify; print([m for m in ('torch', 'transformers', 'rich') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
