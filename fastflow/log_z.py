@@ -11,14 +11,15 @@ from fastflow.packing import PackedBatch
 class LearnedLogZ(nn.Module):
     """One scalar per sequence from the mean of its prompt's last-layer hidden states (the paper's, after FlowRL).
 
-    (Linear, GELU, LayerNorm, Dropout) twice, then a linear layer whose weights start at zero, so that the first output
-    is its bias alone. `calibrate` starts that bias at the first batch's optimum; from zero, with the policy's learning
-    rate, lengths explode before it catches up.
+    (Linear, GELU, LayerNorm) twice, then a linear layer whose weights start at zero, so that the first output is its
+    bias alone. `calibrate` starts that bias at the first batch's optimum; from zero, with the policy's learning rate,
+    lengths explode before it catches up. FlowRL's dropout is left out: with it the gradient would depend on how
+    sequences fall into micro-batches.
     """
 
-    def __init__(self, width: int, dropout: float = 0.1):
+    def __init__(self, width: int):
         super().__init__()
-        self.body = nn.Sequential(*(layer for _ in range(2) for layer in _block(width, dropout)))
+        self.body = nn.Sequential(*(layer for _ in range(2) for layer in _block(width)))
         self.out = nn.Linear(width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -41,8 +42,8 @@ class LearnedLogZ(nn.Module):
             self.calibrated.fill_(True)
 
 
-def _block(width: int, dropout: float) -> list[nn.Module]:
-    return [nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Dropout(dropout)]
+def _block(width: int) -> list[nn.Module]:
+    return [nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)]
 
 
 def group_mean(negated_rest: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

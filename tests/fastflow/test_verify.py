@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastflow import verify
+from fastflow import verify, verify_checks
 from fastflow.errors import FastflowError
 from fastflow.exact import SequenceSpace
 
 SPACE = SequenceSpace(3, 3)
-TINY = replace(verify.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
-MANY = len(verify.TABLE_BOUNDS) * 6 + (len(verify.TRANSFORMER_BOUNDS) + 1) * 3
+TINY = replace(verify_checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
+MANY = len(verify_checks.TABLE_BOUNDS) * 6 + (len(verify_checks.TRANSFORMER_BOUNDS) + 1) * 3
 
 
 def arguments(*options: str) -> argparse.Namespace:
@@ -27,10 +27,10 @@ def arguments(*options: str) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
-def transformer_distances(objective: str = "powerflow") -> list[verify.Check]:
-    config = verify.transformer_config(SPACE, 2.0, "group_mean", verify.QUICK, seed=0)
+def transformer_distances(objective: str = "powerflow") -> list[verify_checks.Check]:
+    config = verify_checks.transformer_config(SPACE, 2.0, "group_mean", verify_checks.QUICK, seed=0)
     config = replace(config, objective=replace(config.objective, name=objective))
-    return verify.transformer_checks(SPACE, config, lambda: None)
+    return verify_checks.transformer_checks(SPACE, config, lambda: None)
 
 
 def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
     assert torch.get_num_threads() == threads
     written = json.loads(file.read_text())
     assert written["passed"] and written["seconds"] > 0
-    assert len(written["checks"]) == 4 + len(verify.TABLE_BOUNDS) * 6 + len(verify.TRANSFORMER_BOUNDS) * 3
+    assert len(written["checks"]) == 4 + len(verify_checks.TABLE_BOUNDS) * 6 + len(verify_checks.TRANSFORMER_BOUNDS) * 3
     assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
     printed = capsys.readouterr().out
     assert "all checks passed" in printed and "FAIL" not in printed
@@ -47,8 +47,8 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
 
 
 def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(verify, "QUICK", TINY)
-    monkeypatch.setattr(verify, "SAMPLER_BOUND", -1.0)
+    monkeypatch.setattr(verify_checks, "QUICK", TINY)
+    monkeypatch.setattr(verify_checks, "SAMPLER_BOUND", -1.0)
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--quick", "--json", str(file))) == verify.FAILED == 1
     written = json.loads(file.read_text())
@@ -58,7 +58,9 @@ def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
 
 
 def test_json_has_no_nan(monkeypatch, tmp_path):
-    monkeypatch.setattr(verify, "run_checks", lambda size, seed: [verify.Check("broken", math.nan, 1.0, "")])
+    monkeypatch.setattr(
+        verify_checks, "run_checks", lambda size, seed, **_: [verify_checks.Check("broken", math.nan, 1.0, "")]
+    )
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--json", str(file))) == 1
     assert json.loads(file.read_text())["checks"][0] == {
@@ -67,7 +69,7 @@ def test_json_has_no_nan(monkeypatch, tmp_path):
 
 
 def test_an_unwritable_file_is_an_error_before_the_checks(monkeypatch, tmp_path):
-    monkeypatch.setattr(verify, "run_checks", lambda size, seed: pytest.fail("the checks ran"))
+    monkeypatch.setattr(verify_checks, "run_checks", lambda size, seed, **_: pytest.fail("the checks ran"))
     with pytest.raises(FastflowError, match="cannot be written"):
         verify.run(arguments("--json", str(tmp_path)))
 
@@ -84,9 +86,9 @@ def test_a_wrong_gradient_is_noticed(monkeypatch):
         return right(*inputs, length_scale=length_scale * 1.001, **others)
 
     right = fastflow_kernels.flow_loss
-    assert verify.gradient_check("sequence", seed=1).passed
-    monkeypatch.setattr(fastflow_kernels, "flow_loss", forgets_length)
-    assert not verify.gradient_check("sequence", seed=1).passed
+    assert verify_checks.gradient_check("sequence", seed=1).passed
+    monkeypatch.setattr(verify_checks, "flow_loss", forgets_length)
+    assert not verify_checks.gradient_check("sequence", seed=1).passed
 
 
 def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
@@ -96,18 +98,18 @@ def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
         return right(*inputs, normaliser=len(log_z), log_z=log_z, **others)
 
     right = learner.flow_loss
-    assert verify.microbatch_check(seed=1).passed
+    assert verify_checks.microbatch_check(seed=1).passed
     monkeypatch.setattr(learner, "flow_loss", averages_locally)
-    assert not verify.microbatch_check(seed=1).passed
+    assert not verify_checks.microbatch_check(seed=1).passed
 
 
 def test_a_sampler_that_reports_other_log_probs_is_noticed(monkeypatch):
     from fastflow.rollout import local
 
     right = local.draw
-    assert verify.sampler_check(SPACE, seed=1).passed
+    assert verify_checks.sampler_check(SPACE, seed=1).passed
     monkeypatch.setattr(local, "draw", lambda *inputs: (right(*inputs)[0], right(*inputs)[1] + 1e-3))
-    assert not verify.sampler_check(SPACE, seed=1).passed
+    assert not verify_checks.sampler_check(SPACE, seed=1).passed
 
 
 def test_importing_the_command_loads_no_heavy_package():
