@@ -169,11 +169,11 @@ class Learner:
             bias=bias,
         )
         output.loss.backward()
-        return output, log_z.detach()
+        return output._replace(loss=output.loss.detach()), log_z.detach()
 
     def _step(self, outputs: list[FlowLoss]) -> tuple[float, float, float]:
         """Clip, check and step. Returns loss, gradient norm of the policy before clipping, and learning rate."""
-        loss = float(sum(output.loss.detach() for output in outputs))
+        loss = float(sum(output.loss for output in outputs))
         norms = [
             float(torch.nn.utils.clip_grad_norm_(trained["params"], self.config.optim.max_grad_norm))
             for trained in self.optimizer.param_groups

@@ -99,11 +99,15 @@ def slope_within_groups(results: Sequence[UpdateResult]) -> float:
 
 def repetition(responses: Sequence[np.ndarray], n: int = 4) -> float:
     """Mean share of n-grams that occurred before in the same response; responses shorter than n + 1 count as 0."""
-    shares = []
-    for ids in responses:
-        grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
-        shares.append(1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0)
-    return float(np.mean(shares))
+    return float(np.mean([_repeated_share(ids, n) for ids in responses]))
+
+
+def _repeated_share(ids: np.ndarray, n: int) -> float:
+    if len(ids) <= n:
+        return 0.0
+    grams = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), n)
+    hashes = grams @ (np.uint64(0x9E3779B97F4A7C15) ** np.arange(n, dtype=np.uint64))  # modulo 2^64
+    return 1 - len(np.unique(hashes)) / len(grams)
 
 
 def peak_memory() -> int:

@@ -35,6 +35,20 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         raise FastflowError(f"{directory} is not empty and not a run of fastflow; choose another --run.output")
 
 
+def check_inputs_survive(directory: Path, config: Config) -> None:
+    """Refuse to overwrite a run that holds this run's own model or data."""
+    for name, value in (
+        ("model.path", config.model.path),
+        ("model.base", config.model.base),
+        ("data.path", config.data.path),
+    ):
+        if value is not None and directory.resolve() in Path(value).resolve().parents:
+            raise FastflowError(
+                f"{name} = {value} lies in run.output = {directory}, which this run would replace; "
+                "choose another --run.output"
+            )
+
+
 def prepare(directory: Path, config: Config) -> None:
     """Make the directory, remove what an earlier run left in it, and write the resolved settings."""
     try:

@@ -49,6 +49,7 @@ class Trainer:
         self.config, self.console = config, console
         self.directory = Path(config.run.output)
         run_directory.check_output(self.directory, overwrite=config.run.overwrite)
+        run_directory.check_inputs_survive(self.directory, config)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         torch.manual_seed(config.run.seed)

@@ -226,6 +226,13 @@ def test_an_earlier_run_is_never_overwritten_unasked(settings):
     assert len(metrics_of(settings)) == 1
 
 
+def test_a_run_never_replaces_its_own_model(settings):
+    policy = run(settings)
+    with pytest.raises(FastflowError, match=r"model\.path = .* lies in run\.output"):
+        run(settings, model__path=policy, run__overwrite="true")
+    assert (policy / "model.safetensors").exists()
+
+
 def test_a_directory_of_other_things_is_left_alone(settings, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
