@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser("demo", help="sharpen and flatten two small models made here; about 4 minutes on a CPU")
+    demo = commands.add_parser("demo", help="sharpen and flatten two small models made here; about 3 minutes on a CPU")
     demo.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
     demo.add_argument("--output", default="runs/demo", help="directory of everything it makes (default: runs/demo)")
     demo.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
