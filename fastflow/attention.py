@@ -62,6 +62,8 @@ def packed_attention(
             "rollout.max_response_tokens"
         )
     window = -1 if sliding_window is None else sliding_window - 1
+    # under autocast, rotary embeddings and norms leave query and key in float32; not every kernel casts by itself
+    query, key = query.to(value.dtype), key.to(value.dtype)
     attend = _KERNELS[packed_kernel]
     output = attend(
         query[0], key[0], value[0], cu_seq_lens_q, sequence_lengths, scaling=scaling, dropout=dropout, window=window

@@ -43,7 +43,9 @@ def export(policy: PackedModel, tokenizer: PreTrainedTokenizerBase, directory: P
     """Write the policy as an ordinary transformers model; LoRA adapters are merged into a copy."""
     model = policy.causal_lm
     if policy.model is not model:
-        model = copy.deepcopy(policy.model).merge_and_unload()
+        device = policy.device
+        model = copy.deepcopy(policy.model.cpu()).merge_and_unload()  # the copy must not need the GPU's memory
+        policy.model.to(device)
     trained_with = model.config._attn_implementation
     model.config._attn_implementation = "sdpa"  # users of the export have no fastflow_packed
     try:
@@ -61,7 +63,7 @@ def _save_trainer(directory: Path, learner: Learner, step: int, data_state: dict
         save_file(learner.log_z_head.state_dict(), directory / "log_z.safetensors")
     tensors, settings = _flatten_optimizer(learner.optimizer.state_dict())
     save_file(tensors, directory / "optimizer.safetensors")
-    state = {"step": step, "data": data_state, "optimizer": settings, "schedule": learner.schedule.last_epoch}
+    state = {"step": step, "updates": learner.updates, "data": data_state, "optimizer": settings}
     (directory / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 

@@ -74,7 +74,9 @@ def _train(arguments: list[str]) -> int:
         return 0
     config, dry_run = read_config(arguments)
     if dry_run:
-        config.require_inputs()
+        from fastflow.dry_run import check_inputs
+
+        check_inputs(config)
         print(to_yaml(config), end="")
         return 0
     _quiet_libraries()

@@ -54,6 +54,7 @@ class DataConfig(Section):
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     suffix: str = setting("", "Instruction appended to the prompt's text, or to its last user message")
+    limit: int = setting(0, "Use only the first so many records; 0 uses all", unit="records", at_least=0)
     max_prompt_tokens: int = setting(1024, "Longer prompts are dropped and reported", unit="tokens", at_least=1)
     overlong: Literal["drop", "error"] = setting("drop", "What to do with a prompt over max_prompt_tokens")
     shuffle: bool = setting(True, "Visit the prompts in a new random order each epoch")
@@ -79,7 +80,8 @@ class ObjectiveConfig(Section):
     )
     alpha: float = setting(4.0, "Power of the base distribution: above 1 sharpens, below 1 flattens", above=0)
     log_z: Literal["learned", "group_mean"] = setting(
-        "learned", "Log normaliser: a small network on the prompt's hidden states (paper), or the mean over the group"
+        "learned",
+        "Log normaliser: a small network on the prompt (paper), or the group's mean at the rollout",
     )
     truncated: Literal["keep", "drop"] = setting(
         "keep", "A response cut at the length limit is an outcome like any other (keep), or left out of the loss (drop)"
@@ -130,11 +132,13 @@ class OptimConfig(Section):
     """AdamW, its schedule and its safety net."""
 
     lr: float = setting(5e-7, "Peak learning rate of the policy (EMPO's value)", above=0)
-    log_z_lr: float | None = setting(None, "Learning rate of the learned log_z; none means the policy's", above=0)
+    log_z_lr: float = setting(
+        1e-3, "Learning rate of the learned log_z, which starts from scratch and needs more than the policy", above=0
+    )
     betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's moment decay rates", at_least=0, below=1)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
-    warmup_steps: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
+    warmup_updates: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
     final_lr_ratio: float = setting(0.0, "Last learning rate as a share of the peak", at_least=0, at_most=1)
     max_grad_norm: float = setting(1.0, "The gradient is scaled down to this norm", above=0)
@@ -150,7 +154,10 @@ class RunConfig(Section):
     overwrite: bool = setting(False, "Replace an earlier run in the output directory")
     threads: int = setting(0, "CPU threads; 0 leaves torch's choice", unit="threads", at_least=0)
     save_every: int = setting(
-        0, "Save the policy every so many steps; 0 saves at the end only", unit="steps", at_least=0
+        0,
+        "Save the policy every so many steps, replacing the last save; 0 saves at the end only",
+        unit="steps",
+        at_least=0,
     )
     samples_every: int = setting(10, "Write sample responses every so many steps; 0 never", unit="steps", at_least=0)
     samples_per_dump: int = setting(8, "Responses in one dump", unit="responses", at_least=1)

@@ -29,17 +29,23 @@ def read_records(settings: DataConfig) -> list[Record]:
     Raises FastflowError naming file and line for missing files, malformed lines and missing or empty prompts.
     """
     path = Path(settings.path)
-    if path.suffix in (".jsonl", ".parquet", ".json"):
+    if is_file(settings):
         if not path.is_file():
             raise FastflowError(f"data file {path} does not exist; check data.path")
         records = list(_read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path))
     else:
         records = list(_read_dataset(settings))
+    records = records[: settings.limit or None]
     if not records:
         raise FastflowError(f"{settings.path} holds no records; data.path needs at least one prompt")
     for place, record in records:
         _check_prompt(place, record, settings)
     return records
+
+
+def is_file(settings: DataConfig) -> bool:
+    """Whether `data.path` names a file rather than a data set."""
+    return Path(settings.path).suffix in (".jsonl", ".parquet", ".json")
 
 
 def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> list[Prompt]:

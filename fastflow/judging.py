@@ -54,9 +54,13 @@ class Judge:
 
     def _score(self, text: str, record: dict[str, Any]) -> float:
         score = self._reward(text, record)
-        if not isinstance(score, (int, float)) or not math.isfinite(score):
+        try:
+            number = float(score)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
             raise FastflowError(
                 f"objective.reward = {self._settings.reward} returned {score!r} for {text[:60]!r}; it must "
                 "return a finite number"
             )
-        return float(score)
+        return number

@@ -82,7 +82,7 @@ class Learner:
         trained = [{"params": policy.parameters(), "lr": optim.lr}]
         if config.objective.log_z == "learned":
             self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device)
-            trained.append({"params": list(self.log_z_head.parameters()), "lr": optim.log_z_lr or optim.lr})
+            trained.append({"params": list(self.log_z_head.parameters()), "lr": optim.log_z_lr})
         self.optimizer = torch.optim.AdamW(trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
         self.schedule = LambdaLR(self.optimizer, lambda update: lr_factor(update, total_updates, optim))
 
@@ -97,10 +97,10 @@ class Learner:
         seconds: dict[str, float] = {}
         device = self.policy.device
         batches = [batch.to(device) for batch in pack(groups, self.config.batch.tokens_per_microbatch)]
-        with _timed(seconds, "score"):
+        with _timed(seconds, "score", device):
             base_tokens = [token_logprobs(self.base, batch) for batch in batches]
             known = self._known_terms(groups, batches, base_tokens, penalty, reward)
-        with _timed(seconds, "train"):
+        with _timed(seconds, "train", device):
             self.policy.model.train()
             self.optimizer.zero_grad(set_to_none=True)
             outputs = [self._accumulate(batch, known) for batch in batches]
@@ -128,6 +128,11 @@ class Learner:
             tokens=sum(batch.tokens for batch in batches),
             seconds=seconds,
         )
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates done so far."""
+        return self.schedule.last_epoch
 
     def _known_terms(self, groups, batches, base_tokens, penalty, reward) -> _KnownTerms:
         """Everything in the residual but log pi."""
@@ -159,9 +164,9 @@ class Learner:
             batch.targets,
             batch.response_cu_seqlens,
             log_z=log_z,
-            log_target=known.log_target[chosen].float(),
-            length_scale=known.length_scale[chosen].float(),
-            behaviour_logprob=known.behaviour_logprob[chosen].float(),
+            log_target=known.log_target[chosen],
+            length_scale=known.length_scale[chosen],
+            behaviour_logprob=known.behaviour_logprob[chosen],
             clip_low=importance.clip_low,
             clip_high=importance.clip_high,
             ratio=importance.ratio,
@@ -181,7 +186,8 @@ class Learner:
         if not all(math.isfinite(value) for value in (loss, *norms)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(
-                f"the loss is {loss:g} and the gradient norm {max(norms):g} in update {self.schedule.last_epoch}; "
+                f"the loss is {loss:g} and the gradient norm {' and '.join(f'{norm:g}' for norm in norms)} (policy"
+                f"{', log_z' if len(norms) > 1 else ''}) in update {self.updates + 1}; "
                 "the weights were left as they were: lower optim.lr or optim.max_grad_norm, or check the model for NaN"
             )
         lr = self.schedule.get_last_lr()[0]
@@ -205,9 +211,9 @@ class _KnownTerms:
 
 def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:
     """Share of the peak learning rate at an update: linear warm-up, then the chosen course to `final_lr_ratio`."""
-    if update < settings.warmup_steps:
-        return (update + 1) / settings.warmup_steps
-    progress = (update - settings.warmup_steps) / max(total_updates - settings.warmup_steps, 1)
+    if update < settings.warmup_updates:
+        return (update + 1) / settings.warmup_updates
+    progress = (update - settings.warmup_updates) / max(total_updates - settings.warmup_updates, 1)
     progress = min(progress, 1.0)
     if settings.schedule == "constant":
         return 1.0
@@ -216,7 +222,9 @@ def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:
 
 
 @contextlib.contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], phase: str, device: torch.device) -> Iterator[None]:
     start = time.perf_counter()
     yield
+    if device.type == "cuda":  # launches return before their work is done
+        torch.cuda.synchronize(device)
     seconds[phase] = time.perf_counter() - start

@@ -49,6 +49,8 @@ def _block(width: int) -> list[nn.Module]:
 def group_mean(negated_rest: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """The log_z that makes each group's mean residual zero (GFlowRL, TBA): a constant, no network.
 
+    The learner takes log pi from the rollout, so it is exact for the first update and a rollout old for later ones.
+
     negated_rest: (n,) log_target - length_scale * log pi of each trajectory; group: (n,) int64 group of each.
     Returns (n,): every trajectory's group mean.
     """

@@ -22,6 +22,7 @@ def measure(
     well_formed: Sequence[bool] | None,
     alpha: float,
     seconds: dict[str, float],
+    device: torch.device,
 ) -> dict[str, Any]:
     """The metrics of one step: its rollout (`groups`) and its updates (`results`).
 
@@ -68,7 +69,7 @@ def measure(
         "sample_tokens_per_second": sampled / max(phase["sample"], 1e-9),
         "score_tokens_per_second": trained / max(phase["score"], 1e-9),
         "train_tokens_per_second": trained / max(phase["train"], 1e-9),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak_memory(device),
         "microbatches": sum(result.microbatches for result in results),
         "tokens": trained,
         "responses": len(flat),
@@ -110,9 +111,9 @@ def _repeated_share(ids: np.ndarray, n: int) -> float:
     return 1 - len(np.unique(hashes)) / len(grams)
 
 
-def peak_memory() -> int:
-    """Peak memory in bytes: allocated on the GPU where there is one, else the process's resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: allocated on a GPU, the process's resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -14,6 +14,8 @@ from fastflow import attention
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError, need
 from fastflow.packing import PackedBatch
+from fastflow_kernels.autograd import without_autocast
+from fastflow_kernels.matmul import accumulator_dtype, as_factor, project
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,6 +80,13 @@ class PackedModel:
         weight, bias = self.head()
         dtype = torch.bfloat16 if self.autocast else weight.dtype
         return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (N, V) of a few hidden rows, float32 from the accumulators on, as the fused ops compute them."""
+        with without_autocast(hidden.device):
+            hidden, weight, bias = (None if part is None else as_factor(part) for part in self.head_inputs(hidden))
+            out = hidden.new_empty(len(hidden), len(weight), dtype=accumulator_dtype(hidden.dtype))
+            return project(hidden, weight, None if bias is None else bias.to(out.dtype), out)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""
@@ -229,6 +238,10 @@ def resolve_device(name: str) -> torch.device:
 def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
     peft = need("peft", extra="lora", purpose="lora.rank above 0")
     targets = lora.targets if lora.targets == "all-linear" else [name.strip() for name in lora.targets.split(",")]
+    if ends := {"lm_head", "embed_tokens"}.intersection(targets):
+        raise FastflowError(
+            f"lora.targets names {', '.join(sorted(ends))}, but the fused loss reads the head's weight; leave it out"
+        )
     adapters = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )

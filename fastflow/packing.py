@@ -26,7 +26,8 @@ class PackedBatch:
     targets: (N,) int64, that next token. response_cu_seqlens: (S+1,) int32, boundaries within `rows`.
     prompt_rows: (M,) int64, the inputs that are prompt tokens; prompt_owner: (M,) int64, each one's sequence.
     sequences: (S,) int64, each sequence's place in the flat order of the trajectories.
-    lengths, response_lengths, prompt_lengths: the same counts on the host, so that no launch waits for the device.
+    lengths, response_lengths, prompt_lengths: the same counts on the host, so that no launch waits for the device;
+    response_cu_seqlens stays there too, where flow_loss reads it.
     """
 
     input_ids: torch.Tensor
@@ -47,11 +48,11 @@ class PackedBatch:
         return int(self.input_ids.numel())
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch with its tensors on `device`; the host-side counts stay."""
+        """The same batch with its tensors on `device`, but for response_cu_seqlens."""
         moved = {
             entry.name: value.to(device, non_blocking=True)
             for entry in fields(self)
-            if isinstance(value := getattr(self, entry.name), torch.Tensor)
+            if isinstance(value := getattr(self, entry.name), torch.Tensor) and entry.name != "response_cu_seqlens"
         }
         return replace(self, **moved)
 

@@ -25,6 +25,7 @@ _REASONING = {
     **_PAPER,
     "data.path": "AI-MO/NuminaMath-CoT",
     "data.prompt_field": "problem",
+    "data.limit": 18000,
     "data.suffix": "\nLet's think step by step and put the final answer within \\boxed{}.",
     "objective.format_pattern": BOXED,
     "objective.format_penalty": -0.5,
@@ -47,7 +48,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-creative": {
         **_PAPER,
         "model.path": "Qwen/Qwen2.5-1.5B-Instruct",
-        "data.path": "creative_prompts.jsonl",
         "data.chat_template": True,
         "objective.alpha": 0.5,
         "batch.prompts_per_step": 64,

@@ -114,6 +114,14 @@ class Recorder:
             sink.close()
 
 
+def check_sinks(config: Config) -> None:
+    """Raise FastflowError now, not after the models are loaded, when a sink's package is missing."""
+    if config.run.tensorboard:
+        need("tensorboard", extra="tensorboard", purpose="run.tensorboard")
+    if config.run.wandb is not None:
+        need("wandb", extra="wandb", purpose="run.wandb")
+
+
 def make_recorder(config: Config, directory: Path, console: Console) -> Recorder:
     """The sinks that the configuration asks for."""
     sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE), ConsoleSink(console, config.run.steps)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,15 @@ from fastflow.trainer import Trainer
 if TYPE_CHECKING:
     from rich.console import Console
 
+logger = logging.getLogger(__name__)
+
 
 def train(config: Config, console: Console) -> Path:
     """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
     trainer = Trainer(config, console)
     console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
+    for warning in doubtful(config):
+        logger.warning(warning)
     policy = trainer.run()
     console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
     if config.run.report:
@@ -25,6 +30,22 @@ def train(config: Config, console: Console) -> Path:
             f"report written to {write_report(trainer.directory)}", markup=False, highlight=False, soft_wrap=True
         )
     return policy
+
+
+def doubtful(config: Config) -> list[str]:
+    """Settings that are allowed and probably not meant."""
+    small = config.optim.lr < 1e-5
+    warnings = []
+    if config.lora.rank and small:
+        warnings.append(f"optim.lr = {config.optim.lr:g} hardly moves LoRA adapters; 1e-5 to 1e-4 is usual")
+    if config.model.dtype == "bfloat16" and not config.lora.rank and small:
+        warnings.append(
+            f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 "
+            "and set model.autocast = true instead"
+        )
+    if config.objective.alpha > 1 and config.objective.format_pattern is None and config.objective.format_check is None:
+        warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
+    return warnings
 
 
 def describe(trainer: Trainer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,12 +16,12 @@ from fastflow.config import Config
 from fastflow.data import PromptStream, read_records, tokenize
 from fastflow.errors import FastflowError
 from fastflow.judging import Judge, Judgement
-from fastflow.learner import Learner, NonFiniteError, UpdateResult
+from fastflow.learner import Learner, UpdateResult
 from fastflow.metrics import measure
 from fastflow.models import check_tokenizer_fits, end_ids, load_models, load_tokenizer
 from fastflow.progress import RunProgress
-from fastflow.recorder import make_recorder
-from fastflow.rollout.local import LocalSampler
+from fastflow.recorder import check_sinks, make_recorder
+from fastflow.rollout.local import LocalSampler, check_room
 from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
 from fastflow.samples import describe, write_samples
 from fastflow.scoring import rescore
@@ -50,6 +51,7 @@ class Trainer:
         self.directory = Path(config.run.output)
         run_directory.check_output(self.directory, overwrite=config.run.overwrite)
         run_directory.check_inputs_survive(self.directory, config)
+        check_sinks(config)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         torch.manual_seed(config.run.seed)
@@ -60,6 +62,7 @@ class Trainer:
         self.judge = Judge(config.objective, self.tokenizer)
         policy, base = load_models(config.model, config.lora)
         check_tokenizer_fits(self.tokenizer, policy, config.model)
+        check_room(policy, prompts, config.rollout.max_response_tokens)
 
         updates = config.run.steps * config.batch.updates_per_rollout
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
@@ -74,7 +77,7 @@ class Trainer:
         self.alarms = Alarms()
 
     def run(self) -> Path:
-        """Every step, then the saved policy. A run that must stop early saves its last good policy first."""
+        """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""
         run_directory.prepare(self.directory, self.config)
         recorder = make_recorder(self.config, self.directory, self.console)
         completed = 0
@@ -86,10 +89,11 @@ class Trainer:
                     completed = step
                     if self.config.run.save_every and step % self.config.run.save_every == 0:
                         self.save(completed)
-        except (NonFiniteError, KeyboardInterrupt, torch.OutOfMemoryError) as stop:
-            raise FastflowError(
-                f"{_cause(stop)}; the policy of step {completed} is in {self.save(completed)}"
-            ) from stop
+        except (FastflowError, KeyboardInterrupt, torch.OutOfMemoryError) as stop:
+            raise FastflowError(f"{_cause(stop)}; {self.rescue(completed, stop)}") from stop
+        except Exception as stop:
+            self.console.print(self.rescue(completed, stop), highlight=False, markup=False, soft_wrap=True)
+            raise
         finally:
             recorder.close()
             self.sampler.close()
@@ -144,8 +148,23 @@ class Trainer:
     def measure(self, groups: list[Group], updates: list[Update], **seconds: float) -> dict[str, Any]:
         well_formed = [fine for update in updates for fine in update.judgement.well_formed or ()] or None
         results = [update.result for update in updates]
-        metrics = measure(groups, results, well_formed=well_formed, alpha=self.config.objective.alpha, seconds=seconds)
+        metrics = measure(
+            groups,
+            results,
+            well_formed=well_formed,
+            alpha=self.config.objective.alpha,
+            seconds=seconds,
+            device=self.learner.policy.device,
+        )
         return {**metrics, "alarms": self.alarms.check(metrics)}
+
+    def rescue(self, step: int, stop: BaseException) -> str:
+        """Save what a stopped run has reached, and say where it is."""
+        traceback.clear_frames(stop.__traceback__)  # they hold the activations of the step that failed
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.learner.policy.parameters()):
+            return "the policy's weights are no longer finite and were not saved over an earlier save"
+        return f"the policy after step {step} ({self.learner.updates} updates) is in {self.save(step)}"
 
     def save(self, step: int) -> Path:
         return checkpoint.save(self.directory, self.learner, self.tokenizer, step=step, data_state=self.prompts.state())
@@ -155,5 +174,8 @@ def _cause(stop: BaseException) -> str:
     if isinstance(stop, KeyboardInterrupt):
         return "interrupted"
     if isinstance(stop, torch.OutOfMemoryError):
-        return "out of GPU memory: lower batch.tokens_per_microbatch, or set model.gradient_checkpointing or lora.rank"
+        return (
+            "out of GPU memory: lower rollout.max_sequences if it was sampling, batch.tokens_per_microbatch if not, or "
+            "set model.gradient_checkpointing or lora.rank"
+        )
     return str(stop)

@@ -54,11 +54,11 @@ class LocalSampler:
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         """One group per request. Raises FastflowError when a prompt leaves no room or the logits are not finite."""
-        self._check_room(requests, params)
+        check_room(self._policy, [request.prompt for request in requests], params.max_response_tokens)
         trajectories: list[list[Trajectory]] = [[] for _ in requests]
-        with self._policy.decoding() as model:
+        with self._policy.decoding():
             for chunk in self._chunks(requests):
-                finished = self._decode(model, [(requests[index].prompt, seed) for index, seed in chunk], params)
+                finished = self._decode([(requests[index].prompt, seed) for index, seed in chunk], params)
                 for (index, _), trajectory in zip(chunk, finished, strict=True):
                     trajectories[index].append(trajectory)
         return [Group(request.prompt, tuple(sampled)) for request, sampled in zip(requests, trajectories, strict=True)]
@@ -68,18 +68,7 @@ class LocalSampler:
         for start in range(0, len(flat), self._max_sequences):
             yield flat[start : start + self._max_sequences]
 
-    def _check_room(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        context = getattr(self._policy.causal_lm.config, "max_position_embeddings", None)
-        for request in requests:
-            needed = len(request.prompt.ids) + params.max_response_tokens
-            if context is not None and needed > context:
-                raise FastflowError(
-                    f"{request.prompt.source or 'a prompt'} has {len(request.prompt.ids)} tokens; with "
-                    f"rollout.max_response_tokens = {params.max_response_tokens} that exceeds the model's context of "
-                    f"{context}; lower data.max_prompt_tokens or rollout.max_response_tokens"
-                )
-
-    def _decode(self, model, items: list[tuple[Prompt, int]], params: SamplingParams) -> list[Trajectory]:
+    def _decode(self, items: list[tuple[Prompt, int]], params: SamplingParams) -> list[Trajectory]:
         """Decode one batch of (prompt, seed) to the end."""
         limit = params.max_response_tokens
         tokens = np.zeros((len(items), limit), dtype=np.int64)
@@ -90,7 +79,7 @@ class LocalSampler:
             np.stack([np.random.Generator(np.random.Philox(seed)).random(limit) for _, seed in items])
         ).to(self._policy.device)
 
-        batch = self._prefill(model, [prompt for prompt, _ in items])
+        batch = self._prefill([prompt for prompt, _ in items])
         for position in range(limit):
             token, logprob = draw(batch.logits, uniforms[batch.items, position], params)
             ended = torch.isin(token, self._eos_ids)
@@ -107,7 +96,7 @@ class LocalSampler:
             if alive <= _COMPACT_BELOW * len(rows):
                 token = token[batch.alive]
                 batch.keep_alive()
-            batch.advance(model, token)
+            batch.advance(self._policy, token)
         return [
             Trajectory(
                 response_ids=tokens[row, : length[row]].copy(),
@@ -119,10 +108,8 @@ class LocalSampler:
             for row, (_, seed) in enumerate(items)
         ]
 
-    def _prefill(self, model, prompts: list[Prompt]) -> _DecodingBatch:
+    def _prefill(self, prompts: list[Prompt]) -> _DecodingBatch:
         """Run each distinct prompt once, then give every response its copy of the cache."""
-        from transformers import DynamicCache
-
         distinct = {id(prompt): prompt for prompt in prompts}
         place = {key: row for row, key in enumerate(distinct)}
         device, longest = self._policy.device, max(len(prompt.ids) for prompt in distinct.values())
@@ -132,9 +119,13 @@ class LocalSampler:
             ids[row, longest - len(prompt.ids) :] = prompt.ids
             mask[row, longest - len(prompt.ids) :] = 1
         ids, mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-        cache = DynamicCache(config=model.config)
+        cache = _make_cache(self._policy.causal_lm)
         logits = _next_logits(
-            model, input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), cache=cache
+            self._policy,
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            cache=cache,
         )
         owner = torch.tensor([place[id(prompt)] for prompt in prompts], device=device)
         cache.batch_select_indices(owner)
@@ -146,6 +137,29 @@ class LocalSampler:
             cache=cache,
             logits=logits[owner],
         )
+
+
+def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
+    """Raise FastflowError when a prompt and its longest response exceed the model's context."""
+    context = getattr(policy.causal_lm.config, "max_position_embeddings", None)
+    longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
+    if longest is not None and context is not None and len(longest.ids) + max_response_tokens > context:
+        raise FastflowError(
+            f"{longest.source or 'a prompt'} has {len(longest.ids)} tokens; with rollout.max_response_tokens = "
+            f"{max_response_tokens} that exceeds the model's context of {context}; lower data.max_prompt_tokens or "
+            "rollout.max_response_tokens"
+        )
+
+
+def _make_cache(model):
+    """A KV cache that holds keys in the values' dtype: under autocast, rotary embeddings leave keys in float32."""
+    from transformers import DynamicCache
+
+    class EvenCache(DynamicCache):
+        def update(self, key_states, value_states, *arguments, **options):
+            return super().update(key_states.to(value_states.dtype), value_states, *arguments, **options)
+
+    return EvenCache(config=model.config)
 
 
 @dataclass
@@ -165,10 +179,10 @@ class _DecodingBatch:
         for name in ("items", "mask", "next_position", "alive"):
             setattr(self, name, getattr(self, name)[chosen])
 
-    def advance(self, model, token: torch.Tensor) -> None:
+    def advance(self, policy: PackedModel, token: torch.Tensor) -> None:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
         self.logits = _next_logits(
-            model,
+            policy,
             input_ids=token.unsqueeze(1),
             attention_mask=self.mask,
             position_ids=self.next_position.unsqueeze(1),
@@ -177,16 +191,16 @@ class _DecodingBatch:
         self.next_position = self.next_position + 1
 
 
-def _next_logits(model, *, input_ids, attention_mask, position_ids, cache) -> torch.Tensor:
+def _next_logits(policy: PackedModel, *, input_ids, attention_mask, position_ids, cache) -> torch.Tensor:
     """Logits (B, V) float32 of the next token; the head sees the last position only."""
-    output = model.get_decoder()(
+    output = policy.causal_lm.get_decoder()(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids,
         past_key_values=cache,
         use_cache=True,
     )
-    logits = model.get_output_embeddings()(output.last_hidden_state[:, -1]).float()
+    logits = policy.logits(output.last_hidden_state[:, -1])
     if not torch.isfinite(logits).all():
         raise FastflowError(
             "the policy's logits are NaN or infinite; its weights are damaged: restart from a saved policy"

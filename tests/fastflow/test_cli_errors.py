@@ -279,7 +279,7 @@ class TestTraining:
 
         outcome = train(model__base=models / "damaged")
         policy = tmp_path / "run" / "policy"
-        check_refused(outcome, "the loss is nan", "optim.lr", f"the policy of step 0 is in {policy}")
+        check_refused(outcome, "the loss is nan", "optim.lr", f"the policy after step 0 (0 updates) is in {policy}")
         before, after = load_file(models / "fine" / "model.safetensors"), load_file(policy / "model.safetensors")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -385,6 +385,20 @@ class TestMain:
         again = invoke(capsys, "train", "--config", file, "--dry-run")
         assert again == (0, out, "")
         assert "lr: 0.0001\n" in out
+
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("objective.format_pattern", "(", "no regular expression"),
+            ("objective.reward", "nowhere:function", "cannot be imported"),
+            ("data.path", "bad.jsonl", "bad.jsonl:1"),
+        ],
+    )
+    def test_dry_run_checks_what_needs_no_model(self, capsys, tmp_path, monkeypatch, option, value, words):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "bad.jsonl", "not json\n")
+        code, _, err = invoke(capsys, "train", "--preset", "demo", f"--{option}={value}", "--dry-run")
+        assert code == 2 and words in err
 
     def test_help_of_train_lists_the_settings(self, capsys):
         code, out, err = invoke(capsys, "train", "--help")

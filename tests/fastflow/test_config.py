@@ -94,7 +94,7 @@ class TestPresets:
     @pytest.mark.parametrize("name", PRESETS)
     def test_each_setting_of_a_preset_arrives(self, name):
         config, _ = read_config(["--preset", name])
-        config.require_inputs()
+        read_config(["--preset", name, "--data.path=mine.jsonl"])[0].require_inputs()
         assert {key: lookup(config, key) for key in PRESETS[name]} == PRESETS[name]
 
     @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_empty_responses_contribute_nothing(rng):
     [("constant", [0.5, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.775, 0.55]), ("cosine", [0.5, 1, 1, 0.868198, 0.55])],
 )
 def test_learning_rate_course(schedule, expected):
-    settings = OptimConfig(warmup_steps=2, schedule=schedule, final_lr_ratio=0.1)
+    settings = OptimConfig(warmup_updates=2, schedule=schedule, final_lr_ratio=0.1)
     factors = [lr_factor(update, 10, settings) for update in (0, 1, 2, 4, 6)]
     assert factors == pytest.approx(expected, abs=1e-5)
     assert lr_factor(10, 10, settings) == pytest.approx(1.0 if schedule == "constant" else 0.1)

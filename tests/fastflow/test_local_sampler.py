@@ -39,6 +39,28 @@ def test_logprobs_equal_the_trainers(family, tied, rng):
         np.testing.assert_allclose(trajectory.behaviour_logprobs, logprobs, atol=1e-5)
 
 
+def test_under_autocast_logits_are_not_rounded_and_the_cache_is_half(rng, monkeypatch):
+    """bfloat16 has 8 bits: rounded logits would show as log-probs far from the trainer's."""
+    from transformers import DynamicCache
+
+    cached, logits, update = set(), [], DynamicCache.update
+
+    def spy_on_update(self, keys, values, *arguments, **options):
+        cached.add((keys.dtype, values.dtype))
+        return update(self, keys, values, *arguments, **options)
+
+    def spy_on_draw(given, uniform, params):
+        logits.append(given)
+        return draw(given, uniform, params)
+
+    monkeypatch.setattr(DynamicCache, "update", spy_on_update)
+    monkeypatch.setattr("fastflow.rollout.local.draw", spy_on_draw)
+    model = PackedModel(make_causal_lm("qwen3"), autocast=True)
+    LocalSampler(model, eos_ids=[0]).sample(requests_for(make_prompts(rng), 2, seed=0, step=1), PARAMS)
+    assert cached == {(torch.bfloat16, torch.bfloat16)}
+    assert all(given.dtype == torch.float32 and not torch.equal(given, given.bfloat16().float()) for given in logits)
+
+
 def test_finish_reasons_and_limits(rng):
     model = PackedModel(make_causal_lm())
     groups = LocalSampler(model, eos_ids=[0, 1]).sample(requests_for(make_prompts(rng), 20, seed=0, step=1), PARAMS)

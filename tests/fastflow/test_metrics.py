@@ -18,6 +18,7 @@ from fastflow.scoring import behaviour_logprob, group_index
 from fastflow.trajectory import Group, Prompt, Trajectory, flatten
 from small_models import make_groups
 
+CPU = torch.device("cpu")
 SECONDS = {"sample": 2.0, "total": 5.0}
 
 
@@ -139,7 +140,9 @@ class TestMeasure:
             residual=torch.tensor([1.0, -1.0]).double(),
         )
         second = make_result(groups[1:], rng, residual=torch.tensor([3.0, 1.0]).double(), lr=5e-4, grad_norm=1.0)
-        return measure(groups, [first, second], well_formed=[True, False, True, True], alpha=4.0, seconds=SECONDS)
+        return measure(
+            groups, [first, second], well_formed=[True, False, True, True], alpha=4.0, seconds=SECONDS, device=CPU
+        )
 
     def test_by_hand(self, measured):
         expected = {
@@ -178,12 +181,12 @@ class TestMeasure:
     def test_logprob_means_are_per_token_and_per_response(self, groups, rng):
         result = make_result(groups, rng, logprob=torch.tensor([-2.0, -8.0, -3.0, -13.0]).double(),
                              base_logprob=torch.tensor([-4.0, -4.0, -1.0, -26.0]).double())  # fmt: skip
-        measured = measure(groups, [result], well_formed=None, alpha=4.0, seconds=SECONDS)
+        measured = measure(groups, [result], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
         assert measured["logprob_mean"] == pytest.approx(-(1 + 2 + 3 + 1) / 4)
         assert measured["base_logprob_mean"] == pytest.approx(-(2 + 1 + 1 + 2) / 4)
 
     def test_no_format_means_no_malformed_share(self, groups, rng):
-        measured = measure(groups, [make_result(groups, rng)], well_formed=None, alpha=4.0, seconds=SECONDS)
+        measured = measure(groups, [make_result(groups, rng)], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
         assert measured["malformed_share"] is None
 
     def test_plain_numbers_that_json_keeps(self, measured):
@@ -195,7 +198,7 @@ class TestMeasure:
     def test_sampled_and_trained_trajectories_may_differ(self, groups, rng):
         """objective.truncated = drop: lengths are the rollout's, residuals those of what was trained on."""
         kept = [groups[0], Group(groups[1].prompt, groups[1].trajectories[:1])]
-        measured = measure(groups, [make_result(kept, rng)], well_formed=None, alpha=4.0, seconds=SECONDS)
+        measured = measure(groups, [make_result(kept, rng)], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
         assert measured["length_mean"] == 5.0
         assert measured["responses"] == 4
         assert measured["truncated_share"] == 0.25

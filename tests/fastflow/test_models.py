@@ -152,6 +152,26 @@ def test_autocast_gives_the_ops_bfloat16(rng):
     torch.testing.assert_close(token_logprobs(model, batch), exact, rtol=0, atol=0.3)
 
 
+def test_autocast_gives_every_kernel_one_dtype(rng, monkeypatch):
+    """Under autocast, rotary embeddings leave query and key in float32; varlen kernels do not cast by themselves."""
+    seen, sdpa = [], attention._KERNELS["sdpa"]
+
+    def spy(query, key, value, *arguments, **options):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return sdpa(query, key, value, *arguments, **options)
+
+    monkeypatch.setitem(attention._KERNELS, "sdpa", spy)
+    (batch,) = pack(make_groups(rng), tokens_per_microbatch=10**6)
+    for family in FAMILIES:
+        PackedModel(make_causal_lm(family), autocast=True).hidden_states(batch)
+    assert seen == [{torch.bfloat16}] * 6
+
+
+def test_adapters_on_the_head_are_refused():
+    with pytest.raises(FastflowError, match="names lm_head"):
+        _with_adapters(make_causal_lm(tied=False), LoraConfig(rank=2, targets="q_proj,lm_head"))
+
+
 def test_unknown_device_and_family():
     with pytest.raises(FastflowError, match="is no device"):
         resolve_device("tpu9")

@@ -124,7 +124,7 @@ def test_several_updates_per_rollout_are_weighed(settings):
         {"rollout__temperature": 0.7, "rollout__top_p": 0.9, "importance__source": "recompute"},
         {"lora__rank": 2, "importance__source": "recompute"},
         {"objective__format_pattern": "[0-9]", "run__tensorboard": "true"},
-        {"model__gradient_checkpointing": "true", "optim__schedule": "cosine", "optim__warmup_steps": 1},
+        {"model__gradient_checkpointing": "true", "optim__schedule": "cosine", "optim__warmup_updates": 1},
     ],
 )
 def test_every_switch_trains(settings, changes):
@@ -189,7 +189,7 @@ def test_trainer_state_is_beside_the_policy(settings):
     moments = load_file(state / "optimizer.safetensors")
     assert {name.split("/")[1] for name in moments} == {"step", "exp_avg", "exp_avg_sq"}
     saved = json.loads((state / "state.json").read_text())
-    assert saved["step"] == 3 and saved["schedule"] == 3
+    assert saved["step"] == 3 and saved["updates"] == 3
     assert saved["data"] == {"epoch": 1, "position": 2}  # 12 of 10 prompts taken
 
 
@@ -203,17 +203,48 @@ def test_nan_saves_the_last_good_policy(settings, monkeypatch):
         return update(groups, penalty=penalty, reward=reward)
 
     monkeypatch.setattr(trainer.learner, "update", poisoned)
-    with pytest.raises(FastflowError, match=r"the loss is nan.*the policy of step 2 is in"):
+    with pytest.raises(FastflowError, match=r"the loss is nan.*the policy after step 2 \(2 updates\) is in"):
         trainer.run()
     assert len(metrics_of(settings)) == 2
     assert all(torch.isfinite(tensor).all() for tensor in weights(settings["run.output"] / "policy").values())
+
+
+def test_any_other_failure_saves_the_policy_too(settings, monkeypatch, capsys):
+    trainer = Trainer(configure(settings), Console())
+    step = trainer.step
+    monkeypatch.setattr(trainer, "step", lambda n: step(n) if n < 3 else [].pop())
+    with pytest.raises(IndexError):
+        trainer.run()
+    assert "the policy after step 2 (2 updates) is in" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((settings["run.output"] / "trainer" / "state.json").read_text())["updates"] == 2
+
+
+def test_damaged_weights_are_not_saved_over_good_ones(settings, monkeypatch):
+    trainer = Trainer(configure(settings, run__save_every=1), Console(quiet=True))
+    step = trainer.step
+
+    def damage(number):
+        if number == 3:
+            with torch.no_grad():
+                trainer.learner.policy.parameters()[0].fill_(float("inf"))
+        return step(number)
+
+    monkeypatch.setattr(trainer, "step", damage)
+    with pytest.raises(FastflowError, match=r"NaN or infinite.*not saved over an earlier save"):
+        trainer.run()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(settings["run.output"] / "policy").values())
+
+
+def test_prompts_that_leave_no_room_are_found_at_the_start(settings):
+    with pytest.raises(FastflowError, match=r"exceeds the model's context of 128"):
+        Trainer(configure(settings, rollout__max_response_tokens=127), Console(quiet=True))
 
 
 def test_an_interrupt_saves_the_policy(settings, monkeypatch):
     trainer = Trainer(configure(settings), Console(quiet=True))
     step = trainer.step
     monkeypatch.setattr(trainer, "step", lambda n: step(n) if n < 3 else (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(FastflowError, match="interrupted; the policy of step 2 is in"):
+    with pytest.raises(FastflowError, match=r"interrupted; the policy after step 2 \(2 updates\) is in"):
         trainer.run()
     assert json.loads((settings["run.output"] / "trainer" / "state.json").read_text())["step"] == 2
 

@@ -1,0 +1,21 @@
+"""`fastflow train --dry-run`: everything that can be checked without loading a model or reaching a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastflow.config import Config
+from fastflow.data import is_file, read_records
+from fastflow.objective import load_function, make_format_check
+from fastflow.recorder import check_sinks
+
+
+def check_inputs(config: Config) -> None:
+    """Raise FastflowError for what would stop the run: missing inputs or packages, functions, a data file's records."""
+    config.require_inputs()
+    check_sinks(config)
+    make_format_check(config.objective)
+    if config.objective.reward is not None:
+        load_function(config.objective.reward, "objective.reward")
+    if is_file(config.data) and Path(config.data.path).exists():
+        read_records(config.data)
