@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fastflow.config import Config, OptimConfig
 from fastflow.errors import FastflowError
+from fastflow.interrupt import deferred_interrupt
 from fastflow.log_z import LearnedLogZ, group_mean
 from fastflow.models import AdaptersOff, PackedModel
 from fastflow.objective import OBJECTIVES, Evidence
@@ -191,8 +192,9 @@ class Learner:
                 "the weights were left as they were: lower optim.lr or optim.max_grad_norm, or check the model for NaN"
             )
         lr = self.schedule.get_last_lr()[0]
-        self.optimizer.step()
-        self.schedule.step()
+        with deferred_interrupt():  # or a Ctrl-C could leave half of the weights updated
+            self.optimizer.step()
+            self.schedule.step()
         return loss, norms[0], lr
 
 
