@@ -1,7 +1,16 @@
-"""Settings of the whole test run."""
+"""Settings and fixtures of the whole test run."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> torch.device:
+    """Every device the code runs on; CUDA is skipped by name where there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and torch sees none")
+    return torch.device(request.param)

@@ -121,7 +121,7 @@ def test_draw_inverts_the_processed_distribution(seed, temperature, top_p, u):
     order = probabilities.argsort(descending=True)
     kept, mass = [], 0.0
     for index in order.tolist():
-        if mass >= top_p - 1e-6 and kept:
+        if mass >= top_p + 1e-6:  # float32 sums: a token on the edge may fall on either side
             break
         kept.append(index)
         mass += float(probabilities[index])

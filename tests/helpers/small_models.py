@@ -12,27 +12,27 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 VOCABULARY = 40
 
 
-def make_causal_lm(family: str = "llama", *, tied: bool = True, vocab_size: int = VOCABULARY, seed: int = 0, **extra):
+def make_causal_lm(family: str = "llama", *, tied: bool = True, vocab_size: int = VOCABULARY, seed: int = 0, **changes):
     """A randomly initialised two-layer model of one family, grouped-query attention, float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        initializer_range=0.3,
-        **extra,
-    )
+    settings = {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+        **changes,
+    }
+    config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config)
 
