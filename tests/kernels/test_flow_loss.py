@@ -43,8 +43,29 @@ def test_large_logits(problem, block_rows):
     expected, expected_gradients = problem.oracle()
     for name in ("token_logprob", "logprob"):
         assert relative_error(getattr(result, name), getattr(expected, name).detach()) <= 1e-5
+    rounding = float32_rounding_of_sums(problem, expected)
     for name, want in expected_gradients.items():
-        assert relative_error(gradients[name], want) <= 1e-4, name
+        error = largest(gradients[name].double() - want)
+        assert error <= 1e-4 * largest(want) + rounding[name], name
+
+
+def largest(values: torch.Tensor) -> float:
+    """Largest magnitude; 0 for an empty tensor."""
+    return float(values.abs().max()) if values.numel() else 0.0
+
+
+def float32_rounding_of_sums(problem, expected) -> dict[str, float]:
+    """What float32 may lose where rows with opposite gradients cancel: 2e-7 of the sum of their sizes."""
+    tensors = problem.tensors
+    coefficient = 2 * expected.residual.detach() * tensors["length_scale"] / problem.options["normaliser"]
+    of_rows = 2e-7 * float((coefficient.abs() * problem.cu_seqlens.diff()).nan_to_num(0.0).sum())
+
+    return {
+        "hidden": of_rows * largest(tensors["weight"]),
+        "weight": of_rows * largest(tensors["hidden"]),
+        "bias": of_rows,
+        "log_z": 0.0,
+    }
 
 
 def test_a_probability_next_to_one_keeps_its_digits():
