@@ -60,7 +60,7 @@ class Size:
     tokens: int = 5
     limit: int = 5
     table_updates: int = 200
-    updates: int = 300
+    updates: int = 240
     responses: int = 512
     learned: tuple[float, ...] = (2.0,)
 
