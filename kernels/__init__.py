@@ -2,14 +2,18 @@
 
     linear_logprob   log-probability of one target per row of hidden states, for any upstream gradient
     flow_loss        the sequence-level trajectory-balance loss, its gradient taken in the same pass over the
-    vocabulary
+                     vocabulary
+    explain          which implementation a call would take, and why
 
-Neither ever holds the (rows, vocabulary) matrix of logits. `fastflow_kernels.reference` states the same two
-functions in plain PyTorch; that is their meaning, and what the tests compare with.
+Neither op ever holds the (rows, vocabulary) matrix of logits. `fastflow_kernels.reference` states the same two
+functions in plain PyTorch; that is their meaning, and what the tests compare with. Both are operators of torch
+(torch.ops.fastflow), so torch.compile takes them into its graphs whole.
 """
 
 from fastflow_kernels.flow_loss import flow_loss
-from fastflow_kernels.flow_loss_pass import FlowLoss
+from fastflow_kernels.implementation import explain
 from fastflow_kernels.linear_logprob import linear_logprob
+from fastflow_kernels.result import FlowLoss
+from fastflow_kernels.shard import VocabularyShard
 
-__all__ = ["FlowLoss", "flow_loss", "linear_logprob"]
+__all__ = ["FlowLoss", "VocabularyShard", "explain", "flow_loss", "linear_logprob"]

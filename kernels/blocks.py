@@ -3,23 +3,28 @@
 import itertools
 from typing import NamedTuple
 
-# Logits of one block, in bytes. CPU: measured on two cores at D = 512, V = 32000, float32: the products take
-# 22 % longer in blocks of 128 rows than over 2048 rows at once, 8 % in 256, 4 to 5 % in 384 and in 512.
-# Elsewhere: a guess, to be measured.
-LOGIT_BYTES = {"cpu": 64 * 2**20}
-LOGIT_BYTES_ELSEWHERE = 512 * 2**20
+# Memory of one block, in bytes. CPU: measured on two cores at D = 512, V = 32000, float32: the products take 22 %
+# longer in blocks of 128 rows than over 2048 rows at once, 8 % in 256, 4 to 5 % in 384 and in 512. CUDA: not
+# measured; each block reads and writes the head's float32 gradient once, so fewer blocks are faster.
+BLOCK_BYTES = {"cpu": 64 * 2**20}
+BLOCK_BYTES_ELSEWHERE = 2**30
 FEWEST_ROWS = 128
 MOST_ROWS = 8192
 
 
-def default_block_rows(vocabulary: int, device_type: str = "cpu") -> int:
-    """Rows of a block when the caller names none: 128 to 8192, what fits the device's budget of float32
-    logits.
+def default_block_rows(vocabulary: int, device_type: str = "cpu", entry_bytes: int = 4) -> int:
+    """Rows of a block when the caller names none: 128 to 8192, what fits the device's budget.
+
+    entry_bytes: memory of a block per row and vocabulary entry.
 
     >>> default_block_rows(32000), default_block_rows(152064), default_block_rows(100)
     (524, 128, 8192)
+    >>> default_block_rows(151936, "cuda", entry_bytes=2)  # whole tiles of 128 rows
+    3456
     """
-    rows = LOGIT_BYTES.get(device_type, LOGIT_BYTES_ELSEWHERE) // (4 * vocabulary)
+    rows = BLOCK_BYTES.get(device_type, BLOCK_BYTES_ELSEWHERE) // (entry_bytes * vocabulary)
+    if device_type not in BLOCK_BYTES:
+        rows -= rows % FEWEST_ROWS
     return max(FEWEST_ROWS, min(rows, MOST_ROWS))
 
 
@@ -27,8 +32,7 @@ class SequenceBlock(NamedTuple):
     """Rows [row_start, row_stop) and the sequences [sequence_start, sequence_stop) they belong to.
 
     Either whole sequences (then `opens` and `closes` are both true), or one part of a single sequence that is
-    longer than a
-    block: `opens` at its first part, `closes` at its last.
+    longer than a block: `opens` at its first part, `closes` at its last.
     """
 
     row_start: int

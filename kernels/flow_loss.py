@@ -29,17 +29,18 @@ all (S,) arithmetic are in float64.
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from fastflow_kernels.autograd import finished, refuse_create_graph, without_autocast
-from fastflow_kernels.blocks import SequenceBlock, default_block_rows, sequence_blocks
-from fastflow_kernels.flow_loss_pass import FlowLoss, NeededGradients, loss_and_gradients
-from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs
+from fastflow_kernels import flow_loss_operator
+from fastflow_kernels.matmul import factor_dtype
+from fastflow_kernels.result import FlowLoss
+from fastflow_kernels.sequence_terms import RATIOS
+from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import (
     check_block_rows,
     check_clip,
     check_cu_seqlens,
     check_head,
+    check_logit_options,
     check_name,
     check_positive,
     check_sequence_tensors,
@@ -48,7 +49,7 @@ from fastflow_kernels.validate import (
 
 def flow_loss(
     hidden: Tensor,  # (N, D) float
-    weight: Tensor,  # (V, D) same type
+    weight: Tensor,  # (V, D) float
     targets: Tensor,  # (N,) int64 or int32, in [0, V)
     cu_seqlens: Tensor,  # (S+1,) int32 or int64
     *,
@@ -60,14 +61,19 @@ def flow_loss(
     clip_high: float,
     ratio: str = "sequence",
     normaliser: float,
-    bias: Tensor | None = None,  # (V,) same type
+    bias: Tensor | None = None,  # (V,) float
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    vocabulary: int | None = None,
+    shard: VocabularyShard | None = None,
     block_rows: int | None = None,
 ) -> FlowLoss:
     """Weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
 
     Args:
         hidden: final hidden states, one row per response token, sequences one after another, no padding.
-        weight: weight of the head; need not be contiguous, but then it is copied for the call.
+        weight: weight of the head; need not be contiguous, but then it is copied for the call. Its type may
+            differ from that of hidden, float64 apart; they are multiplied in the narrower, or in autocast's.
         cu_seqlens: row offsets; sequence s has the rows cu_seqlens[s] to cu_seqlens[s+1]. Read on the host:
             keep it on the CPU to spare a CUDA device the wait. A sequence may be empty: it adds nothing to
             the loss or any gradient, whatever its other inputs hold, and reports logprob 0, residual 0, ratio
@@ -84,6 +90,11 @@ def flow_loss(
             rows.
         normaliser: divides the loss; above 0. The number of sequences of the global batch makes micro-batches
             add up.
+        temperature: divides the logits; above 0.
+        softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None.
+        vocabulary: true size of the vocabulary, where the weight is padded beyond it: the rows from there on
+            take no part and get gradient 0. None: all rows.
+        shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
 
     Returns:
@@ -114,70 +125,44 @@ def flow_loss(
     tensor(0.3583)
     """
     check_head(hidden, weight, targets, bias)
-    boundaries = check_cu_seqlens(cu_seqlens, row_count=hidden.shape[0])
+    check_logit_options(temperature, softcap, vocabulary, weight)
+    check_cu_seqlens(cu_seqlens)
     constants = {
         "log_target": log_target,
         "length_scale": length_scale,
         "behaviour_logprob": behaviour_logprob,
     }
-    check_sequence_tensors(len(boundaries) - 1, like=hidden, log_z=log_z, **constants)
+    check_sequence_tensors(cu_seqlens.shape[0] - 1, like=hidden, log_z=log_z, **constants)
     check_clip(clip_low, clip_high)
     check_name("ratio", ratio, RATIOS)
     check_positive("normaliser", normaliser)
     check_block_rows(block_rows)
 
-    offsets = cu_seqlens.to(hidden.device, torch.int64)
-    sequences = SequenceInputs(
-        row_count=offsets.diff(),
-        log_z=log_z.detach().double(),
-        **{name: value.detach().double() for name, value in constants.items()},
-        clip_low=float(clip_low),
-        clip_high=float(clip_high),
-        ratio=ratio,
-        normaliser=float(normaliser),
+    needs = (
+        tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+        for tensor in (hidden, weight, bias, log_z)
     )
-    blocks = sequence_blocks(boundaries, block_rows or default_block_rows(weight.shape[0], hidden.device.type))
-    inputs = (hidden, weight, bias, log_z)
-    return FlowLoss(*_FlowLoss.apply(*inputs, targets.long(), offsets, sequences, blocks, torch.is_grad_enabled()))
-
-
-class _FlowLoss(torch.autograd.Function):
-    """Carries the gradients that the forward pass computed to the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        log_z: Tensor,
-        targets: Tensor,
-        offsets: Tensor,
-        sequences: SequenceInputs,
-        blocks: list[SequenceBlock],
-        grad_enabled: bool,  # by the caller: inside forward it is always off, and needs_input_grad ignores it
-    ) -> tuple[Tensor, ...]:
-        need = NeededGradients(*(needs and grad_enabled for needs in ctx.needs_input_grad[:4]))
-        with without_autocast(hidden.device):
-            result, ctx.gradients = loss_and_gradients(hidden, weight, bias, targets, offsets, sequences, blocks, need)
-        ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype, log_z.dtype)
-        ctx.mark_non_differentiable(*result[1:])
-        ctx.set_materialize_grads(False)
-        return tuple(result)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_loss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        refuse_create_graph("flow_loss")
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None:
-            raise RuntimeError(
-                "flow_loss computes its gradient once, in the forward pass, and the first backward has "
-                "handed it out; call flow_loss again before a second backward."
-            )
-        is_one = grad_loss.device.type == "cpu" and grad_loss.item() == 1.0  # CUDA: asking would wait
-        if not is_one:
-            for gradient in gradients:
-                if gradient is not None:
-                    gradient.mul_(grad_loss)
-        pairs = zip(gradients, ctx.dtypes, strict=True)
-        return (*(finished(gradient, dtype) for gradient, dtype in pairs), None, None, None, None, None)
+    outputs = flow_loss_operator.operator(
+        hidden,
+        weight,
+        bias,
+        log_z,
+        targets,
+        cu_seqlens,
+        log_target,
+        length_scale,
+        behaviour_logprob,
+        float(clip_low),
+        float(clip_high),
+        ratio,
+        float(normaliser),
+        float(temperature),
+        None if softcap is None else float(softcap),
+        vocabulary,
+        block_rows,
+        factor_dtype(hidden, weight),
+        0 if shard is None else shard.start,
+        None if shard is None else shard.group.group_name,
+        *needs,
+    )
+    return FlowLoss(*outputs[: flow_loss_operator.RESULTS])

@@ -6,21 +6,12 @@ import torch
 from torch import Tensor
 
 from fastflow_kernels.blocks import SequenceBlock
+from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
-from fastflow_kernels.matmul import accumulator_dtype, as_factor, back_project, project
-from fastflow_kernels.row_pass import row_pass_
-from fastflow_kernels.sequence_terms import SequenceInputs, sum_by_sequence
-
-
-class FlowLoss(NamedTuple):
-    """What `flow_loss` returns; float64 for float64 inputs, else float32. Only `loss` carries gradient."""
-
-    loss: Tensor  # () the sum over sequences, divided by the normaliser
-    logprob: Tensor  # (S,) log pi of the sequence, nats
-    residual: Tensor  # (S,)
-    weight: Tensor  # (S,) the clipped ratio
-    raw_ratio: Tensor  # (S,) the ratio before clipping
-    token_logprob: Tensor  # (N,) log pi of each row, nats
+from fastflow_kernels.implementation import Choice
+from fastflow_kernels.matmul import accumulator_dtype, back_project
+from fastflow_kernels.projector import Projector
+from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms, settle_sequences_
 
 
 class FlowLossGradients(NamedTuple):
@@ -40,68 +31,88 @@ class NeededGradients(NamedTuple):
     bias: bool
     log_z: bool
 
+    @property
+    def head(self) -> bool:
+        return self.weight or self.bias
 
-def loss_and_gradients(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    offsets: Tensor,
-    sequences: SequenceInputs,
-    blocks: list[SequenceBlock],
-    need: NeededGradients,
-) -> tuple[FlowLoss, FlowLossGradients]:
-    """Loss, statistics and gradients; `blocks` cover the rows in order, and the sequences."""
-    dtype = accumulator_dtype(hidden.dtype)
-    hidden_factor, head_weight = as_factor(hidden), as_factor(weight)
-    head_bias = None if bias is None else bias.detach().to(dtype)
-    buffer = head_weight.new_empty(
-        max((block.row_count for block in blocks), default=0), head_weight.shape[0], dtype=dtype
-    )
 
-    def new_head_gradient() -> HeadGradient:
-        return HeadGradient(head_weight, need_weight=need.weight, need_bias=need.bias, dtype=dtype)
+class FlowLossPass:
+    """One call: blocks go through in order, and leave log-probs, sequence terms and gradients."""
 
-    head = new_head_gradient()
-    long_head = new_head_gradient() if any(block.is_part for block in blocks) else None
-    d_hidden = torch.empty_like(hidden_factor, dtype=dtype) if need.hidden else None
-    token_logprob = buffer.new_empty(hidden.shape[0])
-    logprob = torch.zeros_like(sequences.log_z)  # the (S,) tensors are float64
-    loss = logprob.new_zeros(())
-    residual, clipped_ratio, raw_ratio, d_log_z = (torch.empty_like(logprob) for _ in range(4))
+    def __init__(
+        self,
+        hidden: Tensor,  # (N, D), in the type of the head
+        targets: Tensor,  # (N,) int64
+        offsets: Tensor,  # (S+1,) int64, on the device
+        head: Head,
+        padded_vocabulary: int,  # rows of the weight, padding included
+        sequences: SequenceInputs,
+        choice: Choice,
+        need: NeededGradients,
+    ):
+        self.hidden, self.targets, self.offsets = hidden, targets, offsets
+        self.head, self.sequences, self.need = head, sequences, need
+        self.padded_vocabulary = padded_vocabulary
+        self.projector_class: type[Projector] = choice.projector()
+        self.settle_sequences_ = settle_sequences_
+        if choice.uses_triton:
+            from fastflow_kernels.gpu import segment
 
-    for block in blocks:
-        rows, own = block.rows, block.sequences
-        direction = project(hidden_factor[rows], head_weight, head_bias, out=buffer[: block.row_count])
-        token_logprob[rows], row_scale = row_pass_(direction, targets[rows])
-        own_offsets = offsets[block.sequence_start : block.sequence_stop + 1] - block.row_start
-        logprob[own] += sum_by_sequence(token_logprob[rows], own_offsets.clamp(0, block.row_count))
+            self.settle_sequences_ = segment.settle_sequences_
 
-        if block.closes:
-            terms = sequences.terms(logprob[own], own)
-            residual[own], clipped_ratio[own], raw_ratio[own] = terms.residual, terms.weight, terms.raw_ratio
-            d_log_z[own] = terms.d_log_z
-            loss += terms.loss.sum()
-            d_logprob = terms.d_logprob.to(dtype)  # of a sequence; the same for each of its rows
-        if not block.is_part:
-            row_scale *= d_logprob.repeat_interleave(sequences.row_count[own], output_size=block.row_count)
+        self.dtype = accumulator_dtype(hidden.dtype)
+        self.token_logprob = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
+        self.terms = SequenceTerms.zeros(like=sequences.log_z)
+        self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
+        self.d_head = self._new_head_gradient()
 
-        if d_hidden is not None:
-            back_project(direction, head_weight, out=d_hidden[rows]).mul_(row_scale.unsqueeze(1))
-        if head.is_needed():
-            (long_head if block.is_part else head).add_rows(direction, row_scale, hidden_factor[rows])
+    def default_block_rows(self) -> int:
+        return self.projector_class.default_rows(self.head)
 
-        if block.is_part and block.opens:
-            sequence_row_start = block.row_start
+    def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
+        """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
+        projector = self.projector_class(self.head, most_rows=max((block.row_count for block in blocks), default=0))
+        self.long_d_head = self._new_head_gradient() if any(block.is_part for block in blocks) else None
+        for block in blocks:
+            if block.is_part and block.opens:
+                self.long_row_start = block.row_start
+            if self.need.hidden or self.need.head:
+                self._block_with_gradient(projector, block)
+            else:
+                self.token_logprob[block.rows] = projector.logprobs(self.hidden[block.rows], self.targets[block.rows])
+                self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
+        if self.d_hidden is not None and self.head.shard is not None:
+            self.head.shard.sum_(self.d_hidden)
+        return FlowLossGradients(self.d_hidden, *self.d_head.finish(), self.terms.d_log_z if self.need.log_z else None)
+
+    def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
+        hidden = self.hidden[block.rows]
+        direction = projector.directions(hidden, self.targets[block.rows])
+        self.token_logprob[block.rows] = direction.logprob
+        row_factor = direction.factor
+        self._settle(block, row_factor)
+        if self.d_hidden is not None:
+            d_hidden = back_project(direction.matrix, self.head.weight, out=self.d_hidden[block.rows])
+            d_hidden.mul_(row_factor.unsqueeze(1))
+        if self.need.head:
+            d_head = self.long_d_head if block.is_part else self.d_head
+            d_head.add_rows(direction.matrix, row_factor, hidden)
         if block.is_part and block.closes:
-            if d_hidden is not None:
-                d_hidden[sequence_row_start : block.row_stop].mul_(d_logprob)
-            if head.is_needed():
-                head.take_scaled(long_head, d_logprob)
+            self._scale_long_sequence(block)
 
-    d_weight, d_bias = head.finish()
-    statistics = (values.to(dtype) for values in (loss, logprob, residual, clipped_ratio, raw_ratio))
-    return (
-        FlowLoss(*statistics, token_logprob),
-        FlowLossGradients(d_hidden, d_weight, d_bias, d_log_z if need.log_z else None),
-    )
+    def _settle(self, block: SequenceBlock, row_factor: Tensor) -> None:
+        token_logprob = self.token_logprob[block.rows]
+        self.settle_sequences_(self.terms, self.sequences, self.offsets, block, token_logprob, row_factor)
+
+    def _scale_long_sequence(self, block: SequenceBlock) -> None:
+        """Its parts went in with coefficient one; the last of them has made the coefficient known."""
+        d_logprob = self.terms.d_logprob[block.sequences].to(self.dtype)
+        if self.d_hidden is not None:
+            self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob)
+        if self.need.head:
+            self.d_head.take_scaled(self.long_d_head, d_logprob)
+
+    def _new_head_gradient(self) -> HeadGradient:
+        return HeadGradient(
+            self.head, self.padded_vocabulary, need_weight=self.need.weight, need_bias=self.need.bias, dtype=self.dtype
+        )

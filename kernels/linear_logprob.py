@@ -1,38 +1,42 @@
 """Per-token log-probs under a language-model head, for any upstream gradient, without the (N, V) logits.
 
 Forward: one block of logits at a time, 2 N D V flops; nothing is kept but the inputs. Backward: the same
-block again, turned in place into the direction of its gradient (row_pass.py), times the upstream gradient of
+block again, turned in place into the direction of its gradient (row_statistics.py), times the upstream gradient of
 each row: 6 N D V more, 8 in all. Where the upstream gradient is known before the head runs, as in
 `flow_loss`, the 2 N D V of the second projection are saved.
 """
 
-import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from fastflow_kernels.autograd import finished, refuse_create_graph, without_autocast
-from fastflow_kernels.blocks import default_block_rows, row_blocks
-from fastflow_kernels.head_gradient import HeadGradient
-from fastflow_kernels.matmul import accumulator_dtype, as_factor, back_project, project
-from fastflow_kernels.row_pass import row_pass_
-from fastflow_kernels.validate import check_block_rows, check_head, check_positive
+from fastflow_kernels import linear_logprob_operator
+from fastflow_kernels.matmul import factor_dtype
+from fastflow_kernels.shard import VocabularyShard
+from fastflow_kernels.validate import check_block_rows, check_head, check_logit_options
 
 
 def linear_logprob(
     hidden: Tensor,  # (N, D) float
-    weight: Tensor,  # (V, D) same type
+    weight: Tensor,  # (V, D) float
     targets: Tensor,  # (N,) int64 or int32, in [0, V)
     *,
     temperature: float = 1.0,
-    bias: Tensor | None = None,  # (V,) same type
+    bias: Tensor | None = None,  # (V,) float
+    softcap: float | None = None,
+    vocabulary: int | None = None,
+    shard: VocabularyShard | None = None,
     block_rows: int | None = None,
 ) -> Tensor:
-    """log softmax((hidden @ weight^T + bias) / temperature) at the targets.
+    """log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
 
     Args:
         hidden: final hidden states, one row per response token.
-        weight: weight of the head; need not be contiguous, but then it is copied for the call.
+        weight: weight of the head; need not be contiguous, but then it is copied for the call. Its type may
+            differ from that of hidden, float64 apart; they are multiplied in the narrower, or in autocast's.
         temperature: divides the logits; above 0.
+        softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None.
+        vocabulary: true size of the vocabulary, where the weight is padded beyond it: the rows from there on
+            take no part and get gradient 0. None: all rows.
+        shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
 
     Returns:
@@ -49,107 +53,18 @@ def linear_logprob(
     tensor([-0.6931])
     """
     check_head(hidden, weight, targets, bias)
-    check_positive("temperature", temperature)
+    check_logit_options(temperature, softcap, vocabulary, weight)
     check_block_rows(block_rows)
-    block_rows = block_rows or default_block_rows(weight.shape[0], hidden.device.type)
-    return _LinearLogprob.apply(hidden, weight, bias, targets.long(), float(temperature), block_rows)
-
-
-class _LinearLogprob(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        temperature: float,
-        block_rows: int,
-    ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.temperature = temperature
-        ctx.block_rows = block_rows
-        with without_autocast(hidden.device):
-            return logprobs(hidden, weight, bias, targets, temperature, block_rows)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad_logprob: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_create_graph("linear_logprob")
-        hidden, weight, bias, targets = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        with without_autocast(hidden.device):
-            d_hidden, head = logprob_gradients(
-                grad_logprob,
-                hidden,
-                weight,
-                bias,
-                targets,
-                ctx.temperature,
-                ctx.block_rows,
-                need_hidden=need_hidden,
-                head=HeadGradient(
-                    weight,
-                    need_weight=need_weight,
-                    need_bias=need_bias,
-                    dtype=accumulator_dtype(hidden.dtype),
-                ),
-            )
-            d_weight, d_bias = head.finish()
-            dtype = hidden.dtype
-            return (
-                finished(d_hidden, dtype),
-                finished(d_weight, dtype),
-                finished(d_bias, dtype),
-                None,
-                None,
-                None,
-            )
-
-
-def _logits_buffer(row_count: int, weight: Tensor, block_rows: int) -> Tensor:
-    """The one block of logits (at most block_rows, V) that every block of the call is computed in."""
-    return weight.new_empty(min(row_count, block_rows), weight.shape[0], dtype=accumulator_dtype(weight.dtype))
-
-
-def logprobs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, block_rows: int
-) -> Tensor:
-    """The forward pass: (N,) log-probs."""
-    head_weight, rows_in = as_factor(weight), as_factor(hidden)
-    buffer = _logits_buffer(hidden.shape[0], weight, block_rows)
-    head_bias = None if bias is None else bias.detach().to(buffer.dtype)
-    logprob = buffer.new_empty(hidden.shape[0])
-    for rows in row_blocks(hidden.shape[0], block_rows):
-        block = buffer[: rows.stop - rows.start]
-        project(rows_in[rows], head_weight, head_bias, block, scale=1.0 / temperature)
-        logprob[rows], _ = row_pass_(block, targets[rows])
-    return logprob
-
-
-def logprob_gradients(
-    grad_logprob: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    temperature: float,
-    block_rows: int,
-    *,
-    need_hidden: bool,
-    head: HeadGradient,
-) -> tuple[Tensor | None, HeadGradient]:
-    """The backward pass: d_hidden (N, D), and the gradient of the head summed into `head`."""
-    head_weight, rows_in = as_factor(weight), as_factor(hidden)
-    buffer = _logits_buffer(hidden.shape[0], weight, block_rows)
-    head_bias = None if bias is None else bias.detach().to(buffer.dtype)
-    d_hidden = torch.empty_like(rows_in, dtype=buffer.dtype) if need_hidden else None
-    for rows in row_blocks(hidden.shape[0], block_rows):
-        block = buffer[: rows.stop - rows.start]
-        project(rows_in[rows], head_weight, head_bias, block, scale=1.0 / temperature)
-        _, row_factor = row_pass_(block, targets[rows])
-        row_scale = row_factor * grad_logprob[rows] / temperature
-        if d_hidden is not None:
-            back_project(block, head_weight, out=d_hidden[rows]).mul_(row_scale.unsqueeze(1))
-        if head.is_needed():
-            head.add_rows(block, row_scale, rows_in[rows])
-    return d_hidden, head
+    return linear_logprob_operator.operator(
+        hidden,
+        weight,
+        bias,
+        targets,
+        float(temperature),
+        None if softcap is None else float(softcap),
+        vocabulary,
+        block_rows,
+        factor_dtype(hidden, weight),
+        0 if shard is None else shard.start,
+        None if shard is None else shard.group.group_name,
+    )

@@ -21,16 +21,18 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def factor_dtype(tensor: Tensor) -> torch.dtype:
-    """Type in which this tensor enters the products: see the table above."""
-    if tensor.dtype == torch.bfloat16 and tensor.is_cuda:
+def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Type in which the two enter their product, by the table above.
+
+    The narrower type counts where they differ, and autocast's where that is on and the inputs are float32.
+    """
+    device = hidden.device.type
+    dtype = min(hidden.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)
+    if dtype == torch.float32 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if dtype == torch.bfloat16 and device == "cuda":
         return torch.bfloat16
-    return accumulator_dtype(tensor.dtype)
-
-
-def as_factor(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous and in the type it is multiplied in; itself where it is that already."""
-    return tensor.detach().to(factor_dtype(tensor)).contiguous()
+    return accumulator_dtype(dtype)
 
 
 def project(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, scale: float = 1.0) -> Tensor:
@@ -54,9 +56,9 @@ def back_project(direction: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bool) -> Tensor:
     """total (V, D) += direction (R, V)^T @ rows (R, D), or = where `overwrite`."""
-    if rows.dtype != total.dtype:
-        direction = direction.to(rows.dtype)
-        if overwrite:
-            return torch.mm(direction.t(), rows, out_dtype=total.dtype, out=total)
-        return total.add_(torch.mm(direction.t(), rows, out_dtype=total.dtype))
-    return total.addmm_(direction.t(), rows, beta=0 if overwrite else 1)
+    if rows.dtype == total.dtype:
+        return total.addmm_(direction.t(), rows, beta=0 if overwrite else 1)
+    left = direction.to(rows.dtype).t()
+    if overwrite:
+        return torch.mm(left, rows, out_dtype=total.dtype, out=total)
+    return torch.addmm(total, left, rows, out_dtype=total.dtype, out=total)

@@ -9,17 +9,27 @@ import itertools
 import torch
 from torch import Tensor
 
-from fastflow_kernels.flow_loss_pass import FlowLoss
+from fastflow_kernels.result import FlowLoss
 
 
 def linear_logprob(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, temperature: float = 1.0, bias: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    vocabulary: int | None = None,
 ) -> Tensor:
-    """log softmax((hidden @ weight^T + bias) / temperature) at the targets: (N, D), (V, D), (N,) -> (N,)."""
+    """See `fastflow_kernels.linear_logprob`: (N, D), (V, D), (N,) -> (N,)."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(dtype) @ weight.to(dtype).t()
     if bias is not None:
         logits = logits + bias.to(dtype)
+    logits = logits[:, :vocabulary]
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     return torch.log_softmax(logits / temperature, dim=1).gather(1, targets.long().unsqueeze(1)).squeeze(1)
 
 
@@ -38,9 +48,13 @@ def flow_loss(
     ratio: str = "sequence",
     normaliser: float,
     bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    vocabulary: int | None = None,
 ) -> FlowLoss:
     """See `fastflow_kernels.flow_loss`: the same formulas, one line each."""
-    token_logprob = linear_logprob(hidden, weight, targets, bias=bias)
+    head = {"temperature": temperature, "bias": bias, "softcap": softcap, "vocabulary": vocabulary}
+    token_logprob = linear_logprob(hidden, weight, targets, **head)
     dtype = token_logprob.dtype
     boundaries = cu_seqlens.tolist()
     logprob = torch.stack(

@@ -6,12 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastflow_kernels.blocks import SequenceBlock
+
 RATIOS = ("sequence", "token_mean")
 
 
 class SequenceTerms(NamedTuple):
-    """One value per sequence, float64."""
+    """One value per sequence, float64, filled in as the sequences end."""
 
+    logprob: Tensor
     residual: Tensor
     weight: Tensor
     raw_ratio: Tensor
@@ -19,12 +22,15 @@ class SequenceTerms(NamedTuple):
     d_logprob: Tensor  # d loss / d logprob, the weight held constant
     d_log_z: Tensor
 
+    @classmethod
+    def zeros(cls, like: Tensor) -> "SequenceTerms":
+        return cls(*(torch.zeros_like(like) for _ in cls._fields))
+
 
 @dataclass(frozen=True)
 class SequenceInputs:
-    """What is known before the head runs: (S,) tensors, float64 but row_count (int64), and the settings."""
+    """What is known before the head runs: (S,) tensors in float64, and the settings."""
 
-    row_count: Tensor
     log_z: Tensor
     log_target: Tensor
     length_scale: Tensor
@@ -34,31 +40,47 @@ class SequenceInputs:
     ratio: str
     normaliser: float
 
-    def terms(self, logprob: Tensor, sequences: slice) -> SequenceTerms:
-        """The terms of these sequences, given the sum of log-probs of each.
 
-        An empty sequence has residual 0, ratio and weight 1, and no gradient, whatever its other inputs hold:
-        length_scale = 1/0 and a log_target of NaN are what a caller naturally has for it.
-        """
-        row_count = self.row_count[sequences]
-        is_empty = row_count == 0
-        residual = (
-            self.log_z[sequences] + self.length_scale[sequences] * logprob - self.log_target[sequences]
-        ).masked_fill_(is_empty, 0.0)
-        log_ratio = (logprob - self.behaviour_logprob[sequences]).masked_fill_(is_empty, 0.0)
-        if self.ratio == "token_mean":
-            log_ratio = log_ratio / row_count.clamp(min=1)
-        raw_ratio = log_ratio.exp()
-        weight = raw_ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
-        d_log_z = 2.0 * weight * residual / self.normaliser
-        return SequenceTerms(
-            residual=residual,
-            weight=weight,
-            raw_ratio=raw_ratio,
-            loss=weight * residual.square() / self.normaliser,
-            d_logprob=(d_log_z * self.length_scale[sequences]).masked_fill_(is_empty, 0.0),
-            d_log_z=d_log_z,
-        )
+def settle_sequences_(
+    terms: SequenceTerms,
+    inputs: SequenceInputs,
+    offsets: Tensor,
+    block: SequenceBlock,
+    token_logprob: Tensor,
+    row_factor: Tensor,
+) -> None:
+    """Adds a block's log-probs (R,) to `terms`, completes its finished sequences, scales `row_factor` (R,).
+
+    offsets: cu_seqlens (S+1,) int64. A whole sequence's rows get the factor d loss / d logprob; the rows of a
+    part of a sequence do not, since its log-prob is not known before the last part.
+
+    An empty sequence has residual 0, ratio 1 and no gradient, whatever its other inputs hold: length_scale =
+    1/0 and a log_target of nan are what a caller naturally has for it.
+    """
+    own = block.sequences
+    own_offsets = offsets[block.sequence_start : block.sequence_stop + 1]
+    terms.logprob[own] += sum_by_sequence(token_logprob, (own_offsets - block.row_start).clamp(0, block.row_count))
+    if not block.closes:
+        return
+    row_count = own_offsets.diff()
+    is_empty = row_count == 0
+    logprob = terms.logprob[own]
+    residual = (inputs.log_z[own] + inputs.length_scale[own] * logprob - inputs.log_target[own]).masked_fill_(
+        is_empty, 0.0
+    )
+    log_ratio = (logprob - inputs.behaviour_logprob[own]).masked_fill_(is_empty, 0.0)
+    if inputs.ratio == "token_mean":
+        log_ratio = log_ratio / row_count.clamp(min=1)
+    raw_ratio = log_ratio.exp()
+    weight = raw_ratio.clamp(1.0 - inputs.clip_low, 1.0 + inputs.clip_high)
+    d_log_z = 2.0 * weight * residual / inputs.normaliser
+    terms.residual[own], terms.raw_ratio[own], terms.weight[own] = residual, raw_ratio, weight
+    terms.loss[own] = weight * residual.square() / inputs.normaliser
+    terms.d_log_z[own] = d_log_z
+    terms.d_logprob[own] = (d_log_z * inputs.length_scale[own]).masked_fill_(is_empty, 0.0)
+    if not block.is_part:
+        d_logprob = terms.d_logprob[own].to(row_factor.dtype)
+        row_factor *= d_logprob.repeat_interleave(row_count, output_size=block.row_count)
 
 
 def sum_by_sequence(token_values: Tensor, boundaries: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Validation at the door: every error says what was wrong, what was given, and what to do.
 
 Nothing here waits for a CUDA device. The one check that would, targets within the vocabulary, is made on the
-CPU only; on CUDA an out-of-range target ends in the device-side assertion of `gather`.
+CPU only; on CUDA an out-of-range target ends in a device-side assertion of torch. Checks of shapes and types run
+when a call is traced for torch.compile, too; those of values (check_target_range, check_boundaries) run inside
+the operators, when they are executed.
 """
 
 import difflib
@@ -12,6 +14,8 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+
+from fastflow_kernels.shard import VocabularyShard
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int32, torch.int64)
@@ -35,7 +39,7 @@ def check_tensor(name: str, value: object, shape: tuple[int, ...], dtypes: Seque
 
 
 def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
-    """hidden (N, D), weight (V, D), targets (N,) in [0, V), bias (V,) or None, of one float type."""
+    """hidden (N, D), weight (V, D), targets (N,), bias (V,) or None; float64 only together."""
     for name, value in (("hidden", hidden), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a 2-D tensor, got {type(value).__name__}; pass a torch.Tensor.")
@@ -48,27 +52,52 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
             f"hidden (N, D) and weight (V, D) must share D, with V and D at least 1, got {_shape(hidden)} "
             f"and {_shape(weight)}; pass the head weight with one row per vocabulary entry."
         )
-    check_tensor("weight", weight, tuple(weight.shape), (hidden.dtype,), like=hidden)
+    dtypes = FLOATS[:1] if hidden.dtype == torch.float64 else FLOATS[1:]
+    check_tensor("weight", weight, tuple(weight.shape), dtypes, like=hidden)
     if bias is not None:
-        check_tensor("bias", bias, (weight.shape[0],), (hidden.dtype,), like=hidden)
+        check_tensor("bias", bias, (weight.shape[0],), dtypes, like=hidden)
     check_tensor("targets", targets, (hidden.shape[0],), INTEGERS, like=hidden)
-    if targets.device.type == "cpu" and targets.numel():
-        low, high = (int(bound) for bound in torch.aminmax(targets))
-        if low < 0 or high >= weight.shape[0]:
-            raise ValueError(
-                f"targets must lie in [0, {weight.shape[0]}), got values from {low} to {high}; "
-                "drop the rows that have no target (such as -100) before the call."
-            )
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, row_count: int) -> list[int]:
-    """The row offsets as a host list: S+1 of them, from 0 to N, never falling."""
+def check_logit_options(temperature: object, softcap: object, vocabulary: object, weight: Tensor) -> None:
+    check_positive("temperature", temperature)
+    if softcap is not None:
+        check_positive("softcap", softcap)
+    if vocabulary is None:
+        return
+    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int):
+        raise TypeError(f"vocabulary must be a whole number or None, got {type(vocabulary).__name__}; pass an int.")
+    if not 1 <= vocabulary <= weight.shape[0]:
+        raise ValueError(
+            f"vocabulary must be from 1 to the {weight.shape[0]} rows of the weight, got {vocabulary}; "
+            "pass the tokenizer's size, or leave it out."
+        )
+
+
+def check_target_range(targets: Tensor, vocabulary: int, shard: VocabularyShard | None) -> None:
+    """Targets within [0, vocabulary); asked on the CPU only, and of a whole head only."""
+    if targets.device.type != "cpu" or not targets.numel() or shard is not None:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(targets))
+    if low < 0 or high >= vocabulary:
+        raise ValueError(
+            f"targets must lie in [0, {vocabulary}), got values from {low} to {high}; "
+            "drop the rows that have no target (such as -100) before the call."
+        )
+
+
+def check_cu_seqlens(cu_seqlens: Tensor) -> None:
+    """A tensor (S+1,) of integers."""
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens must be a tensor of row offsets, got {type(cu_seqlens).__name__}; pass one.")
-    if cu_seqlens.dim() != 1 or cu_seqlens.numel() == 0:
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens must have shape (S+1,), got {_shape(cu_seqlens)}; pass S+1 row offsets.")
     if cu_seqlens.dtype not in INTEGERS:
         raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}; convert it.")
+
+
+def check_boundaries(cu_seqlens: Tensor, row_count: int) -> list[int]:
+    """The row offsets as a host list: from 0 to N, never falling."""
     boundaries = cu_seqlens.tolist()
     if boundaries[0] != 0 or boundaries[-1] != row_count:
         raise ValueError(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: the Triton kernels run on the CPU, slowly
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 

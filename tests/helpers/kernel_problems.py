@@ -46,7 +46,20 @@ class Problem:
         return result, {name: named[name].grad for name in GRADIENTS if named[name] is not None and name in needs}
 
     def oracle(self, **extra) -> tuple[FlowLoss, dict]:
-        return self.cast(torch.float64).run(op=reference.flow_loss, **extra)
+        return on_device(self, "cpu").cast(torch.float64).run(op=reference.flow_loss, **extra)
+
+
+def on_device(problem: Problem, device: torch.device | str) -> Problem:
+    """The problem with all but cu_seqlens, which the host reads, on this device."""
+    return replace(
+        problem, tensors={name: None if value is None else value.to(device) for name, value in problem.tensors.items()}
+    )
+
+
+def on_cpu(outcome: tuple[FlowLoss, dict]) -> tuple[FlowLoss, dict]:
+    """What `Problem.run` returned, brought to the CPU."""
+    result, gradients = outcome
+    return FlowLoss(*(value.cpu() for value in result)), {name: value.cpu() for name, value in gradients.items()}
 
 
 # The float64 oracle takes 1 - softmax as a difference: where a probability is next to one, the ops are closer
@@ -121,7 +134,8 @@ def make_problem(
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths_tensor.cumsum(0)]).int()
     tensors = head_tensors(sum(lengths), width, vocabulary, seed, logit_limit, with_bias)
     head = (tensors["hidden"], tensors["weight"], tensors["targets"])
-    token_logprob = reference.linear_logprob(*head, bias=tensors["bias"])
+    logit_options = {name: options[name] for name in ("temperature", "softcap", "vocabulary") if name in options}
+    token_logprob = reference.linear_logprob(*head, bias=tensors["bias"], **logit_options)
     logprob = torch.stack([part.sum() for part in token_logprob.split(lengths)])
 
     generator = torch.Generator().manual_seed(seed + 1)

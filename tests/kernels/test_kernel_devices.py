@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 from fastflow_kernels import flow_loss, linear_logprob
-from kernel_problems import GRADIENTS, assert_matches, make_problem, relative_error
+from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
 
 LENGTHS = [40, 1, 0, 300, 7, 90]
-
-
-def on_device(problem, device: torch.device):
-    moved = {name: None if value is None else value.to(device) for name, value in problem.tensors.items()}
-    return dataclasses.replace(problem, tensors=moved)
-
-
-def on_cpu(outcome):
-    result, gradients = outcome
-    return type(result)(*(value.cpu() for value in result)), {name: value.cpu() for name, value in gradients.items()}
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token_mean"])

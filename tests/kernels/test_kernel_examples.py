@@ -4,9 +4,10 @@ import doctest
 import importlib
 
 import pytest
+import torch
 
 
-@pytest.mark.parametrize("module", ["blocks", "flow_loss", "linear_logprob"])
+@pytest.mark.parametrize("module", ["blocks", "flow_loss", "implementation", "linear_logprob", "tiles"])
 def test_docstring_examples(module):
-    outcome = doctest.testmod(importlib.import_module(f"fastflow_kernels.{module}"))
+    outcome = doctest.testmod(importlib.import_module(f"fastflow_kernels.{module}"), extraglobs={"torch": torch})
     assert outcome.attempted > 0 and outcome.failed == 0

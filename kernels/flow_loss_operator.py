@@ -1,0 +1,160 @@
+"""`flow_loss` as the operator torch.ops.fastflow.flow_loss: its real, fake and backward implementations.
+
+The gradients of the loss are outputs of the operator, computed along with it for the inputs that need them,
+and saved for the backward pass, which only scales them. So a compiled graph sees one node and plain tensors.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward, without_autocast
+from fastflow_kernels.blocks import sequence_blocks
+from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
+from fastflow_kernels.head import Head
+from fastflow_kernels.implementation import choose
+from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.sequence_terms import SequenceInputs
+from fastflow_kernels.shard import VocabularyShard
+from fastflow_kernels.validate import check_boundaries, check_target_range
+
+RESULTS = 6  # loss, logprob, residual, weight, raw_ratio, token_logprob; after them the gradients
+DIFFERENTIABLE = ("hidden", "weight", "bias", "log_z")
+
+
+def run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045 - the schema of an operator is read from these annotations
+    log_z: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    log_target: Tensor,
+    length_scale: Tensor,
+    behaviour_logprob: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio: str,
+    normaliser: float,
+    temperature: float,
+    softcap: Optional[float],  # noqa: UP045
+    vocabulary: Optional[int],  # noqa: UP045
+    block_rows: Optional[int],  # noqa: UP045
+    product_dtype: torch.dtype,
+    shard_start: int,
+    shard_group: Optional[str],  # noqa: UP045
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+    need_log_z: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The six results of FlowLoss, then the gradients of hidden, weight, bias and log_z; empty where not needed.
+
+    Arguments as in `flow_loss`, and: product_dtype, the type in which hidden and weight are multiplied;
+    shard_start and shard_group, a VocabularyShard's start and the name of its group, or None.
+    """
+    boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
+    shard = VocabularyShard.named(shard_start, shard_group)
+    check_target_range(targets, vocabulary or weight.shape[0], shard)
+    head = Head.of(
+        weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
+    )
+    with without_autocast(hidden.device):
+        flow = FlowLossPass(
+            hidden.to(product_dtype).contiguous(),
+            targets.long(),
+            cu_seqlens.to(hidden.device, torch.int64),
+            head,
+            padded_vocabulary=weight.shape[0],
+            sequences=SequenceInputs(
+                log_z=log_z.double(),
+                log_target=log_target.double(),
+                length_scale=length_scale.double(),
+                behaviour_logprob=behaviour_logprob.double(),
+                clip_low=clip_low,
+                clip_high=clip_high,
+                ratio=ratio,
+                normaliser=normaliser,
+            ),
+            choice=choose(hidden.device, product_dtype),
+            need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
+        )
+        gradients = flow.run(sequence_blocks(boundaries, block_rows or flow.default_block_rows()))
+    terms, dtype = flow.terms, flow.dtype
+    statistics = (terms.loss.sum(), terms.logprob, terms.residual, terms.weight, terms.raw_ratio)
+    return (
+        *(values.to(dtype) for values in statistics),
+        flow.token_logprob,
+        *(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients),
+    )
+
+
+operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=())
+
+
+@operator.register_fake
+def _fake(
+    hidden,
+    weight,
+    bias,
+    log_z,
+    targets,
+    cu_seqlens,
+    log_target,
+    length_scale,
+    behaviour_logprob,
+    clip_low,
+    clip_high,
+    ratio,
+    normaliser,
+    temperature,
+    softcap,
+    vocabulary,
+    block_rows,
+    product_dtype,
+    shard_start,
+    shard_group,
+    need_hidden,
+    need_weight,
+    need_bias,
+    need_log_z,
+):
+    dtype = accumulator_dtype(product_dtype)
+    results = [hidden.new_empty((), dtype=dtype), *(log_z.new_empty(log_z.shape, dtype=dtype) for _ in range(4))]
+    token_logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
+    gradients = (
+        hidden.new_empty(hidden.shape, dtype=dtype) if need_hidden else hidden.new_empty(0),
+        hidden.new_empty(weight.shape, dtype=dtype) if need_weight else hidden.new_empty(0),
+        hidden.new_empty(weight.shape[0], dtype=dtype) if need_bias and bias is not None else hidden.new_empty(0),
+        log_z.new_empty(log_z.shape, dtype=torch.float64) if need_log_z else hidden.new_empty(0),
+    )
+    return (*results, token_logprob, *gradients)
+
+
+def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, log_z = inputs[:4]
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, log_z)]
+    ctx.computed = inputs[-4:]
+    ctx.input_count = len(inputs)
+    ctx.save_for_backward(*output[RESULTS:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: FunctionCtx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    refuse_create_graph("flow_loss")
+    refuse_second_backward(ctx)
+    if grad_loss is None:
+        return (None,) * ctx.input_count
+    gradients: list[Tensor | None] = []
+    candidates = zip(DIFFERENTIABLE, ctx.needs_input_grad, ctx.computed, ctx.saved_tensors, ctx.dtypes, strict=False)
+    for name, is_needed, is_computed, gradient, dtype in candidates:
+        if is_needed and not is_computed:
+            raise RuntimeError(f"The gradient of {name} was not computed; call the operator with need_{name}=True.")
+        gradients.append(handed_out(gradient, grad_loss, dtype) if is_needed else None)
+    return (*gradients, *(None,) * (ctx.input_count - len(gradients)))
+
+
+operator.register_autograd(_backward, setup_context=_setup_context)

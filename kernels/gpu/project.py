@@ -1,0 +1,193 @@
+"""The projection to logits, whose epilogue keeps two numbers per row and tile, and at most the exponentials.
+
+A persistent matrix product over tiles of (rows, vocabulary), float32 accumulators. The logits never leave the
+registers. With z_t the logit of the row's target, each tile reduces its row to
+
+    reference = z_t, or the largest logit z of the tile where that exceeds z_t by more than MARGIN
+    total     = sum over the tile's columns, the target's left out, of exp(z - reference)
+
+and, where the gradient will need them, stores exp(z - reference) in the type of the products. In bfloat16 that
+is a relative error of 2^-9 on a probability, where a stored logit would have an absolute one, and it is half
+the bytes of a float32 logit. The target's own logit is a natural reference: it was sampled, so nearly always no
+other logit stands far above it, all tiles of a row share one reference and `settle` has nothing to do. MARGIN
+keeps every exponential finite, also after a sum over the vocabulary and a product in bfloat16.
+
+Tiles run down the rows first, a group of rows at a time: the rows' hidden states stay in the L2 cache while the
+head's weight streams by once a group. Operands come through tensor descriptors (TMA) where the device has them
+and the rows are aligned to 16 bytes, else through pointers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
+from fastflow_kernels.head import Head
+from fastflow_kernels.tiles import Tile, multiprocessors
+
+MARGIN = tl.constexpr(30.0)  # nats
+
+
+@triton.jit
+def _place_of(tile, row_tiles, vocabulary_tiles, GROUP: tl.constexpr):
+    """(row tile, vocabulary tile) of a tile number: down the rows of a group, then on to the next columns."""
+    group_size = GROUP * vocabulary_tiles
+    first_row = (tile // group_size) * GROUP
+    rows = min(row_tiles - first_row, GROUP)
+    within = tile % group_size
+    return first_row + within % rows, within // rows
+
+
+@triton.jit(do_not_specialize=["row_count"])
+def project_kernel(
+    hidden,  # (R, D), pointer or descriptor
+    weight,  # (V, D), pointer or descriptor
+    bias,  # (V,) float32, or unused
+    targets,  # (R,) int64, columns of this head; outside of it where another shard has them
+    target_logit,  # (R,) float32
+    tile_reference,  # (vocabulary tiles, R) float32
+    tile_total,  # (vocabulary tiles, R) float32
+    exponentials,  # (R, V), pointer or descriptor, or unused
+    row_count,
+    vocabulary,
+    hidden_stride,
+    weight_stride,
+    exponentials_stride,
+    inverse_temperature,
+    softcap,
+    WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    STORE: tl.constexpr,
+    TMA: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_VOCABULARY: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    FLATTEN: tl.constexpr,
+):
+    row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
+    vocabulary_tiles = tl.cdiv(vocabulary, BLOCK_VOCABULARY)
+    for tile in tl.range(tl.program_id(0), row_tiles * vocabulary_tiles, PROGRAMS, flatten=FLATTEN):
+        row_tile, vocabulary_tile = _place_of(tile, row_tiles, vocabulary_tiles, GROUP)
+        first_row = row_tile * BLOCK_ROWS
+        first_column = vocabulary_tile * BLOCK_VOCABULARY
+        rows = first_row + tl.arange(0, BLOCK_ROWS)
+        columns = first_column + tl.arange(0, BLOCK_VOCABULARY)
+        logits = tl.zeros((BLOCK_ROWS, BLOCK_VOCABULARY), tl.float32)
+        if TMA:
+            for step in range(tl.cdiv(WIDTH, BLOCK_WIDTH)):
+                left = hidden.load([first_row, step * BLOCK_WIDTH])
+                right = weight.load([first_column, step * BLOCK_WIDTH])
+                logits = tl.dot(left, right.T, logits, input_precision="ieee")
+        else:
+            positions = tl.arange(0, BLOCK_WIDTH)
+            left_rows = tl.where(rows < row_count, rows, 0).to(tl.int64)
+            right_rows = tl.where(columns < vocabulary, columns, 0).to(tl.int64)
+            left_pointers = hidden + left_rows[:, None] * hidden_stride + positions[None, :]
+            right_pointers = weight + right_rows[None, :] * weight_stride + positions[:, None]
+            for step in range(tl.cdiv(WIDTH, BLOCK_WIDTH)):
+                inside = positions < WIDTH - step * BLOCK_WIDTH
+                left = tl.load(left_pointers, mask=inside[None, :], other=0.0)
+                right = tl.load(right_pointers, mask=inside[:, None], other=0.0)
+                logits = tl.dot(left, right, logits, input_precision="ieee")
+                left_pointers += BLOCK_WIDTH
+                right_pointers += BLOCK_WIDTH
+
+        if HAS_BIAS:
+            logits += tl.load(bias + columns, mask=columns < vocabulary, other=0.0)[None, :]
+        if HAS_SOFTCAP:
+            logits = soft_capped(logits, softcap)
+        is_row = rows < row_count
+        target = tl.load(targets + rows, mask=is_row, other=-1)
+        own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
+        counts = (columns[None, :] < vocabulary) & (columns[None, :] != target[:, None])
+        scaled = tl.where(counts, logits * inverse_temperature, float("-inf"))
+        largest = tl.max(scaled, 1)
+        reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
+        values = tl.exp(scaled - reference[:, None])
+        places = vocabulary_tile.to(tl.int64) * row_count + rows
+        tl.store(tile_reference + places, reference, mask=is_row)
+        tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
+        if STORE:
+            if HAS_SOFTCAP:
+                values *= soft_cap_slope(logits, softcap)
+            if TMA:
+                exponentials.store([first_row, first_column], values.to(exponentials.dtype))
+            else:
+                pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
+                is_entry = is_row[:, None] & (columns[None, :] < vocabulary)
+                tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=is_entry)
+
+
+def project(
+    hidden: Tensor, head: Head, targets: Tensor, target_logit: Tensor, tile: Tile, exponentials: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(reference, total) of every vocabulary tile and row, (T, R) float32; fills `exponentials` (R, V) if given.
+
+    hidden: (R, D), in the type of head.weight; targets and target_logit: (R,).
+    """
+    row_count, width = hidden.shape
+    row_tiles = triton.cdiv(row_count, tile.rows)
+    vocabulary_tiles = triton.cdiv(head.vocabulary, tile.vocabulary)
+    shape = (vocabulary_tiles, row_count)
+    reference, total = (torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(2))
+    if not row_count:
+        return reference, total
+    programs = min(tile.programs_per_multiprocessor * multiprocessors(hidden), row_tiles * vocabulary_tiles)
+    operands = hidden, head.weight, exponentials
+    use_tma = tile.tma and all(operand is None or _suits_tma(operand) for operand in operands)
+    if use_tma:
+        operands = _descriptors(hidden, head.weight, exponentials, tile)
+    project_kernel[(programs,)](
+        operands[0],
+        operands[1],
+        head.bias,
+        targets,
+        target_logit,
+        reference,
+        total,
+        operands[2],
+        row_count,
+        head.vocabulary,
+        hidden.stride(0),
+        head.weight.stride(0),
+        0 if exponentials is None else exponentials.stride(0),
+        1.0 / head.temperature,
+        head.softcap or 0.0,
+        WIDTH=width,
+        HAS_BIAS=head.bias is not None,
+        HAS_SOFTCAP=head.softcap is not None,
+        STORE=exponentials is not None,
+        TMA=use_tma,
+        BLOCK_ROWS=tile.rows,
+        BLOCK_VOCABULARY=tile.vocabulary,
+        BLOCK_WIDTH=tile.width,
+        GROUP=tile.group,
+        PROGRAMS=programs,
+        FLATTEN=tile.flatten,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return reference, total
+
+
+def _suits_tma(matrix: Tensor) -> bool:
+    """Descriptors want 16-byte aligned rows whose entries follow each other."""
+    is_aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
+    return is_aligned and matrix.stride(1) == 1
+
+
+def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    def describe(matrix: Tensor, block: list[int]) -> TensorDescriptor:
+        return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block)
+
+    return (
+        describe(hidden, [tile.rows, tile.width]),
+        describe(weight, [tile.vocabulary, tile.width]),
+        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary]),
+    )

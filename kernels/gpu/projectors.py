@@ -1,0 +1,96 @@
+"""The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
+
+import torch
+from torch import Tensor
+
+from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.settle import settle_
+from fastflow_kernels.gpu.target_logit import target_logits
+from fastflow_kernels.head import Head
+from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.matmul import project as library_project
+from fastflow_kernels.projector import Exponentials, Projector
+from fastflow_kernels.row_statistics import RowStatistics
+from fastflow_kernels.tiles import tile_for
+
+FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
+
+
+class FusedProjector(Projector):
+    """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
+
+    @staticmethod
+    def entry_bytes(factor_dtype: torch.dtype) -> int:
+        return factor_dtype.itemsize
+
+    @classmethod
+    def default_forward_rows(cls, head: Head) -> int:
+        return FORWARD_ROWS
+
+    def __init__(self, head: Head, most_rows: int):
+        super().__init__(head, most_rows)
+        self._tiles = {
+            stores: tile_for(head.weight, stores=stores, has_softcap=head.softcap is not None)
+            for stores in (False, True)
+        }
+
+    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
+        return self._project(hidden, columns, None)[1]
+
+    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+        matrix = self._block(hidden.shape[0], self.head.weight.dtype)
+        return Exponentials(matrix, *self._project(hidden, columns, matrix))
+
+    def _project(self, hidden: Tensor, columns: Tensor, matrix: Tensor | None) -> tuple[Tensor, RowStatistics]:
+        head = self.head
+        target_logit = target_logits(hidden, head, columns)
+        if head.shard is not None:
+            head.shard.sum_(target_logit)
+        tile = self._tiles[matrix is not None]
+        tile_reference, tile_total = project(hidden, head, columns, target_logit, tile, matrix)
+        return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total))
+
+    def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
+        settle_(exponentials.matrix, exponentials.tile_reference, reference, self._tiles[True].vocabulary)
+
+
+class RowsProjector(Projector):
+    """The vendor library's product, then one Triton kernel over its rows."""
+
+    @staticmethod
+    def entry_bytes(factor_dtype: torch.dtype) -> int:
+        own = 0 if factor_dtype == torch.float32 else factor_dtype.itemsize
+        return accumulator_dtype(factor_dtype).itemsize + own
+
+    def __init__(self, head: Head, most_rows: int):
+        super().__init__(head, most_rows)
+        self._narrow: Tensor | None = None
+
+    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
+        return self._row_pass(self._logits(hidden), columns, None)
+
+    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+        logits = self._logits(hidden)
+        matrix = self._matrix_for(logits)
+        statistics = self._row_pass(logits, columns, matrix)
+        return Exponentials(matrix, statistics.reference.unsqueeze(0), statistics)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        out = self._block(hidden.shape[0], accumulator_dtype(self.head.weight.dtype))
+        return library_project(hidden, self.head.weight, None, out=out)
+
+    def _matrix_for(self, logits: Tensor) -> Tensor:
+        """The logits' own memory, or a second block in the type of the products."""
+        if self.head.weight.dtype == logits.dtype:
+            return logits
+        if self._narrow is None:
+            self._narrow = torch.empty_like(self._buffer, dtype=self.head.weight.dtype)
+        return self._narrow[: logits.shape[0], : logits.shape[1]]
+
+    def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
+        statistics = RowStatistics(*row_pass(logits, self.head, columns, matrix))
+        if self.head.shard is not None:
+            self.head.shard.sum_(statistics.target_logit)
+        return statistics

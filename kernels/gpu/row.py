@@ -1,0 +1,117 @@
+"""One sweep for statistics, one for exponentials, over rows of logits that a library's product has written.
+
+For the types whose products are best left to the vendor's library (float32). One program a row.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
+from fastflow_kernels.head import Head
+
+BLOCK_VOCABULARY = 4096
+
+
+@triton.jit
+def _logits_at(logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP):
+    """Logits before the temperature, and after it."""
+    values = tl.load(logits + row_start + columns, mask=inside, other=float("-inf")).to(tl.float32)
+    if HAS_BIAS:
+        values += tl.load(bias + columns, mask=inside, other=0.0)
+    if HAS_SOFTCAP:
+        values = soft_capped(values, softcap)
+    return values, values * inverse_temperature
+
+
+@triton.jit
+def row_kernel(
+    logits,  # (R, V) float32
+    bias,  # (V,) float32, or unused
+    targets,  # (R,) int64, columns of these logits; outside of them where another shard has them
+    target_logit,  # (R,) float32, 0 for a target that is not here
+    reference,  # (R,) float32: the largest logit of the row
+    total,  # (R,) float32: sum of exp(logit - reference), the target's left out
+    exponentials,  # (R, V): may be `logits` itself; or unused
+    vocabulary,
+    logits_stride,
+    exponentials_stride,
+    inverse_temperature,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    STORE: tl.constexpr,
+    BLOCK_VOCABULARY: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_start = row * logits_stride
+    target = tl.load(targets + row)
+    is_here = (target >= 0) & (target < vocabulary)
+    column = tl.where(is_here, target, 0)
+    _, own_logit = _logits_at(
+        logits, bias, row_start, column, True, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
+    )
+
+    highest = tl.full((BLOCK_VOCABULARY,), float("-inf"), tl.float32)
+    running = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
+    for start in range(0, vocabulary, BLOCK_VOCABULARY):
+        columns = start + tl.arange(0, BLOCK_VOCABULARY)
+        inside = columns < vocabulary
+        _, scaled = _logits_at(
+            logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
+        )
+        higher = tl.maximum(highest, tl.where(inside, scaled, float("-inf")))
+        # lanes that have seen nothing yet hold -inf: exp(-inf - -inf) is nan, so they measure against 0
+        against = tl.where(higher == float("-inf"), 0.0, higher)
+        others = tl.where(inside & (columns != target), scaled, float("-inf"))
+        running = running * tl.exp(highest - against) + tl.exp(others - against)
+        highest = higher
+    row_reference = tl.max(highest, 0)
+    against = tl.where(highest == float("-inf"), 0.0, row_reference)
+    row_total = tl.sum(running * tl.exp(highest - against), 0)
+    tl.store(target_logit + row, tl.where(is_here, own_logit, 0.0))
+    tl.store(reference + row, row_reference)
+    tl.store(total + row, row_total)
+
+    if STORE:
+        for start in range(0, vocabulary, BLOCK_VOCABULARY):
+            columns = start + tl.arange(0, BLOCK_VOCABULARY)
+            inside = columns < vocabulary
+            capped, scaled = _logits_at(
+                logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
+            )
+            values = tl.exp(scaled - row_reference)
+            if HAS_SOFTCAP:
+                values *= soft_cap_slope(capped, softcap)
+            values = tl.where(columns == target, 0.0, values)
+            pointers = exponentials + row * exponentials_stride + columns
+            tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=inside)
+
+
+def row_pass(logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(target_logit, reference, total), each (R,) float32; fills `exponentials` (R, V), which may be `logits`.
+
+    logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here.
+    """
+    row_count, vocabulary = logits.shape
+    outputs = tuple(torch.empty(row_count, dtype=torch.float32, device=logits.device) for _ in range(3))
+    if row_count:
+        row_kernel[(row_count,)](
+            logits,
+            head.bias,
+            targets,
+            *outputs,
+            exponentials,
+            vocabulary,
+            logits.stride(0),
+            0 if exponentials is None else exponentials.stride(0),
+            1.0 / head.temperature,
+            head.softcap or 0.0,
+            HAS_BIAS=head.bias is not None,
+            HAS_SOFTCAP=head.softcap is not None,
+            STORE=exponentials is not None,
+            BLOCK_VOCABULARY=min(BLOCK_VOCABULARY, triton.next_power_of_2(vocabulary)),
+            num_warps=8,
+        )
+    return outputs

@@ -1,0 +1,106 @@
+"""Which implementation serves a call, in one place: by device, type and what is installed.
+
+    torch   PyTorch alone: any device, any type
+    rows    the vendor library's products, one Triton kernel over the rows of logits between them
+    fused   a Triton product whose epilogue takes the statistics and leaves exponentials instead of logits
+
+`FASTFLOW_KERNELS` in the environment forces one of them, for every call; a call that it cannot serve is an error.
+"""
+
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+
+import torch
+
+from fastflow_kernels.matmul import factor_dtype
+from fastflow_kernels.projector import Projector
+
+FORCE = "FASTFLOW_KERNELS"
+NAMES = ("torch", "rows", "fused")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An implementation's name, and why it was taken."""
+
+    name: str
+    reason: str
+
+    @property
+    def uses_triton(self) -> bool:
+        return self.name != "torch"
+
+    def projector(self) -> type[Projector]:
+        """The class that does the work; imports Triton only where it is used."""
+        if self.name == "torch":
+            from fastflow_kernels.torch_projector import TorchProjector
+
+            return TorchProjector
+        from fastflow_kernels.gpu import projectors
+
+        return {"rows": projectors.RowsProjector, "fused": projectors.FusedProjector}[self.name]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Choice:
+    """For inputs on this device that enter the products in this type.
+
+    Raises:
+        ValueError: FASTFLOW_KERNELS names no implementation.
+        RuntimeError: it names one that cannot serve this device and type.
+    """
+    forced = os.environ.get(FORCE)
+    if forced is None:
+        return _best(device, dtype)
+    if forced not in NAMES:
+        raise ValueError(f"{FORCE} must be one of {', '.join(NAMES)}, got {forced!r}; correct it or unset it.")
+    obstacle = None if forced == "torch" else _obstacle(device, dtype)
+    if obstacle:
+        raise RuntimeError(f"{FORCE}={forced} cannot serve this call: {obstacle}; unset it, or set it to torch.")
+    return Choice(forced, f"{FORCE} asks for it")
+
+
+def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
+    """Which implementation a call with these inputs would take, and why, in one line.
+
+    >>> explain(torch.zeros(2, 4), torch.zeros(3, 4))
+    'torch: Triton has no kernels for cpu'
+    """
+    return str(choose(hidden.device, factor_dtype(hidden, weight)))
+
+
+def _best(device: torch.device, dtype: torch.dtype) -> Choice:
+    obstacle = "Triton has no kernels for cpu" if device.type == "cpu" else _obstacle(device, dtype)
+    if obstacle:
+        return Choice("torch", obstacle)
+    if dtype == torch.float32:
+        return Choice("rows", "float32 products without tensor cores are the vendor library's")
+    return Choice("fused", f"{dtype} products run on tensor cores, and their epilogue is free")
+
+
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot serve, or None."""
+    if dtype == torch.float64:
+        return "the Triton kernels accumulate in float32, which float64 inputs must not meet"
+    if not _has_triton():
+        return "Triton is not installed"
+    if device.type == "cpu" and not _interprets():
+        return "Triton has no kernels for cpu (set TRITON_INTERPRET=1 before the import to interpret them)"
+    if device.type not in ("cpu", "cuda"):
+        return f"the Triton kernels are written for CUDA devices, not for {device.type}"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need compute capability 8.0"
+    return None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interprets() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,0 +1,144 @@
+"""`linear_logprob` as the operator torch.ops.fastflow.linear_logprob, and its backward as another."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fastflow_kernels import logprob_pass
+from fastflow_kernels.autograd import refuse_create_graph, without_autocast
+from fastflow_kernels.head import Head
+from fastflow_kernels.head_gradient import HeadGradient
+from fastflow_kernels.implementation import choose
+from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.shard import VocabularyShard
+from fastflow_kernels.validate import check_target_range
+
+
+def run(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045 - the schema of an operator is read from these annotations
+    targets: Tensor,
+    temperature: float,
+    softcap: Optional[float],  # noqa: UP045
+    vocabulary: Optional[int],  # noqa: UP045
+    block_rows: Optional[int],  # noqa: UP045
+    product_dtype: torch.dtype,
+    shard_start: int,
+    shard_group: Optional[str],  # noqa: UP045
+) -> Tensor:
+    """(N,) log-probs. Arguments as in `linear_logprob`; the last three as in flow_loss_operator.run."""
+    shard = VocabularyShard.named(shard_start, shard_group)
+    check_target_range(targets, vocabulary or weight.shape[0], shard)
+    head = Head.of(
+        weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
+    )
+    with without_autocast(hidden.device):
+        rows = hidden.to(product_dtype).contiguous()
+        choice = choose(hidden.device, product_dtype)
+        return logprob_pass.logprobs(rows, targets.long(), head, choice, block_rows)
+
+
+def run_backward(
+    upstream: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor],  # noqa: UP045
+    targets: Tensor,
+    temperature: float,
+    softcap: Optional[float],  # noqa: UP045
+    vocabulary: Optional[int],  # noqa: UP045
+    block_rows: Optional[int],  # noqa: UP045
+    product_dtype: torch.dtype,
+    shard_start: int,
+    shard_group: Optional[str],  # noqa: UP045
+    need_hidden: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias, in their types, for upstream (N,); empty where not needed."""
+    shard = VocabularyShard.named(shard_start, shard_group)
+    head = Head.of(
+        weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
+    )
+    dtype = accumulator_dtype(product_dtype)
+    d_head = HeadGradient(head, weight.shape[0], need_weight=need_weight, need_bias=need_bias, dtype=dtype)
+    with without_autocast(hidden.device):
+        d_hidden = logprob_pass.gradients(
+            upstream,
+            hidden.to(product_dtype).contiguous(),
+            targets.long(),
+            head,
+            choose(hidden.device, product_dtype),
+            block_rows,
+            need_hidden=need_hidden,
+            d_head=d_head if need_weight or need_bias else None,
+        )
+    gradients = zip((d_hidden, *d_head.finish()), (hidden, weight, bias), strict=True)
+    return tuple(
+        hidden.new_empty(0) if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in gradients
+    )
+
+
+operator = torch.library.custom_op("fastflow::linear_logprob", run, mutates_args=())
+backward_operator = torch.library.custom_op("fastflow::linear_logprob_backward", run_backward, mutates_args=())
+
+
+@operator.register_fake
+def _fake(
+    hidden,
+    weight,
+    bias,
+    targets,
+    temperature,
+    softcap,
+    vocabulary,
+    block_rows,
+    product_dtype,
+    shard_start,
+    shard_group,
+):
+    return hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(product_dtype))
+
+
+@backward_operator.register_fake
+def _fake_backward(
+    upstream,
+    hidden,
+    weight,
+    bias,
+    targets,
+    temperature,
+    softcap,
+    vocabulary,
+    block_rows,
+    product_dtype,
+    shard_start,
+    shard_group,
+    need_hidden,
+    need_weight,
+    need_bias,
+):
+    return (
+        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else hidden.new_empty(0),
+        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else hidden.new_empty(0),
+        torch.empty_like(bias) if need_bias else hidden.new_empty(0),
+    )
+
+
+def _setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.settings = inputs[4:]
+
+
+def _backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_create_graph("linear_logprob")
+    needs = ctx.needs_input_grad[:3]
+    gradients = backward_operator(upstream, *ctx.saved_tensors, *ctx.settings, *needs)
+    handed = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needs, strict=True))
+    return (*handed, *(None,) * (1 + len(ctx.settings)))
+
+
+operator.register_autograd(_backward, setup_context=_setup_context)

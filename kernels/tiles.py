@@ -1,0 +1,106 @@
+"""Tile shapes of the projection kernel, per architecture: a table, and what a search may try instead."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One shape of the projection's tiles, and how programs go over them."""
+
+    rows: int
+    vocabulary: int
+    width: int  # of the slices of D that are multiplied at a time
+    warps: int
+    stages: int  # slices in flight
+    group: int = 16  # row tiles that share a pass of the weight
+    programs_per_multiprocessor: int = 1
+    flatten: bool = False  # one loop over tiles and slices: the next tile loads while this one ends
+    tma: bool = False
+
+
+@dataclass(frozen=True)
+class TileKey:
+    """What the choice of a tile depends on."""
+
+    architecture: int  # 80, 90, 100 or 120
+    stores: bool  # whether exponentials are stored
+    has_softcap: bool  # whose slope needs registers where exponentials are stored
+
+
+# Shared memory that a program may have, bytes.
+SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
+
+# For factors of two bytes. All of them unmeasured: taken from the compiler's report, which shows no spills, tensor
+# cores and shared memory within the limit (python -m bench.resources). On sm_120, descriptors cost a stack frame in
+# triton 3.6.
+_SMALL = Tile(128, 128, 32, warps=8, stages=3)
+_AMPERE = Tile(128, 128, 32, warps=8, stages=4)
+_WIDE = Tile(128, 256, 64, warps=8, stages=3, tma=True)
+_SOFTCAP = Tile(128, 128, 64, warps=8, stages=3, tma=True)
+_PLAIN = {80: _AMPERE, 90: _WIDE, 100: _WIDE, 120: _SMALL}
+_WITH_SOFTCAP = {80: _AMPERE, 90: _SOFTCAP, 100: _SOFTCAP, 120: _SMALL}
+TILES = {
+    TileKey(architecture, stores, has_softcap): tile
+    for has_softcap, tiles in ((False, _PLAIN), (True, _WITH_SOFTCAP))
+    for architecture, tile in tiles.items()
+    for stores in (False, True)
+}
+
+# What FASTFLOW_AUTOTUNE=1 and bench.tune try besides the table's own.
+CANDIDATES = {
+    80: (Tile(128, 256, 32, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=3)),
+    90: (
+        replace(_WIDE, flatten=True),
+        replace(_WIDE, stages=4),
+        replace(_WIDE, group=8),
+        replace(_WIDE, group=32),
+        Tile(256, 128, 64, warps=8, stages=3, tma=True),
+        Tile(128, 128, 64, warps=4, stages=3, programs_per_multiprocessor=2, tma=True),
+        Tile(64, 256, 64, warps=4, stages=2, programs_per_multiprocessor=2, tma=True),
+        Tile(128, 256, 64, warps=8, stages=3),
+    ),
+    100: (Tile(128, 128, 64, warps=4, stages=4, tma=True), replace(_WIDE, flatten=True)),
+    120: (Tile(64, 128, 64, warps=4, stages=3), Tile(128, 64, 64, warps=4, stages=3)),
+}
+
+# Products of float32 factors run without tensor cores; one shape serves all.
+FLOAT32_TILE = Tile(64, 64, 32, warps=8, stages=2)
+# The interpreter's cost is per tile, not per number.
+INTERPRETER_TILE = Tile(64, 64, 64, warps=4, stages=1, group=2)
+
+
+def known_architecture(capability: tuple[int, int]) -> int:
+    """The architecture of the table whose tiles suit a device of this compute capability.
+
+    >>> [known_architecture(capability) for capability in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 0))]
+    [80, 120, 90, 100, 120]
+    """
+    if capability in ((8, 6), (8, 7), (8, 9)):
+        return 120  # as little shared memory, and its tiles use no descriptors
+    exact = 10 * capability[0] + capability[1]
+    return max((known for known in SHARED_MEMORY if known <= exact), default=80)
+
+
+@functools.cache
+def _device(index: int) -> tuple[int, int]:
+    """Architecture and number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(index)
+    return known_architecture((properties.major, properties.minor)), properties.multi_processor_count
+
+
+def multiprocessors(weight: Tensor) -> int:
+    """Of the device of this tensor; 2 for the interpreter, so that its programs go over several tiles, too."""
+    return _device(weight.device.index)[1] if weight.is_cuda else 2
+
+
+def tile_for(weight: Tensor, *, stores: bool, has_softcap: bool) -> Tile:
+    """The tile for a head's weight in the type of the products, on its device."""
+    if not weight.is_cuda:
+        return INTERPRETER_TILE
+    if weight.element_size() > 2:
+        return FLOAT32_TILE
+    return TILES[TileKey(_device(weight.device.index)[0], stores, has_softcap)]

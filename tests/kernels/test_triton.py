@@ -1,0 +1,192 @@
+"""The Triton implementations against float64: interpreted on the CPU, compiled on a GPU."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from fastflow_kernels import explain, linear_logprob, reference, sequence_terms
+from fastflow_kernels.blocks import sequence_blocks
+from kernel_problems import assert_matches, head_tensors, make_problem, on_cpu, on_device, relative_error
+
+pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+IMPLEMENTATIONS = pytest.mark.parametrize("name", ["rows", "fused"])
+# Tiles are 64 wide in the interpreter: below, at and above one tile and two, and no multiple of anything.
+SIZES = st.sampled_from([1, 2, 17, 63, 64, 65, 130])
+OPTIONS = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([1.0, 0.7, 3.0]),
+        "softcap": st.sampled_from([None, 5.0, 30.0]),
+    }
+)
+
+
+@pytest.fixture
+def force(monkeypatch):
+    return lambda name: monkeypatch.setenv("FASTFLOW_KERNELS", name)
+
+
+@pytest.fixture
+def implementation(name, force):
+    force(name)
+    return name
+
+
+same_environment = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@st.composite
+def problems(draw):
+    """A sum over many rows has few digits left after subtraction: long sequences come with normalised lengths."""
+    is_long = draw(st.booleans())
+    lengths = st.sampled_from([0, 1, 40, 70] if is_long else [0, 1, 2, 9])
+    return make_problem(
+        draw(st.lists(lengths, min_size=1, max_size=4)),
+        width=draw(SIZES),
+        vocabulary=draw(SIZES),
+        seed=draw(st.integers(0, 1000)),
+        ratio="token_mean" if is_long else draw(st.sampled_from(["sequence", "token_mean"])),
+        length_aware=is_long or draw(st.booleans()),
+        logit_limit=draw(st.sampled_from([0.5, 4.0, 12.0])),
+        with_bias=draw(st.booleans()),
+        **draw(OPTIONS),
+    )
+
+
+@IMPLEMENTATIONS
+@same_environment
+@given(problem=problems(), block_rows=st.sampled_from([None, 16, 50]))
+def test_flow_loss(name, implementation, problem, block_rows):
+    problem = problem.cast(torch.float32)
+    got = on_cpu(on_device(problem, DEVICE).run(block_rows=block_rows))
+    assert_matches(got, problem.oracle(), forward=1e-5, gradient=1e-4)
+
+
+@IMPLEMENTATIONS
+@same_environment
+@given(
+    row_count=st.sampled_from([0, 1, 3, 64, 100]),
+    width=SIZES,
+    vocabulary=SIZES,
+    seed=st.integers(0, 1000),
+    logit_limit=st.sampled_from([0.5, 10.0, 80.0, 300.0]),
+    with_bias=st.booleans(),
+    options=OPTIONS,
+    padding=st.sampled_from([0, 3]),
+)
+def test_linear_logprob(
+    name, implementation, row_count, width, vocabulary, seed, logit_limit, with_bias, options, padding
+):
+    """Up to logits so large that a target's probability underflows, where tiles disagree on a row's reference.
+
+    A saturated soft-cap has a slope of 1 - tanh^2, of which float32 keeps 7 digits of the 1, not of the slope.
+    """
+    logit_limit = min(logit_limit, 3 * (options["softcap"] or torch.inf))
+    tensors = head_tensors(row_count, width, vocabulary + padding, seed, logit_limit, with_bias)
+    tensors["targets"] %= vocabulary
+    upstream = torch.randn(row_count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    options = options | {"vocabulary": vocabulary}
+
+    def run(op, dtype, device):
+        leaves = {
+            key: value.to(device, dtype).requires_grad_() if value.is_floating_point() else value.to(device)
+            for key, value in tensors.items()
+            if value is not None
+        }
+        logprob = op(**leaves, **options)
+        logprob.backward(upstream.to(logprob))
+        return logprob.detach().cpu(), {key: leaf.grad.cpu() for key, leaf in leaves.items() if key != "targets"}
+
+    got, want = run(linear_logprob, torch.float32, DEVICE), run(reference.linear_logprob, torch.float64, "cpu")
+    assert (got[0] <= 0).all()
+    assert relative_error(got[0], want[0]) <= 1e-5
+    for key, gradient in want[1].items():
+        assert relative_error(got[1][key], gradient) <= 1e-4, key
+
+
+@IMPLEMENTATIONS
+def test_a_target_far_below_the_others_is_measured_against_the_largest(name, implementation):
+    """exp(400) is no float32: tiles whose logits stand that far above the target's need their own reference."""
+    hidden = torch.tensor([[1.0], [1.0]], device=DEVICE, requires_grad=True)
+    logits = torch.zeros(200)
+    logits[3], logits[70], logits[150] = -400.0, 5.0, 4.0
+    weight = logits.unsqueeze(1).to(DEVICE).requires_grad_()
+    logprob = linear_logprob(hidden, weight, torch.tensor([3, 70], device=DEVICE))
+    exact = torch.log_softmax(logits.double(), 0)
+    assert logprob.tolist() == pytest.approx([exact[3].item(), exact[70].item()], rel=1e-6)
+    logprob.sum().backward()
+    expected = torch.zeros(200, dtype=torch.float64)
+    expected[3] += 1
+    expected[70] += 1
+    expected -= 2 * exact.exp()
+    assert relative_error(weight.grad.squeeze(1).cpu(), expected) <= 1e-5
+
+
+@IMPLEMENTATIONS
+def test_nan_reaches_the_result(name, implementation):
+    hidden = torch.ones(3, 4, device=DEVICE)
+    hidden[1, 2] = torch.nan
+    logprob = linear_logprob(hidden, torch.ones(70, 4, device=DEVICE), torch.zeros(3, dtype=torch.int64, device=DEVICE))
+    assert logprob.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "token_mean"])
+def test_the_segment_kernel_equals_the_torch_function(ratio):
+    """Empty segments, single tokens, one of 100,000, and one that goes over two blocks."""
+    from fastflow_kernels.gpu import segment
+
+    lengths = torch.tensor([1, 0, 100_000, 1, 7, 30])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    generator = torch.Generator().manual_seed(0)
+    token_logprob = -torch.rand(int(offsets[-1]), generator=generator)
+    logprob = torch.stack([part.double().sum() for part in token_logprob.split(lengths.tolist())])
+    row_factor = torch.randn(len(token_logprob), generator=generator)
+    inputs = sequence_terms.SequenceInputs(
+        log_z=torch.randn(6, generator=generator).double(),
+        log_target=torch.randn(6, generator=generator).double(),
+        length_scale=1.0 / lengths.double(),
+        behaviour_logprob=logprob - torch.linspace(-0.7, 0.7, 6) * (lengths if ratio == "token_mean" else 1),
+        clip_low=0.2,
+        clip_high=0.28,
+        ratio=ratio,
+        normaliser=6.0,
+    )
+    blocks = [*sequence_blocks(offsets[:-1].tolist(), 60_000), *sequence_blocks(offsets[-2:].tolist(), 20)]
+    blocks[-2:] = [block._replace(sequence_start=5, sequence_stop=6) for block in blocks[-2:]]
+    assert any(block.is_part for block in blocks) and not all(block.is_part for block in blocks)
+
+    outcomes = []
+    for device, settle in (("cpu", sequence_terms.settle_sequences_), (DEVICE, segment.settle_sequences_)):
+        moved = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in vars(inputs).items()
+        }
+        there = sequence_terms.SequenceInputs(**moved)
+        terms, factor = sequence_terms.SequenceTerms.zeros(like=there.log_z), row_factor.to(device, copy=True)
+        for block in blocks:
+            settle(terms, there, offsets.to(device), block, token_logprob[block.rows].to(device), factor[block.rows])
+        outcomes.append([value.cpu() for value in (*terms, factor)])
+    for got, want in zip(outcomes[1], outcomes[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-7, atol=0)
+
+
+@IMPLEMENTATIONS
+def test_a_frozen_head_gets_no_gradient(name, implementation):
+    problem = on_device(make_problem([30, 5, 60], width=9, vocabulary=70).cast(torch.float32), DEVICE)
+    got = on_cpu(problem.run(needs=("hidden", "log_z"), block_rows=40))
+    assert set(got[1]) == {"hidden", "log_z"}
+    assert_matches(got, problem.oracle(needs=("hidden", "log_z")), forward=1e-5, gradient=1e-4)
+
+
+def test_what_is_forced_is_taken_or_refused(force):
+    hidden, weight = torch.zeros(2, 4, device=DEVICE), torch.zeros(3, 4, device=DEVICE)
+    force("fused")
+    assert explain(hidden, weight) == "fused: FASTFLOW_KERNELS asks for it"
+    with pytest.raises(RuntimeError, match=r"cannot serve this call: .*float64.*; unset it"):
+        explain(hidden.double(), weight.double())
+    force("tritn")
+    with pytest.raises(ValueError, match="must be one of torch, rows, fused, got 'tritn'"):
+        explain(hidden, weight)
