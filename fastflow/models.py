@@ -15,7 +15,8 @@ from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError, need
 from fastflow.packing import PackedBatch
 from fastflow_kernels.autograd import without_autocast
-from fastflow_kernels.matmul import accumulator_dtype, as_factor, project
+from fastflow_kernels.head import Head
+from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,17 +77,22 @@ class PackedModel:
         return head.weight, getattr(head, "bias", None)
 
     def head_inputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Hidden rows (N, D), head weight and bias in the one dtype that the fused ops take."""
+        """Hidden rows (N, D), head weight and bias as the fused ops take them.
+
+        Under autocast the rows are bfloat16 and the head stays float32: the ops multiply in the narrower of the
+        two, and the head's gradient is not rounded.
+        """
         weight, bias = self.head()
-        dtype = torch.bfloat16 if self.autocast else weight.dtype
-        return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return hidden.to(torch.bfloat16 if self.autocast else weight.dtype), weight, bias
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) of a few hidden rows, float32 from the accumulators on, as the fused ops compute them."""
         with without_autocast(hidden.device):
-            hidden, weight, bias = (None if part is None else as_factor(part) for part in self.head_inputs(hidden))
-            out = hidden.new_empty(len(hidden), len(weight), dtype=accumulator_dtype(hidden.dtype))
-            return project(hidden, weight, None if bias is None else bias.to(out.dtype), out)
+            hidden, weight, bias = self.head_inputs(hidden)
+            dtype = factor_dtype(hidden, weight)
+            head = Head.of(weight, bias, dtype)
+            out = hidden.new_empty(len(hidden), len(weight), dtype=accumulator_dtype(dtype))
+            return project(hidden.detach().to(dtype).contiguous(), head.weight, head.bias, out)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""

@@ -31,16 +31,14 @@ def refuse_second_backward(ctx: FunctionCtx) -> None:
     ctx.handed_out = True
 
 
-@torch.library.custom_op("fastflow::scale_", mutates_args={"gradient"})
-def scale_(gradient: Tensor, upstream: Tensor) -> None:
-    """gradient *= upstream (), without a sweep over memory where that is one and asking costs no wait."""
-    if upstream.device.type != "cpu" or upstream.item() != 1.0:
-        gradient.mul_(upstream)
-
-
 def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """upstream () times gradient, in the type of its input: the only rounding it meets after accumulation."""
-    if gradient.dtype == dtype:
-        scale_(gradient, upstream)
-        return gradient
-    return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
+    """upstream () times gradient, in the type of its input: the only rounding it meets after accumulation.
+
+    In place where the type stays, since the gradient of a head is large; a graph being traced has no places.
+    """
+    if type(gradient) is not Tensor:
+        return (gradient * upstream).to(dtype)
+    if gradient.dtype != dtype:
+        return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
+    is_known_one = upstream.device.type == "cpu" and upstream.item() == 1.0  # on CUDA, asking would wait
+    return gradient if is_known_one else gradient.mul_(upstream)

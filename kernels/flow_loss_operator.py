@@ -52,6 +52,8 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The six results of FlowLoss, then the gradients of hidden, weight, bias and log_z; empty where not needed.
 
+    The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
+
     Arguments as in `flow_loss`, and: product_dtype, the type in which hidden and weight are multiplied;
     shard_start and shard_group, a VocabularyShard's start and the name of its group, or None.
     """

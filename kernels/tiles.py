@@ -28,6 +28,7 @@ class TileKey:
 
     architecture: int  # 80, 90, 100 or 120
     stores: bool  # whether exponentials are stored
+    has_bias: bool  # a number per column, which needs as many registers as the logits on sm_100
     has_softcap: bool  # whose slope needs registers where exponentials are stored
 
 
@@ -40,15 +41,23 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 _SMALL = Tile(128, 128, 32, warps=8, stages=3)
 _AMPERE = Tile(128, 128, 32, warps=8, stages=4)
 _WIDE = Tile(128, 256, 64, warps=8, stages=3, tma=True)
-_SOFTCAP = Tile(128, 128, 64, warps=8, stages=3, tma=True)
+_NARROW = Tile(128, 128, 64, warps=8, stages=3, tma=True)
 _PLAIN = {80: _AMPERE, 90: _WIDE, 100: _WIDE, 120: _SMALL}
-_WITH_SOFTCAP = {80: _AMPERE, 90: _SOFTCAP, 100: _SOFTCAP, 120: _SMALL}
+_WITH_BIAS = _PLAIN | {100: _NARROW}
+_WITH_SOFTCAP = _PLAIN | {90: _NARROW, 100: _NARROW}
 TILES = {
-    TileKey(architecture, stores, has_softcap): tile
-    for has_softcap, tiles in ((False, _PLAIN), (True, _WITH_SOFTCAP))
+    TileKey(architecture, stores, has_bias, has_softcap): tile
+    for has_bias, has_softcap, tiles in (
+        (False, False, _PLAIN),
+        (True, False, _WITH_BIAS),
+        (False, True, _WITH_SOFTCAP),
+        (True, True, _WITH_SOFTCAP),
+    )
     for architecture, tile in tiles.items()
     for stores in (False, True)
 }
+# Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
+UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
 
 # What FASTFLOW_AUTOTUNE=1 and bench.tune try besides the table's own.
 CANDIDATES = {
@@ -97,10 +106,22 @@ def multiprocessors(weight: Tensor) -> int:
     return _device(weight.device.index)[1] if weight.is_cuda else 2
 
 
-def tile_for(weight: Tensor, *, stores: bool, has_softcap: bool) -> Tile:
+def has_aligned_rows(matrix: Tensor) -> bool:
+    """Whether rows start at multiples of 16 bytes, and their entries follow each other, as TMA and cp.async want."""
+    is_aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
+    return is_aligned and matrix.stride(1) == 1
+
+
+def tile_for(weight: Tensor, *, stores: bool, has_bias: bool, has_softcap: bool) -> Tile:
     """The tile for a head's weight in the type of the products, on its device."""
     if not weight.is_cuda:
         return INTERPRETER_TILE
+    architecture, _ = _device(weight.device.index)
+    return table_tile(TileKey(architecture, stores, has_bias, has_softcap), weight)
+
+
+def table_tile(key: TileKey, weight: Tensor) -> Tile:
+    """The same for a named architecture."""
     if weight.element_size() > 2:
         return FLOAT32_TILE
-    return TILES[TileKey(_device(weight.device.index)[0], stores, has_softcap)]
+    return TILES[key] if has_aligned_rows(weight) else UNALIGNED_TILE

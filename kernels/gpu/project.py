@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
-from fastflow_kernels.tiles import Tile, multiprocessors
+from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
 
 MARGIN = tl.constexpr(30.0)  # nats
 
@@ -138,7 +138,7 @@ def project(
         return reference, total
     programs = min(tile.programs_per_multiprocessor * multiprocessors(hidden), row_tiles * vocabulary_tiles)
     operands = hidden, head.weight, exponentials
-    use_tma = tile.tma and all(operand is None or _suits_tma(operand) for operand in operands)
+    use_tma = tile.tma and all(operand is None or has_aligned_rows(operand) for operand in operands)
     if use_tma:
         operands = _descriptors(hidden, head.weight, exponentials, tile)
     project_kernel[(programs,)](
@@ -172,12 +172,6 @@ def project(
         num_stages=tile.stages,
     )
     return reference, total
-
-
-def _suits_tma(matrix: Tensor) -> bool:
-    """Descriptors want 16-byte aligned rows whose entries follow each other."""
-    is_aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
-    return is_aligned and matrix.stride(1) == 1
 
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:

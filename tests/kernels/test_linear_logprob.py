@@ -47,11 +47,16 @@ def heads(draw, logit_limits):
     head=heads(st.sampled_from([0.5, 10.0, 80.0])),
     block_rows=block_sizes,
     temperature=st.sampled_from([1.0, 0.7, 3.0]),
+    softcap=st.sampled_from([None, 5.0, 30.0]),
 )
-def test_float32_equals_the_reference(head, block_rows, temperature):
+def test_float32_equals_the_reference(head, block_rows, temperature, softcap):
+    """A saturated soft-cap has a slope of 1 - tanh^2, of which float32 keeps 7 digits of the 1: kept out of reach."""
     tensors, upstream = head
-    got = run(linear_logprob, tensors, upstream, torch.float32, temperature=temperature, block_rows=block_rows)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64, temperature=temperature)
+    if softcap is not None:
+        tensors = {**tensors, "hidden": tensors["hidden"] / 32}
+    options = {"temperature": temperature, "softcap": softcap}
+    got = run(linear_logprob, tensors, upstream, torch.float32, **options, block_rows=block_rows)
+    want = run(reference.linear_logprob, tensors, upstream, torch.float64, **options)
     assert got[0].dtype == torch.float32
     assert (got[0] <= 0).all()
     assert relative_error(got[0], want[0]) <= 1e-5
@@ -63,8 +68,9 @@ def test_float32_equals_the_reference(head, block_rows, temperature):
 @given(head=heads(st.sampled_from([2.0, 30.0])), block_rows=block_sizes)
 def test_float64_stays_float64(head, block_rows):
     tensors, upstream = head
-    got = run(linear_logprob, tensors, upstream, torch.float64, block_rows=block_rows, temperature=0.5)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64, temperature=0.5)
+    options = {"temperature": 0.5, "softcap": 20.0}
+    got = run(linear_logprob, tensors, upstream, torch.float64, block_rows=block_rows, **options)
+    want = run(reference.linear_logprob, tensors, upstream, torch.float64, **options)
     assert got[0].dtype == torch.float64
     assert relative_error(got[0], want[0]) <= 1e-11
     for name, gradient in want[1].items():
@@ -149,10 +155,19 @@ def test_no_second_derivative():
         logprob.sum().backward()
 
 
-def test_a_head_padded_beyond_the_vocabulary_must_be_cut_by_the_caller():
-    """Padding rows are entries like any other here: cut, log-probs are those of the real vocabulary."""
-    tensors = head_tensors(5, width=4, vocabulary=10, seed=3)
-    padded = torch.cat([tensors["weight"], torch.full((6, 4), 9.0).double()])
-    expected = reference.linear_logprob(tensors["hidden"], tensors["weight"], tensors["targets"])
-    torch.testing.assert_close(linear_logprob(tensors["hidden"], padded[:10], tensors["targets"]), expected)
-    assert not torch.allclose(linear_logprob(tensors["hidden"], padded, tensors["targets"]), expected)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_rows_beyond_the_vocabulary_take_no_part(with_bias):
+    """A head padded with rows of large logits: log-probs are those of the real vocabulary, their gradient is 0."""
+    tensors = head_tensors(5, width=4, vocabulary=10, seed=3, with_bias=with_bias)
+    upstream = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    want = run(reference.linear_logprob, tensors, upstream, torch.float64)
+    padded = tensors | {"weight": torch.cat([tensors["weight"], torch.full((6, 4), 9.0).double()])}
+    if with_bias:
+        padded["bias"] = torch.cat([tensors["bias"], torch.full((6,), 9.0).double()])
+    got = run(linear_logprob, padded, upstream, torch.float64, vocabulary=10, block_rows=2)
+    torch.testing.assert_close(got[0], want[0])
+    for name, gradient in want[1].items():
+        torch.testing.assert_close(got[1][name][: len(gradient)], gradient)
+        assert not got[1][name][len(gradient) :].any()
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 3\)"):
+        linear_logprob(tensors["hidden"], tensors["weight"], torch.tensor([0, 1, 2, 3, 0]), vocabulary=3)

@@ -1,0 +1,138 @@
+"""The ops as operators of torch: opcheck, torch.compile, autocast, and what a graph may not do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._inductor.config
+
+from fastflow_kernels import flow_loss, flow_loss_operator, linear_logprob, linear_logprob_operator
+from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
+
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def flow_loss_arguments(device, needs=(True, True, True, True), dtype=torch.float32, with_bias=True, **options):
+    problem = on_device(make_problem([3, 0, 9, 1], width=8, vocabulary=21, with_bias=with_bias).cast(dtype), device)
+    tensors = {
+        name: None if value is None else value.requires_grad_(name in GRADIENTS and needs[GRADIENTS.index(name)])
+        for name, value in problem.tensors.items()
+    }
+    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4} | options
+    return (
+        *(tensors[name] for name in ("hidden", "weight", "bias", "log_z", "targets")),
+        problem.cu_seqlens,
+        *(tensors[name] for name in ("log_target", "length_scale", "behaviour_logprob")),
+        *(problem.options[name] for name in ("clip_low", "clip_high", "ratio", "normaliser")),
+        *settings.values(),
+        torch.float64 if dtype == torch.float64 else torch.float32,
+        0,
+        None,
+        *needs,
+    )
+
+
+def linear_logprob_arguments(device, with_bias=True, **options):
+    problem = on_device(make_problem([12], width=8, vocabulary=21, with_bias=with_bias).cast(torch.float32), device)
+    head = [problem.tensors[name] for name in ("hidden", "weight", "bias", "targets")]
+    for tensor in head[:3]:
+        if tensor is not None:
+            tensor.requires_grad_()
+    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5} | options
+    return (*head, *settings.values(), torch.float32, 0, None)
+
+
+@pytest.mark.parametrize("check", OPCHECKS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"needs": (True, False, False, True)}, {"with_bias": False, "softcap": 30.0}, {"vocabulary": 19}],
+    ids=["all", "frozen head", "softcap", "padded"],
+)
+def test_opcheck_of_flow_loss(device, options, check):
+    if options.get("vocabulary"):
+        options = {**options, "dtype": torch.float64}
+    arguments = flow_loss_arguments(device, **options)
+    if options.get("vocabulary"):
+        arguments[4].clamp_(max=options["vocabulary"] - 1)
+    torch.library.opcheck(flow_loss_operator.operator, arguments, test_utils=check)
+
+
+@pytest.mark.parametrize("check", OPCHECKS)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_opcheck_of_linear_logprob(device, with_bias, check):
+    torch.library.opcheck(
+        linear_logprob_operator.operator, linear_logprob_arguments(device, with_bias), test_utils=check
+    )
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing from earlier tests, nor from the caches of earlier versions of the operators on this machine."""
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.usefixtures("fresh_compiler")
+def test_flow_loss_compiles_without_a_graph_break(device, dynamic):
+    problem = on_device(make_problem([3, 0, 9, 1], width=8, vocabulary=21, with_bias=True).cast(torch.float32), device)
+    compiled = torch.compile(flow_loss, fullgraph=True, dynamic=dynamic)
+    got = on_cpu(problem.run(op=compiled, upstream=0.5, block_rows=4))
+    assert_matches(got, on_cpu(problem.run(upstream=0.5, block_rows=4)), forward=0.0, gradient=1e-6)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_linear_logprob_compiles_inside_a_larger_function(device):
+    problem = on_device(make_problem([12], width=8, vocabulary=21).cast(torch.float32), device)
+    hidden, weight, targets = (problem.tensors[name] for name in ("hidden", "weight", "targets"))
+
+    def loss(hidden, weight):
+        return linear_logprob(torch.tanh(hidden), weight * 2, targets).square().mean()
+
+    outcomes = []
+    for function in (loss, torch.compile(loss, fullgraph=True)):
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in (hidden, weight)]
+        value = function(*leaves)
+        outcomes.append((value.detach(), *torch.autograd.grad(value, leaves)))
+    for got, want in zip(outcomes[1], outcomes[0], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_gradient_that_was_not_computed_is_refused(device):
+    arguments = list(flow_loss_arguments(device))
+    arguments[-4:] = [True, False, True, True]
+    loss = flow_loss_operator.operator(*arguments)[0]
+    with pytest.raises(RuntimeError, match=r"gradient of weight was not computed; .* need_weight=True"):
+        loss.backward()
+
+
+def test_the_statistics_carry_no_gradient(device):
+    outputs = flow_loss_operator.operator(*flow_loss_arguments(device))
+    assert outputs[0].requires_grad
+    assert not any(output.requires_grad for output in outputs[1:])
+
+
+def test_the_narrower_type_of_hidden_and_weight_counts(device):
+    """A bfloat16 body over a float32 head: the head's gradient keeps float32."""
+    problem = on_device(make_problem([30, 20], width=32, vocabulary=100, ratio="token_mean"), device)
+    problem = problem.cast(torch.bfloat16)
+    expected = on_cpu(problem.run())
+    problem.tensors["weight"] = problem.tensors["weight"].float()
+    result, gradients = on_cpu(problem.run())
+    assert torch.equal(result.token_logprob, expected[0].token_logprob)
+    assert gradients["weight"].dtype == torch.float32 and gradients["hidden"].dtype == torch.bfloat16
+    assert torch.equal(gradients["weight"].bfloat16(), expected[1]["weight"])
+
+
+def test_autocast_decides_how_float32_inputs_are_multiplied(device):
+    """On a GPU in autocast's type, as if the inputs had it; elsewhere in float32, which bfloat16 becomes there."""
+    problem = on_device(make_problem([30, 20], width=32, vocabulary=100, ratio="token_mean"), device)
+    problem = problem.cast(torch.bfloat16).cast(torch.float32)  # values that bfloat16 holds
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        got, gradients = on_cpu(problem.run())
+    expected = on_cpu(problem.cast(torch.bfloat16).run())
+    assert got.loss.dtype == gradients["hidden"].dtype == torch.float32
+    assert torch.equal(got.token_logprob, expected[0].token_logprob)
+    for name in ("hidden", "weight"):
+        assert relative_error(gradients[name].bfloat16(), expected[1][name]) == 0
