@@ -1,1 +1,1 @@
-"""Benchmarks, run as modules: `python -m bench.flow_loss_cpu`."""
+"""Benchmarks, run as modules: `python -m bench.kernels --device cpu --quick`."""

@@ -1,45 +1,106 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one command: the tests marked gpu, written down with hardware, versions and commit.
+# What only a GPU can show, in one command of less than ten minutes: the tests marked gpu, compute-sanitizer, the
+# tuning sweep, the benchmark, written down with date, hardware, versions and commit. A section that fails or runs
+# out of time is recorded, the others still run, and the exit status is 1.
 #
-#     bench/gpu.sh [OUTPUT_FOLDER]          default: bench/results
+#     bench/gpu.sh [OUTPUT_FOLDER]     default: bench/results; gets DATE-HARDWARE.md and its JSON, CSV and PNG files
 #
-# Needs a CUDA torch in $PYTHON (default: python3). Missing packages are installed into a throw-away environment on top
-# of it, from the folder of wheels $WHEELS on a machine without a network, else from the package index.
-set -euo pipefail
+#     PYTHON   interpreter with a CUDA torch (default: python3)
+#     WHEELS   folder of wheels, installed into a throw-away folder; nothing is ever fetched
+#     TOTAL    seconds for everything (default: 570)
+#     COMMIT   what to write down as the commit where there is no git
+#
+# $PYTHON must have torch, triton, transformers, numpy, safetensors, pyyaml, rich, jinja2, matplotlib, pytest and
+# hypothesis. What else is wanted goes into WHEELS. For Python 3.12, 3 MiB:
+#
+#     pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
+#         jsonargparse==4.53.0 liger-kernel==0.8.5 cut-cross-entropy==25.1.1 verl==0.9.1
+#
+# QuACK and Liger's Hopper kernels need NVIDIA's CuTe DSL as well, another 97 MiB. Without it their rows say so:
+#
+#     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels \
+#         quack-kernels==0.6.5 apache-tvm-ffi==0.1.15.post2 torch-c-dlpack-ext==0.1.5 nvidia-cutlass-dsl==4.8.1 \
+#         nvidia-cutlass-dsl-libs-core==4.8.1 nvidia-cutlass-dsl-libs-base==4.8.1 nvidia-cutlass-dsl-libs-cu13==4.8.1
+set -uo pipefail
 cd "$(dirname "$0")/.."
 output=${1:-bench/results}
 python=${PYTHON:-python3}
+total=${TOTAL:-570}
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown)}
 
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     { echo "gpu.sh: torch in $python sees no CUDA device; set PYTHON to an interpreter that does" >&2; exit 2; }
 
-environment=$(mktemp -d)
-trap 'rm -rf "$environment"' EXIT
-"$python" -m venv --system-site-packages "$environment"
-# A venv made from a venv sees only the outermost interpreter's packages: add those that $PYTHON itself sees.
-"$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' >"$("$environment/bin/python" -c \
-    'import site; print(site.getsitepackages()[0])')/outer.pth"
-index=()
-[ -z "${WHEELS:-}" ] || index=(--no-index --find-links "$WHEELS")
-"$environment/bin/python" -m pip install --quiet "${index[@]}" "setuptools>=77,<82" wheel
-"$environment/bin/python" -m pip install --quiet --no-build-isolation "${index[@]}" -e ".[test]"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$output" "$work/site"
+ln -s "$PWD/kernels" "$work/site/fastflow_kernels" # as setup.py installs it
+export PYTHONPATH=$work/site:$work/site/nvidia_cutlass_dsl/dsl_packages:$PWD
 
-mkdir -p "$output"
-name=$("$environment/bin/python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
-report=$output/$(date +%F)-$name.md
+hardware=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
+stem=$(date +%F)-$hardware
+report=$output/$stem.md
 status=0
-tests=$("$environment/bin/python" -m pytest -m gpu -p no:cacheprovider 2>&1) || status=$?
+
+# section TITLE SECONDS COMMAND...: runs it for at most so long, shows the end of what it says, notes how it went
+section() {
+    local title=$1 limit=$2 log outcome started=$SECONDS code=0
+    shift 2
+    log=$work/log
+    printf '\n=== %s (at %ss, at most %ss)\n' "$title" "$SECONDS" "$limit"
+    if [ "$limit" -lt 10 ]; then
+        echo "no time left" >"$log"
+        code=124
+    else
+        timeout --kill-after=10 "$limit" "$@" >"$log" 2>&1 || code=$?
+    fi
+    case $code in
+        0) outcome=passed ;;
+        124 | 137) outcome="out of time" ;;
+        *) outcome="failed, status $code" ;;
+    esac
+    ! grep -q ': skipped, ' "$log" || outcome=skipped
+    [ "$code" -eq 0 ] || status=1
+    tail -n 60 "$log"
+    printf '%s: %s\n' "$title" "$outcome"
+    printf '| %s | %s | %s s |\n' "$title" "$outcome" $((SECONDS - started)) >>"$work/summary"
+    if [ "$code" -ne 0 ] || [ "$title" != Benchmark ]; then # its tables stand above
+        printf '\n## %s: %s\n\n```\n%s\n```\n' "$title" "$outcome" "$(tail -n 60 "$log")" >>"$work/details"
+    fi
+}
+
+# at_most SECONDS RESERVED: the smaller of these seconds and what is left without those reserved for later sections
+at_most() {
+    local left=$((total - SECONDS - $2))
+    echo $((left < $1 ? left : $1))
+}
+
+if [ -n "${WHEELS:-}" ]; then
+    section "Installing the wheels" 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
+        --no-cache-dir --disable-pip-version-check --target "$work/site" "$WHEELS"/*.whl
+fi
+section "Tests" "$(at_most 150 180)" "$python" -m pytest -m gpu -p no:cacheprovider
+section "compute-sanitizer memcheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool memcheck
+section "compute-sanitizer racecheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool racecheck
+if [ -e bench/tune.py ]; then
+    section "Tuning" "$(at_most 90 180)" "$python" -m bench.tune --json "$output/$stem-tune.json"
+fi
+seconds=$(at_most 270 10)
+section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-seconds 8 \
+    --budget $((seconds > 90 ? seconds - 70 : 20)) --output "$output" --name "$stem-kernels"
+
 {
-    printf '# GPU tests, %s\n\n' "$(date +%F)"
-    "$environment/bin/python" -c '
-import platform, torch, transformers, triton
-gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-print(f"Hardware: {torch.cuda.get_device_name()}, {gib:.0f} GiB.")
-print(f"Software: Python {platform.python_version()}, torch {torch.__version__}, triton {triton.__version__}, "
-      f"transformers {transformers.__version__}.")'
-    printf 'Commit: %s. Command: `bench/gpu.sh`. Exit status of the tests: %s.\n\n```\n%s\n```\n' \
-        "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" "$status" "$tests"
+    printf '# GPU run, %s\n\n' "$(date +%F)"
+    "$python" -c 'from bench.environment import describe; from bench.report import Record
+print(Record(describe("cuda")).heading())'
+    printf '\nCommand: `bench/gpu.sh`, %s s in all.\n\n| section | outcome | time |\n|---|---|---|\n' "$SECONDS"
+    cat "$work/summary"
+    if [ -e "$output/$stem-kernels.md" ]; then
+        printf '\n## Tables\n\n'
+        sed 1,2d "$output/$stem-kernels.md"
+    fi
+    cat "$work/details"
 } >"$report"
-printf '%s\n' "$tests"
 echo "written to $report"
 exit "$status"

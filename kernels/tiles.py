@@ -59,7 +59,7 @@ TILES = {
 # Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
 UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
 
-# What FASTFLOW_AUTOTUNE=1 and bench.tune try besides the table's own.
+# What a search tries besides the table's own (gpu/autotune.py).
 CANDIDATES = {
     80: (Tile(128, 256, 32, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=3)),
     90: (
@@ -69,6 +69,7 @@ CANDIDATES = {
         replace(_WIDE, group=32),
         Tile(256, 128, 64, warps=8, stages=3, tma=True),
         Tile(128, 128, 64, warps=4, stages=3, programs_per_multiprocessor=2, tma=True),
+        Tile(128, 128, 64, warps=8, stages=2, programs_per_multiprocessor=2, tma=True),
         Tile(64, 256, 64, warps=4, stages=2, programs_per_multiprocessor=2, tma=True),
         Tile(128, 256, 64, warps=8, stages=3),
     ),
@@ -125,3 +126,8 @@ def table_tile(key: TileKey, weight: Tensor) -> Tile:
     if weight.element_size() > 2:
         return FLOAT32_TILE
     return TILES[key] if has_aligned_rows(weight) else UNALIGNED_TILE
+
+
+def candidates_for(weight: Tensor) -> tuple[Tile, ...]:
+    """What a search tries for this weight's device besides the table's tile."""
+    return CANDIDATES[_device(weight.device.index)[0]] if weight.element_size() == 2 else ()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
@@ -13,7 +14,7 @@ from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
-from fastflow_kernels.tiles import tile_for
+from fastflow_kernels.tiles import Tile, candidates_for, tile_for
 
 FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
 
@@ -50,12 +51,28 @@ class FusedProjector(Projector):
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
             head.shard.sum_(target_logit)
-        tile = self._tiles[matrix is not None]
-        tile_reference, tile_total = project(hidden, head, columns, target_logit, tile, matrix)
+        self._tile = self._choose_tile(hidden, columns, target_logit, matrix)
+        tile_reference, tile_total = project(hidden, head, columns, target_logit, self._tile, matrix)
         return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total))
 
+    def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
+        head = self.head
+        use = {
+            "stores": matrix is not None,
+            "has_bias": head.bias is not None,
+            "has_softcap": head.softcap is not None,
+        }
+        default = tile_for(head.weight, **use)
+        if not hidden.is_cuda or not autotune.is_requested():
+            return default
+        return autotune.fastest(
+            (head.weight.device, head.weight.dtype, head.weight.shape, *use.values()),
+            lambda tile: project(hidden, head, columns, target_logit, tile, matrix),
+            (default, *candidates_for(head.weight)),
+        )
+
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        settle_(exponentials.matrix, exponentials.tile_reference, reference, self._tiles[True].vocabulary)
+        settle_(exponentials.matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
 
 
 class RowsProjector(Projector):

@@ -49,7 +49,7 @@ def row_kernel(
     target = tl.load(targets + row)
     is_here = (target >= 0) & (target < vocabulary)
     column = tl.where(is_here, target, 0)
-    _, own_logit = _logits_at(
+    _own_capped, own_logit = _logits_at(  # not _, which the loop below gives another shape
         logits, bias, row_start, column, True, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
     )
 

@@ -36,16 +36,16 @@ def implementation(name, force):
     return name
 
 
-same_environment = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_environment = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite
 def problems(draw):
     """A sum over many rows has few digits left after subtraction: long sequences come with normalised lengths."""
     is_long = draw(st.booleans())
-    lengths = st.sampled_from([0, 1, 40, 70] if is_long else [0, 1, 2, 9])
+    lengths = st.sampled_from([0, 1, 70] if is_long else [0, 1, 2, 9])
     return make_problem(
-        draw(st.lists(lengths, min_size=1, max_size=4)),
+        draw(st.lists(lengths, min_size=1, max_size=3)),
         width=draw(SIZES),
         vocabulary=draw(SIZES),
         seed=draw(st.integers(0, 1000)),
@@ -69,7 +69,7 @@ def test_flow_loss(name, implementation, problem, block_rows):
 @IMPLEMENTATIONS
 @same_environment
 @given(
-    row_count=st.sampled_from([0, 1, 3, 64, 100]),
+    row_count=st.sampled_from([0, 1, 3, 66]),
     width=SIZES,
     vocabulary=SIZES,
     seed=st.integers(0, 1000),

@@ -1,0 +1,191 @@
+"""Every kernel of kernels/gpu in the variants that its launcher produces, as launches on meta tensors."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from bench.shapes import Shape
+from fastflow_kernels.blocks import SequenceBlock
+from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.segment import settle_sequences_
+from fastflow_kernels.gpu.settle import settle_
+from fastflow_kernels.gpu.target_logit import target_logits
+from fastflow_kernels.head import Head
+from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
+from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
+
+USUAL = Shape(4096, 1536, 151936)
+ODD_WIDTH = Shape(4096, 1537, 151936)  # rows that are not aligned to 16 bytes: neither TMA nor cp.async
+ODD_VOCABULARY = Shape(4096, 1536, 50257)  # exponentials in rows of 50264, a multiple of 16 bytes but not of 16 entries
+SMALLEST = Shape(1, 1, 1)  # a size of 1 becomes a constant, which the compiler may reject where a variable would do
+OTHER_WIDTHS = tuple(Shape(4096, width, 151936) for width in (2048, 3584, 4096))
+
+EVERY_SETTING = tuple(product((False, True), repeat=3))  # stores, bias, soft-cap
+ALL_OR_NONE = ((False, False, False), (True, True, True))
+
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products in bfloat16
+ANY_TENSOR_CORES = "*MMA"
+TMA_LOAD, TMA_STORE, ASYNCHRONOUS_COPY = "UTMALDG", "UTMASTG", "LDGSTS"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One launch, and which instructions its kernel must and must not have."""
+
+    kernel: str
+    variant: str
+    launch: Callable[[], object]
+    needs: tuple[str, ...] = ()
+    forbids: tuple[str, ...] = ()
+    programs: int = 1  # that are to be on a multiprocessor together
+
+
+def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
+    """All kernels for an architecture; `thorough` for every combination of shape, type and settings."""
+    yield from _project_cases(architecture, thorough)
+    yield from _row_cases(thorough)
+    yield from _target_logit_cases(thorough)
+    yield from _settle_cases(architecture, thorough)
+    yield from _combine_cases(thorough)
+    yield from _segment_cases()
+
+
+def candidates(architecture: int) -> Iterator[Case]:
+    """The projection with each tile that a search would try."""
+    for tile in CANDIDATES[architecture]:
+        for stores, has_softcap in product((False, True), repeat=2):
+            yield project_case(architecture, USUAL, torch.bfloat16, stores, False, has_softcap, tile)
+
+
+def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
+    plan = [
+        (USUAL, torch.bfloat16, EVERY_SETTING),
+        (ODD_WIDTH, torch.bfloat16, ALL_OR_NONE),
+        (ODD_VOCABULARY, torch.bfloat16, ALL_OR_NONE),
+        (USUAL, torch.float32, ALL_OR_NONE),
+    ]
+    if thorough:
+        shapes = (USUAL, ODD_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
+        plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, (torch.bfloat16, torch.float32))]
+    for shape, dtype, settings in plan:
+        for setting in settings:
+            yield project_case(architecture, shape, dtype, *setting)
+
+
+def project_case(
+    architecture: int,
+    shape: Shape,
+    dtype: torch.dtype,
+    stores: bool,
+    has_bias: bool,
+    has_softcap: bool,
+    tile: Tile | None = None,
+) -> Case:
+    """tile: None for that of the table."""
+    head = _head(shape, dtype, has_bias, has_softcap)
+    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), head.weight)
+    hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
+    exponentials = _block(shape, dtype) if stores else None
+    needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
+    if has_aligned_rows(head.weight):
+        needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
+    return Case(
+        "project",
+        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
+        partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials),
+        needs=tuple(needs),
+        forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
+        programs=tile.programs_per_multiprocessor,
+    )
+
+
+def _row_cases(thorough: bool) -> Iterator[Case]:
+    for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
+        logits, targets = _block(shape, torch.float32), _empty(shape.rows, dtype=torch.int64)
+        narrow = _block(shape, torch.bfloat16)
+        for stores, has_bias, has_softcap in EVERY_SETTING if thorough else ALL_OR_NONE:
+            head = _head(shape, torch.float32, has_bias, has_softcap)
+            for exponentials in (logits, narrow) if stores else (None,):
+                dtype = torch.float32 if exponentials is None else exponentials.dtype
+                words = _words(shape, dtype, stores, has_bias, has_softcap)
+                yield Case("row", words, partial(row_pass, logits, head, targets, exponentials))
+
+
+def _target_logit_cases(thorough: bool) -> Iterator[Case]:
+    for shape in (USUAL, ODD_WIDTH, SMALLEST) if thorough else (USUAL,):
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            head, hidden = _head(shape, dtype, has_bias, has_softcap), _empty(shape.rows, shape.width, dtype=dtype)
+            words = _words(shape, dtype, False, has_bias, has_softcap)
+            yield Case(
+                "target_logit", words, partial(target_logits, hidden, head, _empty(shape.rows, dtype=torch.int64))
+            )
+
+
+def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
+    """With each width of tiles that the projection may have left."""
+    for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
+        for dtype in (torch.bfloat16, torch.float32):
+            weight = _empty(shape.vocabulary, shape.width, dtype=dtype)
+            tiles = [table_tile(TileKey(architecture, *setting), weight) for setting in EVERY_SETTING if setting[0]]
+            for width in sorted({tile.vocabulary for tile in tiles}):
+                tile_reference = _empty(-(-shape.vocabulary // width), shape.rows)
+                launch = partial(settle_, _block(shape, dtype), tile_reference, _empty(shape.rows), width)
+                yield Case("settle", f"{_words(shape, dtype)}, tiles of {width}", launch)
+
+
+def _combine_cases(thorough: bool) -> Iterator[Case]:
+    for tile_count, row_count in ((594, 4096), (1, 1)) if thorough else ((594, 4096),):
+        statistics = _empty(tile_count, row_count), _empty(tile_count, row_count)
+        yield Case("combine", f"{tile_count} tiles, {row_count} rows", partial(combine, *statistics))
+
+
+def _segment_cases() -> Iterator[Case]:
+    """Whole sequences, and the first and last part of a long one."""
+    count, rows = 8, 4096
+    offsets = _empty(count + 1, dtype=torch.int64)
+    per_sequence = [_empty(count, dtype=torch.float64) for _ in range(4)]
+    terms = SequenceTerms.zeros(per_sequence[0])
+    blocks = {
+        "whole sequences": SequenceBlock(0, rows, 0, count),
+        "first part": SequenceBlock(0, rows, 0, 1, closes=False),
+        "last part": SequenceBlock(rows, 2 * rows, 0, 1, opens=False),
+    }
+    for ratio, (name, block) in product(RATIOS, blocks.items()):
+        inputs = SequenceInputs(*per_sequence, clip_low=0.2, clip_high=0.28, ratio=ratio, normaliser=64.0)
+        launch = partial(settle_sequences_, terms, inputs, offsets, block, _empty(rows), _empty(rows))
+        yield Case("segment", f"{name}, ratio {ratio}", launch)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _block(shape: Shape, dtype: torch.dtype) -> Tensor:
+    """(N, V) as a projector allocates it, with rows at multiples of 16 bytes."""
+    return _empty(shape.rows, -(-shape.vocabulary // 8) * 8, dtype=dtype)[:, : shape.vocabulary]
+
+
+def _head(shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool) -> Head:
+    weight = _empty(shape.vocabulary, shape.width, dtype=dtype)
+    return Head(weight, _empty(shape.vocabulary) if has_bias else None, softcap=30.0 if has_softcap else None)
+
+
+def _tile_words(tile: Tile) -> str:
+    words = f"{tile.rows}x{tile.vocabulary}x{tile.width} {tile.warps} warps {tile.stages} stages"
+    flags = {"TMA": tile.tma, "flat": tile.flatten, f"group {tile.group}": tile.group != Tile.group}
+    return " ".join([words, *(name for name, is_set in flags.items() if is_set)])
+
+
+def _words(shape: Shape, dtype: torch.dtype, stores=False, has_bias=False, has_softcap=False) -> str:
+    sizes = {
+        f"D {shape.width}": shape.width != USUAL.width,
+        f"V {shape.vocabulary}": shape.vocabulary != USUAL.vocabulary,
+    }
+    flags = sizes | {"bias": has_bias, "softcap": has_softcap, "stores": stores}
+    return " ".join([str(dtype).removeprefix("torch."), *(name for name, is_set in flags.items() if is_set)])

@@ -1,0 +1,105 @@
+"""QuACK (CuTe DSL).
+
+Its chunked kernel gives the mean or the sum over rows only. A sequence-level loss gets its gradient from it by
+one call per sequence, each of which holds a gradient of the whole head until the backward pass.
+"""
+
+import torch
+from torch import Tensor
+
+from bench.ops import SequenceLogprob, Step, TokenLogprob, sequence_step
+from bench.problem import Problem
+from bench.providers.provider import BFLOAT16, CUDA, MATERIALISING, Provider, from_tokens
+from bench.shapes import Group
+
+CHUNK_ROWS = 4096  # QuACK's default
+
+
+def _negative_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+    return -chunked_linear_cross_entropy(hidden, weight, targets, chunk_size=CHUNK_ROWS, reduction="sum")
+
+
+def _per_sequence() -> SequenceLogprob:
+    def logprob(problem: Problem) -> Tensor:
+        lengths = problem.cu_seqlens.diff().tolist()
+        parts = zip(problem.hidden.split(lengths), problem.targets.split(lengths), strict=True)
+        # a copy of the targets: a kernel may want them aligned to more than one of them
+        return torch.stack([_negative_sum(rows, problem.weight, targets.clone()) for rows, targets in parts])
+
+    return logprob
+
+
+def _make_per_sequence(op: str, problem: Problem) -> Step:
+    return sequence_step(_per_sequence())
+
+
+def _make_sum(op: str, problem: Problem) -> Step:
+    def step(problem: Problem) -> dict[str, Tensor]:
+        total = _negative_sum(problem.hidden, problem.weight, problem.targets)
+        torch.autograd.grad(total, (problem.hidden, problem.weight))
+        return {}
+
+    return step
+
+
+def _materialised() -> TokenLogprob:
+    from quack.linear_cross_entropy import linear_cross_entropy_func
+
+    def logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return -linear_cross_entropy_func(hidden, weight, None, targets, reduction="none", inplace_backward=True)
+
+    return logprob
+
+
+def _forward_only() -> TokenLogprob:
+    from quack.epilogue.library import lse_target_epi
+
+    def logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        out = lse_target_epi(hidden, weight.mT, store_d=False, target=targets, tuned=False)
+        return out["target_logit"] - out["lse"]
+
+    return logprob
+
+
+def _needs_hopper(group: Group) -> str | None:
+    """The path that takes sequences of any length is there for these only."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        return "needs compute capability 9.0"
+    return None if group.shape.vocabulary % 128 == 0 and group.shape.width % 8 == 0 else "V % 128 or D % 8 is not 0"
+
+
+def _needs_alignment(group: Group) -> str | None:
+    return None if all(size % 8 == 0 for size in group.shape) else "N, D or V is no multiple of 8"
+
+
+def _provider(name: str, make, flops: dict[str, int], note: str, **more) -> Provider:
+    needs = {"devices": CUDA, "dtypes": BFLOAT16, "packages": ("quack", "cutlass"), "refuses": _needs_alignment}
+    return Provider(name, make, flops, note, **(needs | more))
+
+
+PROVIDERS = (
+    _provider(
+        "quack_per_sequence",
+        _make_per_sequence,
+        {"flow_loss": 6},
+        'chunked_linear_cross_entropy, reduction="sum", called once per sequence: its only way to this gradient.',
+        refuses=_needs_hopper,
+    ),
+    _provider(
+        "quack_sum",
+        _make_sum,
+        {"flow_loss": 6},
+        "The same over all rows at once: the gradient of the plain sum. No answer to this problem; "
+        "a time to compare with.",
+        has_answer=False,
+    ),
+    _provider(
+        "quack_materialised",
+        from_tokens(_materialised),
+        MATERIALISING,
+        'linear_cross_entropy_func, reduction="none": all logits, in bfloat16, with a fused softmax.',
+    ),
+    _provider("quack_lse", from_tokens(_forward_only), {"logprob": 2}, "Its LM-head epilogue: log-probs alone."),
+)

@@ -1,0 +1,56 @@
+"""What a compiled kernel must not do, as rules over the compiler's report."""
+
+from bench.compile_report import Resources
+
+REGISTERS = 65536  # of a multiprocessor
+TENSOR_MEMORY_COLUMNS = 512
+RESERVED_SHARED_MEMORY = 1024  # bytes of a multiprocessor that the system takes for each program
+MEANING = {
+    "HMMA": "tensor cores",
+    "HGMMA": "tensor cores",
+    "UTC*MMA": "tensor cores",
+    "*MMA": "tensor cores",
+    "UTMALDG": "TMA loads",
+    "UTMASTG": "TMA stores",
+    "LDGSTS": "asynchronous copies",
+}
+
+
+def breaches(
+    resources: Resources,
+    shared_limit: int,
+    *,
+    needs: tuple[str, ...] = (),
+    forbids: tuple[str, ...] = (),
+    programs: int = 1,
+) -> list[str]:
+    """What is wrong with a kernel, in words; empty where nothing is.
+
+    shared_limit: bytes that a program may have. needs, forbids: instructions, as patterns among MEANING. programs:
+    how many are to be on a multiprocessor together.
+    """
+    spills, restores = resources.count("STL"), resources.count("LDL")
+    rules = [
+        (resources.stack_bytes > 0, f"a stack of {resources.stack_bytes} bytes"),
+        (resources.local_bytes > 0, f"{resources.local_bytes} bytes of local memory"),
+        (spills + restores > 0, f"registers spill: {spills} STL, {restores} LDL"),
+        (
+            resources.shared_bytes > shared_limit,
+            f"{resources.shared_bytes} bytes of shared memory, of which there are {shared_limit}",
+        ),
+        (
+            resources.tensor_memory_columns > TENSOR_MEMORY_COLUMNS,
+            f"{resources.tensor_memory_columns} columns of tensor memory, of which there are {TENSOR_MEMORY_COLUMNS}",
+        ),
+        (not _fit(resources, shared_limit, programs), f"{programs} programs do not fit a multiprocessor"),
+    ]
+    rules += [(not resources.count(name), f"no {MEANING[name]} ({name})") for name in needs]
+    rules += [(resources.count(name) > 0, f"{MEANING[name]} ({name}), which round float32") for name in forbids]
+    return [words for is_breach, words in rules if is_breach]
+
+
+def _fit(resources: Resources, shared_limit: int, programs: int) -> bool:
+    """One program always has its registers, and the rule before tells of its shared memory."""
+    shared = programs * (resources.shared_bytes + RESERVED_SHARED_MEMORY)
+    registers = programs * resources.registers * 32 * resources.warps
+    return programs == 1 or (shared <= shared_limit + RESERVED_SHARED_MEMORY and registers <= REGISTERS)

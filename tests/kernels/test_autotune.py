@@ -1,0 +1,53 @@
+"""The search over tiles, with the clock replaced: what is fastest, what does not fit, and when it runs at all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastflow_kernels import linear_logprob
+
+pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
+
+from fastflow_kernels.gpu import autotune
+from fastflow_kernels.tiles import CANDIDATES, TILES, Tile
+
+SLOW, FAST, TOO_LARGE = Tile(1, 1, 1, warps=1, stages=1), Tile(2, 2, 2, 1, 1), Tile(3, 3, 3, 1, 1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """do_bench that reads its time off the tile."""
+    launched = []
+
+    def do_bench(launch, return_mode):
+        launch()
+        if launched[-1] == TOO_LARGE:
+            raise autotune.OutOfResources(2, 1, "shared memory")
+        return {SLOW: 3.0, FAST: 1.0}[launched[-1]]
+
+    monkeypatch.setattr(autotune.triton.testing, "do_bench", do_bench)
+    monkeypatch.setattr(autotune, "_found", {})
+    return launched
+
+
+def test_the_fastest_tile_that_fits_is_found_once(clock):
+    timings = autotune.time_tiles(clock.append, [TOO_LARGE, SLOW, FAST])
+    assert timings == [(FAST, 1e-3), (SLOW, 3e-3), (TOO_LARGE, None)]
+    assert [autotune.fastest("key", clock.append, [SLOW, FAST]) for _ in range(2)] == [FAST, FAST]
+    assert len(clock) == 3 + 2
+
+
+def test_nothing_is_searched_unasked(monkeypatch):
+    def search(*_):
+        raise AssertionError("searched")
+
+    monkeypatch.setenv("FASTFLOW_KERNELS", "fused")
+    monkeypatch.setattr(autotune, "fastest", search)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    linear_logprob(torch.ones(3, 4, device=device), torch.ones(5, 4, device=device), torch.arange(3, device=device))
+
+
+def test_every_architecture_has_its_tiles_and_candidates():
+    assert {key.architecture for key in TILES} == set(CANDIDATES)
+    assert not any(tile.tma for key, tile in TILES.items() if key.architecture == 80)
