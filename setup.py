@@ -29,11 +29,14 @@ EXTRAS = {
     "vllm": ["vllm>=0.32,<0.33"],  # rollouts at scale
     "flash-attn": ["flash-attn>=2.8"],  # variable-length attention on CUDA; torch's own is the fallback
     "liger": ["liger-kernel>=0.8"],  # a competitor in the kernel benchmarks
+    # The GPU kernels' language. A CUDA torch brings its own; elsewhere it interprets and compiles them for the tests.
+    "triton": ["triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"],
 }
 EXTRAS["test"] = [
     *EXTRAS["data"],
     *EXTRAS["lora"],
     *EXTRAS["tensorboard"],
+    *EXTRAS["triton"],
     "pytest>=8",
     "pytest-cov>=5",  # the coverage bound in CI
     "hypothesis>=6.100",  # shapes and edge cases nobody thought of
@@ -49,7 +52,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
-    packages=["fastflow", "fastflow.demo", "fastflow.report", "fastflow.rollout", "fastflow_kernels"],
+    packages=["fastflow", "fastflow.demo", "fastflow.report", "fastflow.rollout", "fastflow_kernels", "fastflow_kernels.gpu"],
     package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels"},
     package_data={"fastflow.report": ["*.j2", "*.css"]},
     install_requires=REQUIRED,

@@ -80,7 +80,9 @@ if [ -n "${WHEELS:-}" ]; then
     section "Installing the wheels" 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
         --no-cache-dir --disable-pip-version-check --target "$work/site" "$WHEELS"/*.whl
 fi
-section "Tests" "$(at_most 150 180)" "$python" -m pytest -m gpu -p no:cacheprovider
+workers=()
+! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 6) # most of their time goes to compiling kernels
+section "Tests" "$(at_most 150 180)" "$python" -m pytest -m gpu -p no:cacheprovider "${workers[@]}"
 section "compute-sanitizer memcheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool memcheck
 section "compute-sanitizer racecheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool racecheck
 if [ -e bench/tune.py ]; then

@@ -9,7 +9,7 @@ REPEATS = {"cuda": 10, "cpu": 5}
 QUICK_REPEATS = 3
 
 
-def _shape(text: str) -> Shape:
+def parse_shape(text: str) -> Shape:
     try:
         return Shape.parse(text)
     except ValueError as error:
@@ -31,7 +31,9 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     add("--quick", action="store_true", help="one small shape, few repeats, without providers that compile for long")
-    add("--shape", type=_shape, action="append", metavar="NxDxV", help="rows x width x vocabulary; may be repeated")
+    add(
+        "--shape", type=parse_shape, action="append", metavar="NxDxV", help="rows x width x vocabulary; may be repeated"
+    )
     add("--op", choices=OP_NAMES, action="append", help="an op; may be repeated (default: all)")
     add("--dtype", choices=("float32", "bfloat16"), action="append", help="type of the head; may be repeated")
     add("--provider", action="append", metavar="NAME", help="a provider; may be repeated (default: all; see --list)")

@@ -14,7 +14,7 @@ from fastflow import attention
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError, need
 from fastflow.packing import PackedBatch
-from fastflow_kernels.autograd import without_autocast
+from fastflow_kernels.autograd import running_on
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
 
@@ -87,7 +87,7 @@ class PackedModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) of a few hidden rows, float32 from the accumulators on, as the fused ops compute them."""
-        with without_autocast(hidden.device):
+        with running_on(hidden.device):
             hidden, weight, bias = self.head_inputs(hidden)
             dtype = factor_dtype(hidden, weight)
             head = Head.of(weight, bias, dtype)

@@ -12,10 +12,12 @@ and the gradient of the loss with respect to the log-prob of every row of s is t
 
 Everything in c_s but logprob_s is known before the head runs. So, one block of rows at a time (blocks.py):
 
-    1. project the rows to logits, float32                                                      2 n D V flops
-    2. log-probs, and the logits turned in place into the direction of their gradient (row_pass.py)
-    3. whole sequences only, so c_s is known now: one factor per row
-    4. d_hidden = direction @ weight, its rows scaled; d_weight += direction^T @ (scaled hidden) 4 n D V flops
+    1. project the rows to logits, float32, and take from them the log-probs and the direction of their
+       gradient (row_statistics.py), which overwrites the logits, or is all that is ever stored     2 n D V flops
+    2. whole sequences only, so c_s is known now: one factor per row (sequence_terms.py)
+    3. d_hidden = direction @ weight, its rows scaled; d_weight += direction^T @ (scaled hidden)    4 n D V flops
+
+How step 1 is done depends on device and type: implementation.py chooses, projector.py says what all ways share.
 
 Nothing is recomputed: 6 N D V in all, the least possible, where an op that learns its upstream gradient only
 in the backward pass pays 8. A sequence longer than a block has no c_s until its last block. Its rows enter
@@ -24,7 +26,7 @@ only in calls with such a sequence.
 
 d_weight and d_hidden accumulate in float32 (float64 for float64 inputs), wait in it for the upstream gradient
 of the loss, and are rounded to the type of their inputs once, in the backward pass. Sums over a sequence and
-all (S,) arithmetic are in float64.
+all (S,) arithmetic are in float64. Nothing waits for a CUDA device, as long as cu_seqlens is on the host.
 """
 
 import torch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward, without_autocast
+from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward, running_on
 from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
 from fastflow_kernels.head import Head
@@ -63,11 +63,11 @@ def run(
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
-    with without_autocast(hidden.device):
+    with running_on(hidden.device):
         flow = FlowLossPass(
             hidden.to(product_dtype).contiguous(),
             targets.long(),
-            cu_seqlens.to(hidden.device, torch.int64),
+            cu_seqlens.long().to(hidden.device, non_blocking=True),  # a blocking copy would wait for the device
             head,
             padded_vocabulary=weight.shape[0],
             sequences=SequenceInputs(

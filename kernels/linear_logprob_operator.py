@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels import logprob_pass
-from fastflow_kernels.autograd import refuse_create_graph, without_autocast
+from fastflow_kernels.autograd import refuse_create_graph, running_on
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import choose
@@ -35,7 +35,7 @@ def run(
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
-    with without_autocast(hidden.device):
+    with running_on(hidden.device):
         rows = hidden.to(product_dtype).contiguous()
         choice = choose(hidden.device, product_dtype)
         return logprob_pass.logprobs(rows, targets.long(), head, choice, block_rows)
@@ -65,7 +65,7 @@ def run_backward(
     )
     dtype = accumulator_dtype(product_dtype)
     d_head = HeadGradient(head, weight.shape[0], need_weight=need_weight, need_bias=need_bias, dtype=dtype)
-    with without_autocast(hidden.device):
+    with running_on(hidden.device):
         d_hidden = logprob_pass.gradients(
             upstream,
             hidden.to(product_dtype).contiguous(),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastflow_kernels import flow_loss, linear_logprob
+from fastflow_kernels import flow_loss, linear_logprob, reference
+from fastflow_kernels.matmul import accumulate_
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
 
 LENGTHS = [40, 1, 0, 300, 7, 90]
+# Widths: aligned, aligned but no multiple of a slice, not aligned. Vocabularies: no multiple of a tile.
+SHAPES = pytest.mark.parametrize(("width", "vocabulary"), [(64, 1003), (200, 5000), (65, 257)])
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token_mean"])
@@ -19,32 +22,65 @@ def test_flow_loss_in_float32(device, ratio, block_rows):
     assert_matches(on_cpu(got), problem.oracle(), forward=1e-5, gradient=1e-4)
 
 
-def test_flow_loss_in_bfloat16(device):
+@SHAPES
+@pytest.mark.parametrize("block_rows", [None, 64])
+@pytest.mark.parametrize("head", [{}, {"with_bias": True, "softcap": 20.0, "temperature": 0.7}], ids=["plain", "all"])
+def test_flow_loss_in_bfloat16(device, width, vocabulary, block_rows, head):
     """Log-probs come from float32 accumulators; gradients see one rounding of each factor and of the result."""
-    problem = make_problem(LENGTHS, width=64, vocabulary=1003, ratio="token_mean").cast(torch.bfloat16)
-    result, gradients = on_cpu(on_device(problem, device).run(block_rows=64))
+    problem = make_problem(LENGTHS, width=width, vocabulary=vocabulary, ratio="token_mean", **head)
+    problem = problem.cast(torch.bfloat16)
+    result, gradients = on_cpu(on_device(problem, device).run(block_rows=block_rows))
     expected, expected_gradients = problem.oracle()
     assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 2e-3
     for name, gradient in expected_gradients.items():
         assert relative_error(gradients[name], gradient) <= 0.02, name
 
 
-def test_linear_logprob_in_bfloat16(device):
-    problem = make_problem([500], width=64, vocabulary=1003).cast(torch.bfloat16)
-    hidden, weight, targets = (problem.tensors[name].to(device) for name in ("hidden", "weight", "targets"))
-    hidden.requires_grad_(), weight.requires_grad_()
-    upstream = torch.linspace(-1, 1, 500, device=device)
-    linear_logprob(hidden, weight, targets, block_rows=64).backward(upstream)
-
-    exact = [tensor.detach().cpu().double().requires_grad_() for tensor in (hidden, weight)]
-    logprob = torch.log_softmax(exact[0] @ exact[1].t(), 1).gather(1, targets.cpu().unsqueeze(1)).squeeze(1)
-    logprob.backward(upstream.cpu().double())
-    for got, want in zip((hidden, weight), exact, strict=True):
-        assert relative_error(got.grad.cpu(), want.grad) <= 0.02
+@SHAPES
+def test_linear_logprob_in_bfloat16(device, width, vocabulary):
+    """Also for targets that are improbable by exp(-60), which the fused projection measures otherwise."""
+    problem = make_problem([500], width=width, vocabulary=vocabulary, logit_limit=60.0).cast(torch.bfloat16)
+    exact = {name: problem.tensors[name].double().requires_grad_() for name in ("hidden", "weight")}
+    there = {name: problem.tensors[name].to(device).requires_grad_() for name in ("hidden", "weight")}
+    upstream, targets = torch.linspace(-1, 1, 500), problem.tensors["targets"]
+    logprob = linear_logprob(**there, targets=targets.to(device), block_rows=64)
+    logprob.backward(upstream.to(device))
+    expected = reference.linear_logprob(**exact, targets=targets)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(logprob.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=2e-3)
+    for name, leaf in exact.items():
+        assert relative_error(there[name].grad.cpu(), leaf.grad) <= 0.02, name
 
 
 def test_two_runs_are_bitwise_equal(device):
-    problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003).cast(torch.float32), device)
-    first, second = (on_cpu(problem.run(op=flow_loss, block_rows=64)) for _ in range(2))
-    assert torch.equal(first[0].loss, second[0].loss)
-    assert all(torch.equal(first[1][name], second[1][name]) for name in GRADIENTS if name in first[1])
+    for dtype in (torch.float32, torch.bfloat16):
+        problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003).cast(dtype), device)
+        first, second = (on_cpu(problem.run(op=flow_loss, block_rows=64)) for _ in range(2))
+        assert torch.equal(first[0].loss, second[0].loss)
+        assert all(torch.equal(first[1][name], second[1][name]) for name in GRADIENTS if name in first[1])
+
+
+def test_accumulation_keeps_float32_and_its_place(device):
+    generator = torch.Generator().manual_seed(0)
+    direction, rows = (torch.randn(64, size, generator=generator).bfloat16() for size in (40, 24))
+    total = torch.randn(40, 24, generator=generator)
+    expected = total.double() + direction.double().t() @ rows.double()
+    total = total.to(device)
+    direction, rows = direction.to(device), rows.to(device)
+    if device.type == "cpu":  # where products of bfloat16 are products of float32
+        direction, rows = direction.float(), rows.float()
+    assert accumulate_(total, direction, rows, overwrite=False).data_ptr() == total.data_ptr()
+    assert relative_error(total.cpu(), expected) <= 1e-6
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_host_never_waits_for_the_device(dtype):
+    problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003, with_bias=True).cast(dtype), "cuda")
+    problem.run(block_rows=64)  # compiles, and fills what is asked of a device once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        problem.run(block_rows=64)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
