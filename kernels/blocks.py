@@ -1,6 +1,8 @@
 """How the rows are cut into blocks: only one block of logits exists at a time."""
 
+import bisect
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 # Memory of one block, in bytes. CPU: measured on two cores at D = 512, V = 32000, float32: the products take 22 %
@@ -67,8 +69,9 @@ def row_blocks(row_count: int, block_rows: int) -> list[slice]:
 
 
 def sequence_blocks(boundaries: list[int], block_rows: int) -> list[SequenceBlock]:
-    """Blocks of at most `block_rows` rows, in order: neighbouring sequences together, a longer one in even
-    parts.
+    """Blocks of at most `block_rows` rows, in order: neighbouring sequences together, a longer one in even parts.
+
+    As few blocks as that allows, and the largest of them as small as so few allow.
 
     boundaries: cu_seqlens as a host list, S+1 row offsets.
 
@@ -76,23 +79,41 @@ def sequence_blocks(boundaries: list[int], block_rows: int) -> list[SequenceBloc
     [(0, 4, 0, 2, True, True), (4, 6, 2, 3, True, False), (6, 9, 2, 3, False, True)]
     """
     blocks: list[SequenceBlock] = []
-    pack_start = 0  # first sequence of the pack that is still open
     sequence_count = len(boundaries) - 1
-    for sequence in range(sequence_count):
-        start, stop = boundaries[sequence], boundaries[sequence + 1]
-        if stop - boundaries[pack_start] <= block_rows:
-            continue
-        if pack_start < sequence:
-            blocks.append(SequenceBlock(boundaries[pack_start], start, pack_start, sequence))
-        pack_start = sequence
-        if stop - start > block_rows:
-            parts = row_blocks(stop - start, block_rows)
-            for number, part in enumerate(parts):
-                opens, closes = number == 0, number == len(parts) - 1
-                blocks.append(
-                    SequenceBlock(start + part.start, start + part.stop, sequence, sequence + 1, opens, closes)
-                )
-            pack_start = sequence + 1
-    if pack_start < sequence_count:
-        blocks.append(SequenceBlock(boundaries[pack_start], boundaries[-1], pack_start, sequence_count))
+    long = [s for s in range(sequence_count) if boundaries[s + 1] - boundaries[s] > block_rows]
+    first = 0
+    for sequence in [*long, sequence_count]:
+        edges = _even_edges(boundaries, first, sequence, block_rows)
+        blocks += (SequenceBlock(boundaries[i], boundaries[j], i, j) for i, j in itertools.pairwise(edges))
+        if sequence < sequence_count:
+            blocks += _parts(boundaries, sequence, block_rows)
+        first = sequence + 1
     return blocks
+
+
+def _parts(boundaries: list[int], sequence: int, block_rows: int) -> Iterator[SequenceBlock]:
+    """One long sequence, in parts of even size."""
+    start, stop = boundaries[sequence], boundaries[sequence + 1]
+    for part in row_blocks(stop - start, block_rows):
+        opens, closes = part.start == 0, start + part.stop == stop
+        yield SequenceBlock(start + part.start, start + part.stop, sequence, sequence + 1, opens, closes)
+
+
+def _even_edges(boundaries: list[int], first: int, last: int, block_rows: int) -> list[int]:
+    """Sequence numbers at which the blocks of sequences [first, last) start and end; none is longer than a block."""
+    fewest = len(_full_edges(boundaries, first, last, block_rows))
+    longest = max((boundaries[s + 1] - boundaries[s] for s in range(first, last)), default=0)
+    capacities = range(longest, block_rows)
+    smallest = bisect.bisect_left(
+        capacities, True, key=lambda rows: len(_full_edges(boundaries, first, last, rows)) <= fewest
+    )
+    return _full_edges(boundaries, first, last, longest + smallest)
+
+
+def _full_edges(boundaries: list[int], first: int, last: int, capacity: int) -> list[int]:
+    """The same with each block as full as `capacity` rows allow."""
+    edges = [first]
+    while edges[-1] < last:
+        limit = boundaries[edges[-1]] + capacity
+        edges.append(bisect.bisect_right(boundaries, limit, edges[-1] + 1, last + 1) - 1)
+    return edges

@@ -1,5 +1,7 @@
 """The cut into blocks: everything covered once, in order, within the limit, whole sequences kept whole."""
 
+import itertools
+
 import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
@@ -27,6 +29,20 @@ def test_sequence_blocks(lengths, block_rows):
             closed += own
     assert covered_rows == boundaries[-1]
     assert closed == list(range(len(lengths)))
+
+
+@settings(deadline=None, max_examples=200)
+@given(lengths=st.lists(st.integers(0, 8), min_size=1, max_size=7), block_rows=st.integers(8, 20))
+def test_whole_sequences_go_into_few_and_even_blocks(lengths, block_rows):
+    """Against all ways to cut."""
+    blocks = sequence_blocks([0, *itertools.accumulate(lengths)], block_rows)
+    best = min(
+        (len(cuts) + 1, max(sum(lengths[i:j]) for i, j in itertools.pairwise((0, *cuts, len(lengths)))))
+        for count in range(len(lengths))
+        for cuts in itertools.combinations(range(1, len(lengths)), count)
+        if max(sum(lengths[i:j]) for i, j in itertools.pairwise((0, *cuts, len(lengths)))) <= block_rows
+    )
+    assert (len(blocks), max(block.row_count for block in blocks)) == best
 
 
 @settings(deadline=None)
