@@ -85,9 +85,7 @@ workers=()
 section "Tests" "$(at_most 150 180)" "$python" -m pytest -m gpu -p no:cacheprovider "${workers[@]}"
 section "compute-sanitizer memcheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool memcheck
 section "compute-sanitizer racecheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool racecheck
-if [ -e bench/tune.py ]; then
-    section "Tuning" "$(at_most 90 180)" "$python" -m bench.tune --json "$output/$stem-tune.json"
-fi
+section "Tuning" "$(at_most 90 180)" "$python" -m bench.tune --json "$output/$stem-tune.json"
 seconds=$(at_most 270 10)
 section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-seconds 8 \
     --budget $((seconds > 90 ? seconds - 70 : 20)) --output "$output" --name "$stem-kernels"

@@ -51,21 +51,28 @@ def tile_rows(shape: Shape, problem: Problem) -> Iterator[dict]:
 
 
 def block_rows_rows(shape: Shape, problem: Problem) -> Iterator[dict]:
-    """A row for each size of a block, forward and backward of flow_loss."""
+    """A row for each cut into blocks, forward and backward of flow_loss."""
     import triton
 
     from fastflow_kernels import flow_loss
+    from fastflow_kernels.blocks import sequence_blocks
 
     def step(block_rows: int) -> None:
         head = (problem.hidden, problem.weight, problem.targets, problem.cu_seqlens)
         loss = flow_loss(*head, **problem.loss_inputs, block_rows=block_rows).loss
         torch.autograd.grad(loss, (problem.hidden, problem.weight, problem.log_z))
 
+    boundaries, seen = problem.cu_seqlens.tolist(), []
     for block_rows in BLOCK_ROWS:
+        blocks = sequence_blocks(boundaries, block_rows)
+        if blocks in seen:
+            continue  # whole sequences are cut evenly: a larger limit need not give another cut
+        seen.append(blocks)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         milliseconds = triton.testing.do_bench(lambda rows=block_rows: step(rows), return_mode="median")
-        row = {"what": "flow_loss", "shape": str(shape), "block_rows": block_rows}
+        row = {"what": "flow_loss", "shape": str(shape), "block_rows": block_rows, "blocks": len(blocks)}
+        row |= {"most_rows": max(block.row_count for block in blocks), "cuts": any(block.is_part for block in blocks)}
         row["peak_bytes"] = torch.cuda.max_memory_allocated() - before
         yield finished(row, milliseconds / 1e3, 6 * shape.products)
 

@@ -14,7 +14,7 @@ from fastflow import attention
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError, need
 from fastflow.packing import PackedBatch
-from fastflow_kernels.autograd import running_on
+from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
 

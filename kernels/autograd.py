@@ -1,20 +1,8 @@
 """What the backward passes of the two operators share."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-
-
-@contextlib.contextmanager
-def running_on(device: torch.device) -> Iterator[None]:
-    """Kernels go to this device, not to the current one; and autocast, which would round what the ops accumulate,
-    is off: they choose their types themselves."""
-    of_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.autocast(device.type, enabled=False), of_device:
-        yield
 
 
 def refuse_create_graph(op: str) -> None:

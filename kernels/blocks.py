@@ -21,12 +21,10 @@ def default_block_rows(vocabulary: int, device_type: str = "cpu", entry_bytes: i
 
     >>> default_block_rows(32000), default_block_rows(152064), default_block_rows(100)
     (524, 128, 8192)
-    >>> default_block_rows(151936, "cuda", entry_bytes=2)  # whole tiles of 128 rows
-    3456
+    >>> default_block_rows(151936, "cuda", entry_bytes=2)
+    3533
     """
     rows = BLOCK_BYTES.get(device_type, BLOCK_BYTES_ELSEWHERE) // (entry_bytes * vocabulary)
-    if device_type not in BLOCK_BYTES:
-        rows -= rows % FEWEST_ROWS
     return max(FEWEST_ROWS, min(rows, MOST_ROWS))
 
 

@@ -105,7 +105,8 @@ def flow_loss(
 
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
-        RuntimeError: on a second backward through the same loss, or with create_graph=True.
+        RuntimeError: on a second backward through the same loss (outside of torch.compile, where it works), or
+            with create_graph=True.
 
     Worked example, two tokens of probability 1/3 each: logprob = -2 log 3 = -2.1972, ratio = exp(0) = 1,
     residual = 0.5 + (1/2)(-2.1972) - 0 = -0.5986, loss = 0.5986^2 = 0.3583, d loss / d log_z = -1.1972.
@@ -140,31 +141,29 @@ def flow_loss(
     check_positive("normaliser", normaliser)
     check_block_rows(block_rows)
 
-    needs = (
-        tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-        for tensor in (hidden, weight, bias, log_z)
-    )
+    needs = {
+        f"need_{name}": tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+        for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias), ("log_z", log_z))
+    }
     outputs = flow_loss_operator.operator(
-        hidden,
-        weight,
-        bias,
-        log_z,
-        targets,
-        cu_seqlens,
-        log_target,
-        length_scale,
-        behaviour_logprob,
-        float(clip_low),
-        float(clip_high),
-        ratio,
-        float(normaliser),
-        float(temperature),
-        None if softcap is None else float(softcap),
-        vocabulary,
-        block_rows,
-        factor_dtype(hidden, weight),
-        0 if shard is None else shard.start,
-        None if shard is None else shard.group.group_name,
-        *needs,
+        hidden=hidden,
+        weight=weight,
+        bias=bias,
+        log_z=log_z,
+        targets=targets,
+        cu_seqlens=cu_seqlens,
+        **constants,
+        clip_low=float(clip_low),
+        clip_high=float(clip_high),
+        ratio=ratio,
+        normaliser=torch.full((), normaliser, dtype=torch.float64, device="cpu"),
+        temperature=float(temperature),
+        softcap=None if softcap is None else float(softcap),
+        vocabulary=vocabulary,
+        block_rows=block_rows,
+        product_dtype=factor_dtype(hidden, weight),
+        shard_start=0 if shard is None else shard.start,
+        shard_group=None if shard is None else shard.group.group_name,
+        **needs,
     )
     return FlowLoss(*outputs[: flow_loss_operator.RESULTS])

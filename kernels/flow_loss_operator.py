@@ -4,14 +4,16 @@ The gradients of the loss are outputs of the operator, computed along with it fo
 and saved for the backward pass, which only scales them. So a compiled graph sees one node and plain tensors.
 """
 
+import inspect
 from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward, running_on
+from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward
 from fastflow_kernels.blocks import sequence_blocks
+from fastflow_kernels.device import running_on
 from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import choose
@@ -37,7 +39,7 @@ def run(
     clip_low: float,
     clip_high: float,
     ratio: str,
-    normaliser: float,
+    normaliser: Tensor,
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
@@ -54,8 +56,9 @@ def run(
 
     The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
 
-    Arguments as in `flow_loss`, and: product_dtype, the type in which hidden and weight are multiplied;
-    shard_start and shard_group, a VocabularyShard's start and the name of its group, or None.
+    Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
+    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start and shard_group, a
+    VocabularyShard's start and the name of its group, or None.
     """
     boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
     shard = VocabularyShard.named(shard_start, shard_group)
@@ -66,19 +69,20 @@ def run(
     with running_on(hidden.device):
         flow = FlowLossPass(
             hidden.to(product_dtype).contiguous(),
-            targets.long(),
-            cu_seqlens.long().to(hidden.device, non_blocking=True),  # a blocking copy would wait for the device
+            targets.long().contiguous(),
+            # a blocking copy would wait for the device
+            cu_seqlens.long().contiguous().to(hidden.device, non_blocking=True),
             head,
             padded_vocabulary=weight.shape[0],
             sequences=SequenceInputs(
-                log_z=log_z.double(),
-                log_target=log_target.double(),
-                length_scale=length_scale.double(),
-                behaviour_logprob=behaviour_logprob.double(),
+                log_z=log_z.double().contiguous(),
+                log_target=log_target.double().contiguous(),
+                length_scale=length_scale.double().contiguous(),
+                behaviour_logprob=behaviour_logprob.double().contiguous(),
                 clip_low=clip_low,
                 clip_high=clip_high,
                 ratio=ratio,
-                normaliser=normaliser,
+                normaliser=normaliser.item(),
             ),
             choice=choose(hidden.device, product_dtype),
             need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
@@ -97,42 +101,19 @@ operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=())
 
 
 @operator.register_fake
-def _fake(
-    hidden,
-    weight,
-    bias,
-    log_z,
-    targets,
-    cu_seqlens,
-    log_target,
-    length_scale,
-    behaviour_logprob,
-    clip_low,
-    clip_high,
-    ratio,
-    normaliser,
-    temperature,
-    softcap,
-    vocabulary,
-    block_rows,
-    product_dtype,
-    shard_start,
-    shard_group,
-    need_hidden,
-    need_weight,
-    need_bias,
-    need_log_z,
-):
-    dtype = accumulator_dtype(product_dtype)
+def _fake(*arguments, **named):
+    call = inspect.signature(run).bind(*arguments, **named).arguments
+    hidden, weight, bias, log_z = (call[name] for name in DIFFERENTIABLE)
+    dtype = accumulator_dtype(call["product_dtype"])
     results = [hidden.new_empty((), dtype=dtype), *(log_z.new_empty(log_z.shape, dtype=dtype) for _ in range(4))]
     token_logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
     gradients = (
-        hidden.new_empty(hidden.shape, dtype=dtype) if need_hidden else hidden.new_empty(0),
-        hidden.new_empty(weight.shape, dtype=dtype) if need_weight else hidden.new_empty(0),
-        hidden.new_empty(weight.shape[0], dtype=dtype) if need_bias and bias is not None else hidden.new_empty(0),
-        log_z.new_empty(log_z.shape, dtype=torch.float64) if need_log_z else hidden.new_empty(0),
+        hidden.new_empty(hidden.shape, dtype=dtype) if call["need_hidden"] else None,
+        hidden.new_empty(weight.shape, dtype=dtype) if call["need_weight"] else None,
+        hidden.new_empty(weight.shape[0], dtype=dtype) if call["need_bias"] and bias is not None else None,
+        log_z.new_empty(log_z.shape, dtype=torch.float64) if call["need_log_z"] else None,
     )
-    return (*results, token_logprob, *gradients)
+    return (*results, token_logprob, *(hidden.new_empty(0) if part is None else part for part in gradients))
 
 
 def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:

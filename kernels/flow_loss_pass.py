@@ -67,7 +67,9 @@ class FlowLossPass:
         self.d_head = self._new_head_gradient()
 
     def default_block_rows(self) -> int:
-        return self.projector_class.default_rows(self.head)
+        if self.need.hidden or self.need.head:
+            return self.projector_class.default_rows(self.head)
+        return self.projector_class.default_forward_rows(self.head)
 
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""

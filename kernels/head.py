@@ -1,5 +1,6 @@
 """A language-model head in the types its products multiply in, and the logits that it means."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,12 @@ class Head:
     @property
     def vocabulary(self) -> int:
         return self.weight.shape[0]
+
+    @property
+    def absent_logit(self) -> float:
+        """Stands for the logit of a target that is no column here: 0, which other shards add to; else nan, which
+        spreads to all that depends on a target that does not exist."""
+        return math.nan if self.shard is None else 0.0
 
     def columns(self, targets: Tensor) -> Tensor:
         """Targets as columns of this head; negative or beyond its vocabulary where another shard has them."""

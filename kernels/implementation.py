@@ -78,7 +78,7 @@ def _best(device: torch.device, dtype: torch.dtype) -> Choice:
     if obstacle:
         return Choice("torch", obstacle)
     if dtype == torch.float32:
-        return Choice("rows", "float32 products without tensor cores are the vendor library's")
+        return Choice("rows", "products of float32 are the vendor library's")
     return Choice("fused", f"{dtype} products run on tensor cores, and their epilogue is free")
 
 
@@ -90,6 +90,8 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "Triton is not installed"
     if device.type == "cpu" and not _interprets():
         return "Triton has no kernels for cpu (set TRITON_INTERPRET=1 before the import to interpret them)"
+    if torch.version.hip:
+        return "the Triton kernels are written for NVIDIA devices"
     if device.type not in ("cpu", "cuda"):
         return f"the Triton kernels are written for CUDA devices, not for {device.type}"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):

@@ -56,15 +56,15 @@ def linear_logprob(
     check_logit_options(temperature, softcap, vocabulary, weight)
     check_block_rows(block_rows)
     return linear_logprob_operator.operator(
-        hidden,
-        weight,
-        bias,
-        targets,
-        float(temperature),
-        None if softcap is None else float(softcap),
-        vocabulary,
-        block_rows,
-        factor_dtype(hidden, weight),
-        0 if shard is None else shard.start,
-        None if shard is None else shard.group.group_name,
+        hidden=hidden,
+        weight=weight,
+        bias=bias,
+        targets=targets,
+        temperature=float(temperature),
+        softcap=None if softcap is None else float(softcap),
+        vocabulary=vocabulary,
+        block_rows=block_rows,
+        product_dtype=factor_dtype(hidden, weight),
+        shard_start=0 if shard is None else shard.start,
+        shard_group=None if shard is None else shard.group.group_name,
     )

@@ -1,5 +1,6 @@
 """`linear_logprob` as the operator torch.ops.fastflow.linear_logprob, and its backward as another."""
 
+import inspect
 from typing import Optional
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels import logprob_pass
-from fastflow_kernels.autograd import refuse_create_graph, running_on
+from fastflow_kernels.autograd import refuse_create_graph
+from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import choose
@@ -38,7 +40,7 @@ def run(
     with running_on(hidden.device):
         rows = hidden.to(product_dtype).contiguous()
         choice = choose(hidden.device, product_dtype)
-        return logprob_pass.logprobs(rows, targets.long(), head, choice, block_rows)
+        return logprob_pass.logprobs(rows, targets.long().contiguous(), head, choice, block_rows)
 
 
 def run_backward(
@@ -69,7 +71,7 @@ def run_backward(
         d_hidden = logprob_pass.gradients(
             upstream,
             hidden.to(product_dtype).contiguous(),
-            targets.long(),
+            targets.long().contiguous(),
             head,
             choose(hidden.device, product_dtype),
             block_rows,
@@ -87,44 +89,18 @@ backward_operator = torch.library.custom_op("fastflow::linear_logprob_backward",
 
 
 @operator.register_fake
-def _fake(
-    hidden,
-    weight,
-    bias,
-    targets,
-    temperature,
-    softcap,
-    vocabulary,
-    block_rows,
-    product_dtype,
-    shard_start,
-    shard_group,
-):
-    return hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(product_dtype))
+def _fake(*arguments, **named):
+    call = inspect.signature(run).bind(*arguments, **named).arguments
+    return call["hidden"].new_empty(call["hidden"].shape[0], dtype=accumulator_dtype(call["product_dtype"]))
 
 
 @backward_operator.register_fake
-def _fake_backward(
-    upstream,
-    hidden,
-    weight,
-    bias,
-    targets,
-    temperature,
-    softcap,
-    vocabulary,
-    block_rows,
-    product_dtype,
-    shard_start,
-    shard_group,
-    need_hidden,
-    need_weight,
-    need_bias,
-):
-    return (
-        torch.empty_like(hidden, memory_format=torch.contiguous_format) if need_hidden else hidden.new_empty(0),
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if need_weight else hidden.new_empty(0),
-        torch.empty_like(bias) if need_bias else hidden.new_empty(0),
+def _fake_backward(*arguments, **named):
+    call = inspect.signature(run_backward).bind(*arguments, **named).arguments
+    empty = call["hidden"].new_empty(0)
+    return tuple(
+        torch.empty_like(call[name], memory_format=torch.contiguous_format) if call[f"need_{name}"] else empty.clone()
+        for name in ("hidden", "weight", "bias")
     )
 
 

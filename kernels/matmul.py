@@ -9,6 +9,8 @@ Which type the products multiply in, by the type of the inputs:
                         (4 V D bytes while the call runs)
     float16             float32 everywhere: its range is too narrow for gradient coefficients
 
+float32 factors are rounded to TF32 on CUDA where torch.set_float32_matmul_precision asks for that.
+
 A result is never rounded to half precision; that happens to finished gradients only.
 """
 

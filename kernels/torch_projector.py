@@ -12,10 +12,10 @@ class TorchProjector(Projector):
     """Logits from torch's product, then maximum, exponentials and sum, each one sweep in place."""
 
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._exponentials(hidden, columns).statistics
+        return self._exponentials(hidden, columns, with_slope=False).statistics
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
-        logits, slope = self._logits(hidden)
+    def _exponentials(self, hidden: Tensor, columns: Tensor, with_slope: bool = True) -> Exponentials:
+        logits, slope = self._logits(hidden, with_slope)
         reference = logits.amax(dim=1, keepdim=True)
         target_logit = self._take_targets_(logits, columns)
         exponentials = logits.sub_(reference).exp_()
@@ -24,14 +24,14 @@ class TorchProjector(Projector):
             exponentials.mul_(slope)
         return Exponentials(exponentials, reference.t(), statistics)
 
-    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits (R, V), and the slope of the soft-cap where there is one."""
+    def _logits(self, hidden: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+        """Logits (R, V), and where there is a soft-cap its slope, a second block."""
         head = self.head
         out = self._block(hidden.shape[0], accumulator_dtype(head.weight.dtype))
         if head.softcap is None:
             return project(hidden, head.weight, head.bias, out=out, scale=1.0 / head.temperature), None
         fraction = project(hidden, head.weight, head.bias, out=out).div_(head.softcap).tanh_()
-        slope = 1.0 - fraction.square()
+        slope = fraction.square().neg_().add_(1.0) if with_slope else None
         return fraction.mul_(head.softcap / head.temperature), slope
 
     def _take_targets_(self, logits: Tensor, columns: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def _place_of(tile, row_tiles, vocabulary_tiles, GROUP: tl.constexpr):
     return first_row + within % rows, within // rows
 
 
-@triton.jit(do_not_specialize=["row_count"])
+# A block may start at an odd row: its targets must not compile the kernel once more.
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["targets"])
 def project_kernel(
     hidden,  # (R, D), pointer or descriptor
     weight,  # (V, D), pointer or descriptor
@@ -136,12 +137,12 @@ def project(
     reference, total = (torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(2))
     if not row_count:
         return reference, total
-    programs = min(tile.programs_per_multiprocessor * multiprocessors(hidden), row_tiles * vocabulary_tiles)
+    programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
     operands = hidden, head.weight, exponentials
     use_tma = tile.tma and all(operand is None or has_aligned_rows(operand) for operand in operands)
     if use_tma:
         operands = _descriptors(hidden, head.weight, exponentials, tile)
-    project_kernel[(programs,)](
+    project_kernel[(min(programs, row_tiles * vocabulary_tiles),)](
         operands[0],
         operands[1],
         head.bias,

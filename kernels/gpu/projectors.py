@@ -32,12 +32,7 @@ class FusedProjector(Projector):
 
     def __init__(self, head: Head, most_rows: int):
         super().__init__(head, most_rows)
-        self._tiles = {
-            stores: tile_for(
-                head.weight, stores=stores, has_bias=head.bias is not None, has_softcap=head.softcap is not None
-            )
-            for stores in (False, True)
-        }
+        self._tile: Tile | None = None  # of the last block
 
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
         return self._project(hidden, columns, None)[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 
-BLOCK_VOCABULARY = 4096
+BLOCK_VOCABULARY = 1024  # four entries a thread; 16 spill a register or two with some settings
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def row_kernel(
     logits,  # (R, V) float32
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of these logits; outside of them where another shard has them
-    target_logit,  # (R,) float32, 0 for a target that is not here
+    target_logit,  # (R,) float32, `absent` for a target that is not here
     reference,  # (R,) float32: the largest logit of the row
     total,  # (R,) float32: sum of exp(logit - reference), the target's left out
     exponentials,  # (R, V): may be `logits` itself; or unused
@@ -39,6 +39,7 @@ def row_kernel(
     exponentials_stride,
     inverse_temperature,
     softcap,
+    absent,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
@@ -70,7 +71,7 @@ def row_kernel(
     row_reference = tl.max(highest, 0)
     against = tl.where(highest == float("-inf"), 0.0, row_reference)
     row_total = tl.sum(running * tl.exp(highest - against), 0)
-    tl.store(target_logit + row, tl.where(is_here, own_logit, 0.0))
+    tl.store(target_logit + row, tl.where(is_here, own_logit, absent))
     tl.store(reference + row, row_reference)
     tl.store(total + row, row_total)
 
@@ -108,6 +109,7 @@ def row_pass(logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor |
             0 if exponentials is None else exponentials.stride(0),
             1.0 / head.temperature,
             head.softcap or 0.0,
+            head.absent_logit,
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             STORE=exponentials is not None,

@@ -2,8 +2,9 @@
 
 One program a sequence: it sums the log-probs of the sequence's rows in this block onto what earlier blocks
 left; at the sequence's end it forms length-normalised residual, clipped weight, loss and gradients; and where
-the whole sequence lies in this block, it multiplies the rows' factors by d loss / d logprob. All in float64:
-a sum of 100,000 log-probs keeps its digits, and the rate of float64 does not matter for (S,) numbers.
+the whole sequence lies in this block, it multiplies the rows' factors by d loss / d logprob. All in float64,
+but for the settings, which Triton takes as float32: a sum of 100,000 log-probs keeps its digits, and the rate of
+float64 does not matter for (S,) numbers.
 """
 
 import triton
@@ -16,7 +17,10 @@ from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms
 BLOCK_TOKENS = 1024
 
 
-@triton.jit(do_not_specialize=["row_start", "row_stop", "sequence_start"])
+@triton.jit(
+    do_not_specialize=["row_start", "row_stop", "sequence_start"],
+    do_not_specialize_on_alignment=["token_logprob", "row_factor"],  # a block may start at an odd row
+)
 def segment_kernel(
     token_logprob,  # (R,) float32, of this block's rows
     row_factor,  # (R,) float32, multiplied in place

@@ -11,7 +11,7 @@ from fastflow_kernels.head import Head
 BLOCK_WIDTH = 1024
 
 
-@triton.jit(do_not_specialize=["first_column"])
+@triton.jit
 def target_logit_kernel(
     hidden,  # (R, D)
     weight,  # (V, D)
@@ -24,6 +24,7 @@ def target_logit_kernel(
     weight_stride,
     inverse_temperature,
     softcap,
+    absent,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
@@ -44,11 +45,11 @@ def target_logit_kernel(
         logit += tl.load(bias + column)
     if HAS_SOFTCAP:
         logit = soft_capped(logit, softcap)
-    tl.store(out + row, tl.where(is_here, logit * inverse_temperature, 0.0))
+    tl.store(out + row, tl.where(is_here, logit * inverse_temperature, absent))
 
 
 def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """(R,) float32 logits of the targets; 0 for a target that is not a column of this head."""
+    """(R,) float32 logits of the targets; head.absent_logit for one that is not a column of this head."""
     out = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     if hidden.shape[0]:
         target_logit_kernel[(hidden.shape[0],)](
@@ -63,6 +64,7 @@ def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
             head.weight.stride(0),
             1.0 / head.temperature,
             head.softcap or 0.0,
+            head.absent_logit,
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             BLOCK_WIDTH=min(BLOCK_WIDTH, triton.next_power_of_2(hidden.shape[1])),

@@ -123,16 +123,22 @@ def make_problem(
     length_aware: bool = True,
     logit_limit: float = 4.0,
     with_bias: bool = False,
+    padding: int = 0,
     **options,
 ) -> Problem:
     """A well-conditioned problem: ratios of about exp(-0.7) to exp(0.7), residuals between 0.5 and 2 in size.
 
     (A residual or a ratio is a difference of large sums; where they nearly cancel, float32 cannot give five
     digits of it, whatever the algorithm.)
+
+    padding: rows of the head beyond the vocabulary, which the op is told of.
     """
     lengths_tensor = torch.tensor(lengths, dtype=torch.int64)
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths_tensor.cumsum(0)]).int()
-    tensors = head_tensors(sum(lengths), width, vocabulary, seed, logit_limit, with_bias)
+    tensors = head_tensors(sum(lengths), width, vocabulary + padding, seed, logit_limit, with_bias)
+    if padding:
+        tensors["targets"] %= vocabulary
+        options["vocabulary"] = vocabulary
     head = (tensors["hidden"], tensors["weight"], tensors["targets"])
     logit_options = {name: options[name] for name in ("temperature", "softcap", "vocabulary") if name in options}
     token_logprob = reference.linear_logprob(*head, bias=tensors["bias"], **logit_options)
@@ -163,10 +169,14 @@ EITHER = st.booleans()
 
 @st.composite
 def problems(draw, logit_limits=ORDINARY_LOGITS, length_aware=EITHER) -> Problem:
+    vocabulary = draw(st.integers(1, 40))
     return make_problem(
         draw(st.lists(st.integers(0, 9), min_size=1, max_size=6)),
         width=draw(st.integers(1, 9)),
-        vocabulary=draw(st.integers(1, 40)),
+        vocabulary=vocabulary,
+        padding=draw(st.sampled_from([0, 0, 3])),
+        temperature=draw(st.sampled_from([1.0, 1.0, 0.7])),
+        softcap=draw(st.sampled_from([None, None, 5.0])),  # a larger one rounds small logits too much for 1e-5
         seed=draw(st.integers(0, 10_000)),
         ratio=draw(st.sampled_from(["sequence", "token_mean"])),
         length_aware=draw(length_aware),

@@ -31,9 +31,9 @@ def test_flow_loss_in_bfloat16(device, width, vocabulary, block_rows, head):
     problem = problem.cast(torch.bfloat16)
     result, gradients = on_cpu(on_device(problem, device).run(block_rows=block_rows))
     expected, expected_gradients = problem.oracle()
-    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 2e-3
+    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 1e-4
     for name, gradient in expected_gradients.items():
-        assert relative_error(gradients[name], gradient) <= 0.02, name
+        assert relative_error(gradients[name], gradient) <= 0.01, name
 
 
 @SHAPES
@@ -47,9 +47,9 @@ def test_linear_logprob_in_bfloat16(device, width, vocabulary):
     logprob.backward(upstream.to(device))
     expected = reference.linear_logprob(**exact, targets=targets)
     expected.backward(upstream.double())
-    torch.testing.assert_close(logprob.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=2e-3)
+    torch.testing.assert_close(logprob.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=1e-4)
     for name, leaf in exact.items():
-        assert relative_error(there[name].grad.cpu(), leaf.grad) <= 0.02, name
+        assert relative_error(there[name].grad.cpu(), leaf.grad) <= 0.01, name
 
 
 def test_two_runs_are_bitwise_equal(device):
@@ -78,9 +78,15 @@ def test_accumulation_keeps_float32_and_its_place(device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_host_never_waits_for_the_device(dtype):
     problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003, with_bias=True).cast(dtype), "cuda")
-    problem.run(block_rows=64)  # compiles, and fills what is asked of a device once
+    head = [problem.tensors[name].requires_grad_(name != "targets") for name in ("hidden", "weight", "targets")]
+
+    def run():
+        problem.run(block_rows=64)
+        linear_logprob(*head, block_rows=64).sum().backward()
+
+    run()  # compiles, and fills what is asked of a device once
     torch.cuda.set_sync_debug_mode("error")
     try:
-        problem.run(block_rows=64)
+        run()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -62,6 +62,13 @@ def test_flow_loss_holds_one_block_of_logits(problem):
     assert seen.products == 3 * ROWS * WIDTH * VOCABULARY  # 6 N D V flops
 
 
+def test_a_softcap_holds_its_slope_beside_the_block():
+    problem = make_problem([16] * 6, width=WIDTH, vocabulary=VOCABULARY, softcap=20.0).cast(torch.float32)
+    with Allocations() as seen:
+        problem.run(block_rows=BLOCK_ROWS, needs=("hidden", "weight", "log_z"))
+    assert max(seen.elements.values()) == BLOCK and seen.count(BLOCK) == 1 + 6  # one slope a block, freed after it
+
+
 def test_the_count_sees_the_logits_of_the_reference(problem):
     """That is, the tests here can fail."""
     with Allocations() as seen:

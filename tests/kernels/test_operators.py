@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._inductor.config
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastflow_kernels import flow_loss, flow_loss_operator, linear_logprob, linear_logprob_operator
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
@@ -23,7 +24,8 @@ def flow_loss_arguments(device, needs=(True, True, True, True), dtype=torch.floa
         *(tensors[name] for name in ("hidden", "weight", "bias", "log_z", "targets")),
         problem.cu_seqlens,
         *(tensors[name] for name in ("log_target", "length_scale", "behaviour_logprob")),
-        *(problem.options[name] for name in ("clip_low", "clip_high", "ratio", "normaliser")),
+        *(problem.options[name] for name in ("clip_low", "clip_high", "ratio")),
+        torch.tensor(float(problem.options["normaliser"]), dtype=torch.float64),
         *settings.values(),
         torch.float64 if dtype == torch.float64 else torch.float32,
         0,
@@ -80,6 +82,19 @@ def test_flow_loss_compiles_without_a_graph_break(device, dynamic):
     compiled = torch.compile(flow_loss, fullgraph=True, dynamic=dynamic)
     got = on_cpu(problem.run(op=compiled, upstream=0.5, block_rows=4))
     assert_matches(got, on_cpu(problem.run(upstream=0.5, block_rows=4)), forward=0.0, gradient=1e-6)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_batches_of_all_sizes_share_few_graphs(device):
+    """Lengths, their number and the normaliser change with every batch of a run."""
+    frames = CompileCounterWithBackend("eager")
+    compiled = torch.compile(flow_loss, fullgraph=True, backend=frames)
+    for count in range(2, 14):
+        lengths = [count + place % 3 for place in range(count)]
+        problem = make_problem(lengths, width=8, vocabulary=21, normaliser=count + 0.5).cast(torch.float32)
+        problem = on_device(problem, device)
+        assert_matches(on_cpu(problem.run(op=compiled)), on_cpu(problem.run()), forward=0.0, gradient=0.0)
+    assert frames.frame_count <= 4
 
 
 @pytest.mark.usefixtures("fresh_compiler")

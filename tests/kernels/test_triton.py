@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fastflow_kernels import explain, linear_logprob, reference, sequence_terms
+from fastflow_kernels import explain, flow_loss, linear_logprob, logprob_pass, reference, sequence_terms
 from fastflow_kernels.blocks import sequence_blocks
+from fastflow_kernels.head import Head
+from fastflow_kernels.implementation import choose
 from kernel_problems import assert_matches, head_tensors, make_problem, on_cpu, on_device, relative_error
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
@@ -129,6 +131,53 @@ def test_a_target_far_below_the_others_is_measured_against_the_largest(name, imp
     expected[70] += 1
     expected -= 2 * exact.exp()
     assert relative_error(weight.grad.squeeze(1).cpu(), expected) <= 1e-5
+
+
+@IMPLEMENTATIONS
+def test_sizes_of_real_models(name, implementation):
+    """Wider than one slice of the target's dot product, more columns than a chunk of a row, more tiles than a pass."""
+    tensors = head_tensors(5, width=1500, vocabulary=9000, seed=0, logit_limit=12.0, with_bias=True)
+    exact = {key: tensors[key].clone().requires_grad_() for key in ("hidden", "weight", "bias")}
+    leaves = {key: tensors[key].float().to(DEVICE).requires_grad_() for key in exact}
+    logprob = linear_logprob(**leaves, targets=tensors["targets"].to(DEVICE))
+    expected = reference.linear_logprob(**exact, targets=tensors["targets"])
+    assert relative_error(logprob.detach().cpu(), expected.detach()) <= 1e-5
+    upstream = torch.linspace(-1, 1, 5)
+    logprob.backward(upstream.to(DEVICE))
+    expected.backward(upstream.double())
+    for key, leaf in exact.items():
+        assert relative_error(leaves[key].grad.cpu(), leaf.grad) <= 1e-4, key
+
+
+@IMPLEMENTATIONS
+def test_small_inputs_need_not_be_dense(name, implementation):
+    """The kernels read targets, offsets and the numbers per sequence one after the other."""
+    problem = on_device(make_problem([3, 0, 9, 5], width=9, vocabulary=70), DEVICE)
+    head = ("hidden", "weight", "bias")
+    tensors = {
+        key: value.float() if value is not None and key in head else value for key, value in problem.tensors.items()
+    }
+    strided = {
+        key: value if value is None or key in head else torch.stack([value, value * 0 + 1], dim=1)[:, 0]
+        for key, value in tensors.items()
+    }
+    strided["length_scale"] = torch.full((1,), 0.2, dtype=torch.float64, device=DEVICE).expand(4)
+    tensors["length_scale"] = strided["length_scale"].clone()
+    offsets = torch.stack([problem.cu_seqlens.long(), torch.zeros(5).long()], dim=1)
+    dense = flow_loss(cu_seqlens=problem.cu_seqlens, **tensors, **problem.options)
+    for place in ("cpu", DEVICE):
+        loose = flow_loss(cu_seqlens=offsets.to(place)[:, 0], **strided, **problem.options)
+        assert all(torch.equal(got, want) for got, want in zip(loose, dense, strict=True))
+
+
+@IMPLEMENTATIONS
+def test_a_target_that_no_column_has_makes_its_logprob_nan(name, implementation):
+    """Where the door does not ask, since asking would wait for the device."""
+    hidden, weight = torch.ones(4, 3, device=DEVICE), torch.ones(70, 3, device=DEVICE)
+    head = Head.of(weight, None, torch.float32, vocabulary=60)
+    targets = torch.tensor([-100, 70, 65, 59], device=DEVICE)
+    logprob = logprob_pass.logprobs(hidden, targets, head, choose(hidden.device, torch.float32), None)
+    assert logprob.isnan().tolist() == [True, True, True, False]
 
 
 @IMPLEMENTATIONS
