@@ -6,8 +6,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fastflow.config import Config
 from fastflow.trainer import Trainer
+from fastflow_kernels import explain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,9 +57,11 @@ def describe(trainer: Trainer) -> str:
     batch = config.batch
     trained = sum(parameter.numel() for parameter in policy.parameters())
     responses = batch.prompts_per_step * batch.responses_per_prompt
+    rows, head, _ = policy.head_inputs(torch.empty(0, policy.hidden_size, device=policy.device))
     return (
         f"{config.objective.name} at alpha {config.objective.alpha:g} (log_z {config.objective.log_z}) on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
+        f"kernels {explain(rows, head)}\n"
         f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"

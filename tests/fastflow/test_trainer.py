@@ -11,7 +11,7 @@ from rich.console import Console
 from fastflow.config_reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
-from fastflow.train_command import train
+from fastflow.train_command import describe, train
 from fastflow.trainer import Trainer
 
 
@@ -247,6 +247,11 @@ def test_an_interrupt_saves_the_policy(settings, monkeypatch):
     with pytest.raises(FastflowError, match=r"interrupted; the policy after step 2 \(2 updates\) is in"):
         trainer.run()
     assert json.loads((settings["run.output"] / "trainer" / "state.json").read_text())["step"] == 2
+
+
+def test_the_announcement_names_what_computes_the_loss(settings):
+    announcement = describe(Trainer(configure(settings), Console(quiet=True)))
+    assert "attention sdpa\nkernels torch: Triton has no kernels for cpu\n" in announcement
 
 
 def test_an_earlier_run_is_never_overwritten_unasked(settings):
