@@ -57,6 +57,7 @@ setup(
         "fastflow.demo",
         "fastflow.report",
         "fastflow.rollout",
+        "fastflow.rollout.vllm",
         "fastflow_kernels",
         "fastflow_kernels.gpu",
     ],

@@ -64,11 +64,17 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """How responses are sampled."""
 
-    engine: Literal["local"] = setting("local", "Sampler: local (embedded, no further packages)")
+    engine: Literal["local", "vllm"] = setting(
+        "local", "Sampler: local (embedded, no further packages), or vllm (in a process of its own)"
+    )
     temperature: float = setting(1.0, "Sampling temperature", above=0)
     top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
     max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
-    max_sequences: int = setting(256, "Responses decoded at once by the local sampler", unit="sequences", at_least=1)
+    max_sequences: int = setting(256, "Responses decoded at once", unit="sequences", at_least=1)
+    memory_fraction: float = setting(0.4, "Share of the GPU's memory that vllm takes for good", above=0, below=1)
+    silence: float = setting(
+        300.0, "vllm counts as hung after so long without a finished response", unit="seconds", above=0
+    )
 
 
 @dataclass(frozen=True)

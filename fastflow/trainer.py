@@ -25,7 +25,7 @@ from fastflow.rollout.local import LocalSampler, check_room
 from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
 from fastflow.samples import describe, write_samples
 from fastflow.scoring import rescore
-from fastflow.trajectory import Group, split_evenly, without_truncated
+from fastflow.trajectory import Group, Prompt, split_evenly, without_truncated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,13 +68,27 @@ class Trainer:
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=updates)
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
-        self.sampler: Sampler = LocalSampler(
-            policy,
-            eos_ids=end_ids(policy, self.tokenizer),
-            max_sequences=config.rollout.max_sequences,
-            on_progress=self.progress.advance_phase,
-        )
+        self.sampler = self._make_sampler(prompts)
         self.alarms = Alarms()
+
+    def _make_sampler(self, prompts: Sequence[Prompt]) -> Sampler:
+        policy, rollout = self.learner.policy, self.config.rollout
+        options = {
+            "eos_ids": end_ids(policy, self.tokenizer),
+            "max_sequences": rollout.max_sequences,
+            "on_progress": self.progress.advance_phase,
+        }
+        if rollout.engine == "local":
+            return LocalSampler(policy, **options)
+        from fastflow.rollout.vllm.sampler import VllmSampler, context_for
+
+        return VllmSampler(
+            policy,
+            context=context_for(policy, prompts, rollout.max_response_tokens),
+            memory_fraction=rollout.memory_fraction,
+            silence=rollout.silence,
+            **options,
+        )
 
     def run(self) -> Path:
         """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""

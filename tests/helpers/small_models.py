@@ -57,9 +57,14 @@ def make_groups(rng: np.random.Generator, prompts: int = 3, responses: int = 4, 
 
 
 def save_model(
-    directory, *, pieces="abcdefghijklmnopqrstuvwxyz0123456789", vocab_size: int = VOCABULARY, seed: int = 0
+    directory,
+    *,
+    pieces="abcdefghijklmnopqrstuvwxyz0123456789",
+    vocab_size: int = VOCABULARY,
+    seed: int = 0,
+    **changes,
 ):
     tokenizer = make_tokenizer(list(pieces))
-    make_causal_lm(vocab_size=vocab_size, seed=seed).save_pretrained(directory)
+    make_causal_lm(vocab_size=vocab_size, seed=seed, **changes).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
