@@ -78,7 +78,7 @@ CANDIDATES = {
 }
 
 # Products of float32 factors run without tensor cores; one shape serves all.
-FLOAT32_TILE = Tile(64, 64, 32, warps=4, stages=2)
+FLOAT32_TILE = Tile(64, 64, 16, warps=4, stages=2)
 # The interpreter's cost is per tile, not per number.
 INTERPRETER_TILE = Tile(64, 64, 64, warps=4, stages=1, group=2)
 
