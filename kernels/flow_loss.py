@@ -33,16 +33,13 @@ import torch
 from torch import Tensor
 
 from fastflow_kernels import flow_loss_operator
-from fastflow_kernels.matmul import factor_dtype
+from fastflow_kernels.head_arguments import checked_head_arguments
 from fastflow_kernels.result import FlowLoss
 from fastflow_kernels.sequence_terms import RATIOS
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import (
-    check_block_rows,
     check_clip,
     check_cu_seqlens,
-    check_head,
-    check_logit_options,
     check_name,
     check_positive,
     check_sequence_tensors,
@@ -127,8 +124,17 @@ def flow_loss(
     >>> result.loss
     tensor(0.3583)
     """
-    check_head(hidden, weight, targets, bias)
-    check_logit_options(temperature, softcap, vocabulary, weight)
+    head = checked_head_arguments(
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        temperature=temperature,
+        softcap=softcap,
+        vocabulary=vocabulary,
+        shard=shard,
+        block_rows=block_rows,
+    )
     check_cu_seqlens(cu_seqlens)
     constants = {
         "log_target": log_target,
@@ -139,31 +145,20 @@ def flow_loss(
     check_clip(clip_low, clip_high)
     check_name("ratio", ratio, RATIOS)
     check_positive("normaliser", normaliser)
-    check_block_rows(block_rows)
 
     needs = {
         f"need_{name}": tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias), ("log_z", log_z))
     }
     outputs = flow_loss_operator.operator(
-        hidden=hidden,
-        weight=weight,
-        bias=bias,
-        log_z=log_z,
-        targets=targets,
-        cu_seqlens=cu_seqlens,
+        **head,
         **constants,
+        **needs,
+        log_z=log_z,
+        cu_seqlens=cu_seqlens,
         clip_low=float(clip_low),
         clip_high=float(clip_high),
         ratio=ratio,
         normaliser=torch.full((), normaliser, dtype=torch.float64, device="cpu"),
-        temperature=float(temperature),
-        softcap=None if softcap is None else float(softcap),
-        vocabulary=vocabulary,
-        block_rows=block_rows,
-        product_dtype=factor_dtype(hidden, weight),
-        shard_start=0 if shard is None else shard.start,
-        shard_group=None if shard is None else shard.group.group_name,
-        **needs,
     )
     return FlowLoss(*outputs[: flow_loss_operator.RESULTS])

@@ -9,9 +9,8 @@ each row: 6 N D V more, 8 in all. Where the upstream gradient is known before th
 from torch import Tensor
 
 from fastflow_kernels import linear_logprob_operator
-from fastflow_kernels.matmul import factor_dtype
+from fastflow_kernels.head_arguments import checked_head_arguments
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.validate import check_block_rows, check_head, check_logit_options
 
 
 def linear_logprob(
@@ -52,19 +51,15 @@ def linear_logprob(
     >>> linear_logprob(hidden, weight, torch.tensor([0]))  # both logits are 0: log(1/2)
     tensor([-0.6931])
     """
-    check_head(hidden, weight, targets, bias)
-    check_logit_options(temperature, softcap, vocabulary, weight)
-    check_block_rows(block_rows)
-    return linear_logprob_operator.operator(
-        hidden=hidden,
-        weight=weight,
+    head = checked_head_arguments(
+        hidden,
+        weight,
+        targets,
         bias=bias,
-        targets=targets,
-        temperature=float(temperature),
-        softcap=None if softcap is None else float(softcap),
+        temperature=temperature,
+        softcap=softcap,
         vocabulary=vocabulary,
+        shard=shard,
         block_rows=block_rows,
-        product_dtype=factor_dtype(hidden, weight),
-        shard_start=0 if shard is None else shard.start,
-        shard_group=None if shard is None else shard.group.group_name,
     )
+    return linear_logprob_operator.operator(**head)
