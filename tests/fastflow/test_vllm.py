@@ -133,6 +133,17 @@ def test_a_dead_process_a_bad_request_and_a_close_leave_nothing_behind(rng):
 
 
 @needs_vllm
+def test_a_hung_process_is_noticed_and_ended(rng):
+    sampler = start(PackedModel(make_causal_lm("qwen3", head_dim=HEAD_DIM)))
+    sampler._silence = 1.0
+    os.kill(sampler._process.pid, signal.SIGSTOP)
+    with pytest.raises(FastflowError, match=r"no sign of life for 1 seconds; raise rollout\.silence"):
+        sampler.sample(make_requests(rng), PARAMS)
+    sampler.close()
+    assert not sampler._process.is_alive()
+
+
+@needs_vllm
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_training_run(tied, tmp_path):
     directory = save_model(tmp_path / "model", tied=tied, head_dim=HEAD_DIM)
