@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+MISMATCH_KL = 0.01  # nats per token; bfloat16 against float32 stays an order of magnitude below
+
 
 class Alarms:
     """Compares each step with the first and names what looks like collapse; an alarm that persists is not repeated."""
@@ -55,4 +57,18 @@ def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, b
             f"stale rollouts: effective sample size {now['effective_sample_size']:.0%}; lower "
             "batch.updates_per_rollout or optim.lr",
         ),
+        _mismatch(now),
     ]
+
+
+def _mismatch(now: dict[str, Any]) -> tuple[str, bool, str]:
+    """Only where the log-probs belong to the same weights and the same distribution."""
+    if now["mismatch_kl"] is None or now["weight_lag"] > 0:
+        return "sampler mismatch", False, ""
+    return (
+        "sampler mismatch",
+        not now["mismatch_kl"] <= MISMATCH_KL,  # NaN
+        f"sampler mismatch: the sampler's log-probs are {now['mismatch_mean']:.4f} nats from the trainer's on average, "
+        f"{now['mismatch_p99']:.4f} at the 99th percentile (KL {now['mismatch_kl']:.4f} per token); set "
+        "importance.source = recompute, or bring both to the same dtype",
+    )

@@ -64,17 +64,44 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """How responses are sampled."""
 
-    engine: Literal["local", "vllm"] = setting(
-        "local", "Sampler: local (embedded, no further packages), or vllm (in a process of its own)"
+    engine: Literal["local", "vllm", "vllm-server"] = setting(
+        "local",
+        "Sampler: local (embedded), vllm (in a process of its own), or vllm-server (running servers, over HTTP)",
     )
     temperature: float = setting(1.0, "Sampling temperature", above=0)
     top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
     max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
-    max_sequences: int = setting(256, "Responses decoded at once", unit="sequences", at_least=1)
-    memory_fraction: float = setting(0.4, "Share of the GPU's memory that vllm takes for good", above=0, below=1)
-    silence: float = setting(
-        300.0, "vllm counts as hung after so long without a finished response", unit="seconds", above=0
+    min_response_tokens: int = setting(
+        0, "No end-of-sequence token is drawn before so many others", unit="tokens", at_least=0
     )
+    stop: tuple[str, ...] = setting((), "Texts that end a response, themselves part of it; a list such as [END]")
+    max_sequences: int = setting(256, "Responses decoded at once", unit="sequences", at_least=1)
+    ahead: int = setting(
+        0,
+        "1 samples the next step while this one trains, from weights a step old; the importance weight corrects for it",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    memory_fraction: float = setting(0.4, "vllm: share of the GPU's memory that it may use", above=0, below=1)
+    sleep: Literal["auto", "off", "weights-to-cpu", "drop-weights"] = setting(
+        "auto",
+        "vllm: what it frees on the GPU while the policy trains: nothing (off), its cache with the weights moved to "
+        "the CPU, or its cache and its weights; auto drops both, and is off on a CPU and with ahead",
+    )
+    startup: float = setting(900.0, "vllm counts as hung when it takes longer to start", unit="seconds", above=0)
+    silence: float = setting(300.0, "vllm counts as hung after so long without progress", unit="seconds", above=0)
+    restarts: int = setting(
+        3, "vllm: a process that died or hung is started anew so many times in a row, and the step sampled again",
+        at_least=0,
+    )  # fmt: skip
+    servers: tuple[str, ...] = setting((), "vllm-server: addresses, such as [http://host:8000,http://other:8000]")
+    shared_folder: str | None = setting(
+        None, "vllm-server: a directory that the servers see under the same path; the weights pass through it"
+    )
+
+    @property
+    def samples_the_policy(self) -> bool:
+        """Whether responses are drawn from the policy itself, and not from a distribution made of it."""
+        return (self.temperature, self.top_p, self.min_response_tokens) == (1.0, 1.0, 0)
 
 
 @dataclass(frozen=True)
@@ -195,11 +222,7 @@ class Config:
             )
         if objective.log_z == "group_mean" and batch.responses_per_prompt < 2:
             raise FastflowError("objective.log_z = group_mean needs batch.responses_per_prompt of 2 or more, not 1")
-        if (self.rollout.temperature, self.rollout.top_p) != (1.0, 1.0) and self.importance.source == "rollout":
-            raise FastflowError(
-                "rollout.temperature and rollout.top_p other than 1 sample from a different distribution than the "
-                "policy, whose log-probs the loss needs; set importance.source = recompute"
-            )
+        self._check_rollout()
         if objective.format_pattern is not None and objective.format_check is not None:
             raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
         if objective.name == "flowrl" and objective.reward is None:
@@ -211,6 +234,40 @@ class Config:
         if self.lora.rank and self.model.base is not None:
             raise FastflowError(
                 "model.base and lora.rank are both set; with LoRA the base is the policy without its adapters"
+            )
+
+    def _check_rollout(self) -> None:
+        rollout = self.rollout
+        if not rollout.samples_the_policy and self.importance.source == "rollout":
+            raise FastflowError(
+                "rollout.temperature and rollout.top_p other than 1, and rollout.min_response_tokens, sample from a "
+                "different distribution than the policy, whose log-probs the loss needs; set importance.source = "
+                "recompute"
+            )
+        if rollout.min_response_tokens > rollout.max_response_tokens:
+            raise FastflowError(
+                f"rollout.min_response_tokens = {rollout.min_response_tokens} is over rollout.max_response_tokens = "
+                f"{rollout.max_response_tokens}"
+            )
+        if any(not text for text in rollout.stop):
+            raise FastflowError("rollout.stop holds an empty text, which would end every response at once; remove it")
+        if rollout.ahead and rollout.engine == "local":
+            raise FastflowError(
+                "rollout.ahead = 1 needs a sampler with weights of its own: set rollout.engine = vllm or vllm-server"
+            )
+        if rollout.ahead and self.importance.source == "recompute":
+            raise FastflowError(
+                "rollout.ahead = 1 and importance.source = recompute contradict each other: by the time a response is "
+                "recomputed, the weights that it was sampled from are gone; set importance.source = rollout"
+            )
+        if rollout.ahead and rollout.sleep not in ("auto", "off"):
+            raise FastflowError(
+                "rollout.ahead = 1 samples while the policy trains, so that vLLM cannot sleep; set rollout.sleep = "
+                f"off, not {rollout.sleep}"
+            )
+        if rollout.engine == "vllm-server" and not rollout.servers:
+            raise FastflowError(
+                "rollout.engine = vllm-server needs rollout.servers, a list of addresses such as [http://localhost:8000]"
             )
 
     def require_inputs(self) -> None:

@@ -195,6 +195,7 @@ class Learner:
         with deferred_interrupt():  # or a Ctrl-C could leave half of the weights updated
             self.optimizer.step()
             self.schedule.step()
+            self.policy.version += 1
         return loss, norms[0], lr
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fastflow.learner import UpdateResult
+from fastflow.rollout.mismatch import Mismatch, mismatch
 from fastflow.trajectory import Group, flatten
 
 
@@ -73,6 +74,26 @@ def measure(
         "microbatches": sum(result.microbatches for result in results),
         "tokens": trained,
         "responses": len(flat),
+    }
+
+
+def agreement(
+    groups: Sequence[Group], result: UpdateResult, *, version: int, samples_the_policy: bool
+) -> dict[str, float | None]:
+    """How far sampler and trainer are apart in a step's first update, in weights and in log-probs.
+
+    version: of the policy before that update. weight_lag: updates that the sampling weights were behind it, mean over
+    the responses. mismatch_*: see Mismatch; None where tokens were drawn from another distribution than the policy's.
+    With a lag they hold the update in between as well.
+    """
+    flat = flatten(groups)
+    found: Sequence[float | None] = [None] * len(Mismatch._fields)
+    if samples_the_policy:
+        own = [entry.behaviour_logprobs if entry.sampler_logprobs is None else entry.sampler_logprobs for entry in flat]
+        found = mismatch(own, result.token_logprobs)
+    return {
+        "weight_lag": float(np.mean([version - trajectory.weight_version for trajectory in flat])),
+        **{f"mismatch_{name}": value for name, value in zip(Mismatch._fields, found, strict=True)},
     }
 
 

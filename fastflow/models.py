@@ -30,7 +30,7 @@ class PackedModel:
     """A causal LM read over PackedBatches: hidden states without the head, and the head apart.
 
     model: a transformers causal LM, or a peft model around one. kernel: which packed attention serves it.
-    autocast: run the transformer body in bfloat16.
+    autocast: run the transformer body in bfloat16. version: optimiser updates that the weights have seen.
     """
 
     def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False):
@@ -38,6 +38,7 @@ class PackedModel:
         self.model = model
         self.kernel = kernel
         self.autocast = autocast
+        self.version = 0
         self.causal_lm.config._attn_implementation = attention.NAME
 
     @property

@@ -46,7 +46,7 @@ def split_tokens(batches: Sequence[PackedBatch], per_token: Sequence[torch.Tenso
 
 
 def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: int) -> list[Group]:
-    """The same groups, with behaviour log-probs recomputed by `model` at temperature 1."""
+    """The same groups, with behaviour log-probs recomputed by `model` at temperature 1 and the sampler's kept apart."""
     model.model.eval()
     batches = [batch.to(model.device) for batch in pack(groups, tokens_per_microbatch)]
     logprobs = iter(split_tokens(batches, [token_logprobs(model, batch) for batch in batches]))
@@ -54,7 +54,8 @@ def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: 
         replace(
             group,
             trajectories=tuple(
-                replace(trajectory, behaviour_logprobs=next(logprobs)) for trajectory in group.trajectories
+                replace(trajectory, behaviour_logprobs=next(logprobs), sampler_logprobs=trajectory.behaviour_logprobs)
+                for trajectory in group.trajectories
             ),
         )
         for group in groups

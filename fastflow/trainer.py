@@ -17,15 +17,17 @@ from fastflow.data import PromptStream, read_records, tokenize
 from fastflow.errors import FastflowError
 from fastflow.judging import Judge, Judgement
 from fastflow.learner import Learner, UpdateResult
-from fastflow.metrics import measure
-from fastflow.models import check_tokenizer_fits, end_ids, load_models, load_tokenizer
+from fastflow.metrics import agreement, measure
+from fastflow.models import check_tokenizer_fits, load_models, load_tokenizer
 from fastflow.progress import RunProgress
 from fastflow.recorder import check_sinks, make_recorder
-from fastflow.rollout.local import LocalSampler, check_room
-from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
+from fastflow.rollout.door import check_room
+from fastflow.rollout.engines import make_sampler
+from fastflow.rollout.sampler import Request, SamplingParams, requests_for
+from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.samples import describe, write_samples
 from fastflow.scoring import rescore
-from fastflow.trajectory import Group, Prompt, split_evenly, without_truncated
+from fastflow.trajectory import Group, split_evenly, without_truncated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,27 +70,25 @@ class Trainer:
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=updates)
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
-        self.sampler = self._make_sampler(prompts)
+        self.sampler = make_sampler(
+            policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
+        )
+        self.schedule = self._make_schedule()
+        self.data_state = {0: self.prompts.state()}
         self.alarms = Alarms()
 
-    def _make_sampler(self, prompts: Sequence[Prompt]) -> Sampler:
-        policy, rollout = self.learner.policy, self.config.rollout
-        options = {
-            "eos_ids": end_ids(policy, self.tokenizer),
-            "max_sequences": rollout.max_sequences,
-            "on_progress": self.progress.advance_phase,
-        }
-        if rollout.engine == "local":
-            return LocalSampler(policy, **options)
-        from fastflow.rollout.vllm.sampler import VllmSampler, context_for
-
-        return VllmSampler(
-            policy,
-            context=context_for(policy, prompts, rollout.max_response_tokens),
-            memory_fraction=rollout.memory_fraction,
-            silence=rollout.silence,
-            **options,
+    def _make_schedule(self) -> Schedule:
+        rollout = self.config.rollout
+        params = SamplingParams(
+            rollout.temperature,
+            rollout.top_p,
+            rollout.max_response_tokens,
+            rollout.min_response_tokens,
+            rollout.stop,
         )
+        if rollout.ahead:
+            return OneAhead(self.sampler, self.learner.policy, self.requests, params, steps=self.config.run.steps)
+        return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
 
     def run(self) -> Path:
         """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""
@@ -118,26 +118,28 @@ class Trainer:
         start = time.perf_counter()
         groups = self.sample(step)
         sampled = time.perf_counter()
+        version = self.learner.policy.version
         updates = self.update(groups)
-        self.sampler.load_weights(self.learner.policy)
         self.dump_samples(step, updates[0])
-        return self.measure(groups, updates, sample=sampled - start, total=time.perf_counter() - start)
+        return self.measure(groups, updates, version=version, sample=sampled - start, total=time.perf_counter() - start)
 
     def sample(self, step: int) -> list[Group]:
-        """The step's prompts, with responses from the current policy and their behaviour log-probs."""
-        batch, rollout = self.config.batch, self.config.rollout
+        """The step's prompts, with responses and their behaviour log-probs."""
+        batch = self.config.batch
         self.progress.phase("sampling", batch.prompts_per_step * batch.responses_per_prompt)
-        requests = requests_for(
-            self.prompts.take(batch.prompts_per_step),
-            batch.responses_per_prompt,
-            seed=self.config.run.seed,
-            step=step,
-        )
-        params = SamplingParams(rollout.temperature, rollout.top_p, rollout.max_response_tokens)
-        groups = self.sampler.sample(requests, params)
+        groups = self.schedule.groups(step)
         if self.config.importance.source == "recompute":
             groups = rescore(self.learner.policy, groups, batch.tokens_per_microbatch)
         return groups
+
+    def requests(self, step: int) -> list[Request]:
+        """The step's prompts with the seeds of their responses."""
+        batch = self.config.batch
+        requests = requests_for(
+            self.prompts.take(batch.prompts_per_step), batch.responses_per_prompt, seed=self.config.run.seed, step=step
+        )
+        self.data_state[step] = self.prompts.state()
+        return requests
 
     def update(self, groups: Sequence[Group]) -> list[Update]:
         """One optimiser update on each equal share of the groups."""
@@ -159,7 +161,7 @@ class Trainer:
             samples = describe(step, *update, self.tokenizer, run.samples_per_dump)
             write_samples(self.directory, step, samples)
 
-    def measure(self, groups: list[Group], updates: list[Update], **seconds: float) -> dict[str, Any]:
+    def measure(self, groups: list[Group], updates: list[Update], *, version: int, **seconds: float) -> dict[str, Any]:
         well_formed = [fine for update in updates for fine in update.judgement.well_formed or ()] or None
         results = [update.result for update in updates]
         metrics = measure(
@@ -169,6 +171,12 @@ class Trainer:
             alpha=self.config.objective.alpha,
             seconds=seconds,
             device=self.learner.policy.device,
+        )
+        metrics |= agreement(
+            updates[0].groups,
+            updates[0].result,
+            version=version,
+            samples_the_policy=self.config.rollout.samples_the_policy,
         )
         return {**metrics, "alarms": self.alarms.check(metrics)}
 
@@ -181,7 +189,9 @@ class Trainer:
         return f"the policy after step {step} ({self.learner.updates} updates) is in {self.save(step)}"
 
     def save(self, step: int) -> Path:
-        return checkpoint.save(self.directory, self.learner, self.tokenizer, step=step, data_state=self.prompts.state())
+        return checkpoint.save(
+            self.directory, self.learner, self.tokenizer, step=step, data_state=self.data_state[step]
+        )
 
 
 def _cause(stop: BaseException) -> str:

@@ -33,8 +33,9 @@ class Trajectory:
     """One response to a prompt.
 
     response_ids: (R,) int64, the end-of-sequence token included when it was sampled. behaviour_logprobs: (R,) float32,
-    log-probability of each token under the distribution it was drawn from. finish_reason: "stop" (end of sequence) or
-    "length" (cut at the limit). seed: the request's seed. weight_version: number of weight loads the sampler had seen.
+    log-probability of each token under the distribution it was drawn from. finish_reason: "stop" (end of sequence, or
+    a stop text) or "length" (cut at the limit). seed: the request's seed. weight_version: optimiser updates that the
+    sampler's weights had seen. sampler_logprobs: the sampler's own, where behaviour_logprobs were recomputed since.
     """
 
     response_ids: np.ndarray
@@ -42,6 +43,7 @@ class Trajectory:
     finish_reason: FinishReason
     seed: int = 0
     weight_version: int = 0
+    sampler_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Response tokens, |y|."""

@@ -29,8 +29,8 @@ from fastflow.run_directory import EVALUATION_FILE
 from fastflow.train_command import train
 
 
-def run_demo(*, seed: int, output: str, json_file: str | None) -> int:
-    """The whole demo. Returns the exit code."""
+def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "local") -> int:
+    """The whole demo; `engine` samples while training (rollout.engine). Returns the exit code."""
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
     console, directory = Console(), Path(output)
@@ -41,7 +41,7 @@ def run_demo(*, seed: int, output: str, json_file: str | None) -> int:
     results: dict[str, Any] = {}
     for task in (SUMS, STORIES):
         console.rule(task.title)
-        results.update(run_task(task, directory / task.name, seed=seed, console=console))
+        results.update(run_task(task, directory / task.name, seed=seed, engine=engine, console=console))
     results["seconds"] = time.perf_counter() - start
     print_comparison(results, (SUMS, STORIES), console)
     report = write_combined(
@@ -54,7 +54,7 @@ def run_demo(*, seed: int, output: str, json_file: str | None) -> int:
     return 0
 
 
-def run_task(task: Task, directory: Path, *, seed: int, console: Console) -> dict[str, dict[str, Any]]:
+def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Console) -> dict[str, dict[str, Any]]:
     """One direction: base, training, evaluations. Returns metrics by label."""
     base, run = directory / "base", directory / task.labels[2]
     topics, held_out = task.topics(seed, task.held_out)
@@ -62,7 +62,7 @@ def run_task(task: Task, directory: Path, *, seed: int, console: Console) -> dic
     prompts_file = directory / "prompts.jsonl"
     write_prompts(task, topics, prompts_file)
 
-    policy = train(demo_config(task, base, prompts_file, run, seed=seed), console)
+    policy = train(demo_config(task, base, prompts_file, run, seed=seed, engine=engine), console)
 
     with status(console, "evaluating"):
         evaluate = functools.partial(evaluate_model, task, held_out=held_out, seed=seed)
@@ -75,12 +75,13 @@ def run_task(task: Task, directory: Path, *, seed: int, console: Console) -> dic
     return results
 
 
-def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int):
+def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int, engine: str):
     """The configuration of `fastflow train --preset demo` with this task's settings."""
     settings = {
         "model.path": base,
         "data.path": prompts,
         "objective.alpha": task.alpha,
+        "rollout.engine": engine,
         "rollout.max_response_tokens": task.max_response_tokens,
         "run.output": run,
         "run.overwrite": "true",

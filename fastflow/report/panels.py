@@ -72,6 +72,9 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
             Panel("weights", "Clipped weights", marks=(
                 Mark("effective_sample_size", "effective sample size"),
                 Mark("clipped_share", "clipped", "orange")), **percent),
+            Panel("mismatch", "Sampler against trainer", "nats per token, absolute difference", (
+                Mark("mismatch_mean", "mean"), Mark("mismatch_p99", "99th percentile", "orange")), from_zero=True,
+                may_be_log=True),
             Panel("gradient", "Gradient norm", "before clipping", (Mark("grad_norm", "norm"),),
                   from_zero=True, may_be_log=True),
         ]),

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
+from fastflow.rollout.door import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.stop import StopTexts
 from fastflow.trajectory import Group, Prompt, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _COMPACT_BELOW = 0.75  # share of unfinished rows at which finished ones are removed from the batch
 
@@ -24,8 +30,9 @@ _COMPACT_BELOW = 0.75  # share of unfinished rows at which finished ones are rem
 class LocalSampler:
     """Samples from the policy's own weights, without copying them.
 
-    eos_ids: tokens that end a response. pad_id: any valid token id. max_sequences: responses decoded at once.
-    on_progress: called with the number of responses finished since the last call.
+    eos_ids: tokens that end a response. tokenizer: needed for stop texts only. pad_id: any valid token id.
+    max_sequences: responses decoded at once. on_progress: called with the number of responses finished since the last
+    call.
     """
 
     def __init__(
@@ -33,28 +40,30 @@ class LocalSampler:
         policy: PackedModel,
         *,
         eos_ids: Sequence[int],
+        tokenizer: PreTrainedTokenizerBase | None = None,
         pad_id: int = 0,
         max_sequences: int = 256,
         on_progress: Callable[[int], None] | None = None,
     ):
         self._policy = policy
         self._eos_ids = torch.tensor(sorted(eos_ids), device=policy.device)
+        self._tokenizer = tokenizer
         self._pad_id = pad_id
         self._max_sequences = max_sequences
         self._on_progress = on_progress or (lambda finished: None)
-        self._weight_version = 0
 
     def load_weights(self, policy: PackedModel) -> None:
         self._policy = policy
-        self._weight_version += 1
 
     def close(self) -> None:
         """Nothing to release: the weights are the trainer's."""
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request. Raises FastflowError when a prompt leaves no room or the logits are not finite."""
-        check_room(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        """One group per request. Raises FastflowError for an unfit prompt and when the logits are not finite."""
+        check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        if params.stop and self._tokenizer is None:
+            raise FastflowError("stop texts need a tokenizer; give LocalSampler the policy's")
         trajectories: list[list[Trajectory]] = [[] for _ in requests]
         with self._policy.decoding():
             for chunk in self._chunks(requests):
@@ -79,13 +88,18 @@ class LocalSampler:
             np.stack([np.random.Generator(np.random.Philox(seed)).random(limit) for _, seed in items])
         ).to(self._policy.device)
 
+        stop_texts = StopTexts(self._tokenizer, params.stop) if params.stop else None
         batch = self._prefill([prompt for prompt, _ in items])
         for position in range(limit):
+            if position < params.min_response_tokens:
+                batch.logits[:, self._eos_ids] = float("-inf")
             token, logprob = draw(batch.logits, uniforms[batch.items, position], params)
             ended = torch.isin(token, self._eos_ids)
-            rows, ended_rows = batch.items.cpu().numpy(), ended.cpu().numpy()
+            rows = batch.items.cpu().numpy()
             tokens[rows, position], logprobs[rows, position] = token.cpu().numpy(), logprob.cpu().numpy()
-            done = batch.alive.cpu().numpy() & ended_rows
+            if stop_texts is not None:
+                ended |= torch.tensor([stop_texts.end(tokens[row, : position + 1]) for row in rows]).to(ended.device)
+            done = (batch.alive & ended).cpu().numpy()
             length[rows[done]], stopped[rows[done]] = position + 1, True
             self._on_progress(int(done.sum()))
             batch.alive &= ~ended
@@ -103,7 +117,7 @@ class LocalSampler:
                 behaviour_logprobs=logprobs[row, : length[row]].copy(),
                 finish_reason="stop" if stopped[row] else "length",
                 seed=seed,
-                weight_version=self._weight_version,
+                weight_version=self._policy.version,
             )
             for row, (_, seed) in enumerate(items)
         ]
@@ -136,18 +150,6 @@ class LocalSampler:
             next_position=mask.sum(1)[owner],
             cache=cache,
             logits=logits[owner],
-        )
-
-
-def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
-    """Raise FastflowError when a prompt and its longest response exceed the model's context."""
-    context = getattr(policy.causal_lm.config, "max_position_embeddings", None)
-    longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
-    if longest is not None and context is not None and len(longest.ids) + max_response_tokens > context:
-        raise FastflowError(
-            f"{longest.source or 'a prompt'} has {len(longest.ids)} tokens; with rollout.max_response_tokens = "
-            f"{max_response_tokens} that exceeds the model's context of {context}; lower data.max_prompt_tokens or "
-            "rollout.max_response_tokens"
         )
 
 

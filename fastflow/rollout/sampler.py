@@ -25,12 +25,15 @@ class SamplingParams:
     """How tokens are drawn.
 
     temperature: divides the logits; 0 is greedy, with behaviour log-probs of 0. top_p: nucleus mass in (0, 1].
-    max_response_tokens: the length limit, end-of-sequence token included.
+    max_response_tokens: the length limit, end-of-sequence token included. min_response_tokens: no end-of-sequence
+    token is drawn before so many others. stop: texts that end a response; the token that completes one is its last.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     max_response_tokens: int = 1024
+    min_response_tokens: int = 0
+    stop: tuple[str, ...] = ()
 
 
 class Sampler(Protocol):
@@ -40,10 +43,20 @@ class Sampler(Protocol):
         """One group per request, in order. A response depends on its seed, prompt and weights alone."""
 
     def load_weights(self, policy: PackedModel) -> None:
-        """Sample from these weights from now on."""
+        """Sample from these weights from now on; trajectories carry `policy.version` of this moment."""
 
     def close(self) -> None:
         """Release everything; the sampler is not used afterwards."""
+
+
+class OverlappingSampler(Sampler, Protocol):
+    """A sampler with weights of its own, which can sample while the policy trains."""
+
+    def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Start sampling and return at once. Until `finish`, nothing else is asked of the sampler."""
+
+    def finish(self) -> list[Group]:
+        """What `sample` would have returned for the requests of `begin`."""
 
 
 def requests_for(prompts: Sequence[Prompt], responses_per_prompt: int, *, seed: int, step: int) -> list[Request]:

@@ -6,8 +6,21 @@ import pytest
 
 from fastflow.alarms import Alarms
 
-CALM = {"length_mean": 100.0, "truncated_share": 0.04, "repetition": 0.05, "effective_sample_size": 0.9}
-FIRST = {"small": CALM, "large": {**CALM, "truncated_share": 0.2, "repetition": 0.3}}
+CALM = {
+    "length_mean": 100.0,
+    "truncated_share": 0.04,
+    "repetition": 0.05,
+    "effective_sample_size": 0.9,
+    "weight_lag": 0.0,
+    "mismatch_mean": 1e-5,
+    "mismatch_p99": 1e-4,
+    "mismatch_kl": 1e-6,
+}
+FIRST = {
+    "small": CALM,
+    "lagging": {**CALM, "weight_lag": 1.0},
+    "large": {**CALM, "truncated_share": 0.2, "repetition": 0.3},
+}
 
 
 def after(first, **changes) -> list[str]:
@@ -34,6 +47,10 @@ def after(first, **changes) -> list[str]:
         ("large", "repetition", 0.61, "repetition"),
         ("small", "effective_sample_size", 0.3, None),
         ("small", "effective_sample_size", 0.29, "stale rollouts"),
+        ("small", "mismatch_kl", 0.01, None),
+        ("small", "mismatch_kl", 0.011, "sampler mismatch"),
+        ("small", "mismatch_kl", None, None),  # not measured: the sampler draws from another distribution
+        ("lagging", "mismatch_kl", 0.011, None),  # the updates in between, not the sampler
     ],
 )
 def test_thresholds(first, name, value, alarm):

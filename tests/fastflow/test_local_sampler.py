@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
 from fastflow.packing import pack
@@ -159,7 +162,7 @@ def test_weight_versions_travel_with_trajectories(rng):
     sampler = LocalSampler(model, eos_ids=[0])
     request = [Request(make_prompts(rng, 1)[0], (1,))]
     assert sampler.sample(request, PARAMS)[0].trajectories[0].weight_version == 0
-    sampler.load_weights(model)
+    model.version = 1
     assert sampler.sample(request, PARAMS)[0].trajectories[0].weight_version == 1
 
 
@@ -189,3 +192,35 @@ def test_decoding_restores_training_attention_even_after_an_error():
         raise ZeroDivisionError
     assert model.causal_lm.config._attn_implementation == "fastflow_packed"
     assert model.model.training
+
+
+def test_fewest_tokens_and_stop_texts(rng):
+    """No end before the fewest tokens; the token that completes a stop text is the response's last."""
+    model, tokenizer = PackedModel(make_causal_lm()), make_tokenizer(list("abcdefghijklmnopqrstuvwxyz0123456789"))
+    requests = requests_for(make_prompts(rng), 20, seed=0, step=1)
+    plain = flatten(LocalSampler(model, eos_ids=[0]).sample(requests, PARAMS))
+    assert any(len(trajectory) <= 4 for trajectory in plain)
+    sampler = LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)
+    longer = flatten(sampler.sample(requests, replace(PARAMS, min_response_tokens=4)))
+    assert all(0 not in trajectory.response_ids[:4] for trajectory in longer)
+    assert any(trajectory.response_ids[-1] == 0 for trajectory in longer)
+
+    def spelled(ids) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    stops = ("a", "bc", "9")
+    for before, after in zip(plain, flatten(sampler.sample(requests, replace(PARAMS, stop=stops))), strict=True):
+        ids, place = before.response_ids, 1
+        while place < len(ids) and not any(stop in spelled(ids[:place]) for stop in stops):
+            place += 1
+        assert after.response_ids.tolist() == ids[:place].tolist()
+        np.testing.assert_allclose(after.behaviour_logprobs, before.behaviour_logprobs[:place], atol=1e-5)
+        stopped = any(stop in spelled(ids[:place]) for stop in stops) or ids[place - 1] == 0
+        assert after.finish_reason == ("stop" if stopped else "length")
+
+
+def test_stop_texts_need_a_tokenizer(rng):
+    with pytest.raises(FastflowError, match="stop texts need a tokenizer"):
+        LocalSampler(PackedModel(make_causal_lm()), eos_ids=[0]).sample(
+            requests_for(make_prompts(rng, 1), 1, seed=0, step=0), replace(PARAMS, stop=("a",))
+        )

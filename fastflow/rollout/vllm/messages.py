@@ -1,8 +1,9 @@
-"""What the trainer and the vLLM process say to each other over their pipe."""
+"""What the trainer and the vLLM process say to each other over their pipe: one class a command, one a reply."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from fastflow.rollout.sampler import SamplingParams
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What the child needs to build its engine. model: a directory with a config.json and no weights."""
+    """What the child needs to build its engine.
+
+    model: a directory with a config.json and no weights. tokenizer: whether one stands there, for stop texts.
+    sleeps: whether the engine must be able to give its memory back.
+    """
 
     model: str
     dtype: str
@@ -20,40 +25,76 @@ class EngineSettings:
     max_sequences: int
     device: str
     memory_fraction: float
+    tokenizer: bool
+    sleeps: bool
     log: str
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight stands in the shared memory of its type."""
+    """Where a weight stands in one of the shared blocks of memory."""
 
     name: str
+    block: int
     offset: int
     shape: torch.Size
 
 
 @dataclass(frozen=True)
-class Share:
-    """Sent once: memory that both processes see, and what stands where in it."""
+class Attach:
+    """Sent once: memory that both processes see, and what stands where in it in each round of a load."""
 
-    memory: torch.Tensor
-    places: tuple[Place, ...]
+    blocks: tuple[torch.Tensor, ...]
+    rounds: tuple[tuple[Place, ...], ...]
 
 
 @dataclass(frozen=True)
 class Load:
-    """Take the weights that the shared memory holds now; then report the log-probs of the probe's tokens."""
+    """Take the weights of this round, which the shared memory holds now. Reply: Done."""
 
-    probe: tuple[int, ...]
+    round: int
+
+
+@dataclass(frozen=True)
+class Commit:
+    """All rounds are over: check that nothing is missing, and forget what the old weights left. Reply: Done."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Reply: Probed."""
+
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One response for each (prompt, seed)."""
+    """One response for each (owner, seed): owner (n,) is the place of its prompt, seed (n,) int64. Reply: Sampled."""
 
-    items: tuple[tuple[tuple[int, ...], int], ...]
+    prompts: tuple[np.ndarray, ...]
+    owner: np.ndarray
+    seed: np.ndarray
     params: SamplingParams
-    stop_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Give back the cache, and the weights to the CPU (level 1) or to nobody (level 2). Reply: Done."""
+
+    level: Literal[1, 2]
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Take memory for the weights or for the cache again. Reply: Done."""
+
+    tag: Literal["weights", "kv_cache"]
+
+
+@dataclass(frozen=True)
+class Close:
+    """End. No reply."""
 
 
 @dataclass(frozen=True)
@@ -62,37 +103,34 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """probe_logprobs: of the probe's tokens but the first."""
-
-    probe_logprobs: tuple[float, ...]
+class Done:
+    """Carried out."""
 
 
 @dataclass(frozen=True)
-class Progress:
-    """So many more responses are finished."""
+class Probed:
+    """Log-probs (P - 1,) of the probe's tokens after the first."""
 
-    finished: int
-
-
-@dataclass(frozen=True)
-class Response:
-    """One sampled response, as in a Trajectory."""
-
-    ids: np.ndarray
-    logprobs: np.ndarray
-    finish_reason: str
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """In the order of Sample.items."""
+    """Responses in the order of the request: ids and logprobs of all tokens, one after the other.
 
-    responses: tuple[Response, ...]
+    length: (n,) tokens of each response. stopped: (n,) whether it ended by itself, not at the limit.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    length: np.ndarray
+    stopped: np.ndarray
 
 
 @dataclass(frozen=True)
 class Failed:
-    """What went wrong in the child, in one line."""
+    """A command that could not be carried out. while_: what was being done; out_of_memory: whether that was why."""
 
+    while_: Literal["starting", "loading", "probing", "sampling", "sleeping", "waking"]
     reason: str
+    out_of_memory: bool = False

@@ -1,38 +1,43 @@
-"""The trainer's side of vLLM: starts the process, shares the weights, asks for samples, and never waits for ever."""
+"""Rollouts by vLLM in a process of its own: weights in, requests in, groups out, and a new process for a lost one."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.multiprocessing
 
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
-from fastflow.packing import pack
-from fastflow.rollout.local import check_room
+from fastflow.rollout import probe
+from fastflow.rollout.door import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
-from fastflow.rollout.vllm import child, messages
+from fastflow.rollout.vllm import messages
+from fastflow.rollout.vllm.process import EngineLost, EngineProcess
 from fastflow.rollout.vllm.weights import SharedWeights
-from fastflow.scoring import token_logprobs
-from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow.trajectory import Group, Trajectory
 
-PROBE_TOKENS = 16
-# Nats, of one token. Float32 agrees to 1e-4 in the tests; bfloat16 has not been measured.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-LOG_LINES = 5
-CLOSING_SECONDS = 5.0
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SLEEP_LEVELS = {"off": 0, "weights-to-cpu": 1, "drop-weights": 2}
 
 
 class VllmSampler:
     """Samples with vLLM in a child process, from weights that both processes see.
 
-    eos_ids: tokens that end a response. context: tokens of prompt and response together, at most. silence: seconds
-    without a sign of life after which the child counts as hung.
+    eos_ids: tokens that end a response. context: tokens of prompt and response together, at most. tokenizer: needed
+    for stop texts only. sleep: see SLEEP_LEVELS; what the engine gives back between `finish` and `load_weights`.
+    startup, silence: seconds after which the child counts as hung, at its start and without progress later. restarts:
+    how many losses in a row are made good by a new process; the responses are then sampled anew with the same seeds.
     """
 
     def __init__(
@@ -41,24 +46,33 @@ class VllmSampler:
         *,
         eos_ids: Sequence[int],
         context: int,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_sequences: int = 256,
         memory_fraction: float = 0.4,
+        sleep: str = "off",
+        startup: float = 900.0,
         silence: float = 300.0,
+        restarts: int = 3,
         on_progress: Callable[[int], None] | None = None,
     ):
         check_installed()
+        if SLEEP_LEVELS[sleep] and policy.device.type == "cpu":
+            raise FastflowError(f"rollout.sleep = {sleep} frees nothing on a CPU; leave it at auto")
+        self._policy = policy
         self._eos_ids = tuple(sorted(eos_ids))
-        self._silence = silence
-        self._probe_length = min(PROBE_TOKENS, context - 1)
+        self._restarts, self._losses = restarts, 0
         self._on_progress = on_progress or (lambda finished: None)
-        self._weight_version = -1
-        self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
-        self._log = Path(self._folder.name) / "vllm.log"
-        self._weights = SharedWeights(policy)
+        self._finished = 0
+        self._sleep_level, self._asleep = SLEEP_LEVELS[sleep], False
+        self._weight_version = policy.version
+        self._has_tokenizer = tokenizer is not None
+        self._requests: Sequence[Request] = ()
+        self._message: messages.Sample | None = None
+        self._probe = probe.probe_for(policy, context)
         self._dtype = torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype
-        config = policy.causal_lm.config
-        config.architectures = [type(policy.causal_lm).__name__]
-        config.save_pretrained(self._folder.name)
+        self._weights = SharedWeights(policy)
+        self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
+        self._write_model(tokenizer)
         settings = messages.EngineSettings(
             model=self._folder.name,
             dtype=str(self._dtype).removeprefix("torch."),
@@ -66,116 +80,160 @@ class VllmSampler:
             max_sequences=max_sequences,
             device=policy.device.type,
             memory_fraction=memory_fraction,
-            log=str(self._log),
+            tokenizer=self._has_tokenizer,
+            sleeps=self._sleep_level > 0,
+            log=str(Path(self._folder.name) / "vllm.log"),
         )
-        spawn = torch.multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=child.main, args=(theirs, settings), daemon=True, name="fastflow-vllm")
-        self._process.start()
-        theirs.close()
+        self._start = lambda: EngineProcess(settings, startup=startup, silence=silence, on_progress=self._advance)
+        self._process: EngineProcess | None = None
         try:
-            self._wait_for(messages.Ready)
-            for share in self._weights.shares:
-                self._send(share)
-            self.load_weights(policy)
+            self._process = self._start()
+            self._attach_and_load()
+        except EngineLost as loss:
+            self.close()
+            raise FastflowError(f"{loss}; sample with --rollout.engine local, or see `fastflow doctor`") from loss
         except BaseException:
             self.close()
             raise
 
     def load_weights(self, policy: PackedModel) -> None:
-        """vLLM takes the policy's weights; raises FastflowError where its log-probs then differ from the trainer's."""
-        self._weights.update()
-        probe = np.random.default_rng(0).integers(0, policy.vocab_size, self._probe_length)
-        self._send(messages.Load(tuple(probe.tolist())))
-        loaded = self._wait_for(messages.Loaded)
-        self._weight_version += 1
-        theirs, ours = np.array(loaded.probe_logprobs), self._probe(policy, probe)
-        worst = int(np.abs(theirs - ours).argmax())
-        if not abs(theirs[worst] - ours[worst]) <= TOLERANCE[self._dtype]:
-            raise FastflowError(
-                f"after weight load {self._weight_version}, vLLM gives token {worst + 1} of a probe the log-prob "
-                f"{theirs[worst]:.4f} and the trainer {ours[worst]:.4f}: they do not hold the same model; sample with "
-                "--rollout.engine local"
-            )
+        """vLLM takes the weights of the policy that the sampler was made for.
+
+        Raises FastflowError where its log-probs then differ from the trainer's.
+        """
+        if policy is not self._policy:
+            raise ValueError("a VllmSampler serves the policy that it was made for, whose memory it shares")
+        try:
+            self._load()
+        except EngineLost as loss:
+            self._replace(loss)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request. Raises FastflowError when the process dies, hangs or fails."""
-        items = tuple((tuple(request.prompt.ids.tolist()), seed) for request in requests for seed in request.seeds)
-        self._send(messages.Sample(items, params, self._eos_ids))
-        responses = iter(self._wait_for(messages.Sampled).responses)
-        return [
-            Group(request.prompt, tuple(self._trajectory(next(responses), seed) for seed in request.seeds))
-            for request in requests
-        ]
+        """One group per request. Raises FastflowError for a request that cannot be served, or after too many losses."""
+        self.begin(requests, params)
+        return self.finish()
 
-    def close(self) -> None:
-        """Ends the process, kindly first."""
-        self._pipe.close()  # which it sees when it next listens
-        self._process.join(CLOSING_SECONDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-        self._folder.cleanup()
-
-    def _trajectory(self, response: messages.Response, seed: int) -> Trajectory:
-        return Trajectory(
-            response_ids=response.ids,
-            behaviour_logprobs=response.logprobs,
-            finish_reason=response.finish_reason,
-            seed=seed,
-            weight_version=self._weight_version,
+    def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        if params.stop and not self._has_tokenizer:
+            raise FastflowError("stop texts need a tokenizer; give VllmSampler the policy's")
+        if self._asleep:
+            self.load_weights(self._policy)
+        self._requests, self._finished = requests, 0
+        self._message = messages.Sample(
+            prompts=tuple(request.prompt.ids for request in requests),
+            owner=np.repeat(np.arange(len(requests)), [len(request.seeds) for request in requests]),
+            seed=np.array([seed for request in requests for seed in request.seeds], dtype=np.int64),
+            params=params,
+            end_ids=self._eos_ids,
         )
+        with contextlib.suppress(EngineLost):  # `finish` finds it lost as well, and replaces it
+            self._process.send(self._message)
 
-    @staticmethod
-    def _probe(policy: PackedModel, ids: np.ndarray) -> np.ndarray:
-        """The trainer's log-probs of the tokens after the first."""
-        rest = Trajectory(ids[1:], np.zeros(len(ids) - 1, dtype=np.float32), "length")
-        (batch,) = pack([Group(Prompt(ids[:1]), (rest,))], tokens_per_microbatch=10**9)
-        with torch.no_grad():
-            return token_logprobs(policy, batch.to(policy.device)).double().cpu().numpy()
-
-    def _send(self, message: object) -> None:
-        try:
-            self._pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._death() from None
-
-    def _wait_for(self, kind: type):
-        """The next reply of this kind; signs of progress on the way."""
+    def finish(self) -> list[Group]:
         while True:
             try:
-                if not self._pipe.poll(self._silence):
-                    raise FastflowError(
-                        f"the vLLM process has given no sign of life for {self._silence:g} seconds; raise "
-                        "rollout.silence if it was only slow, or sample with --rollout.engine local"
-                        f"{self._last_words()}"
-                    )
-                message = self._pipe.recv()
-            except (EOFError, ConnectionResetError):
-                raise self._death() from None
-            if isinstance(message, messages.Progress):
-                self._on_progress(message.finished)
-            elif isinstance(message, messages.Failed):
-                raise FastflowError(f"vLLM failed: {message.reason}{self._last_words()}")
-            elif isinstance(message, kind):
-                return message
+                sampled = self._process.wait_for(messages.Sampled)
+                break
+            except EngineLost as loss:
+                self._replace(loss)
+                self.begin(self._requests, self._message.params)
+        self._losses = 0
+        if self._sleep_level:
+            self._ask(messages.Sleep(self._sleep_level))
+            self._asleep = True
+        return self._groups(sampled)
 
-    def _death(self) -> FastflowError:
-        self._process.join(CLOSING_SECONDS)
-        return FastflowError(f"the vLLM process died with exit code {self._process.exitcode}{self._last_words()}")
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.end()
+        self._folder.cleanup()
 
-    def _last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
-        return "".join(f"\n    {line}" for line in lines[-LOG_LINES:])
+    def _groups(self, sampled: messages.Sampled) -> list[Group]:
+        ends = sampled.length.cumsum()[:-1]
+        parts = zip(
+            np.split(sampled.ids, ends), np.split(sampled.logprobs, ends), sampled.stopped.tolist(), strict=True
+        )
+
+        def trajectory(seed: int) -> Trajectory:
+            ids, logprobs, stopped = next(parts)
+            return Trajectory(ids, logprobs, "stop" if stopped else "length", seed, self._weight_version)
+
+        return [Group(request.prompt, tuple(trajectory(seed) for seed in request.seeds)) for request in self._requests]
+
+    def _attach_and_load(self) -> None:
+        self._process.send(self._weights.attach)
+        self._asleep = False
+        self._load()
+
+    def _load(self) -> None:
+        if self._asleep:
+            self._wake("weights")
+        for round in range(self._weights.rounds):
+            self._weights.prepare(round)
+            self._ask(messages.Load(round))
+        self._ask(messages.Commit())
+        if self._asleep:
+            self._wake("kv_cache")
+            self._asleep = False
+        self._weight_version = self._policy.version
+        self._process.send(messages.Probe(tuple(self._probe.tolist())))
+        ours = probe.logprobs_of(self._policy, self._probe)  # while vLLM computes its own
+        probe.check_agreement(
+            self._process.wait_for(messages.Probed).logprobs,
+            ours,
+            dtype=self._dtype,
+            engine="vLLM",
+            version=self._weight_version,
+        )
+
+    def _wake(self, tag: str) -> None:
+        torch.cuda.empty_cache()  # or the trainer's unused memory would be missing
+        self._ask(messages.Wake(tag))
+
+    def _ask(self, message: object) -> None:
+        self._process.send(message)
+        self._process.wait_for(messages.Done)
+
+    def _replace(self, loss: EngineLost) -> None:
+        """A new process with the policy's weights for the lost one. Raises FastflowError after too many losses."""
+        while True:
+            self._process.end()
+            self._losses += 1
+            if self._losses > self._restarts:
+                raise FastflowError(
+                    f"{loss}; after {self._losses} such losses in a row, rollout.restarts = {self._restarts} allows no "
+                    "other start: see `fastflow doctor`, or sample with --rollout.engine local"
+                ) from loss
+            logger.warning(
+                "%s\nvLLM is started anew (%d of %d in a row), with the policy's weights; what it was sampling is "
+                "sampled again with the same seeds", loss, self._losses, self._restarts,
+            )  # fmt: skip
+            self._advance(-self._finished)
+            try:
+                self._process = self._start()
+                self._attach_and_load()
+                return
+            except EngineLost as again:
+                loss = again
+
+    def _advance(self, finished: int) -> None:
+        self._finished += finished
+        self._on_progress(finished)
+
+    def _write_model(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """What vLLM reads before the weights come."""
+        config = self._policy.causal_lm.config
+        config.architectures = [type(self._policy.causal_lm).__name__]
+        config.save_pretrained(self._folder.name)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(self._folder.name)
 
 
 def check_installed() -> None:
     """Raises FastflowError without vllm; it is looked for and not imported, which only the child does."""
     if importlib.util.find_spec("vllm") is None:
-        raise FastflowError('rollout.engine = vllm needs the package vllm: pip install "fastflow[vllm]"')
-
-
-def context_for(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> int:
-    """Tokens of the longest prompt and its response, which the model must have room for."""
-    check_room(policy, prompts, max_response_tokens)
-    return max(len(prompt.ids) for prompt in prompts) + max_response_tokens
+        raise FastflowError(
+            'rollout.engine = vllm needs the package vllm: pip install "fastflow[vllm]" on a GPU machine; `fastflow '
+            "doctor` names the commands for a CPU"
+        )

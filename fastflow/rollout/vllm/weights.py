@@ -1,50 +1,121 @@
 """The policy's weights in memory that another process sees: a sync moves no data through files or pipes.
 
-Full fine-tuning: the parameters themselves live there, so the optimiser's step is all that a sync needs. LoRA: the
-merged weights live there and are merged anew at each sync.
+Parameters that vLLM takes as they are live in that memory themselves, so that the optimiser's step is all they need.
+Weights under LoRA adapters are merged into a bucket of limited size, one round of a load after the other.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import torch
 
+from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
-from fastflow.rollout.vllm.messages import Place, Share
+from fastflow.rollout.vllm.messages import Attach, Place
+
+BUCKET_BYTES = 256 * 2**20
+_ADAPTED = ".base_layer.weight"
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class SharedWeights:
-    """All weights of the policy's causal LM, under transformers' names, in one block of memory per type."""
+    """All weights of the policy's causal LM, under transformers' names, in shared blocks of memory.
 
-    def __init__(self, policy: PackedModel):
+    attach: what the other process is told once. Raises FastflowError where shared memory has no room for them.
+    """
+
+    def __init__(self, policy: PackedModel, bucket_bytes: int = BUCKET_BYTES):
         self._policy = policy
-        self._merged: dict[str, torch.Tensor] = {}  # views of shared memory that are written at each sync
-        by_dtype: dict[torch.dtype, list[tuple[str, torch.nn.Parameter]]] = {}
-        for name, parameter in policy.causal_lm.named_parameters():
-            if ".lora_" not in name:
-                by_dtype.setdefault(parameter.dtype, []).append((name, parameter))
-        self.shares = [self._share(parameters) for parameters in by_dtype.values()]
-        self.update()
+        named = [item for item in policy.causal_lm.named_parameters() if ".lora_" not in item[0]]
+        adapted = [item for item in named if item[0].endswith(_ADAPTED)]
+        plain = [item for item in named if not item[0].endswith(_ADAPTED)]
+        buckets = list(_fill(adapted, bucket_bytes))
+        _require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
+        blocks: list[torch.Tensor] = []
+        rounds = [tuple(self._move(plain, blocks))]
+        self._merged: list[list[tuple[str, torch.Tensor]]] = [[]]  # by round: what is written before it
+        self._bucket(buckets, blocks, rounds)
+        self.attach = Attach(tuple(blocks), tuple(rounds))
+
+    @property
+    def rounds(self) -> int:
+        return len(self.attach.rounds)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Writes what does not stand there by itself: weights with adapters."""
-        for name, merged in self._merged.items():
-            layer = self._policy.causal_lm.get_submodule(name.removesuffix(".base_layer.weight"))
-            torch.add(layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0]), out=merged)
+    def prepare(self, round: int) -> None:
+        """Write what a round takes and what does not stand there by itself; the round before must be over."""
+        for name, target in self._merged[round]:
+            layer = self._policy.causal_lm.get_submodule(name.removesuffix(_ADAPTED))
+            torch.add(layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0]), out=target)
 
-    def _share(self, parameters: list[tuple[str, torch.nn.Parameter]]) -> Share:
-        total = sum(parameter.numel() for _, parameter in parameters)
-        memory = parameters[0][1].new_empty(total)
-        if memory.device.type == "cpu":
-            memory = memory.share_memory_()
-        places, offset = [], 0
-        for name, parameter in parameters:
-            view = memory[offset : offset + parameter.numel()].view(parameter.shape)
-            if name.endswith(".base_layer.weight"):
-                self._merged[name] = view
-            else:
+    @staticmethod
+    def _move(named: list, blocks: list[torch.Tensor]) -> Iterator[Place]:
+        """Parameters into one new shared block per type, of which they are then views."""
+        by_dtype: dict[torch.dtype, list] = {}
+        for name, parameter in named:
+            by_dtype.setdefault(parameter.dtype, []).append((name, parameter))
+        for parameters in by_dtype.values():
+            memory = _shared(parameters[0][1], sum(parameter.numel() for _, parameter in parameters))
+            offset = 0
+            for name, parameter in parameters:
+                view = memory[offset : offset + parameter.numel()].view(parameter.shape)
                 view.copy_(parameter.data)
                 parameter.data = view
-            places.append(Place(name.replace(".base_layer", ""), offset, parameter.shape))
-            offset += parameter.numel()
-        return Share(memory.detach(), tuple(places))
+                yield Place(name, len(blocks), offset, parameter.shape)
+                offset += parameter.numel()
+            blocks.append(memory)
+
+    def _bucket(self, buckets: list, blocks: list[torch.Tensor], rounds: list) -> None:
+        """One shared block that every later round is merged into."""
+        if not buckets:
+            return
+        largest = max(sum(parameter.numel() for _, parameter in bucket) for bucket in buckets)
+        memory = _shared(buckets[0][0][1], largest)
+        for bucket in buckets:
+            places, targets, offset = [], [], 0
+            for name, parameter in bucket:
+                view = memory[offset : offset + parameter.numel()].view(parameter.shape)
+                targets.append((name, view))
+                places.append(Place(name.replace(".base_layer", ""), len(blocks), offset, parameter.shape))
+                offset += parameter.numel()
+            rounds.append(tuple(places))
+            self._merged.append(targets)
+        blocks.append(memory)
+
+
+def _fill(named: list, bucket_bytes: int) -> Iterator[list]:
+    """Consecutive runs of parameters, each of at most so many bytes, or of one parameter."""
+    bucket: list = []
+    for name, parameter in named:
+        if bucket and sum(_bytes(bucket)) + parameter.nbytes > bucket_bytes:
+            yield bucket
+            bucket = []
+        bucket.append((name, parameter))
+    if bucket:
+        yield bucket
+
+
+def _bytes(named: list) -> list[int]:
+    return [parameter.nbytes for _, parameter in named]
+
+
+def _shared(like: torch.Tensor, count: int) -> torch.Tensor:
+    memory = like.detach().new_empty(count)
+    return memory.share_memory_() if memory.device.type == "cpu" else memory  # a GPU's is shared by its handle
+
+
+def _require_room(device: torch.device, needed: int) -> None:
+    """Refuse before the first write to memory that is not there, which would end the process without a word."""
+    if device.type != "cpu" or not _SHARED_MEMORY.is_dir():
+        return
+    statistics = os.statvfs(_SHARED_MEMORY)
+    free = statistics.f_bavail * statistics.f_frsize
+    if needed > free:
+        raise FastflowError(
+            f"the policy's weights need {needed / 2**20:.0f} MiB of shared memory, and {_SHARED_MEMORY} has "
+            f"{free / 2**20:.0f} MiB left; enlarge it (docker run --shm-size=..., or --ipc=host), or sample with "
+            "--rollout.engine local"
+        )

@@ -1,0 +1,155 @@
+"""vLLM inside its process: the engine, the memory that the trainer shares, and what can be asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastflow.rollout.vllm import messages
+
+
+class Engine:
+    """Obeys one command at a time.
+
+    pulse: (2,) int64 in shared memory, by which the trainer sees life: steps of work done, and responses finished.
+    """
+
+    def __init__(self, settings: messages.EngineSettings, pulse: torch.Tensor):
+        if settings.device == "cpu":
+            import vllm._custom_ops as operations
+
+            operations._supports_onednn = False  # its packed linears drop the parameters that weights are loaded into
+        from vllm import LLM
+
+        self._llm = LLM(
+            model=settings.model,
+            load_format="dummy",  # the weights come through shared memory
+            skip_tokenizer_init=not settings.tokenizer,
+            dtype=settings.dtype,
+            max_model_len=settings.context,
+            max_num_seqs=settings.max_sequences,
+            gpu_memory_utilization=settings.memory_fraction,
+            enforce_eager=settings.device == "cpu",
+            enable_prefix_caching=True,
+            enable_sleep_mode=settings.sleeps,
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+        )
+        self._pulse = pulse.numpy()
+        self._blocks: tuple[torch.Tensor, ...] = ()
+        self._rounds: tuple[tuple[messages.Place, ...], ...] = ()
+        self._loaded: set[str] = set()
+        self._requests = 0
+
+    def attach(self, message: messages.Attach) -> None:
+        self._blocks, self._rounds = message.blocks, message.rounds
+
+    def action(self, message: object) -> tuple[str, Callable[[], object]]:
+        """What a command does, in a word, and the function that does it and returns the reply."""
+        act = {
+            messages.Load: ("loading", self._load),
+            messages.Commit: ("loading", self._commit),
+            messages.Probe: ("probing", self._probe),
+            messages.Sample: ("sampling", self._sample),
+            messages.Sleep: ("sleeping", self._sleep),
+            messages.Wake: ("waking", self._wake),
+        }
+        what, function = act[type(message)]
+        return what, lambda: function(message)
+
+    def _load(self, message: messages.Load) -> messages.Done:
+        """Through vLLM's own loader, which splits and joins them for its layers."""
+        weights = {
+            place.name: self._blocks[place.block][place.offset : place.offset + place.shape.numel()].view(place.shape)
+            for place in self._rounds[message.round]
+        }
+        (loaded,) = self._llm.apply_model(lambda model: model.load_weights(iter(weights.items())))
+        self._loaded |= set(loaded)
+        self._beat()
+        return messages.Done()
+
+    def _commit(self, message: messages.Commit) -> messages.Done:
+        (parameters,) = self._llm.apply_model(lambda model: {name for name, _ in model.named_parameters()})
+        missing = sorted(parameters - self._loaded)
+        self._loaded = set()
+        if missing:
+            raise RuntimeError(f"its model has {len(missing)} parameters that got no weights, {missing[0]} among them")
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("its cache of prompts, computed with the old weights, could not be emptied")
+        return messages.Done()
+
+    def _probe(self, message: messages.Probe) -> messages.Probed:
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0)
+        (output,) = self._llm.generate([{"prompt_token_ids": list(message.ids)}], params, use_tqdm=False)
+        found = zip(output.prompt_logprobs[1:], message.ids[1:], strict=True)
+        return messages.Probed(tuple(entry[token].logprob for entry, token in found))
+
+    def _sleep(self, message: messages.Sleep) -> messages.Done:
+        self._llm.sleep(level=message.level)
+        return messages.Done()
+
+    def _wake(self, message: messages.Wake) -> messages.Done:
+        self._llm.wake_up(tags=[message.tag])
+        return messages.Done()
+
+    def _sample(self, message: messages.Sample) -> messages.Sampled:
+        engine = self._llm.llm_engine
+        first = self._requests
+        try:
+            for owner, seed in zip(message.owner.tolist(), message.seed.tolist(), strict=True):
+                prompt = {"prompt_token_ids": message.prompts[owner].tolist()}
+                engine.add_request(str(self._requests), prompt, _params(message, seed))
+                self._requests += 1
+            outputs: dict[int, Any] = {}
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        outputs[int(output.request_id) - first] = output.outputs[0]
+                        self._pulse[1] += 1
+                self._beat()
+        except Exception:
+            engine.abort_request([str(number) for number in range(first, self._requests)])
+            raise
+        return _sampled([outputs[number] for number in range(len(message.seed))])
+
+    def _beat(self) -> None:
+        self._pulse[0] += 1
+
+
+def _params(message: messages.Sample, seed: int):
+    from vllm import SamplingParams
+
+    settings = message.params
+    return SamplingParams(
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        max_tokens=settings.max_response_tokens,
+        min_tokens=settings.min_response_tokens,
+        seed=seed,
+        stop_token_ids=list(message.end_ids),
+        stop=list(settings.stop),
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=bool(settings.stop),
+    )
+
+
+def _sampled(outputs: list[Any]) -> messages.Sampled:
+    for output in outputs:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"a response ended with {output.finish_reason!r}")
+
+    def joined(parts: list, dtype: type) -> np.ndarray:
+        return np.concatenate([np.asarray(part, dtype=dtype) for part in parts])
+
+    return messages.Sampled(
+        ids=joined([output.token_ids for output in outputs], np.int64),
+        logprobs=joined([output.logprobs.logprobs for output in outputs], np.float32),
+        length=np.array([len(output.token_ids) for output in outputs]),
+        stopped=np.array([output.finish_reason == "stop" for output in outputs]),
+    )

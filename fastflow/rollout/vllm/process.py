@@ -1,0 +1,154 @@
+"""The vLLM process as the trainer sees it: started, told, listened to, and never waited for in vain."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.multiprocessing
+
+from fastflow.errors import FastflowError
+from fastflow.rollout.vllm import child, messages
+
+LOG_LINES = 5
+CLOSING_SECONDS = 5.0
+POLL_SECONDS = 0.1
+
+Reply = TypeVar("Reply")
+
+
+class EngineLost(Exception):
+    """The process died or hangs. What it was asked can be asked of a new one."""
+
+
+class EngineProcess:
+    """One child process with vLLM in it; it lives until `end`.
+
+    startup, silence: seconds that it may take to start, and to show no progress. on_progress: called with the number
+    of responses finished since the last call. Raises EngineLost when the process dies or hangs, and FastflowError
+    when vLLM says that something cannot be done.
+    """
+
+    def __init__(
+        self,
+        settings: messages.EngineSettings,
+        *,
+        startup: float,
+        silence: float,
+        on_progress: Callable[[int], None],
+    ):
+        self._log = Path(settings.log)
+        self._silence = silence
+        self._on_progress = on_progress
+        pulse = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._pulse = pulse.numpy()
+        self._seen = self._pulse.copy()
+        spawn = torch.multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        self._process = spawn.Process(
+            target=child.main, args=(theirs, pulse, settings), daemon=True, name="fastflow-vllm"
+        )
+        self._process.start()
+        theirs.close()
+        try:
+            self._wait_for(messages.Ready, startup, "rollout.startup")
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send(self, message: object) -> None:
+        try:
+            self._pipe.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._death() from None
+
+    def wait_for(self, kind: type[Reply]) -> Reply:
+        """The next reply, which is of this kind; progress is passed on meanwhile."""
+        return self._wait_for(kind, self._silence, "rollout.silence")
+
+    def end(self) -> None:
+        """End the process, kindly first. May be called again."""
+        if not self._pipe.closed:
+            with contextlib.suppress(OSError):  # it is gone already
+                self._pipe.send(messages.Close())
+            self._pipe.close()
+        self._process.join(CLOSING_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _wait_for(self, kind: type[Reply], patience: float, setting: str) -> Reply:
+        last_sign = time.monotonic()
+        while True:
+            try:
+                if self._pipe.poll(POLL_SECONDS):
+                    reply = self._pipe.recv()
+                    self._pass_on_progress()
+                    break
+            except (EOFError, ConnectionResetError):
+                raise self._death() from None
+            if self._pass_on_progress():
+                last_sign = time.monotonic()
+            elif time.monotonic() - last_sign > patience:
+                raise EngineLost(
+                    f"the vLLM process has shown no progress for {patience:g} seconds ({setting}, which to raise if it "
+                    f"was only slow){self._last_words()}"
+                )
+        if isinstance(reply, messages.Failed):
+            raise FastflowError(f"{explain(reply)}{self._last_words()}")
+        return reply
+
+    def _pass_on_progress(self) -> bool:
+        """Whether there was a sign of life since the last call."""
+        now = self._pulse.copy()
+        moved, finished = bool((now != self._seen).any()), int(now[1] - self._seen[1])
+        self._seen = now
+        if finished:
+            self._on_progress(finished)
+        return moved
+
+    def _death(self) -> EngineLost:
+        self._process.join(CLOSING_SECONDS)
+        code = self._process.exitcode
+        how = f"with exit code {code}"
+        if code is not None and code < 0:
+            how = f"by signal {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                how += ", which is also how Linux ends a process when memory runs out"
+        return EngineLost(f"the vLLM process died {how}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
+        return "".join(f"\n    {line}" for line in ("its log ends:", *lines[-LOG_LINES:])) if lines else ""
+
+
+def explain(failure: messages.Failed) -> str:
+    """What a user reads about a command that vLLM could not carry out."""
+    if failure.out_of_memory:
+        remedy = {
+            "starting": "lower rollout.memory_fraction, or the trainer's share: batch.tokens_per_microbatch, lora.rank",
+            "waking": "lower rollout.memory_fraction, or the trainer's share: batch.tokens_per_microbatch, lora.rank",
+        }.get(failure.while_, "lower rollout.max_sequences, or raise rollout.memory_fraction")
+        return f"vLLM ran out of memory while {failure.while_} ({failure.reason}); {remedy} (`fastflow plan` estimates)"
+    meaning = {
+        "starting": "vLLM could not start: {}; check the model, rollout.memory_fraction and `fastflow doctor`",
+        "loading": "vLLM could not take the policy's weights: {}; sample with --rollout.engine local",
+        "probing": "vLLM could not compute the log-probs of a probe: {}; sample with --rollout.engine local",
+        "sampling": "vLLM refuses the step's requests: {}; check the prompts' lengths and the settings of rollout",
+        "sleeping": "vLLM could not give its memory back: {}; set rollout.sleep = off",
+        "waking": "vLLM could not take its memory again: {}; lower rollout.memory_fraction or set rollout.sleep = off",
+    }
+    return meaning[failure.while_].format(failure.reason)
