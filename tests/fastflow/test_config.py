@@ -313,6 +313,10 @@ class TestRefusals:
             ObjectiveConfig(name="powerflaw")
 
 
+RECOMPUTE = ["--importance.source=recompute"]
+AHEAD = ["--rollout.ahead=1", "--rollout.engine=vllm"]
+
+
 class TestContradictions:
     @pytest.mark.parametrize(
         ("arguments", "named"),
@@ -331,6 +335,16 @@ class TestContradictions:
             (["--objective.name=flowrl"], ("objective.reward", "package.module:function")),
             (["--data.system=Be brief."], ("data.system", "data.chat_template")),
             (["--lora.rank=4", "--model.base=other"], ("model.base", "lora.rank")),
+            (["--rollout.min_response_tokens=2"], ("rollout.min_response_tokens", "importance.source")),
+            (
+                [*RECOMPUTE, "--rollout.min_response_tokens=9", "--rollout.max_response_tokens=8"],
+                ("rollout.min_response_tokens = 9", "rollout.max_response_tokens = 8"),
+            ),
+            (["--rollout.stop=['']"], ("rollout.stop", "empty text")),
+            (["--rollout.ahead=1"], ("rollout.ahead", "rollout.engine")),
+            ([*AHEAD, *RECOMPUTE], ("rollout.ahead", "importance.source")),
+            ([*AHEAD, "--rollout.sleep=drop-weights"], ("rollout.ahead", "rollout.sleep = off, not drop-weights")),
+            (["--rollout.engine=vllm-server"], ("rollout.engine", "rollout.servers")),
         ],
     )
     def test_refused_with_both_names(self, arguments, named):
@@ -347,6 +361,11 @@ class TestContradictions:
             ["--objective.name=flowrl", "--objective.reward=a:b"],
             ["--data.system=Be brief.", "--data.chat_template=true"],
             ["--model.base=other"],
+            [*RECOMPUTE, "--rollout.min_response_tokens=8", "--rollout.max_response_tokens=8"],
+            ["--rollout.stop=[END, '```']"],
+            AHEAD,
+            [*AHEAD, "--rollout.sleep=off"],
+            ["--rollout.engine=vllm-server", "--rollout.servers=[http://localhost:8000]"],
         ],
     )
     def test_the_mended_settings_are_accepted(self, arguments):

@@ -134,3 +134,22 @@ def test_sampling_goes_on_while_the_policy_changes(rng):
         assert_agrees(sampler.finish(), model)
     finally:
         sampler.close()
+
+
+@needs_vllm
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@pytest.mark.parametrize("sleep", ["weights-to-cpu", "drop-weights"])
+def test_on_a_gpu_vllm_gives_its_memory_back_while_the_policy_trains(sleep, rng):
+    model = PackedModel(make_causal_lm("qwen3", head_dim=64).cuda())
+    sampler, requests = start(model, memory_fraction=0.2, sleep=sleep), make_requests(rng)
+    try:
+        awake = torch.cuda.mem_get_info()[0]
+        assert_agrees(sampler.sample(requests, PARAMS), model, atol=1e-3)
+        asleep = torch.cuda.mem_get_info()[0]
+        assert asleep - awake > 0.1 * torch.cuda.mem_get_info()[1]
+        perturb(model)
+        sampler.load_weights(model)
+        assert_agrees(sampler.sample(requests, PARAMS), model, atol=1e-3)
+    finally:
+        sampler.close()

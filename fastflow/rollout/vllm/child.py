@@ -34,6 +34,7 @@ def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSetting
     _die_with(os.getppid())
     for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if settings.device == "cpu" else {})).items():
         os.environ.setdefault(name, value)
+    torch.set_num_threads(settings.threads)  # before vLLM, which makes it a no-op
     try:
         engine = _carry_out("starting", lambda: Engine(settings, pulse), pipe)
         if engine is None:

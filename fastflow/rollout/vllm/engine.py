@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -98,12 +99,13 @@ class Engine:
         return messages.Done()
 
     def _sample(self, message: messages.Sample) -> messages.Sampled:
-        engine = self._llm.llm_engine
+        engine, common = self._llm.llm_engine, _params(message)
         first = self._requests
         try:
             for owner, seed in zip(message.owner.tolist(), message.seed.tolist(), strict=True):
-                prompt = {"prompt_token_ids": message.prompts[owner].tolist()}
-                engine.add_request(str(self._requests), prompt, _params(message, seed))
+                params = copy.copy(common)
+                params.seed = seed
+                engine.add_request(str(self._requests), {"prompt_token_ids": message.prompts[owner].tolist()}, params)
                 self._requests += 1
             outputs: dict[int, Any] = {}
             while engine.has_unfinished_requests():
@@ -121,8 +123,10 @@ class Engine:
         self._pulse[0] += 1
 
 
-def _params(message: messages.Sample, seed: int):
+def _params(message: messages.Sample):
+    """vLLM's sampling parameters, but for the seed."""
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     settings = message.params
     return SamplingParams(
@@ -130,12 +134,12 @@ def _params(message: messages.Sample, seed: int):
         top_p=settings.top_p,
         max_tokens=settings.max_response_tokens,
         min_tokens=settings.min_response_tokens,
-        seed=seed,
         stop_token_ids=list(message.end_ids),
         stop=list(settings.stop),
         logprobs=0,
         flat_logprobs=True,
         detokenize=bool(settings.stop),
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 

@@ -16,7 +16,7 @@ class EngineSettings:
     """What the child needs to build its engine.
 
     model: a directory with a config.json and no weights. tokenizer: whether one stands there, for stop texts.
-    sleeps: whether the engine must be able to give its memory back.
+    sleeps: whether the engine must be able to give its memory back. threads: on a CPU.
     """
 
     model: str
@@ -24,6 +24,7 @@ class EngineSettings:
     context: int
     max_sequences: int
     device: str
+    threads: int
     memory_fraction: float
     tokenizer: bool
     sleeps: bool

@@ -79,6 +79,7 @@ class VllmSampler:
             context=context,
             max_sequences=max_sequences,
             device=policy.device.type,
+            threads=torch.get_num_threads(),
             memory_fraction=memory_fraction,
             tokenizer=self._has_tokenizer,
             sleeps=self._sleep_level > 0,
@@ -139,10 +140,10 @@ class VllmSampler:
                 self._replace(loss)
                 self.begin(self._requests, self._message.params)
         self._losses = 0
+        groups = self._groups(sampled)
         if self._sleep_level:
-            self._ask(messages.Sleep(self._sleep_level))
-            self._asleep = True
-        return self._groups(sampled)
+            self._fall_asleep()
+        return groups
 
     def close(self) -> None:
         if self._process is not None:
@@ -186,6 +187,14 @@ class VllmSampler:
             engine="vLLM",
             version=self._weight_version,
         )
+
+    def _fall_asleep(self) -> None:
+        while not self._asleep:
+            try:
+                self._ask(messages.Sleep(self._sleep_level))
+                self._asleep = True
+            except EngineLost as loss:
+                self._replace(loss)
 
     def _wake(self, tag: str) -> None:
         torch.cuda.empty_cache()  # or the trainer's unused memory would be missing
