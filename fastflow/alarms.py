@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MISMATCH_KL = 0.01  # nats per token; bfloat16 against float32 stays an order of magnitude below
+MISMATCH_KL = 0.01  # nats per token; bfloat16 on both sides gives 0.0005
 
 
 class Alarms:

@@ -93,7 +93,7 @@ class RolloutConfig(Section):
         3, "vllm: a process that died or hung is started anew so many times in a row, and the step sampled again",
         at_least=0,
     )  # fmt: skip
-    servers: tuple[str, ...] = setting((), "vllm-server: addresses, such as [http://host:8000,http://other:8000]")
+    servers: tuple[str, ...] = setting((), "vllm-server: addresses, a list such as [localhost:8000,other:8000]")
     shared_folder: str | None = setting(
         None, "vllm-server: a directory that the servers see under the same path; the weights pass through it"
     )
@@ -267,7 +267,7 @@ class Config:
             )
         if rollout.engine == "vllm-server" and not rollout.servers:
             raise FastflowError(
-                "rollout.engine = vllm-server needs rollout.servers, a list of addresses such as [http://localhost:8000]"
+                "rollout.engine = vllm-server needs rollout.servers, a list of addresses such as [localhost:8000]"
             )
 
     def require_inputs(self) -> None:

@@ -59,6 +59,8 @@ class ConsoleSink:
             *([] if malformed is None else [f"malformed {malformed:.0%}"]),
             f"entropy {metrics['token_entropy']:.2f}",
             f"grad {metrics['grad_norm']:.2f}",
+            *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
+            *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
             f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",
         ]
         self._console.print("  ".join(fields), highlight=False, soft_wrap=True)

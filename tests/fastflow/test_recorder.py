@@ -27,6 +27,8 @@ METRICS = {
     "malformed_share": None,
     "token_entropy": 0.875,
     "grad_norm": 2.5,
+    "mismatch_kl": 1.2e-7,
+    "weight_lag": 0.0,
     "responses": 64,
     "seconds": 0.5,
     "alarms": [],
@@ -80,12 +82,17 @@ class TestConsole:
         (line,) = self.printed(METRICS)
         assert line == (
             "step   7  loss 0.1235  residual -0.500±1.250  slope 3.46/4  length 17.2  cut 3%  entropy 0.88  "
-            "grad 2.50  128 responses/s"
+            "grad 2.50  mismatch 1e-07  128 responses/s"
         )
 
     def test_the_malformed_share_only_where_there_is_a_format(self):
         assert "malformed" not in self.printed(METRICS)[0]
         assert "malformed 25%" in self.printed({**METRICS, "malformed_share": 0.25})[0]
+
+    def test_the_samplers_lag_and_mismatch_only_where_there_is_any(self):
+        line = self.printed({**METRICS, "mismatch_kl": None, "weight_lag": 1.0})[0]
+        assert "mismatch" not in line and "  lag 1  " in line
+        assert "lag" not in self.printed(METRICS)[0]
 
     def test_a_slope_that_is_not_known(self):
         assert "slope nan/4" in self.printed({**METRICS, "slope": math.nan})[0]

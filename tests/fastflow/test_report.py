@@ -54,7 +54,7 @@ def test_svg_ids_are_unique_and_resolve_across_runs(tmp_path):
     assert max(ids.values()) == 1
     used = set(re.findall(r"(?:url\(#|href=\"#)([^\")]+)", page.source))
     assert used <= set(ids)
-    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2 * 16
+    assert len([tag for tag, _ in page.tags if tag == "svg"]) == 2 * 17
 
 
 def test_plots_follow_the_page_and_speak(tmp_path):

@@ -33,7 +33,7 @@ class Diary:
         detail = next(
             (str(getattr(message, field)) for field in ("round", "tag", "level") if hasattr(message, field)), ""
         )
-        self.entries.append(f"{name} {detail}".strip())
+        self.entries.append(" ".join([name, *details]))
         self.last = message
         if type(message) in self.lost:
             self.lost.remove(type(message))
@@ -85,8 +85,8 @@ def test_memory_is_given_back_after_sampling_and_taken_in_two_steps(diary, rng, 
     ]  # fmt: skip
 
 
-def test_a_process_that_dies_between_commands_is_replaced_and_told_again(diary, rng):
-    sampler, requests = start(diary, restarts=2), make_requests(rng)
+def test_a_process_that_dies_between_commands_is_replaced_and_told_again(diary):
+    sampler = start(diary, restarts=2)
     diary.lost += [messages.Load, messages.Probe]
     sampler.load_weights(diary.policy)
     again = ["end", "start", "Attach", "Load 0", "Commit", "Probe"]

@@ -132,6 +132,19 @@ def test_what_vllm_does_not_take_stops_before_the_first_step(head_dim, context, 
         start(PackedModel(make_causal_lm("qwen3", head_dim=head_dim)), context=context)
 
 
+@needs_vllm
+def test_an_engine_that_takes_too_long_to_start_is_ended():
+    with pytest.raises(FastflowError, match=r"no progress for 0\.5 seconds \(rollout\.startup"):
+        start(make_model(), startup=0.5)
+
+
+@needs_vllm
+def test_an_engine_that_finds_no_memory_says_so(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")  # GiB
+    with pytest.raises(FastflowError, match=r"(?s)vLLM (ran out of memory while starting|could not start).*rollout\.mem"):
+        start(make_model())
+
+
 TRAIN = """
 import sys
 from fastflow.cli import main

@@ -27,7 +27,8 @@ def step_record(step: int, **changes: Any) -> dict[str, Any]:
         "effective_sample_size": 0.9, "slope": 1.0 + step, "alpha": 4.0, "grad_norm": 2.0, "lr": 5e-7,
         "repetition": 0.01, "seconds_sample": 1.0, "seconds_score": 0.25, "seconds_train": 0.5, "seconds": 2.0,
         "sample_tokens_per_second": 2e4, "score_tokens_per_second": 8e4, "train_tokens_per_second": 4e4,
-        "peak_memory_bytes": 2**30, "microbatches": 2, "tokens": 4000, "responses": 64, "alarms": [],
+        "peak_memory_bytes": 2**30, "microbatches": 2, "tokens": 4000, "responses": 64, "weight_lag": 0.0,
+        "mismatch_mean": 1e-5, "mismatch_p99": 1e-4, "mismatch_max": 2e-4, "mismatch_kl": 1e-9, "alarms": [],
     }  # fmt: skip
     return {"step": step, **record, **changes}
 
