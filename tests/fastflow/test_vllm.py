@@ -15,17 +15,19 @@ from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
 from fastflow.trajectory import flatten
 from small_models import make_causal_lm
-from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, assert_equal, make_model, make_requests, needs_vllm, start
+from vllm_runs import (
+    HEAD_DIM,
+    PARAMS,
+    assert_agrees,
+    assert_equal,
+    make_model,
+    make_requests,
+    needs_vllm,
+    perturb,
+    start,
+)
 
 PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def perturb(model: PackedModel, scale: float = 0.1) -> None:
-    """What an optimiser step does: every parameter changed in place, and the version counted up."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale)
-    model.version += 1
 
 
 @needs_vllm

@@ -30,9 +30,7 @@ class Diary:
 
     def send(self, message):
         name = type(message).__name__
-        detail = next(
-            (str(getattr(message, field)) for field in ("round", "tag", "level") if hasattr(message, field)), ""
-        )
+        details = [str(getattr(message, field)) for field in ("round", "tag", "level") if hasattr(message, field)]
         self.entries.append(" ".join([name, *details]))
         self.last = message
         if type(message) in self.lost:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastflow.models import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
@@ -40,6 +41,14 @@ def make_requests(rng, prompts: int = 4, responses: int = 6) -> list[Request]:
 
 def start(model: PackedModel, **options) -> VllmSampler:
     return VllmSampler(model, **{"eos_ids": [0], "context": 40, "max_sequences": 32, **options})
+
+
+def perturb(model: PackedModel, scale: float = 0.1) -> None:
+    """What an optimiser step does: every parameter changed in place, and the version counted up."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale)
+    model.version += 1
 
 
 def assert_agrees(groups, model: PackedModel, atol: float = 1e-4) -> None:

@@ -1,0 +1,87 @@
+"""An asyncio loop in a thread of its own, so that sampling goes on while the trainer does something else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+ENDING_SECONDS = 10.0
+
+
+class Work:
+    """A coroutine on the loop, seen from another thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]):
+        self._loop = loop
+        self._outcome: concurrent.futures.Future = concurrent.futures.Future()
+        loop.call_soon_threadsafe(self._begin, coroutine)
+
+    def done_within(self, seconds: float) -> bool:
+        """Whether it ends in that time."""
+        return bool(concurrent.futures.wait([self._outcome], seconds).done)
+
+    def result(self) -> Any:
+        """Waits for what the coroutine returns or raises; a Ctrl-C meanwhile cancels it."""
+        try:
+            return self._outcome.result()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Returns when the coroutine has cleaned up after itself."""
+        self._loop.call_soon_threadsafe(lambda: self._task.cancel())  # which _begin has made by then
+        self.done_within(ENDING_SECONDS)
+
+    def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task) -> None:
+        if task.cancelled():
+            self._outcome.set_exception(concurrent.futures.CancelledError())
+        elif task.exception() is not None:
+            self._outcome.set_exception(task.exception())
+        else:
+            self._outcome.set_result(task.result())
+
+
+class BackgroundLoop:
+    """Runs until it is closed; the thread does not keep the program alive."""
+
+    def __init__(self, name: str):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Work:
+        return Work(self._loop, coroutine)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """What the coroutine returns or raises."""
+        return self.start(coroutine).result()
+
+    def close(self) -> None:
+        """Cancels what still runs and ends the thread."""
+        if self._loop.is_closed():
+            return
+        self.start(_end_everything()).done_within(ENDING_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(ENDING_SECONDS)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+async def _end_everything() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()  # the threads that looked up names

@@ -1,0 +1,154 @@
+"""One vLLM server over HTTP: what is asked of it, and what becomes of an answer that is none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from fastflow.errors import FastflowError, need
+
+CONNECT_SECONDS = 10.0
+BUSY = (429, 503)
+GENERATED = re.compile(r"^vllm:generation_tokens_total(?:{[^}]*})? (\S+)$", re.MULTILINE)
+
+
+class Unreachable(Exception):
+    """The server gave no usable answer; asking again, there or elsewhere, may help."""
+
+
+class Busy(Unreachable):
+    """The server stands, and asks to be asked later."""
+
+
+class WorkerError(Unreachable):
+    """vLLM passed an order on to its workers, and they could not obey; they would not another time either."""
+
+
+class Backoff:
+    """Pauses that double up to `longest` seconds, each shortened at random so that clients do not come in step."""
+
+    def __init__(self, first: float = 0.25, longest: float = 15.0):
+        self._first = self._next = first
+        self._longest = longest
+
+    def reset(self) -> None:
+        self._next = self._first
+
+    def seconds(self) -> float:
+        """The next pause."""
+        now, self._next = self._next, min(2 * self._next, self._longest)
+        return now * random.uniform(0.5, 1.0)
+
+    async def pause(self) -> None:
+        await asyncio.sleep(self.seconds())
+
+
+class Client:
+    """HTTP to one address, over connections that stay open.
+
+    connections: requests under way at once. patience: seconds that an answer may take, completions excepted, whose
+    time nobody knows. The key of a server with --api-key is read from the environment variable VLLM_API_KEY.
+    """
+
+    def __init__(self, address: str, *, connections: int, patience: float):
+        httpx = need("httpx", extra="server", purpose="rollout.engine = vllm-server")
+        self.address = address
+        self._errors = httpx.TransportError
+        self._unlimited = httpx.Timeout(patience, connect=CONNECT_SECONDS, read=None, pool=None)
+        key = os.environ.get("VLLM_API_KEY")
+        self._http = httpx.AsyncClient(
+            base_url=address,
+            timeout=httpx.Timeout(patience, connect=CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(max_connections=connections + 4, max_keepalive_connections=connections + 4),
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            verify=address.startswith("https:"),  # reading the certificates takes a while
+            trust_env=False,  # a proxy that stands in the environment is not meant for these servers
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def check_health(self) -> None:
+        await self._ask("GET", "/health")
+
+    async def get(self, path: str, field: str) -> Any:
+        """One field of the answer."""
+        answer = await self._json("GET", path)
+        if not isinstance(answer, dict) or field not in answer:
+            raise FastflowError(
+                f"the server at {self.address} answered GET {path} without {field}; check that vLLM listens there"
+            )
+        return answer[field]
+
+    async def post(self, path: str, body: dict | None = None, **parameters: str) -> Any:
+        return await self._json("POST", path, json=body, params=parameters)
+
+    async def complete(self, body: dict) -> Any:
+        """The answer to a completion request, however long it takes."""
+        return await self._json("POST", "/v1/completions", json=body, timeout=self._unlimited)
+
+    async def prompt_logprobs(self, model: str, ids: Sequence[int]) -> list[float]:
+        """Log-probs of the ids after the first."""
+        body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        try:
+            (choice,) = (await self.complete(body))["choices"]
+            found = zip(choice["prompt_logprobs"][1:], ids[1:], strict=True)
+            return [entry[str(token)]["logprob"] for entry, token in found]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FastflowError(
+                f"the server at {self.address} gave no log-probs of its prompt; fastflow needs vLLM 0.32"
+            ) from error
+
+    async def tokens_generated(self) -> float | None:
+        """A count that grows as long as the server generates; None when it does not tell."""
+        try:
+            text = (await self._ask("GET", "/metrics")).text
+        except (Unreachable, FastflowError):
+            return None
+        counts = GENERATED.findall(text)
+        return sum(map(float, counts)) if counts else None
+
+    async def _json(self, method: str, path: str, **options) -> Any:
+        answer = await self._ask(method, path, **options)
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise FastflowError(
+                f"the server at {self.address} answered {method} {path} with something other than JSON; check that "
+                "vLLM listens there"
+            ) from error
+
+    async def _ask(self, method: str, path: str, **options):
+        """The answer; raises Unreachable where another attempt may help and FastflowError where none can."""
+        try:
+            answer = await self._http.request(method, path, **options)
+        except self._errors as error:
+            reason = str(error) or type(error).__name__
+            raise Unreachable(f"the server at {self.address} does not answer {path} ({reason})") from error
+        if answer.is_success:
+            return answer
+        said = f"the server at {self.address} answered {method} {path} with {answer.status_code}: {_reason(answer)}"
+        if answer.status_code in BUSY:
+            raise Busy(said)
+        if answer.status_code == 500 and "collective_rpc method failed" in said:
+            raise WorkerError(said)
+        if answer.status_code >= 500:
+            raise Unreachable(said)
+        if answer.status_code in (401, 403):
+            raise FastflowError(f"{said}; put its --api-key into the environment variable VLLM_API_KEY")
+        if answer.status_code == 404 and not path.startswith("/v1/"):
+            raise FastflowError(
+                f"{said}; fastflow needs vLLM 0.32, started with VLLM_SERVER_DEV_MODE=1, to change its weights"
+            )
+        raise FastflowError(f"{said}; check rollout.servers and how that server was started")
+
+
+def _reason(answer) -> str:
+    try:
+        return answer.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return " ".join(answer.text.split())[:200] or answer.reason_phrase

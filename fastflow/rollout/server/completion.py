@@ -1,0 +1,72 @@
+"""The completion request for one response, and the response in its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastflow.errors import FastflowError
+from fastflow.rollout.sampler import SamplingParams
+from fastflow.rollout.server.client import Busy
+from fastflow.trajectory import Trajectory
+
+ROUNDING = 1e-3  # nats by which a log-prob may exceed 0
+MODE = "it was probably started without --logprobs-mode processed_logprobs"
+
+
+def request_body(
+    model: str, prompt_ids: Sequence[int], seed: int, params: SamplingParams, eos_ids: Sequence[int]
+) -> dict[str, Any]:
+    """Every setting that shapes the distribution is said, or the model's generation_config.json would decide."""
+    return {
+        "model": model,
+        "prompt": list(prompt_ids),
+        "seed": seed,
+        "max_tokens": params.max_response_tokens,
+        "min_tokens": params.min_response_tokens,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "ignore_eos": True,  # the server's own; ours follow
+        "stop_token_ids": list(eos_ids),
+        "stop": list(params.stop),
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
+
+
+def trajectory_of(
+    answer: Any, *, address: str, seed: int, params: SamplingParams, eos_ids: Sequence[int], weight_version: int
+) -> Trajectory:
+    """Raises Busy for a response that was cut off by the server, and FastflowError for one that cannot be used."""
+
+    def unusable(reason: str) -> FastflowError:
+        return FastflowError(f"the server at {address} gave a response {reason}")
+
+    try:
+        (choice,) = answer["choices"]
+        finish_reason = choice["finish_reason"]
+        if finish_reason not in ("stop", "length"):
+            raise Busy(f"the server at {address} ended a response by {finish_reason!r}")
+        ids = np.asarray(choice["token_ids"], dtype=np.int64)
+        logprobs = np.asarray(choice["logprobs"]["token_logprobs"], dtype=np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise unusable("without token ids and their log-probs; fastflow needs vLLM 0.32") from error
+    if ids.ndim != 1 or not len(ids) or ids.shape != logprobs.shape:
+        raise unusable(f"with {logprobs.size} log-probs for {ids.size} tokens; fastflow needs vLLM 0.32")
+    if not np.all(logprobs <= ROUNDING):
+        worst = logprobs[np.isnan(logprobs)][:1] if np.isnan(logprobs).any() else logprobs.max(keepdims=True)
+        raise unusable(f"whose log-probs reach {worst[0]:.4g}, and none may exceed 0; {MODE}")
+    if finish_reason == "stop" and not params.stop and ids[-1] not in eos_ids:
+        raise unusable(
+            f"that ended at token {ids[-1]}, which ends none of the policy's; start it with --generation-config vllm"
+        )
+    if params.temperature == 0:
+        logprobs = np.zeros_like(logprobs)
+    return Trajectory(ids, logprobs, finish_reason, seed=seed, weight_version=weight_version)

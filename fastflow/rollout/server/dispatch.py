@@ -1,0 +1,208 @@
+"""One round of sampling over several servers: every request is answered once, whichever server lives to answer it.
+
+A request goes to the open server with the fewest under way. One that fails goes back to the front of the queue with its
+seed, and its server is closed until it has shown its health and its weights; what it still has under way goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastflow.errors import FastflowError
+from fastflow.rollout.server.client import Backoff, Busy, Unreachable
+from fastflow.rollout.server.server import Server
+
+logger = logging.getLogger(__name__)
+
+LOOKS_PER_SILENCE = 8
+SHORTEST_LOOK = 0.05
+HEAD_START = 2.0  # seconds
+
+
+@dataclass
+class Lane:
+    """A server during a round. last_sign: when it last finished a response or was seen to generate."""
+
+    server: Server
+    last_sign: float
+    open: bool = False
+    tried: bool = False
+    trouble: str = ""
+    tokens: float | None = None
+    look: asyncio.Task | None = None
+    last_look: float = 0.0
+    resting: asyncio.TimerHandle | None = None
+    under_way: dict[asyncio.Task, int] = field(default_factory=dict)
+    doubted: asyncio.Event = field(default_factory=asyncio.Event)
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def is_free(self, max_sequences: int) -> bool:
+        return self.open and self.resting is None and len(self.under_way) < max_sequences
+
+    def doubt(self, trouble: str) -> None:
+        if self.open:
+            logger.warning("%s; its requests go to whichever server answers", trouble)
+        self.open = False
+        self.trouble = trouble
+        self.doubted.set()
+
+
+class Round:
+    """ask: one response from one server for the job of this number. make_ready: as Server.make_ready, weights given.
+
+    max_sequences: requests under way at one server. silence: seconds without a sign of life from any server after which
+    the round fails. on_finished: called after each response, in this thread.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        jobs: int,
+        *,
+        ask: Callable[[Server, int], Awaitable[Any]],
+        make_ready: Callable[[Server], Awaitable[None]],
+        max_sequences: int,
+        silence: float,
+        on_finished: Callable[[], None],
+    ):
+        now = time.monotonic()
+        self._lanes = [Lane(server, now) for server in servers]
+        self._ask, self._make_ready = ask, make_ready
+        self._max_sequences, self._silence = max_sequences, silence
+        self._on_finished = on_finished
+        self._waiting = deque(range(jobs))
+        self._answers: dict[int, Any] = {}
+        self._jobs = jobs
+        self._started = now
+        self._progress = now  # when any server last finished a response or was seen to generate
+        self._news = asyncio.Event()
+        self._failure: BaseException | None = None
+
+    async def run(self) -> list[Any]:
+        """The answers in the order of the jobs. Raises FastflowError when no server answers any more."""
+        tending = [self._spawn(self._tend(lane)) for lane in self._lanes]
+        for lane in self._lanes:
+            lane.doubted.set()  # until it has shown its weights
+        look = max(self._silence / LOOKS_PER_SILENCE, SHORTEST_LOOK)
+        try:
+            while len(self._answers) < self._jobs:
+                self._hand_out()
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), min(look, HEAD_START))
+                self._news.clear()
+                if self._failure is not None:
+                    raise self._failure
+                self._look_for_signs(look)
+                if time.monotonic() - self._progress > self._silence:
+                    raise self._all_silent()
+        finally:
+            looks = (lane.look for lane in self._lanes if lane.look is not None)
+            tasks = [*tending, *looks, *(task for lane in self._lanes for task in lane.under_way)]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [self._answers[job] for job in range(self._jobs)]
+
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._notice)
+        return task
+
+    def _notice(self, task: asyncio.Task) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = self._failure or task.exception()
+        self._news.set()
+
+    def _hand_out(self) -> None:
+        if any(not lane.tried for lane in self._lanes) and time.monotonic() - self._started < HEAD_START:
+            return  # or the first server to show its weights would take what another could share
+        while self._waiting:
+            free = [lane for lane in self._lanes if lane.is_free(self._max_sequences)]
+            if not free:
+                return
+            lane = min(free, key=lambda lane: len(lane.under_way))
+            job = self._waiting.popleft()
+            if not lane.under_way:
+                lane.last_sign = time.monotonic()  # it had nothing to give a sign about
+            task = asyncio.ensure_future(self._ask(lane.server, job))
+            lane.under_way[task] = job
+            task.add_done_callback(functools.partial(self._settle, lane))
+
+    def _settle(self, lane: Lane, task: asyncio.Task) -> None:
+        """Takes the answer, or puts the job back."""
+        job = lane.under_way.pop(task)
+        error = None if task.cancelled() else task.exception()
+        if error is None and not task.cancelled():
+            self._answers[job] = task.result()
+            lane.last_sign = self._progress = time.monotonic()
+            lane.backoff.reset()
+            self._on_finished()
+        else:
+            self._waiting.appendleft(job)
+        if isinstance(error, Busy):
+            lane.resting = asyncio.get_running_loop().call_later(lane.backoff.seconds(), self._wake, lane)
+        elif isinstance(error, Unreachable):
+            lane.doubt(str(error))
+        elif error is not None:
+            self._failure = self._failure or error
+        self._news.set()
+
+    def _wake(self, lane: Lane) -> None:
+        lane.resting = None
+        self._news.set()
+
+    async def _tend(self, lane: Lane) -> None:
+        """Opens the lane whenever it is in doubt and its server holds the weights."""
+        while True:
+            await lane.doubted.wait()
+            if lane.trouble:
+                await lane.backoff.pause()
+            try:
+                await self._make_ready(lane.server)
+            except Unreachable as error:
+                lane.trouble, lane.tried = str(error), True
+                logger.debug("%s", error)
+                self._news.set()
+                continue
+            lane.tokens = await lane.server.client.tokens_generated()
+            lane.doubted.clear()
+            lane.last_sign, lane.trouble = time.monotonic(), ""
+            lane.open = lane.tried = True
+            self._news.set()
+
+    def _look_for_signs(self, look: float) -> None:
+        """Long responses give none until they end, so servers are asked whether they generate."""
+        for lane in self._lanes:
+            looking = lane.look is not None and not lane.look.done()
+            if lane.under_way and not looking and time.monotonic() - max(lane.last_sign, lane.last_look) > look:
+                lane.last_look = time.monotonic()
+                lane.look = self._spawn(self._look_at(lane))
+
+    async def _look_at(self, lane: Lane) -> None:
+        tokens = None
+        with contextlib.suppress(asyncio.TimeoutError):
+            left = self._silence - (time.monotonic() - lane.last_sign)
+            tokens = await asyncio.wait_for(lane.server.client.tokens_generated(), max(left, 0.1))
+        if tokens is not None and tokens != lane.tokens:
+            lane.tokens = tokens
+            lane.last_sign = self._progress = time.monotonic()
+        elif lane.under_way and time.monotonic() - lane.last_sign > self._silence:
+            lane.doubt(f"the server at {lane.server.address} has given no sign of life for {self._silence:g} seconds")
+            for task in list(lane.under_way):
+                task.cancel()
+
+    def _all_silent(self) -> FastflowError:
+        troubles = "; ".join(lane.trouble or f"{lane.server.address} is silent" for lane in self._lanes)
+        return FastflowError(
+            f"no server has made progress for {self._silence:g} seconds, with {self._jobs - len(self._answers)} of "
+            f"{self._jobs} responses missing: {troubles}; see to the servers, or raise rollout.silence if they were "
+            "only slow"
+        )

@@ -1,0 +1,209 @@
+"""Sampling on running vLLM servers: weights through a directory that they see, responses over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import queue
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import torch
+
+from fastflow.errors import FastflowError, need
+from fastflow.models import PackedModel
+from fastflow.rollout.door import check_prompts
+from fastflow.rollout.probe import logprobs_of, probe_for
+from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.server.background import BackgroundLoop, Work
+from fastflow.rollout.server.client import Backoff, Client, Unreachable
+from fastflow.rollout.server.completion import request_body, trajectory_of
+from fastflow.rollout.server.dispatch import Round
+from fastflow.rollout.server.server import Server, Weights
+from fastflow.rollout.server.weights import WeightFolder
+from fastflow.trajectory import Group, Trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 0.1
+
+
+class ServerSampler:
+    """Samples on vLLM servers that somebody else started, and that this run has to itself.
+
+    tokenizer: not needed, since the servers have their own. eos_ids: tokens that end a response. context: tokens of
+    prompt and response together, at most. servers: addresses. folder: a directory that the servers see under the same
+    path; None will do for servers on this machine. max_sequences: requests under way at each server. silence: seconds
+    without progress after which a server counts as hung, and all of them as lost. on_progress: called in the thread of
+    `finish` with the number of responses finished since the last call.
+    """
+
+    def __init__(
+        self,
+        policy: PackedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        eos_ids: Sequence[int],
+        context: int,
+        servers: Sequence[str],
+        folder: str | None = None,
+        max_sequences: int = 256,
+        silence: float = 300.0,
+        on_progress: Callable[[int], None] | None = None,
+    ):
+        addresses = read_addresses(servers)
+        need("httpx", extra="server", purpose="rollout.engine = vllm-server")
+        self._policy = policy
+        self._eos_ids = tuple(sorted(eos_ids))
+        self._context = context
+        self._max_sequences = max_sequences
+        self._silence = silence
+        self._on_progress = on_progress or (lambda finished: None)
+        self._run = secrets.token_hex(4)
+        self._loads = itertools.count()
+        self._weights: Weights | None = None
+        self._requests: Sequence[Request] = ()
+        self._round: Work | None = None
+        self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._folder = WeightFolder(folder)
+        self._background = BackgroundLoop("fastflow-vllm-servers")
+        self._servers: list[Server] = []
+        try:
+            self._servers = [
+                Server(Client(address, connections=max_sequences, patience=silence), context) for address in addresses
+            ]
+            self.load_weights(policy)
+        except BaseException:
+            self.close()
+            raise
+
+    def load_weights(self, policy: PackedModel) -> None:
+        """Every server that answers takes the policy's weights; the others take them before they serve again.
+
+        Raises FastflowError when no server takes them, or one gives other log-probs than the trainer.
+        """
+        self._policy = policy
+        probe = probe_for(policy, self._context)
+        self._weights = Weights(
+            directory=self._folder.write(policy),
+            tag=f"fastflow-{self._run}-{next(self._loads)}",
+            version=policy.version,
+            probe=probe,
+            logprobs=logprobs_of(policy, probe),
+            dtype=torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype,
+        )
+        self._background.run(self._make_some_ready())
+        self._folder.keep_only(self._weights.directory)
+
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        """One group per request. Raises FastflowError for an unfit prompt and when no server answers any more."""
+        self.begin(requests, params)
+        return self.finish()
+
+    def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        """Start sampling and return at once; `finish` waits."""
+        check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        self._requests, self._finished = requests, queue.SimpleQueue()
+        self._round = self._background.start(self._sample(requests, params))
+
+    def finish(self) -> list[Group]:
+        """The groups of `begin`. A Ctrl-C cancels what is under way at the servers."""
+        work, self._round = self._round, None
+        try:
+            while not work.done_within(PROGRESS_SECONDS):
+                self._show_progress()
+            trajectories = iter(work.result())
+        except BaseException:
+            work.cancel()
+            raise
+        self._show_progress()
+        return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in self._requests]
+
+    def close(self) -> None:
+        """Cancels what is under way and deletes the weights; the servers go on with those they have."""
+        if self._round is not None:
+            self._round.cancel()
+            self._round = None
+        if not self._background.closed:
+            self._background.run(self._close_clients())
+        self._background.close()
+        self._folder.close()
+
+    async def _sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Trajectory]:
+        jobs = [(request.prompt.ids.tolist(), seed) for request in requests for seed in request.seeds]
+        version = self._weights.version
+
+        async def ask(server: Server, job: int) -> Trajectory:
+            ids, seed = jobs[job]
+            answer = await server.client.complete(request_body(server.model, ids, seed, params, self._eos_ids))
+            return trajectory_of(
+                answer, address=server.address, seed=seed, params=params, eos_ids=self._eos_ids, weight_version=version
+            )
+
+        return await Round(
+            self._servers,
+            len(jobs),
+            ask=ask,
+            make_ready=lambda server: server.make_ready(self._weights),
+            max_sequences=self._max_sequences,
+            silence=self._silence,
+            on_finished=lambda: self._finished.put(1),
+        ).run()
+
+    async def _make_some_ready(self) -> None:
+        """Returns when at least one server holds the weights and every other has failed to take them."""
+        deadline, backoff, told = time.monotonic() + self._silence, Backoff(), set()
+        while True:
+            outcomes = await asyncio.gather(
+                *(server.make_ready(self._weights) for server in self._servers), return_exceptions=True
+            )
+            failures = [outcome for outcome in outcomes if outcome is not None]
+            for failure in failures:
+                if not isinstance(failure, Unreachable):
+                    raise failure
+                if str(failure) not in told:
+                    told.add(str(failure))
+                    logger.warning("%s; it takes the weights when it answers again", failure)
+            if len(failures) < len(self._servers):
+                return
+            if time.monotonic() > deadline:
+                raise FastflowError(
+                    f"no server took the weights within {self._silence:g} seconds: {'; '.join(map(str, failures))}; "
+                    "check rollout.servers, and that vLLM runs there with VLLM_SERVER_DEV_MODE=1, or raise "
+                    "rollout.silence if they were only slow"
+                )
+            await backoff.pause()
+
+    async def _close_clients(self) -> None:
+        await asyncio.gather(*(server.client.close() for server in self._servers), return_exceptions=True)
+
+    def _show_progress(self) -> None:
+        finished = 0
+        while not self._finished.empty():
+            finished += self._finished.get()
+        if finished:
+            self._on_progress(finished)
+
+
+def read_addresses(servers: Sequence[str]) -> list[str]:
+    """Addresses without what users add to them, each once. Raises FastflowError for one that is none."""
+    addresses = []
+    for text in servers:
+        address = text.strip().rstrip("/").removesuffix("/v1")
+        if "://" not in address:
+            address = f"http://{address}"
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise FastflowError(f"rollout.servers holds {text!r}, which is no address; write it as host:8000")
+        if address not in addresses:
+            addresses.append(address)
+    if not addresses:
+        raise FastflowError("rollout.servers is empty; name at least one address such as localhost:8000")
+    return addresses

@@ -1,0 +1,113 @@
+"""vLLM's side of a weight load: safetensors files that the trainer names, through vLLM's own loader.
+
+Runs in vLLM's workers, chosen by `--weight-transfer-config '{"backend": "fastflow"}'`. The trainer announces a folder
+once; an update is a start, one call per file, and a finish, which refuses to end while a parameter got nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+TIED_HEAD = "lm_head.weight"
+
+
+@dataclass
+class Folder(WeightTransferInitInfo):
+    """folder: the only place that files are read from."""
+
+    folder: str
+
+
+@dataclass
+class File(WeightTransferUpdateInfo):
+    """file: a safetensors file with weights under transformers' names."""
+
+    file: str
+
+
+class FileTransferEngine(WeightTransferEngine[Folder, File]):
+    """Loads safetensors files in place. Errors are ValueErrors that begin with "fastflow:"."""
+
+    init_info_cls = Folder
+    update_info_cls = File
+    supports_draft_weight_update = False
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self._folder: Path | None = None
+        self._wanted: set[str] = set()
+        self._updating = False
+
+    def init_transfer_engine(self, init_info: Folder) -> None:
+        folder = Path(init_info.folder)
+        if not folder.is_absolute() or not folder.is_dir():
+            raise ValueError(f"fastflow: this server sees no directory {init_info.folder}")
+        self._folder = folder.resolve()
+
+    def start_weight_update(self) -> None:
+        if self._updating:
+            self._end()  # an earlier trainer left in the middle; what it brought must not count
+        initialize_layerwise_reload(self.model)
+        self._updating = True
+        self._wanted = {name for name, _ in self.model.named_parameters()}
+        if self._is_tied():
+            self._wanted.discard(TIED_HEAD)
+
+    def receive_weights(self, update_info: File) -> None:
+        try:
+            loaded = self.model.load_weights(_tensors(self._allowed(update_info.file)))
+            self._wanted = self._wanted - loaded if loaded is not None else set()  # None: this model does not say
+        except BaseException:
+            self._end()  # or the model would stand without tensors
+            raise
+
+    def finish_weight_update(self) -> None:
+        self._end()
+        if self._wanted and self.model_config.quantization is None:
+            raise ValueError(
+                f"fastflow: {len(self._wanted)} of the model's parameters got no weights (first: {min(self._wanted)})"
+            )
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+    def _end(self) -> None:
+        if not self._updating:
+            return
+        self._updating = False
+        finalize_layerwise_reload(self.model, self.model_config)
+        head = getattr(self.model, "lm_head", None)
+        if self.device.type == "cpu" and self._is_tied() and hasattr(head, "quant_method"):
+            # There the head computes with a packed copy, which the embedding's loading does not reach.
+            head.quant_method.process_weights_after_loading(head)
+
+    def _is_tied(self) -> bool:
+        return bool(getattr(self.model_config.hf_text_config, "tie_word_embeddings", False))
+
+    def _allowed(self, name: str) -> Path:
+        if self._folder is None:
+            raise ValueError("fastflow: no folder was announced before the first file")
+        path = Path(name).resolve()
+        if not path.is_relative_to(self._folder) or path.suffix != ".safetensors":
+            raise ValueError(f"fastflow: {name!r} is no safetensors file under {self._folder}")
+        if not path.is_file():
+            raise ValueError(f"fastflow: this server sees no file {path}")
+        return path
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no dictionary)
+            yield name, file.get_tensor(name)

@@ -1,0 +1,132 @@
+"""The policy as directories of safetensors files that servers read: one a version, there only when complete.
+
+    FOLDER/fastflow-weights-x1y2/version-3/config.json, model.safetensors         up to BUCKET_BYTES, else
+                                           model-00001-of-00002.safetensors, ..., model.safetensors.index.json
+
+Each is a checkpoint that transformers and vLLM load. Adapters are merged, and tied weights stand there once.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from fastflow.errors import FastflowError
+from fastflow.models import PackedModel
+
+BUCKET_BYTES = 2**30
+
+
+class WeightFolder:
+    """Writes versions of the weights and deletes those that nobody reads any more.
+
+    folder: a place that every server sees under the same path, in which this makes a directory of its own; None stands
+    for the system's temporary files.
+    """
+
+    def __init__(self, folder: str | None):
+        try:
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix="fastflow-weights-", dir=folder)).resolve()
+            self.path.chmod(0o755)  # a server may run as somebody else
+        except OSError as error:
+            raise FastflowError(f"cannot write to rollout.shared_folder = {folder}: {error}; choose another") from error
+        self._written = 0
+
+    def write(self, policy: PackedModel) -> Path:
+        """The next version's directory, complete. Raises FastflowError when it cannot be written."""
+        target = self.path / f"version-{self._written}"
+        unfinished = self.path / f"{target.name}.unfinished"
+        try:
+            unfinished.mkdir()
+            write_checkpoint(policy, unfinished)
+            unfinished.rename(target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise FastflowError(
+                f"cannot write the weights to {self.path}: {error}; set rollout.shared_folder to a directory with room "
+                "for two copies of the model"
+            ) from error
+        self._written += 1
+        return target
+
+    def keep_only(self, directory: Path) -> None:
+        """Deletes the other versions."""
+        for other in self.path.iterdir():
+            if other != directory:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def close(self) -> None:
+        """Deletes everything that was written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_checkpoint(policy: PackedModel, directory: Path) -> None:
+    """Config and weights, one file at a time through the CPU's memory. Under autocast the weights are bfloat16."""
+    from safetensors.torch import save_file
+
+    dtype = torch.bfloat16 if policy.autocast else None
+    buckets = _buckets(policy, dtype)
+    names = [f"model-{number:05d}-of-{len(buckets):05d}.safetensors" for number in range(1, len(buckets) + 1)]
+    if len(names) == 1:
+        names = ["model.safetensors"]
+    else:
+        places = {weight: name for name, bucket in zip(names, buckets, strict=True) for weight in bucket}
+        index = {"metadata": {}, "weight_map": places}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    for name, bucket in zip(names, buckets, strict=True):
+        tensors = {weight: _merged(policy, source).to("cpu", dtype) for weight, source in bucket.items()}
+        tensors = {weight: tensor.contiguous() for weight, tensor in tensors.items()}
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+    _write_config(policy, dtype, directory)
+
+
+def _write_config(policy: PackedModel, dtype: torch.dtype | None, directory: Path) -> None:
+    config = copy.deepcopy(policy.causal_lm.config)
+    config._attn_implementation = "sdpa"  # readers have no fastflow_packed
+    config.architectures = [type(policy.causal_lm).__name__]
+    config.dtype = dtype or next(policy.causal_lm.parameters()).dtype
+    config.save_pretrained(directory)
+
+
+def _buckets(policy: PackedModel, dtype: torch.dtype | None) -> list[dict[str, str]]:
+    """Names in the checkpoint -> names in the policy, in files of at most BUCKET_BYTES (or of one larger tensor)."""
+    buckets: list[dict[str, str]] = [{}]
+    size = 0
+    for weight, source, tensor in _weights(policy):
+        bytes_here = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if buckets[-1] and size + bytes_here > BUCKET_BYTES:
+            buckets.append({})
+            size = 0
+        buckets[-1][weight] = source
+        size += bytes_here
+    return buckets
+
+
+def _weights(policy: PackedModel) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """(name without adapters, name in the policy, tensor) of all that a checkpoint holds, tied tensors once."""
+    seen = set()
+    for name, tensor in policy.causal_lm.state_dict().items():
+        storage = (tensor.data_ptr(), tensor.shape)
+        if ".lora_" not in name and storage not in seen:
+            seen.add(storage)
+            yield name.replace(".base_layer", ""), name, tensor
+
+
+@torch.no_grad()
+def _merged(policy: PackedModel, name: str) -> torch.Tensor:
+    """The tensor of this name, its adapter added."""
+    module_name, _, attribute = name.rpartition(".")
+    tensor = getattr(policy.causal_lm.get_submodule(module_name), attribute)
+    if not name.endswith(".base_layer.weight"):
+        return tensor.detach()
+    layer = policy.causal_lm.get_submodule(module_name.removesuffix(".base_layer"))
+    return (tensor + layer.get_delta_weight(layer.active_adapters[0])).to(tensor.dtype)
