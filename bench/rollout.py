@@ -2,8 +2,8 @@
 
     python -m bench.rollout [--sync] [--sampling] [--repeats N] [--json FILE]
 
-sync: `VllmSampler.load_weights` of a model of about 100 million parameters, its probe included, against one copy of as
-many bytes. sampling: tokens per second of `VllmSampler.sample` against a bare `LLM.generate` with the same settings,
+sync: `VllmSampler.load_weights` of a model of about 100 million parameters against one copy of as many bytes; the probe
+that proves it rides in the next sample, for which the trainer computes its side meanwhile. sampling: tokens per second of `VllmSampler.sample` against a bare `LLM.generate` with the same settings,
 prompts and seeds, in a process of its own. Calls are interleaved; medians and their ratios are reported.
 """
 
@@ -81,8 +81,8 @@ def measure_sync(repeats: int) -> dict:
     sync, copy, probing = (1e3 * statistics.median(times[name]) for name in times)
     allowed = 1.5 * copy + 50
     print(
-        f"sync: {source.nbytes / 2**20:.0f} MiB, ready in {ready:.1f} s; sync {sync:.0f} ms (the trainer's side of "
-        f"the probe: {probing:.0f} ms), copy {copy:.0f} ms; allowed 1.5 x copy + 50 ms = {allowed:.0f} ms"
+        f"sync: {source.nbytes / 2**20:.0f} MiB, engine ready in {ready:.1f} s; sync {sync:.0f} ms, copy {copy:.0f} ms, "
+        f"allowed 1.5 x copy + 50 ms = {allowed:.0f} ms; the trainer's side of the probe {probing:.0f} ms"
     )
     return {
         "bytes": source.nbytes,

@@ -91,6 +91,8 @@ def choose_kernel(requested: str, device: torch.device, dtype: torch.dtype) -> s
 def _sdpa(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
     """Sequences of similar length share one padded call: under a causal mask, padding on the right is never seen."""
     heads, _, width = query.shape
+    if query.is_cuda and query.dtype == torch.float32:  # there, only a kernel that keeps all scores shares heads
+        key, value = (states.repeat_interleave(heads // len(states), 0) for states in (key, value))
     buckets, order = _sdpa_plan(lengths, query.device)
     outputs = []
     for positions in buckets:

@@ -1,4 +1,4 @@
-"""The command line: fastflow demo | train | verify | report.
+"""The command line: fastflow demo | plan | train | verify | report | doctor.
 
 Commands import what they need when they run, so that `fastflow --help` answers at once.
 """
@@ -18,13 +18,14 @@ USER_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 when a verification fails, 2 for an error the user can mend."""
+    """Run one command. Returns the exit code: 0, 1 when a check fails or a plan does not fit, 2 for a user's error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] == ["train"]:  # its options are read by jsonargparse
             return _train(arguments[1:])
+        if arguments[:1] == ["plan"]:  # and so are these
+            return _plan(arguments[1:])
         parsed = _parser().parse_args(arguments)
-        _quiet_libraries()
         return parsed.run(parsed)
     except FastflowError as error:
         print(f"fastflow: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -52,17 +53,26 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
     demo.add_argument("--output", default="runs/demo", help="directory of everything it makes (default: runs/demo)")
     demo.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
+    demo.add_argument(
+        "--rollout.engine", dest="engine", choices=("local", "vllm"), default="local",
+        help="what samples while training (default: local)",
+    )  # fmt: skip
     demo.set_defaults(run=_demo)
+    commands.add_parser("plan", help="say whether a run fits the memory; see fastflow plan --help", add_help=False)
     commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
     verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
     verify.set_defaults(run=_verify)
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.set_defaults(run=_report)
+    doctor = commands.add_parser("doctor", help="what is installed, what works, and what to do about the rest")
+    doctor.set_defaults(run=_doctor)
+    from fastflow import doctor as doctor_command
     from fastflow import report as report_command
     from fastflow import verify as verify_command
 
     verify_command.add_arguments(verify)
     report_command.add_arguments(report)
+    doctor_command.add_arguments(doctor)
     return parser
 
 
@@ -88,20 +98,37 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+def _plan(arguments: list[str]) -> int:
+    from fastflow import plan
+
+    request = plan.read_arguments(arguments)
+    _quiet_libraries()
+    return plan.run(request)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
     from fastflow.demo.run import run_demo
 
-    return run_demo(seed=arguments.seed, output=arguments.output, json_file=arguments.json)
+    return run_demo(seed=arguments.seed, output=arguments.output, json_file=arguments.json, engine=arguments.engine)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
     from fastflow.verify import run
 
     return run(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
     from fastflow.report import run
+
+    return run(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from fastflow.doctor import run  # leaves the libraries alone: it must also run where they are broken
 
     return run(arguments)
 

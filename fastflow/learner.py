@@ -103,7 +103,7 @@ class Learner:
             known = self._known_terms(groups, batches, base_tokens, penalty, reward)
         with _timed(seconds, "train", device):
             self.policy.model.train()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.free_gradients()
             outputs = [self._accumulate(batch, known) for batch in batches]
             loss, grad_norm, lr = self._step([output for output, _ in outputs])
 
@@ -129,6 +129,10 @@ class Learner:
             tokens=sum(batch.tokens for batch in batches),
             seconds=seconds,
         )
+
+    def free_gradients(self) -> None:
+        """Give the memory of the last update's gradients back."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def updates(self) -> int:
@@ -185,7 +189,7 @@ class Learner:
             for trained in self.optimizer.param_groups
         ]
         if not all(math.isfinite(value) for value in (loss, *norms)):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.free_gradients()
             raise NonFiniteError(
                 f"the loss is {loss:g} and the gradient norm {' and '.join(f'{norm:g}' for norm in norms)} (policy"
                 f"{', log_z' if len(norms) > 1 else ''}) in update {self.updates + 1}; "

@@ -154,7 +154,7 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`. Raises FastflowError when it cannot be read or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
-    with _loading(settings.path, "tokenizer"):
+    with loading(settings.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise FastflowError(f"the tokenizer in {settings.path} has no eos_token; set one in its tokenizer_config.json")
@@ -174,7 +174,7 @@ def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, P
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora.rank:
-        policy = PackedModel(_with_adapters(model, lora), **options)
+        policy = PackedModel(with_adapters(model, lora), **options)
         return policy, AdaptersOff(policy)
     policy = PackedModel(model, **options)
     base = FrozenModel(load_causal_lm(settings.base or settings.path, settings).to(device), **options)
@@ -210,11 +210,11 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     """A transformers causal LM of a supported family from a local directory or a hub id."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _loading(path, "model"):
+    with loading(path, "model"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
     if config.model_type not in FAMILIES and not settings.trust_remote_code:
         raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
-    with _loading(path, "model"):
+    with loading(path, "model"):
         model, loaded = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
             use_safetensors=True, output_loading_info=True,
@@ -242,7 +242,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
+def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
     peft = need("peft", extra="lora", purpose="lora.rank above 0")
     targets = lora.targets if lora.targets == "all-linear" else [name.strip() for name in lora.targets.split(",")]
     if ends := {"lm_head", "embed_tokens"}.intersection(targets):
@@ -259,7 +259,7 @@ def _with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def _loading(path: str, what: str) -> Iterator[None]:
+def loading(path: str, what: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one sentence."""
     from safetensors import SafetensorError
 

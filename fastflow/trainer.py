@@ -153,6 +153,7 @@ class Trainer:
             result = self.learner.update(share, penalty=judgement.penalty, reward=judgement.reward)
             updates.append(Update(share, judgement, result))
             self.progress.advance_phase()
+        self.learner.free_gradients()  # sampling comes next, and needs the memory
         return updates
 
     def dump_samples(self, step: int, update: Update) -> None:
@@ -183,7 +184,7 @@ class Trainer:
     def rescue(self, step: int, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is."""
         traceback.clear_frames(stop.__traceback__)  # they hold the activations of the step that failed
-        self.learner.optimizer.zero_grad(set_to_none=True)
+        self.learner.free_gradients()
         if not all(bool(parameter.isfinite().all()) for parameter in self.learner.policy.parameters()):
             return "the policy's weights are no longer finite and were not saved over an earlier save"
         return f"the policy after step {step} ({self.learner.updates} updates) is in {self.save(step)}"

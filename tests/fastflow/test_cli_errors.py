@@ -420,7 +420,7 @@ class TestMain:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         assert "IMPORTED []" in done.stdout
-        assert all(command in done.stdout for command in ("demo", "train", "verify", "report"))
+        assert all(command in done.stdout for command in ("demo", "plan", "train", "verify", "report", "doctor"))
 
     def test_as_a_module(self):
         command = [sys.executable, "-m", "fastflow.cli", "train", "--config", "no-such-file.yaml"]

@@ -9,7 +9,7 @@ import torch
 from fastflow import attention
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models import FrozenModel, PackedModel, _with_adapters, load_models, resolve_device
+from fastflow.models import FrozenModel, PackedModel, load_models, resolve_device, with_adapters
 from fastflow.packing import pack
 from fastflow.scoring import token_logprobs
 from fastflow.trajectory import flatten
@@ -128,7 +128,7 @@ def test_lora_base_is_the_policy_without_adapters(model_directory, rng):
 
 def test_lora_targets_that_do_not_exist_are_named():
     with pytest.raises(FastflowError, match=r"lora\.targets = 'nope'"):
-        _with_adapters(make_causal_lm(), LoraConfig(rank=2, targets="nope"))
+        with_adapters(make_causal_lm(), LoraConfig(rank=2, targets="nope"))
 
 
 def test_gradient_checkpointing_changes_nothing(model_directory, rng):
@@ -170,7 +170,7 @@ def test_autocast_gives_every_kernel_one_dtype(rng, monkeypatch):
 
 def test_adapters_on_the_head_are_refused():
     with pytest.raises(FastflowError, match="names lm_head"):
-        _with_adapters(make_causal_lm(tied=False), LoraConfig(rank=2, targets="q_proj,lm_head"))
+        with_adapters(make_causal_lm(tied=False), LoraConfig(rank=2, targets="q_proj,lm_head"))
 
 
 def test_unknown_device_and_family():

@@ -317,8 +317,8 @@ def test_ctrl_c_cancels_and_the_sampler_can_go_on(model, fakes, running):
 
 def test_addresses_are_read_as_users_write_them(model):
     assert read_addresses(["http://a:8000/v1/", "a:8000", "https://b"]) == ["http://a:8000", "https://b"]
-    for wrong in ("ftp://a", "http://", ""):
-        with pytest.raises(FastflowError, match=r"rollout\.servers holds .*, which is no address; write it as host:8000"):
+    for wrong in ("ftp://a", ""):
+        with pytest.raises(FastflowError, match=r"rollout\.servers holds .*, which is no address; write it as host"):
             read_addresses([wrong])
     with pytest.raises(FastflowError, match=r"rollout\.servers is empty"):
         start(model)

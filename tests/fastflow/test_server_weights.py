@@ -9,7 +9,7 @@ import torch
 
 from fastflow.config import LoraConfig
 from fastflow.errors import FastflowError
-from fastflow.models import PackedModel, _with_adapters
+from fastflow.models import PackedModel, with_adapters
 from fastflow.rollout.server import weights
 from fastflow.rollout.server.weights import WeightFolder
 from small_models import make_causal_lm
@@ -63,7 +63,7 @@ def test_old_versions_go_and_nothing_remains(model, tmp_path):
 
 
 def test_adapters_are_merged_on_the_way(tmp_path):
-    model = PackedModel(_with_adapters(make_causal_lm("qwen3"), LoraConfig(rank=2, dropout=0.0)))
+    model = PackedModel(with_adapters(make_causal_lm("qwen3"), LoraConfig(rank=2, dropout=0.0)))
     with torch.no_grad():
         for name, parameter in model.causal_lm.named_parameters():
             if "lora_" in name:

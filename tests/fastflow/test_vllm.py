@@ -9,7 +9,7 @@ import torch
 from fastflow.config import LoraConfig
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
-from fastflow.models import PackedModel, _with_adapters
+from fastflow.models import PackedModel, with_adapters
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
@@ -64,7 +64,7 @@ def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
 @needs_vllm
 def test_adapters_are_merged_bucket_by_bucket(rng, monkeypatch):
     monkeypatch.setattr(vllm_weights.SharedWeights.__init__, "__defaults__", (10_000,))  # bytes: several buckets
-    model = PackedModel(_with_adapters(make_causal_lm("qwen3", head_dim=HEAD_DIM), LoraConfig(rank=2, dropout=0.0)))
+    model = PackedModel(with_adapters(make_causal_lm("qwen3", head_dim=HEAD_DIM), LoraConfig(rank=2, dropout=0.0)))
     sampler = start(model)
     assert sampler._weights.rounds > 3
     try:
@@ -108,15 +108,18 @@ def test_temperature_stop_texts_and_fewest_tokens(rng):
 
 
 @needs_vllm
-def test_other_weights_than_the_trainers_stop_the_run():
+def test_other_weights_than_the_trainers_stop_the_run(rng):
     model = make_model()
     sampler = start(model)
     try:
         other = make_causal_lm("qwen3", head_dim=HEAD_DIM, seed=1)
         for name, parameter in model.causal_lm.named_parameters():
             parameter.data = other.get_parameter(name).data  # no longer in the memory that vLLM reads
-        with pytest.raises(FastflowError, match=r"log-prob -\d+\.\d+ and the trainer -\d+\.\d+ .*they do not hold"):
-            sampler.load_weights(model)
+        model.version += 1
+        sampler.load_weights(model)
+        message = r"after weight load 1, .* log-prob -\d+\.\d+ and the trainer -\d+\.\d+ .*they do not hold"
+        with pytest.raises(FastflowError, match=message):
+            sampler.sample(make_requests(rng), PARAMS)
     finally:
         sampler.close()
 

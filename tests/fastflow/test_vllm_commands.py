@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastflow.config import LoraConfig
-from fastflow.models import PackedModel, _with_adapters
+from fastflow.models import PackedModel, with_adapters
 from fastflow.rollout import probe
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
@@ -39,13 +39,17 @@ class Diary:
 
     def wait_for(self, kind):
         if kind is messages.Probed:
-            return messages.Probed(tuple(probe.logprobs_of(self.policy, np.array(self.last.ids))))
+            return messages.Probed(self.probed(self.last.ids))
         if kind is messages.Sampled:
             count = len(self.last.seed)
             return messages.Sampled(
-                np.arange(count), np.zeros(count, np.float32), np.ones(count, int), np.zeros(count, bool)
-            )
+                np.arange(count), np.zeros(count, np.float32), np.ones(count, int), np.zeros(count, bool),
+                self.probed(self.last.probe),
+            )  # fmt: skip
         return kind()
+
+    def probed(self, ids):
+        return tuple(probe.logprobs_of(self.policy, np.array(ids)))
 
     def end(self):
         self.entries.append("end")
@@ -73,21 +77,21 @@ def test_memory_is_given_back_after_sampling_and_taken_in_two_steps(diary, rng, 
     sampler._sleep_level = level  # a CPU would refuse it at the door
     sampler.sample(requests, PARAMS)
     sampler.load_weights(diary.policy)
-    assert diary.entries == ["Sample", f"Sleep {level}", "Wake weights", "Load 0", "Commit", "Wake kv_cache", "Probe"]
+    assert diary.entries == ["Sample", f"Sleep {level}", "Wake weights", "Load 0", "Commit", "Wake kv_cache"]
     diary.entries.clear()
     sampler.sample(requests, PARAMS)
     sampler.sample(requests, PARAMS)  # asleep, and no load in between: it wakes by itself
     assert diary.entries == [
         "Sample", f"Sleep {level}",
-        "Wake weights", "Load 0", "Commit", "Wake kv_cache", "Probe", "Sample", f"Sleep {level}",
+        "Wake weights", "Load 0", "Commit", "Wake kv_cache", "Sample", f"Sleep {level}",
     ]  # fmt: skip
 
 
 def test_a_process_that_dies_between_commands_is_replaced_and_told_again(diary):
     sampler = start(diary, restarts=2)
-    diary.lost += [messages.Load, messages.Probe]
+    diary.lost += [messages.Load, messages.Commit]
     sampler.load_weights(diary.policy)
-    again = ["end", "start", "Attach", "Load 0", "Commit", "Probe"]
+    again = ["end", "start", "Attach", "Load 0", "Commit"]
     assert diary.entries == ["Load 0", *again, *again]
 
 
@@ -97,7 +101,7 @@ def test_a_process_that_dies_falling_asleep_loses_no_responses(diary, rng):
     diary.lost.append(messages.Sleep)
     assert len(sampler.sample(requests, PARAMS)) == len(requests)
     assert diary.entries == [
-        "Sample", "Sleep 1", "end", "start", "Attach", "Load 0", "Commit", "Probe", "Sleep 1",
+        "Sample", "Sleep 1", "end", "start", "Attach", "Load 0", "Commit", "Sleep 1",
     ]  # fmt: skip
 
 
@@ -108,11 +112,11 @@ def test_a_replaced_process_that_was_asleep_is_awake(diary, rng):
     diary.entries.clear()
     diary.lost.append(messages.Wake)
     sampler.load_weights(diary.policy)
-    assert diary.entries == ["Wake weights", "end", "start", "Attach", "Load 0", "Commit", "Probe"]
+    assert diary.entries == ["Wake weights", "end", "start", "Attach", "Load 0", "Commit"]
 
 
 def test_buckets_are_few_and_no_larger_than_asked():
-    model = PackedModel(_with_adapters(make_causal_lm(), LoraConfig(rank=2, dropout=0.0)))
+    model = PackedModel(with_adapters(make_causal_lm(), LoraConfig(rank=2, dropout=0.0)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)

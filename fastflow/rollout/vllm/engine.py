@@ -83,12 +83,8 @@ class Engine:
         return messages.Done()
 
     def _probe(self, message: messages.Probe) -> messages.Probed:
-        from vllm import SamplingParams
-
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0)
-        (output,) = self._llm.generate([{"prompt_token_ids": list(message.ids)}], params, use_tqdm=False)
-        found = zip(output.prompt_logprobs[1:], message.ids[1:], strict=True)
-        return messages.Probed(tuple(entry[token].logprob for entry, token in found))
+        (output,) = self._generate([(list(message.ids), _probe_params())])
+        return messages.Probed(_prompt_logprobs(output))
 
     def _sleep(self, message: messages.Sleep) -> messages.Done:
         self._llm.sleep(level=message.level)
@@ -99,31 +95,39 @@ class Engine:
         return messages.Done()
 
     def _sample(self, message: messages.Sample) -> messages.Sampled:
-        engine, common = self._llm.llm_engine, _params(message)
-        first = self._requests
+        common = _sampling_params(message)
+        requests = [(list(message.probe), _probe_params())]
+        for owner, seed in zip(message.owner.tolist(), message.seed.tolist(), strict=True):
+            params = copy.copy(common)
+            params.seed = seed
+            requests.append((message.prompts[owner].tolist(), params))
+        probe, *responses = self._generate(requests)
+        return _sampled([response.outputs[0] for response in responses], _prompt_logprobs(probe))
+
+    def _generate(self, requests: list[tuple[list[int], Any]]) -> list[Any]:
+        """vLLM's output for each (prompt, parameters), in order; the pulse beats meanwhile."""
+        engine, first = self._llm.llm_engine, self._requests
+        outputs: dict[int, Any] = {}
         try:
-            for owner, seed in zip(message.owner.tolist(), message.seed.tolist(), strict=True):
-                params = copy.copy(common)
-                params.seed = seed
-                engine.add_request(str(self._requests), {"prompt_token_ids": message.prompts[owner].tolist()}, params)
+            for ids, params in requests:
+                engine.add_request(str(self._requests), {"prompt_token_ids": ids}, params)
                 self._requests += 1
-            outputs: dict[int, Any] = {}
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
-                        outputs[int(output.request_id) - first] = output.outputs[0]
-                        self._pulse[1] += 1
+                        outputs[int(output.request_id) - first] = output
+                        self._pulse[1] += output.prompt_logprobs is None  # the probe is no response
                 self._beat()
         except Exception:
             engine.abort_request([str(number) for number in range(first, self._requests)])
             raise
-        return _sampled([outputs[number] for number in range(len(message.seed))])
+        return [outputs[number] for number in range(len(requests))]
 
     def _beat(self) -> None:
         self._pulse[0] += 1
 
 
-def _params(message: messages.Sample):
+def _sampling_params(message: messages.Sample):
     """vLLM's sampling parameters, but for the seed."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -143,7 +147,19 @@ def _params(message: messages.Sample):
     )
 
 
-def _sampled(outputs: list[Any]) -> messages.Sampled:
+def _probe_params():
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0)
+
+
+def _prompt_logprobs(output: Any) -> tuple[float, ...]:
+    """Of the prompt's tokens after the first."""
+    found = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
+    return tuple(entry[token].logprob for entry, token in found)
+
+
+def _sampled(outputs: list[Any], probe_logprobs: tuple[float, ...]) -> messages.Sampled:
     for output in outputs:
         if output.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"a response ended with {output.finish_reason!r}")
@@ -156,4 +172,5 @@ def _sampled(outputs: list[Any]) -> messages.Sampled:
         logprobs=joined([output.logprobs.logprobs for output in outputs], np.float32),
         length=np.array([len(output.token_ids) for output in outputs]),
         stopped=np.array([output.finish_reason == "stop" for output in outputs]),
+        probe_logprobs=probe_logprobs,
     )

@@ -70,13 +70,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class Sample:
-    """One response for each (owner, seed): owner (n,) is the place of its prompt, seed (n,) int64. Reply: Sampled."""
+    """One response for each (owner, seed): owner (n,) is the place of its prompt, seed (n,) int64. Reply: Sampled.
+
+    probe: see Probe; it rides along, so that no response counts before the weights behind it have shown themselves.
+    """
 
     prompts: tuple[np.ndarray, ...]
     owner: np.ndarray
     seed: np.ndarray
     params: SamplingParams
     end_ids: tuple[int, ...]
+    probe: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,15 @@ class Probed:
 class Sampled:
     """Responses in the order of the request: ids and logprobs of all tokens, one after the other.
 
-    length: (n,) tokens of each response. stopped: (n,) whether it ended by itself, not at the limit.
+    length: (n,) tokens of each response. stopped: (n,) whether it ended by itself, not at the limit. probe_logprobs:
+    see Probed.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
     length: np.ndarray
     stopped: np.ndarray
+    probe_logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True)

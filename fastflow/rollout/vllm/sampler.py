@@ -69,6 +69,7 @@ class VllmSampler:
         self._requests: Sequence[Request] = ()
         self._message: messages.Sample | None = None
         self._probe = probe.probe_for(policy, context)
+        self._probe_logprobs = np.empty(0)
         self._dtype = torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype
         self._weights = SharedWeights(policy)
         self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
@@ -90,6 +91,9 @@ class VllmSampler:
         try:
             self._process = self._start()
             self._attach_and_load()
+            self._process.send(messages.Probe(tuple(self._probe.tolist())))
+            self._probe_logprobs = probe.logprobs_of(policy, self._probe)
+            self._check_agreement(self._process.wait_for(messages.Probed).logprobs)
         except EngineLost as loss:
             self.close()
             raise FastflowError(f"{loss}; sample with --rollout.engine local, or see `fastflow doctor`") from loss
@@ -98,10 +102,7 @@ class VllmSampler:
             raise
 
     def load_weights(self, policy: PackedModel) -> None:
-        """vLLM takes the weights of the policy that the sampler was made for.
-
-        Raises FastflowError where its log-probs then differ from the trainer's.
-        """
+        """vLLM takes the weights of the policy that the sampler was made for; the next sample proves that it has."""
         if policy is not self._policy:
             raise ValueError("a VllmSampler serves the policy that it was made for, whose memory it shares")
         try:
@@ -110,7 +111,11 @@ class VllmSampler:
             self._replace(loss)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request. Raises FastflowError for a request that cannot be served, or after too many losses."""
+        """One group per request.
+
+        Raises FastflowError for a request that cannot be served, after too many losses, and where vLLM's log-probs of
+        a probe, computed among the responses, are not the trainer's.
+        """
         self.begin(requests, params)
         return self.finish()
 
@@ -127,9 +132,11 @@ class VllmSampler:
             seed=np.array([seed for request in requests for seed in request.seeds], dtype=np.int64),
             params=params,
             end_ids=self._eos_ids,
+            probe=tuple(self._probe.tolist()),
         )
         with contextlib.suppress(EngineLost):  # `finish` finds it lost as well, and replaces it
             self._process.send(self._message)
+        self._probe_logprobs = probe.logprobs_of(self._policy, self._probe)  # while vLLM samples
 
     def finish(self) -> list[Group]:
         while True:
@@ -140,6 +147,7 @@ class VllmSampler:
                 self._replace(loss)
                 self.begin(self._requests, self._message.params)
         self._losses = 0
+        self._check_agreement(sampled.probe_logprobs)
         groups = self._groups(sampled)
         if self._sleep_level:
             self._fall_asleep()
@@ -178,14 +186,10 @@ class VllmSampler:
             self._wake("kv_cache")
             self._asleep = False
         self._weight_version = self._policy.version
-        self._process.send(messages.Probe(tuple(self._probe.tolist())))
-        ours = probe.logprobs_of(self._policy, self._probe)  # while vLLM computes its own
+
+    def _check_agreement(self, theirs: Sequence[float]) -> None:
         probe.check_agreement(
-            self._process.wait_for(messages.Probed).logprobs,
-            ours,
-            dtype=self._dtype,
-            engine="vLLM",
-            version=self._weight_version,
+            theirs, self._probe_logprobs, dtype=self._dtype, engine="vLLM", version=self._weight_version
         )
 
     def _fall_asleep(self) -> None:

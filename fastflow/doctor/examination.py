@@ -1,0 +1,49 @@
+"""All checks in order, each shielded from the failure of another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastflow.doctor import engine, extras, libraries, machine, ops, vllm
+from fastflow.doctor.check import BROKEN, Check
+
+
+def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> list[Check]:
+    """Runs every check; on_check is told each one's name before. A check that fails itself counts as broken."""
+    checks: list[Check] = []
+
+    def run(name: str, check: Callable[[], Check | list[Check]]) -> None:
+        on_check(name)
+        try:
+            found = check()
+        except Exception as error:  # the doctor must outlive whatever is wrong with the installation
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            found = Check(
+                name, BROKEN, reason, "try a fresh environment: python3 -m venv .venv && .venv/bin/pip install ."
+            )
+        checks.extend(found if isinstance(found, list) else [found])
+
+    run("python", libraries.check_python)
+    run("fastflow's requirements", libraries.check_requirements)
+    torch = libraries.Torch(works=False, cuda=False)
+
+    def check_torch() -> Check:
+        nonlocal torch
+        check, torch = libraries.check_torch()
+        return check
+
+    run("torch", check_torch)
+    cuda = torch.cuda
+    run("triton", lambda: libraries.check_triton(cuda))
+    run("transformers", libraries.check_transformers)
+    run("torchvision, torchaudio, torchcodec", libraries.check_media)
+    if torch.works:
+        run("flow_loss", lambda: ops.check_ops(cuda))
+    for extra in extras.EXTRAS:
+        run(extra.distribution, lambda extra=extra: extras.check_extra(extra, cuda))
+    run("vllm", lambda: vllm.check_vllm(cuda))
+    if start_vllm:
+        run(engine.NAME, lambda: engine.check_engine(cuda))
+    run("shared memory", machine.check_shared_memory)
+    run("threads", machine.check_threads)
+    return checks

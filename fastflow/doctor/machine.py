@@ -1,0 +1,44 @@
+"""What of the machine itself has tripped up runs: shared memory, and threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastflow.doctor.check import NOTE, OK, Check
+
+SHARED_MEMORY = Path("/dev/shm")
+ENOUGH = 2**30
+ENLARGE = "docker run --shm-size=16g ..., or docker run --ipc=host ..."
+
+
+def check_shared_memory() -> Check:
+    """Where vLLM on a CPU finds the policy's weights; Docker's default is 64 MiB."""
+    free = free_shared_memory()
+    if free is None:
+        return Check("shared memory", OK, "no /dev/shm on this system; torch shares through files")
+    found = f"{free / 2**30:.2f} GiB free in {SHARED_MEMORY}"
+    if free < ENOUGH:
+        return Check("shared memory", NOTE, f"{found}; on a CPU, vLLM shares the policy's weights there", ENLARGE)
+    return Check("shared memory", OK, found)
+
+
+def free_shared_memory() -> int | None:
+    if not SHARED_MEMORY.is_dir():
+        return None
+    status = os.statvfs(SHARED_MEMORY)
+    return status.f_bavail * status.f_frsize
+
+
+def check_threads() -> Check:
+    """More threads than cores slow torch down by an order of magnitude."""
+    cores, asked = core_count(), os.environ.get("OMP_NUM_THREADS", "")
+    found = f"{cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
+    if asked.isdigit() and int(asked) > cores:
+        return Check("threads", NOTE, f"{found}: more threads than cores", f"export OMP_NUM_THREADS={cores}")
+    return Check("threads", OK, found)
+
+
+def core_count() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,120 @@
+"""Bytes that autograd keeps for the backward pass, per packed token, by counting what each operation saves.
+
+For the layers of Llama, Qwen2 and Qwen3. D hidden, I intermediate, Q and K the widths of queries and of keys; p bytes
+of a number in a product, r in the residual stream (2 and 4 under autocast of float32 parameters). On a CPU the tests
+find exactly these bytes among the saved tensors, and 15 % more or less with LoRA's dropout; for CUDA they are read from
+the kernels' signatures and have not been measured.
+
+    two norms       the input in float32, 4 D, one number a token, and r D normalised where the norm's scale is trained
+    linear inputs   of q, k, v together and of gate, up together, r D; autocast, and LoRA on bfloat16 parameters, make
+                    a copy for each
+    attention       p (2 Q + 2 K) of queries, keys, values and output and 4 a head; what o_proj reads, p Q, where the
+                    kernel's output is gathered first (sdpa); keys and values as wide as the queries (varlen, and
+                    sdpa in float32 on CUDA)
+    query norms     4 (Q + K), p (Q + K) where they are trained, one number a head (Qwen3)
+    MLP             p I of gate, up and silu each, and what down_proj reads
+    adapters        rank numbers for each of the seven linear layers; with dropout a copy of each one's input and a mask
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastflow.plan.sizes import ModelSizes
+
+FLOAT = 4
+WIDE_SDPA = "sdpa with repeated keys"  # in float32 on CUDA
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How a forward pass is held. kernel: sdpa, WIDE_SDPA, varlen or flash_attn."""
+
+    bfloat16: bool
+    autocast: bool
+    kernel: str
+    lora_rank: int = 0
+    lora_dropout: bool = False
+
+    @property
+    def product(self) -> int:
+        return 2 if self.bfloat16 or self.autocast else FLOAT
+
+    @property
+    def residual(self) -> int:
+        return 2 if self.bfloat16 else FLOAT
+
+    @property
+    def input_copy(self) -> int | None:
+        """Bytes of a number in a linear layer's own copy of its input, or None where it reads the input itself."""
+        if self.autocast and (self.lora_rank or not self.bfloat16):
+            return 2
+        return FLOAT if self.lora_rank and self.bfloat16 else None
+
+
+def layer_bytes(model: ModelSizes, numbers: Numbers) -> int:
+    """Saved bytes of one layer per token."""
+    trains_norms = not numbers.lora_rank
+    norm = FLOAT * model.hidden + FLOAT + numbers.residual * model.hidden * trains_norms
+    shared = _inputs(model.hidden, 3, numbers) + _inputs(model.hidden, 2, numbers)
+    mlp = 3 * numbers.product * model.intermediate + _output_read_on(model.intermediate, numbers)
+    return (
+        2 * norm + shared + _attention(model, numbers) + _query_norms(model, numbers) + mlp + _adapters(model, numbers)
+    )
+
+
+def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
+    """Saved bytes of one layer per token under gradient checkpointing: its input."""
+    return numbers.residual * model.hidden
+
+
+def outer_bytes(model: ModelSizes, numbers: Numbers) -> int:
+    """Saved bytes outside of the layers per token: the last norm, rotary tables, token ids and positions."""
+    norm = FLOAT * model.hidden + FLOAT + numbers.residual * model.hidden * (not numbers.lora_rank)
+    return norm + 2 * numbers.residual * model.head_dim + 3 * 8
+
+
+def in_flight_bytes(model: ModelSizes, numbers: Numbers) -> int:
+    """Gradients that exist at once while one layer goes backward, per token: three of the MLP, two of the residual."""
+    return 3 * numbers.product * model.intermediate + 2 * FLOAT * model.hidden
+
+
+def _inputs(width: int, readers: int, numbers: Numbers) -> int:
+    """What `readers` linear layers keep of the input they share."""
+    return numbers.residual * width if numbers.input_copy is None else readers * numbers.input_copy * width
+
+
+def _output_read_on(width: int, numbers: Numbers) -> int:
+    """The input of down_proj, a product already: kept as it is, or in float32 for an adapter on bfloat16."""
+    needs_float = numbers.lora_rank and numbers.bfloat16 and not numbers.autocast
+    return (FLOAT if needs_float else numbers.product) * width
+
+
+def _attention(model: ModelSizes, numbers: Numbers) -> int:
+    product, query, key = numbers.product, model.query, model.key
+    read_on = _output_read_on(query, numbers)
+    statistics = FLOAT * model.heads
+    keys = query if numbers.kernel in ("varlen", WIDE_SDPA) else key
+    if numbers.kernel in ("sdpa", WIDE_SDPA):
+        return product * (2 * query + 2 * keys) + statistics + read_on
+    own_copy = read_on if read_on != product * query else 0  # else o_proj reads the kernel's own output
+    return product * (2 * query + 2 * keys) + statistics + own_copy
+
+
+def _query_norms(model: ModelSizes, numbers: Numbers) -> int:
+    if not model.normalises_queries:
+        return 0
+    width, heads = model.query + model.key, model.heads + model.key_value_heads
+    normalised = numbers.product * width * (not numbers.lora_rank)
+    return FLOAT * width + normalised + FLOAT * heads
+
+
+def _adapters(model: ModelSizes, numbers: Numbers) -> int:
+    if not numbers.lora_rank:
+        return 0
+    element = 2 if numbers.autocast else FLOAT
+    inner = 7 * numbers.lora_rank * element
+    if not numbers.lora_dropout:
+        return inner
+    widths = 5 * model.hidden + model.query + model.intermediate
+    return inner + widths * (element + 1)

@@ -1,0 +1,88 @@
+"""From a configuration to its rows, and whether they fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastflow.config import Config
+from fastflow.models import check_same_vocabulary
+from fastflow.plan.device import Device
+from fastflow.plan.rows import PHASES, Row, peak, size
+from fastflow.plan.sizes import count_adapters, read_sizes
+from fastflow.plan.trainer_rows import trainer_rows
+from fastflow.plan.vllm_rows import vllm_rows
+
+TIGHT = 0.9  # of the memory: fragments of the allocator come on top of what is counted
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """obstacles: what keeps the run from starting although the bytes may fit. remarks: what a reader should know."""
+
+    device: Device
+    rows: list[Row]
+    remarks: list[str]
+    obstacles: list[str]
+
+    def peak(self, phase: str) -> tuple[str, int]:
+        """The moment of this phase with most memory, and its bytes."""
+        return peak(self.rows, phase)
+
+    def excess(self, phase: str) -> int:
+        """Bytes of this phase's peak that the device does not have; 0 when it fits."""
+        return max(self.peak(phase)[1] - self.device.memory, 0)
+
+    @property
+    def shortfall(self) -> int:
+        return max(self.excess(phase) for phase in PHASES)
+
+    @property
+    def fits(self) -> bool:
+        return not self.shortfall and not self.obstacles
+
+
+def estimate(config: Config, device: Device) -> Estimate:
+    """Raises FastflowError when a model's config.json cannot be read, or the settings do not suit it."""
+    model = read_sizes(config.model.path, config.model)
+    base, adapters = None, None
+    if config.lora.rank:
+        adapters = count_adapters(config.model.path, config.model, config.lora)
+    else:
+        base = read_sizes(config.model.base or config.model.path, config.model)
+        check_same_vocabulary(model, base, config.model)
+    rows = trainer_rows(config, model, base, adapters, device)
+    remarks, obstacles = [], []
+    if config.rollout.engine == "vllm":
+        more, remarks, obstacles = vllm_rows(config, model, device)
+        rows += more
+    elif config.rollout.engine == "vllm-server":
+        remarks = ["the servers' memory is their own; only the trainer's is counted here"]
+    result = Estimate(device, rows, remarks, obstacles)
+    _judge(result, config, rows)
+    return result
+
+
+def _judge(result: Estimate, config: Config, rows: list[Row]) -> None:
+    """Adds what the sum alone does not say."""
+    device = result.device
+    largest = max(result.peak(phase)[1] for phase in PHASES)
+    if TIGHT * device.memory < largest <= device.memory:
+        result.remarks.append("less than a tenth of the memory is left, which fragments of the allocator may take")
+    if device.is_gpu:
+        return
+    result.remarks.append(
+        "malloc's holes come on top, of which a CPU run had up to as much again; MALLOC_MMAP_THRESHOLD_=65536 in the "
+        "environment avoids them"
+    )
+    if config.rollout.engine != "vllm":
+        return
+    result.remarks.append("trainer and vLLM share this machine's memory; vLLM keeps its own while the policy trains")
+    wanted = ("policy's parameters",) if not config.lora.rank else ("bucket of merged weights",)
+    shared = sum(row.bytes for row in rows if row.name in wanted)
+    if device.shared is None:
+        result.remarks.append(f"shared memory (/dev/shm) must hold {size(shared)}")
+    elif device.shared < shared:
+        result.obstacles.append(
+            f"shared memory (/dev/shm) has {size(device.shared)} free, but must hold {size(shared)}; in Docker, start "
+            "the container with --shm-size or --ipc=host"
+        )

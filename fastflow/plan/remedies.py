@@ -1,0 +1,116 @@
+"""Settings that would make a run fit, each by estimating it again with that change."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastflow.config import Config
+from fastflow.plan.device import Device
+from fastflow.plan.estimate import Estimate, estimate
+from fastflow.plan.rows import PHASES
+from fastflow.plan.trainer_rows import longest_sequence, sequences_at_once
+
+LORA_RANK = 16
+FEWEST_SEQUENCES = 8
+FRACTIONS = tuple(round(0.05 * step, 2) for step in range(19, 0, -1))
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """setting = value saves so many bytes of each phase's peak; in a combination, after the remedies before it."""
+
+    setting: str
+    value: Any
+    saves: dict[str, int]
+    fits: bool
+
+    @property
+    def option(self) -> str:
+        value = str(self.value).lower() if isinstance(self.value, bool) else self.value
+        return f"--{self.setting} {value}"
+
+
+def remedies(config: Config, device: Device, before: Estimate) -> list[Remedy]:
+    """What reduces the shortfall, those that end it first, then by what they save of it."""
+    found = [_tried(config, device, before, *change) for change in _changes(config, device)]
+    helpful = [(remedy, after) for remedy, after in found if _is_better(after, before)]
+    helpful.sort(key=lambda pair: (not pair[0].fits, _distance(pair[1])))
+    return [remedy for remedy, _ in helpful]
+
+
+def combination(config: Config, device: Device, before: Estimate) -> list[Remedy]:
+    """The most effective remedy, then the most effective of what is left, until it fits or nothing helps any more."""
+    chosen: list[Remedy] = []
+    while not before.fits:
+        left = [
+            remedy for remedy in remedies(config, device, before) if remedy.setting not in {r.setting for r in chosen}
+        ]
+        if not left:
+            break
+        chosen.append(left[0])
+        config = changed(config, left[0].setting, left[0].value)
+        before = estimate(config, device)
+    return chosen
+
+
+def changed(config: Config, setting: str, value: Any) -> Config:
+    """The same configuration with one setting, named as `section.setting`, replaced."""
+    section, name = setting.split(".")
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+
+
+def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
+    """Settings with the values to try, mildest first; the first that makes the run fit is taken, else the last."""
+    batch, rollout = config.batch, config.rollout
+    yield "batch.tokens_per_microbatch", _halvings(batch.tokens_per_microbatch, longest_sequence(config))
+    if not config.model.gradient_checkpointing:
+        yield "model.gradient_checkpointing", [True]
+    if not config.model.autocast and config.model.dtype == "float32":
+        yield "model.autocast", [True]
+    if not config.lora.rank and config.model.base is None and importlib.util.find_spec("peft"):
+        yield "lora.rank", [LORA_RANK]
+    if config.lora.rank and config.model.dtype == "float32":
+        yield "model.dtype", ["bfloat16"]
+    yield "rollout.max_sequences", _halvings(sequences_at_once(config), FEWEST_SEQUENCES)
+    if rollout.engine == "vllm":
+        if device.is_gpu:
+            yield "rollout.memory_fraction", [share for share in FRACTIONS if share != rollout.memory_fraction]
+            if rollout.sleep == "off" and not rollout.ahead:
+                yield "rollout.sleep", ["auto"]
+        if rollout.ahead:
+            yield "rollout.ahead", [0]
+
+
+def _halvings(start: int, least: int) -> list[int]:
+    values = []
+    while start > least:
+        start = max(start // 2, least)
+        values.append(start)
+    return values
+
+
+def _tried(
+    config: Config, device: Device, before: Estimate, setting: str, values: list[Any]
+) -> tuple[Remedy, Estimate]:
+    after, value = before, None
+    for candidate in values:
+        tried = estimate(changed(config, setting, candidate), device)
+        if value is None or tried.fits or _is_better(tried, after):
+            after, value = tried, candidate
+        if tried.fits:
+            break
+    saves = {phase: before.peak(phase)[1] - after.peak(phase)[1] for phase in PHASES}
+    return Remedy(setting, value, saves, after.fits), after
+
+
+def _is_better(after: Estimate, before: Estimate) -> bool:
+    return _distance(after) < _distance(before)
+
+
+def _distance(result: Estimate) -> tuple[int, int]:
+    """How far from fitting: what cannot start at all counts first, then the bytes too many in both phases."""
+    return len(result.obstacles), sum(result.excess(phase) for phase in PHASES)

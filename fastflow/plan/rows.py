@@ -1,0 +1,42 @@
+"""A row of the plan: one piece of memory, and at which moments of a step it exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SAMPLING = "sampling"
+FORWARD = "the end of a forward pass"
+LOSS = "the fused loss"
+BACKWARD = "the start of a backward pass"
+EMBEDDING = "the end of a backward pass"
+STEP = "the optimiser's step"
+
+PHASES = {"sampling": (SAMPLING,), "training": (FORWARD, LOSS, BACKWARD, EMBEDDING, STEP)}
+TRAINING = PHASES["training"]
+ALWAYS = (SAMPLING, *TRAINING)
+
+
+@dataclass(frozen=True)
+class Row:
+    """side: trainer, vllm, or host for what lies in the memory of a GPU's machine. how: the formula in words."""
+
+    name: str
+    side: str
+    bytes: int
+    how: str
+    moments: tuple[str, ...] = ALWAYS
+
+
+def peak(rows: list[Row], phase: str) -> tuple[str, int]:
+    """The moment of a phase at which most memory is held, and how many bytes; rows of the host do not count."""
+    held = {moment: sum(row.bytes for row in rows if moment in row.moments) for moment in PHASES[phase]}
+    moment = max(held, key=held.__getitem__)
+    return moment, held[moment]
+
+
+def size(number: int) -> str:
+    """Bytes for people: 1.50 GiB, 23.4 MiB, 12.0 KiB."""
+    for unit, power in (("GiB", 30), ("MiB", 20)):
+        if abs(number) >= 0.1 * 2**power:
+            return f"{number / 2**power:.{2 if power == 30 else 1}f} {unit}"
+    return f"{number / 2**10:.1f} KiB"

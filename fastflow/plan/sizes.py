@@ -1,0 +1,110 @@
+"""What a model's config.json says about its memory: sizes of its parts, counted on the meta device without weights."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from fastflow.config import LoraConfig, ModelConfig
+from fastflow.errors import FastflowError
+from fastflow.models import FAMILIES, loading, with_adapters
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA's own parameters: their number, and of how many tensors."""
+
+    parameters: int
+    tensors: int
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Counts and widths of one causal LM; tied weights count once.
+
+    parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers.
+    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    parameters: int
+    tensors: int
+    body_linear: int
+    tied: bool
+    normalises_queries: bool
+
+    @property
+    def query(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def key(self) -> int:
+        return self.key_value_heads * self.head_dim
+
+
+def read_sizes(path: str, settings: ModelConfig) -> ModelSizes:
+    """Sizes of the model at a local directory or hub id. Raises FastflowError when its config.json cannot be read."""
+    return _measure(path, _empty_model(path, settings.trust_remote_code))
+
+
+def count_adapters(path: str, settings: ModelConfig, lora: LoraConfig) -> Adapters:
+    """What lora.rank and lora.targets add. Raises FastflowError without peft, or when the targets do not fit."""
+    trained = [entry for entry in _adapted(path, settings.trust_remote_code, lora).parameters() if entry.requires_grad]
+    return Adapters(sum(entry.numel() for entry in trained), len(trained))
+
+
+@functools.cache
+def _adapted(path: str, trust_remote_code: bool, lora: LoraConfig) -> torch.nn.Module:
+    import warnings
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # peft remarks on tied weights, which adapters leave alone
+        return with_adapters(_build(path, trust_remote_code), lora)
+
+
+@functools.cache
+def _empty_model(path: str, trust_remote_code: bool) -> torch.nn.Module:
+    return _build(path, trust_remote_code)
+
+
+def _build(path: str, trust_remote_code: bool) -> torch.nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with loading(path, "model"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if config.model_type not in FAMILIES and not trust_remote_code:
+        raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
+    with loading(path, "model"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
+    config, parameters = model.config, list(model.parameters())
+    head = model.get_output_embeddings().weight
+    linear = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
+    try:
+        heads = config.num_attention_heads
+        return ModelSizes(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=heads,
+            key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocab_size=len(head),
+            parameters=sum(entry.numel() for entry in parameters),
+            tensors=len(parameters),
+            body_linear=sum(weight.numel() for weight in linear),
+            tied=head is model.get_input_embeddings().weight,
+            normalises_queries=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
+        )
+    except AttributeError as error:
+        raise FastflowError(f"the config.json of {path} does not tell the model's sizes: {error}") from error

@@ -1,0 +1,172 @@
+"""The trainer's memory, row by row."""
+
+from __future__ import annotations
+
+import torch
+
+from fastflow import attention
+from fastflow.config import Config
+from fastflow.log_z import LearnedLogZ
+from fastflow.plan import activations
+from fastflow.plan.device import GIB, Device
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, STEP, TRAINING, Row
+from fastflow.plan.sizes import Adapters, ModelSizes
+from fastflow_kernels.blocks import default_block_rows
+
+FLOAT = 4
+CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
+
+
+def trainer_rows(
+    config: Config, model: ModelSizes, base: ModelSizes | None, adapters: Adapters | None, device: Device
+) -> list[Row]:
+    """base: None where the policy is its own base. adapters: None where all parameters are trained."""
+    rows = [*_weights(config, model, base, adapters), *_optimiser(config, model, adapters, device)]
+    rows += _forward_and_backward(config, model, device)
+    rows += _loss(config, model, device)
+    if config.rollout.engine == "local":
+        rows += _local_sampler(config, model)
+    return [row for row in [*rows, context_row("trainer", device)] if row.bytes]
+
+
+def context_row(side: str, device: Device) -> Row:
+    what = "CUDA context of the process" if device.is_gpu else "Python and its libraries"
+    return Row(what, side, CONTEXT_BYTES[device.type], "an assumption, not computed")
+
+
+def longest_sequence(config: Config) -> int:
+    """Tokens of the longest prompt with the longest response; of the last token, nothing is predicted."""
+    return config.data.max_prompt_tokens + config.rollout.max_response_tokens - 1
+
+
+def microbatch_tokens(config: Config) -> int:
+    """Tokens of the largest micro-batch: a longer sequence gets one alone, and an update may have fewer in all."""
+    batch, longest = config.batch, longest_sequence(config)
+    of_update = batch.prompts_per_step // batch.updates_per_rollout * batch.responses_per_prompt * longest
+    return min(max(batch.tokens_per_microbatch, longest), of_update)
+
+
+def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations.Numbers:
+    """How this configuration's forward pass is held on this device."""
+    settings, bfloat16 = config.model, config.model.dtype == "bfloat16"
+    product = torch.bfloat16 if bfloat16 or settings.autocast else torch.float32
+    kernel = attention.choose_kernel(settings.attention, torch.device(device.type), product)
+    if device.is_gpu and kernel == "sdpa" and product == torch.float32:
+        kernel = activations.WIDE_SDPA
+    return activations.Numbers(
+        bfloat16=bfloat16,
+        autocast=settings.autocast,
+        kernel=kernel,
+        lora_rank=config.lora.rank,
+        lora_dropout=config.lora.dropout > 0,
+    )
+
+
+def parameter_bytes(config: Config) -> int:
+    """Bytes of one parameter in model.dtype."""
+    return 2 if config.model.dtype == "bfloat16" else FLOAT
+
+
+def _weights(config: Config, model: ModelSizes, base: ModelSizes | None, adapters: Adapters | None) -> list[Row]:
+    each, dtype = parameter_bytes(config), config.model.dtype
+    rows = [Row("policy's parameters", "trainer", model.parameters * each, f"{model.parameters:,} in {dtype}")]
+    if adapters is not None:
+        how = f"{adapters.parameters:,} in float32; the base is the policy without them"
+        rows.append(Row("adapters", "trainer", adapters.parameters * FLOAT, how))
+    if base is not None:
+        what = f"{base.parameters:,} in {dtype}" if config.model.base else "a second copy of the policy"
+        rows.append(Row("frozen base", "trainer", base.parameters * each, what))
+    return rows
+
+
+def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, device: Device) -> list[Row]:
+    trained, tensors = (
+        (model.parameters, model.tensors) if adapters is None else (adapters.parameters, adapters.tensors)
+    )
+    bytes_ = trained * (parameter_bytes(config) if adapters is None else FLOAT)
+    rows = [
+        Row("gradients", "trainer", bytes_, "as the trained parameters", TRAINING),
+        Row("AdamW's moments", "trainer", 2 * bytes_ + FLOAT * tensors, "2 x the trained parameters"),
+    ]
+    if device.is_gpu:  # torch's default there takes all tensors at once
+        rows.append(Row("AdamW's temporaries", "trainer", bytes_, "as the trained parameters", (STEP,)))
+    if config.objective.log_z == "learned":
+        with torch.device("meta"):
+            head = sum(entry.numel() for entry in LearnedLogZ(model.hidden).parameters())
+        how = "its parameters, gradients and two moments, in float32"
+        rows.append(Row("log_z network", "trainer", 4 * head * FLOAT, how))
+    return rows
+
+
+def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> list[Row]:
+    numbers, tokens = numbers_of(config, model, device), microbatch_tokens(config)
+    layer, outer = activations.layer_bytes(model, numbers), activations.outer_bytes(model, numbers)
+    flight = activations.in_flight_bytes(model, numbers)
+    graph = (FORWARD, LOSS, BACKWARD)
+    cast = 2 * model.body_linear if numbers.autocast and not numbers.bfloat16 else 0
+    casts = f"{model.body_linear:,} linear weights x 2 B, made by autocast"
+    checkpoints = config.model.gradient_checkpointing
+    kept, what = (activations.checkpoint_bytes(model, numbers), "layers' inputs") if checkpoints else (layer, "layers")
+    how = f"{tokens:,} tokens x ({model.layers} {what} x {kept:,} B + {outer:,})"
+    rows = [Row("activations", "trainer", tokens * (model.layers * kept + outer), how, graph)]
+    if checkpoints:
+        again = f"{tokens:,} tokens x {layer:,} B"
+        rows.append(Row("one layer, recomputed", "trainer", tokens * layer + cast // model.layers, again, (BACKWARD,)))
+        # adapters leave the large weights without gradient, and autocast's cache holds copies of trained ones only
+        cast, graph = (0 if numbers.lora_rank else cast), (FORWARD,)
+    rows.append(Row("bfloat16 copies of the weights", "trainer", cast, casts, graph))
+    how = f"{tokens:,} tokens x {flight:,} B of one layer"
+    return [*rows, Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,))]
+
+
+def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
+    """The workspace of flow_loss; all of a micro-batch's tokens count as response tokens."""
+    tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
+    factor = 2 if device.is_gpu and numbers.product == 2 else FLOAT
+    vocabulary, head = model.vocab_size, model.vocab_size * model.hidden
+    block_rows = default_block_rows(vocabulary, device.type, factor)
+    block = min(block_rows, tokens)
+    narrowed = numbers.product if numbers.product != numbers.residual else 0
+    each = 2 * numbers.residual + narrowed + FLOAT
+    rows = [
+        Row("hidden states and their gradient", "trainer", tokens * model.hidden * each,
+            f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD)),
+        Row("a block of logits", "trainer", block * -(-vocabulary // 8) * 8 * factor,
+            f"{block:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,)),
+    ]  # fmt: skip
+    if factor != parameter_bytes(config):
+        rows.append(
+            Row("copy of the head", "trainer", head * factor, f"in the type of its products, {factor} B", (LOSS,))
+        )
+    if config.lora.rank:
+        return rows
+    until = (LOSS, BACKWARD, EMBEDDING) if model.tied else (LOSS, BACKWARD)
+    rows.append(Row("gradient of the head", "trainer", head * FLOAT, "vocabulary x width in float32", until))
+    if min(config.rollout.max_response_tokens, tokens) > block_rows:
+        how = f"a response may be longer than a block of {block_rows:,} rows"
+        rows.append(Row("the same for long sequences", "trainer", head * FLOAT, how, (LOSS,)))
+    dense = head * parameter_bytes(config)
+    return [*rows, Row("gradient of the embedding", "trainer", dense, "dense, before it is added", (EMBEDDING,))]
+
+
+def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
+    each = 2 if config.model.autocast else parameter_bytes(config)
+    sequences, length = sequences_at_once(config), longest_sequence(config) + 1
+    per_token = cache_bytes_per_token(model, each)
+    logits = 6 * FLOAT * sequences * model.vocab_size
+    return [
+        Row("KV cache of the local sampler", "trainer", sequences * length * per_token,
+            f"{sequences:,} sequences x {length:,} tokens x {per_token:,} B", (SAMPLING,)),
+        Row("logits and cumulative sums", "trainer", logits,
+            f"{sequences:,} sequences x {model.vocab_size:,} entries x 24 B", (SAMPLING,)),
+    ]  # fmt: skip
+
+
+def sequences_at_once(config: Config) -> int:
+    """Responses that are decoded together."""
+    return min(config.rollout.max_sequences, config.batch.prompts_per_step * config.batch.responses_per_prompt)
+
+
+def cache_bytes_per_token(model: ModelSizes, element_bytes: int) -> int:
+    """Keys and values of one token in all layers."""
+    return 2 * model.layers * model.key * element_bytes
