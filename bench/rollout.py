@@ -3,8 +3,9 @@
     python -m bench.rollout [--sync] [--sampling] [--repeats N] [--json FILE]
 
 sync: `VllmSampler.load_weights` of a model of about 100 million parameters against one copy of as many bytes; the probe
-that proves it rides in the next sample, for which the trainer computes its side meanwhile. sampling: tokens per second of `VllmSampler.sample` against a bare `LLM.generate` with the same settings,
-prompts and seeds, in a process of its own. Calls are interleaved; medians and their ratios are reported.
+that proves it rides in the next sample, for which the trainer computes its side meanwhile. sampling: tokens per second
+of `VllmSampler.sample` against a bare `LLM.generate` in a process of its own, with the same settings, prompts and seeds.
+Calls are interleaved; medians and their ratios are reported.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def measure_sync(repeats: int) -> dict:
     sync, copy, probing = (1e3 * statistics.median(times[name]) for name in times)
     allowed = 1.5 * copy + 50
     print(
-        f"sync: {source.nbytes / 2**20:.0f} MiB, engine ready in {ready:.1f} s; sync {sync:.0f} ms, copy {copy:.0f} ms, "
+        f"sync: {source.nbytes / 2**20:.0f} MiB, ready in {ready:.1f} s; sync {sync:.0f} ms, copy {copy:.0f} ms, "
         f"allowed 1.5 x copy + 50 ms = {allowed:.0f} ms; the trainer's side of the probe {probing:.0f} ms"
     )
     return {
@@ -205,7 +206,8 @@ def serve_bare(pipe, model: str, prompts: list[list[int]], seeds: list[int]) -> 
     llm = LLM(
         model=model, load_format="dummy", skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
         max_model_len=PROMPT_TOKENS + RESPONSE_TOKENS, max_num_seqs=PROMPTS * RESPONSES,
-        logprobs_mode="processed_logprobs", disable_log_stats=True,
+        logprobs_mode="processed_logprobs", disable_log_stats=True, enable_chunked_prefill=False,
+        max_num_batched_tokens=8192,
     )  # fmt: skip
     params = [
         SamplingParams(max_tokens=RESPONSE_TOKENS, seed=seed, logprobs=0, flat_logprobs=True, detokenize=False)

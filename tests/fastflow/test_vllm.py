@@ -11,9 +11,9 @@ from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel, with_adapters
 from fastflow.rollout.local import LocalSampler
-from fastflow.rollout.sampler import SamplingParams
+from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
-from fastflow.trajectory import flatten
+from fastflow.trajectory import Prompt, flatten
 from small_models import make_causal_lm
 from vllm_runs import (
     HEAD_DIM,
@@ -103,6 +103,19 @@ def test_temperature_stop_texts_and_fewest_tokens(rng):
 
         cold = flatten(sampler.sample(requests, SamplingParams(temperature=0.01, max_response_tokens=4)))
         assert np.mean([trajectory.behaviour_logprobs.mean() for trajectory in cold]) > -0.05  # of what was drawn from
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_more_prompt_tokens_than_one_pass_takes(rng):
+    model = make_model()
+    sampler = start(model, max_sequences=512)
+    try:
+        requests = [Request(Prompt(rng.integers(1, 40, 35)), (2 * place, 2 * place + 1)) for place in range(150)]
+        groups = sampler.sample(requests, SamplingParams(max_response_tokens=4))  # 10,500 tokens of prompts
+        assert_agrees(groups, model)
+        assert_equal(groups, sampler.sample(requests, SamplingParams(max_response_tokens=4)))
     finally:
         sampler.close()
 

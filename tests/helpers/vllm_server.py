@@ -37,7 +37,7 @@ class VllmServer:
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "policy"),
             *("--dtype", "float32", "--max-model-len", "40", "--enforce-eager"),
-            *("--logprobs-mode", "processed_logprobs"),
+            *("--logprobs-mode", "processed_logprobs", "--no-enable-chunked-prefill"),
             *(("--weight-transfer-config", json.dumps({"backend": "fastflow"})) if transfers else ()),
         ]
         with log.open("w") as output:

@@ -11,6 +11,8 @@ import torch
 
 from fastflow.rollout.vllm import messages
 
+CPU_PASS_TOKENS = 8192  # of prompts in one forward pass
+
 
 class Engine:
     """Obeys one command at a time.
@@ -33,7 +35,7 @@ class Engine:
             max_model_len=settings.context,
             max_num_seqs=settings.max_sequences,
             gpu_memory_utilization=settings.memory_fraction,
-            enforce_eager=settings.device == "cpu",
+            **(_on_cpu(settings) if settings.device == "cpu" else {}),
             enable_prefix_caching=True,
             enable_sleep_mode=settings.sleeps,
             logprobs_mode="processed_logprobs",
@@ -125,6 +127,15 @@ class Engine:
 
     def _beat(self) -> None:
         self._pulse[0] += 1
+
+
+def _on_cpu(settings: messages.EngineSettings) -> dict[str, Any]:
+    """Whole prompts only: rewinding a seeded request after a part of its prompt needs a GPU's random generator."""
+    return {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_PASS_TOKENS, settings.context),
+    }
 
 
 def _sampling_params(message: messages.Sample):
