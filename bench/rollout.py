@@ -4,8 +4,8 @@
 
 sync: `VllmSampler.load_weights` of a model of about 100 million parameters against one copy of as many bytes; the probe
 that proves it rides in the next sample, for which the trainer computes its side meanwhile. sampling: tokens per second
-of `VllmSampler.sample` against a bare `LLM.generate` in a process of its own, with the same settings, prompts and seeds.
-Calls are interleaved; medians and their ratios are reported.
+of `VllmSampler.sample` against a bare `LLM.generate` in a process of its own, with the same settings, prompts and
+seeds. Calls are interleaved; medians and their ratios are reported.
 """
 
 import argparse
