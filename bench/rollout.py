@@ -155,6 +155,8 @@ def make_policy(size: str):
         num_key_value_heads=width // 32,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,  # so that every response has its full length
     )
     return PackedModel(LlamaForCausalLM(config))
 

@@ -40,19 +40,23 @@ def save(
 
 
 def export(policy: PackedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write the policy as an ordinary transformers model; LoRA adapters are merged into a copy."""
-    model = policy.causal_lm
-    if policy.model is not model:
-        device = policy.device
-        model = copy.deepcopy(policy.model.cpu()).merge_and_unload()  # the copy must not need the GPU's memory
-        policy.model.to(device)
-    trained_with = model.config._attn_implementation
+    """Write the policy as an ordinary transformers model; LoRA adapters are merged."""
+    model = _on_cpu(policy.model)
+    if policy.model is not policy.causal_lm:
+        model = model.merge_and_unload()
     model.config._attn_implementation = "sdpa"  # users of the export have no fastflow_packed
-    try:
-        model.save_pretrained(directory)
-    finally:
-        model.config._attn_implementation = trained_with
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def _on_cpu(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in memory of its own: what a GPU or another process holds is neither moved nor cloned there."""
+    copies = {}
+    for parameter in model.parameters():
+        copies[id(parameter)] = torch.nn.Parameter(parameter.detach().to("cpu", copy=True), requires_grad=False)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(model, copies)
 
 
 def _save_trainer(directory: Path, learner: Learner, step: int, data_state: dict[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 def train(config: Config, console: Console) -> Path:
     """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
-    trainer = Trainer(config, console)
-    console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
-    for warning in doubtful(config):
-        logger.warning(warning)
-    policy = trainer.run()
+    with contextlib.closing(Trainer(config, console)) as trainer:
+        console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
+        for warning in doubtful(config):
+            logger.warning(warning)
+        policy = trainer.run()
     console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
     if config.run.report:
         from fastflow.report import write_report

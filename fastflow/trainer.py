@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
 from collections.abc import Sequence
@@ -92,26 +93,30 @@ class Trainer:
 
     def run(self) -> Path:
         """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""
-        run_directory.prepare(self.directory, self.config)
-        recorder = make_recorder(self.config, self.directory, self.console)
-        completed = 0
-        try:
-            with self.progress:
-                for step in range(1, self.config.run.steps + 1):
-                    recorder.write(step, self.step(step))
-                    self.progress.advance()
-                    completed = step
-                    if self.config.run.save_every and step % self.config.run.save_every == 0:
-                        self.save(completed)
-        except (FastflowError, KeyboardInterrupt, torch.OutOfMemoryError) as stop:
-            raise FastflowError(f"{_cause(stop)}; {self.rescue(completed, stop)}") from stop
-        except Exception as stop:
-            self.console.print(self.rescue(completed, stop), highlight=False, markup=False, soft_wrap=True)
-            raise
-        finally:
-            recorder.close()
-            self.sampler.close()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            run_directory.prepare(self.directory, self.config)
+            recorder = make_recorder(self.config, self.directory, self.console)
+            stack.callback(recorder.close)
+            completed = 0
+            try:
+                with self.progress:
+                    for step in range(1, self.config.run.steps + 1):
+                        recorder.write(step, self.step(step))
+                        self.progress.advance()
+                        completed = step
+                        if self.config.run.save_every and step % self.config.run.save_every == 0:
+                            self.save(completed)
+            except (FastflowError, KeyboardInterrupt, torch.OutOfMemoryError) as stop:
+                raise FastflowError(f"{_cause(stop)}; {self.rescue(completed, stop)}") from stop
+            except Exception as stop:
+                self.console.print(self.rescue(completed, stop), highlight=False, markup=False, soft_wrap=True)
+                raise
         return self.save(completed)
+
+    def close(self) -> None:
+        """Release the sampler; `run` does so at its end."""
+        self.sampler.close()
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""

@@ -98,7 +98,9 @@ class LocalSampler:
             rows = batch.items.cpu().numpy()
             tokens[rows, position], logprobs[rows, position] = token.cpu().numpy(), logprob.cpu().numpy()
             if stop_texts is not None:
-                ended |= torch.tensor([stop_texts.end(tokens[row, : position + 1]) for row in rows]).to(ended.device)
+                least = params.min_response_tokens
+                stopped_by = [stop_texts.end(tokens[row, : position + 1], least) for row in rows]
+                ended |= torch.tensor(stopped_by, device=ended.device)
             done = (batch.alive & ended).cpu().numpy()
             length[rows[done]], stopped[rows[done]] = position + 1, True
             self._on_progress(int(done.sum()))

@@ -14,13 +14,14 @@ from fastflow.scoring import token_logprobs
 from fastflow.trajectory import Group, Prompt, Trajectory
 
 PROBE_TOKENS = 16
-# Nats, of one token. Seen on a CPU, on models of 20,000 to 20 million parameters: 1e-4 in float32, 0.08 in bfloat16.
+# Nats, mean over the tokens. Seen on a CPU, on models of 20,000 to 20 million parameters: 1e-5 and 0.03. It tells other
+# weights from these, not one small update from the next.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 
 
 def probe_for(policy: PackedModel, context: int) -> np.ndarray:
     """The probe's token ids (P,): always the same, from all over the vocabulary."""
-    return np.random.default_rng(0).integers(0, policy.vocab_size, min(PROBE_TOKENS, context - 1))
+    return np.random.default_rng(0).integers(0, policy.vocab_size, max(2, min(PROBE_TOKENS, context - 1)))
 
 
 def logprobs_of(policy: PackedModel, probe: np.ndarray) -> np.ndarray:
@@ -38,13 +39,13 @@ def logprobs_of(policy: PackedModel, probe: np.ndarray) -> np.ndarray:
 def check_agreement(
     theirs: Sequence[float], ours: np.ndarray, *, dtype: torch.dtype, engine: str, version: int
 ) -> float:
-    """The largest difference in nats; raises FastflowError with both numbers where it is over the dtype's tolerance."""
+    """The mean difference in nats; raises FastflowError with both numbers where it is over the dtype's tolerance."""
     difference = np.abs(np.asarray(theirs, dtype=np.float64) - ours)
     worst = int(np.nan_to_num(difference, nan=np.inf).argmax())
-    if not difference[worst] <= TOLERANCE[dtype]:
+    if not difference.mean() <= TOLERANCE[dtype]:
         raise FastflowError(
             f"after weight load {version}, {engine} gives token {worst + 1} of a probe the log-prob "
-            f"{theirs[worst]:.4f} and the trainer {ours[worst]:.4f} (allowed: {TOLERANCE[dtype]:g} apart); they do not "
-            "hold the same model: sample with --rollout.engine local"
+            f"{theirs[worst]:.4f} and the trainer {ours[worst]:.4f} ({TOLERANCE[dtype]:g} apart on average are "
+            "allowed); they do not hold the same model: sample with --rollout.engine local"
         )
-    return float(difference[worst])
+    return float(difference.mean())

@@ -17,7 +17,9 @@ class StopTexts:
         self._tokenizer = tokenizer
         self._texts = texts
 
-    def end(self, ids: np.ndarray) -> bool:
-        """Whether the last token of these completes a stop text, none having stood there before."""
-        text = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return any(stop in text for stop in self._texts)
+    def end(self, ids: np.ndarray, at_least: int) -> bool:
+        """Whether a stop text ends in what follows the first `at_least` tokens; those cannot end a response."""
+        if len(ids) <= at_least:
+            return False
+        text, before = (self._tokenizer.decode(part, skip_special_tokens=True) for part in (ids, ids[:at_least]))
+        return any(text.find(stop, max(0, len(before) - len(stop) + 1)) >= 0 for stop in self._texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ from fake_vllm import response_to
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.server import dispatch
+from fastflow.rollout.server import sampler as server_sampler
 from fastflow.rollout.server.sampler import read_addresses
 from fastflow.trajectory import Prompt, flatten
 from server_runs import make_requests, needs_httpx, our_threads, start
@@ -177,6 +180,7 @@ def test_other_weights_than_the_trainers_stop_the_run(transfers, model, fakes, r
     perturb(model)
     with pytest.raises(FastflowError, match=f"after weight load 1, the server at {fake.address} gives token") as error:
         sampler.load_weights(model)
+    assert "start it with --dtype float32" in str(error.value)
     assert ("install fastflow beside vLLM on that server" in str(error.value)) is not transfers
 
 
@@ -203,8 +207,12 @@ def test_a_failed_request_is_asked_again_with_its_seed(failure, model, fakes, ru
         return failure if isinstance(failure, int) else response_to(body, finish_reason=failure)
 
     fake.completion = fail_twice
+    sampler = running(model, fake)
+    fake.paths.clear()
     requests = make_requests()
-    assert_answered(running(model, fake).sample(requests, PARAMS), requests)
+    assert_answered(sampler.sample(requests, PARAMS), requests)
+    asked = fake.paths.count("/weight_info")
+    assert asked == 2 if failure in (429, 503) else asked > 2  # the others may have changed its weights
 
 
 @needs_httpx
@@ -252,6 +260,52 @@ def test_a_server_that_is_missing_at_a_load_is_left_out(model, fakes, running, c
     requests = make_requests()
     assert_answered(sampler.sample(requests, PARAMS), requests)
     assert not there.bodies
+
+
+@needs_httpx
+def test_a_server_that_hangs_at_a_load_keeps_nobody_waiting(model, fakes, running, monkeypatch, caplog):
+    monkeypatch.setattr(server_sampler, "OTHERS_SECONDS", 0.2)
+    monkeypatch.setattr(dispatch, "HEAD_START", 0.2)
+    requests, started = make_requests(), time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        address = f"http://127.0.0.1:{hung.getsockname()[1]}"
+        sampler = running(model, fakes(), address, silence=4.0)
+        sampler.load_weights(model)
+        assert_answered(sampler.sample(requests, PARAMS), requests)
+        sampler.close()
+    assert time.monotonic() - started < 3
+    assert f"the server at {address} is slower than others to take the weights" in caplog.text
+
+
+@needs_httpx
+def test_another_run_at_the_same_server_is_told(model, fakes, running):
+    fake = fakes()
+    sampler = running(model, fake)
+    fake.completion = lambda body: fake.become("fastflow-other-0") if len(fake.bodies) == 9 else None
+    with pytest.raises(FastflowError, match=f"another run changed the weights of the server at {fake.address} during"):
+        sampler.sample(make_requests(), PARAMS)
+
+
+@needs_httpx
+@pytest.mark.parametrize("failure", [None, 500])
+def test_what_a_restarted_server_answered_is_asked_again(failure, model, fakes, running):
+    """Restarted between two requests, so that only its weights tell; by the round's end or by the next failure."""
+    fake, counts, served = fakes(), [], []
+
+    def complete(body):
+        if len(fake.bodies) == 9:
+            fake.become("default")
+        served.append((fake.tag, tuple(body["prompt"]), body["seed"]))
+        return failure if len(fake.bodies) == 15 else None
+
+    fake.completion = complete
+    sampler = running(model, fake, max_sequences=1, on_progress=counts.append)
+    requests = make_requests()
+    assert_answered(sampler.sample(requests, PARAMS), requests)
+    assert sum(counts) == 24
+    ours = [job for tag, *job in served if tag == sampler._weights.tag]
+    assert len(ours[8:]) == 24
+    assert len(served) - len(ours) == (7 if failure else 16)
 
 
 @needs_httpx
@@ -317,7 +371,7 @@ def test_ctrl_c_cancels_and_the_sampler_can_go_on(model, fakes, running):
 
 def test_addresses_are_read_as_users_write_them(model):
     assert read_addresses(["http://a:8000/v1/", "a:8000", "https://b"]) == ["http://a:8000", "https://b"]
-    for wrong in ("ftp://a", ""):
+    for wrong in ("ftp://a", "", "a:99999", "a:abc", "http://[::1", "a b:8000", "a:80\n00"):
         with pytest.raises(FastflowError, match=r"rollout\.servers holds .*, which is no address; write it as host"):
             read_addresses([wrong])
     with pytest.raises(FastflowError, match=r"rollout\.servers is empty"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -60,6 +62,22 @@ def test_old_versions_go_and_nothing_remains(model, tmp_path):
     assert [path.name for path in folder.path.iterdir()] == ["version-1"]
     folder.close()
     assert [path.name for path in tmp_path.iterdir()] == ["version-0"]
+
+
+def test_the_path_keeps_the_links_that_servers_may_need(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    folder = WeightFolder("link")
+    assert folder.path.parent == tmp_path / "link"
+    folder.close()
+
+
+def test_a_program_that_ends_early_leaves_no_weights(tmp_path):
+    program = "import sys; from fastflow.rollout.server.weights import WeightFolder as F; f = F(sys.argv[1]); 1 / 0"
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert "ZeroDivisionError" in ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_adapters_are_merged_on_the_way(tmp_path):

@@ -275,3 +275,16 @@ def test_a_directory_of_other_things_is_left_alone(settings, tmp_path):
     with pytest.raises(FastflowError, match="not empty and not a run"):
         run(settings, run__output=tmp_path / "thesis", run__overwrite="true")
     assert (tmp_path / "thesis" / "chapter1.txt").exists()
+
+
+@pytest.mark.parametrize("failing", ["fastflow.run_directory.prepare", "fastflow.trainer.make_recorder"])
+def test_the_sampler_is_closed_whatever_fails_first(failing, settings, monkeypatch):
+    def fail(*arguments):
+        raise FastflowError("no room")
+
+    trainer, closed = Trainer(configure(settings), Console(quiet=True)), []
+    monkeypatch.setattr(failing, fail)
+    monkeypatch.setattr(trainer.sampler, "close", lambda: closed.append(True))
+    with pytest.raises(FastflowError, match="no room"):
+        trainer.run()
+    assert closed == [True]

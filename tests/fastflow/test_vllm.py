@@ -62,15 +62,18 @@ def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
 
 
 @needs_vllm
-def test_adapters_are_merged_bucket_by_bucket(rng, monkeypatch):
+@pytest.mark.parametrize("family", ["qwen3", "qwen2"])  # without and with biases
+def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
     monkeypatch.setattr(vllm_weights.SharedWeights.__init__, "__defaults__", (10_000,))  # bytes: several buckets
-    model = PackedModel(with_adapters(make_causal_lm("qwen3", head_dim=HEAD_DIM), LoraConfig(rank=2, dropout=0.0)))
+    model = PackedModel(
+        with_adapters(make_causal_lm(family, hidden_size=128, head_dim=HEAD_DIM), LoraConfig(rank=2, dropout=0.0))
+    )
     sampler = start(model)
     assert sampler._weights.rounds > 3
     try:
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.05)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
     finally:
@@ -101,6 +104,14 @@ def test_temperature_stop_texts_and_fewest_tokens(rng):
                 assert not any(stop in text[:-1] for stop in stops)
             assert any(trajectory.response_ids[-1] != 0 for trajectory in flatten(stopped) if len(trajectory) < 12)
 
+        both = SamplingParams(max_response_tokens=12, min_response_tokens=6, stop=stops)
+        for made_by in (sampler, LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)):
+            late = flatten(made_by.sample(requests, both))
+            assert min(len(trajectory) for trajectory in late) == 7  # what stands in the first six ends nothing
+            assert any(
+                any(stop in tokenizer.decode(trajectory.response_ids[:6]) for stop in stops) for trajectory in late
+            )
+
         cold = flatten(sampler.sample(requests, SamplingParams(temperature=0.01, max_response_tokens=4)))
         assert np.mean([trajectory.behaviour_logprobs.mean() for trajectory in cold]) > -0.05  # of what was drawn from
     finally:
@@ -116,6 +127,32 @@ def test_more_prompt_tokens_than_one_pass_takes(rng):
         groups = sampler.sample(requests, SamplingParams(max_response_tokens=4))  # 10,500 tokens of prompts
         assert_agrees(groups, model)
         assert_equal(groups, sampler.sample(requests, SamplingParams(max_response_tokens=4)))
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_what_ends_a_response_is_what_the_trainer_says(rng):
+    """Not vLLM's own reading of the model's configuration, here two end tokens of which one counts."""
+    model = make_model(eos_token_id=[0, 5])
+    sampler = start(model, eos_ids=[0])
+    try:
+        responses = [entry.response_ids for entry in flatten(sampler.sample(make_requests(rng, responses=24), PARAMS))]
+        assert any(5 in ids[:-1] for ids in responses) and not any(0 in ids[:-1] for ids in responses)
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_bfloat16_under_autocast(rng):
+    model = make_model()
+    model.autocast = True
+    sampler = start(model)
+    try:
+        assert_agrees(sampler.sample(make_requests(rng), PARAMS), model, atol=0.3)
+        perturb(model)
+        sampler.load_weights(model)
+        assert_agrees(sampler.sample(make_requests(rng), PARAMS), model, atol=0.3)
     finally:
         sampler.close()
 

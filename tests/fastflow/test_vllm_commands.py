@@ -115,14 +115,15 @@ def test_a_replaced_process_that_was_asleep_is_awake(diary, rng):
     assert diary.entries == ["Wake weights", "end", "start", "Attach", "Load 0", "Commit"]
 
 
-def test_buckets_are_few_and_no_larger_than_asked():
-    model = PackedModel(with_adapters(make_causal_lm(), LoraConfig(rank=2, dropout=0.0)))
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_buckets_are_few_and_no_larger_than_asked(family):
+    model = PackedModel(with_adapters(make_causal_lm(family), LoraConfig(rank=2, dropout=0.0)))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
     weights = SharedWeights(model, bucket_bytes=10_000)
     plain, *rounds = weights.attach.rounds
-    (_, bucket) = weights.attach.blocks
+    *_, bucket = weights.attach.blocks
     assert bucket.nbytes <= 10_000
     seen = {}
     for number in range(weights.rounds):
@@ -131,7 +132,7 @@ def test_buckets_are_few_and_no_larger_than_asked():
             block = weights.attach.blocks[place.block]
             seen[place.name] = block[place.offset : place.offset + place.shape.numel()].view(place.shape).clone()
     merged = model.model.merge_and_unload().state_dict()
-    assert set(seen) == {name for name, _ in make_causal_lm().named_parameters()}
+    assert set(seen) == {name for name, _ in make_causal_lm(family).named_parameters()}
     for name, value in seen.items():
         torch.testing.assert_close(value, merged[name])
     assert len(rounds) > 2 and "model.embed_tokens.weight" in {place.name for place in plain}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 
 import numpy as np
@@ -24,6 +25,7 @@ from vllm_server import VllmServer
 
 
 def test_the_plugin_never_keeps_vllm_from_starting(monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG, "fastflow")
     monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.factory", None)
     plugin.register()
     plugin.register()

@@ -1,7 +1,8 @@
 """A stand-in for a vLLM server: the endpoints that fastflow uses, over a transformers model in a thread of the tests.
 
-It really reads the weights that it is given and answers the probe with them, so that stale weights show. Responses are
-a function of prompt and seed. What goes wrong is set by the test, through the attributes.
+It really reads the weights that it is given and answers the probe with them, so that stale weights show. It refuses
+what vLLM refuses or would do wrongly: weights in another order, under running requests or over an old cache. Responses
+are a function of prompt and seed. What goes wrong is set by the test, through the attributes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fastflow.models import PackedModel
 from fastflow.rollout.probe import logprobs_of
 
 NOT_CONFIGURED = "Call to collective_rpc method failed: Worker failed with error 'Weight transfer not configured.'"
+UNDER_REQUESTS = "Call to collective_rpc method failed: the stand-in's weights change only while it is paused"
 
 LOADING = threading.Lock()  # transformers loads one model at a time
 
@@ -50,7 +52,8 @@ class FakeServer:
 
     def start(self) -> None:
         """Also after `die`, on the same port and without the weights."""
-        self.alive, self.tag, self.policy, self._directory = True, "default", None, None
+        self.alive, self.policy = True, None
+        self.become("default")
         handler = type("Handler", (_Handler,), {"fake": self})
         ThreadingHTTPServer.allow_reuse_address = True
         self._http = ThreadingHTTPServer(("127.0.0.1", self._port), handler)
@@ -58,6 +61,12 @@ class FakeServer:
         self._port = self._http.server_address[1]
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), name="fake-vllm", daemon=True)
         self._thread.start()
+
+    def become(self, tag: str) -> None:
+        """As if started anew, or given other weights by another run: idle, and under this tag."""
+        self.tag = self._cached_tag = tag
+        self._paused = self._updating = False
+        self._directory: Path | None = None
 
     def die(self) -> None:
         """Answers nothing any more, what is under way included."""
@@ -87,16 +96,41 @@ class FakeServer:
             return 200, f'# HELP\nvllm:generation_tokens_total{{engine="0"}} {self.tokens}\n'
         if path == "/init_weight_transfer_engine" and not self.transfers:
             return self._error(500, NOT_CONFIGURED)
-        if path == "/update_weights":
-            self._directory = Path(body["update_info"]["file"]).parent
-        if path == "/finish_weight_update":
-            self._load(self._directory)
-            self.tag = body["weight_version"]
+        if path in ("/pause", "/resume"):
+            self._paused = path == "/pause"
+        if path == "/reset_prefix_cache":
+            self._cached_tag = self.tag
+        if path in ("/start_weight_update", "/update_weights", "/finish_weight_update"):
+            return self._update(path, body)
         if path == "/collective_rpc":
+            if not self._paused:
+                return self._error(500, UNDER_REQUESTS)
             self._load(Path(body["kwargs"]["weights_path"]))
         if path == "/update_weight_version":
             self.tag = body["new_version"]
         return 200, {"success": True, "version": "fake", "weight_version": self.tag}
+
+    def _update(self, path: str, body: dict) -> tuple[int, object]:
+        failed = "Call to collective_rpc method failed: "
+        if not self._paused:
+            return self._error(500, UNDER_REQUESTS)
+        if path == "/start_weight_update":
+            if self._updating:
+                return self._error(500, f"{failed}a weight update is already active")
+            self._updating = True
+        elif not self._updating:
+            return self._error(500, f"{failed}start_weight_update must be called before")
+        elif path == "/update_weights":
+            file = Path(body["update_info"]["file"])
+            if not file.is_file():
+                self._updating = False
+                return self._error(500, f"{failed}fastflow: this server sees no file {file}")
+            self._directory = file.parent
+        else:
+            self._updating = False
+            self._load(self._directory)
+            self.tag = body["weight_version"]
+        return 200, {}
 
     def _load(self, directory: Path) -> None:
         from transformers import AutoModelForCausalLM
@@ -106,6 +140,8 @@ class FakeServer:
                 self.policy = PackedModel(AutoModelForCausalLM.from_pretrained(directory))
 
     def _complete(self, body: dict) -> tuple[int, object]:
+        if self._paused or self._cached_tag != self.tag:
+            return self._error(400, "paused" if self._paused else "the prefix cache is of other weights")
         if "prompt_logprobs" in body:
             ids = body["prompt"]
             logprobs = logprobs_of(self.policy, np.asarray(ids)).tolist()

@@ -12,6 +12,7 @@ from typing import Any
 from fastflow.errors import FastflowError, need
 
 CONNECT_SECONDS = 10.0
+BRIEF_SECONDS = 10.0  # for questions that a server answers at once or not at all
 BUSY = (429, 503)
 GENERATED = re.compile(r"^vllm:generation_tokens_total(?:{[^}]*})? (\S+)$", re.MULTILINE)
 
@@ -51,7 +52,8 @@ class Client:
     """HTTP to one address, over connections that stay open.
 
     connections: requests under way at once. patience: seconds that an answer may take, completions excepted, whose
-    time nobody knows. The key of a server with --api-key is read from the environment variable VLLM_API_KEY.
+    time nobody knows, and short questions, which get BRIEF_SECONDS at most. The key of a server with --api-key is
+    read from the environment variable VLLM_API_KEY.
     """
 
     def __init__(self, address: str, *, connections: int, patience: float):
@@ -59,6 +61,7 @@ class Client:
         self.address = address
         self._errors = httpx.TransportError
         self._unlimited = httpx.Timeout(patience, connect=CONNECT_SECONDS, read=None, pool=None)
+        self._brief = httpx.Timeout(min(patience, BRIEF_SECONDS), pool=None)
         key = os.environ.get("VLLM_API_KEY")
         self._http = httpx.AsyncClient(
             base_url=address,
@@ -73,11 +76,11 @@ class Client:
         await self._http.aclose()
 
     async def check_health(self) -> None:
-        await self._ask("GET", "/health")
+        await self._ask("GET", "/health", timeout=self._brief)
 
     async def get(self, path: str, field: str) -> Any:
         """One field of the answer."""
-        answer = await self._json("GET", path)
+        answer = await self._json("GET", path, timeout=self._brief)
         if not isinstance(answer, dict) or field not in answer:
             raise FastflowError(
                 f"the server at {self.address} answered GET {path} without {field}; check that vLLM listens there"
@@ -86,6 +89,10 @@ class Client:
 
     async def post(self, path: str, body: dict | None = None, **parameters: str) -> Any:
         return await self._json("POST", path, json=body, params=parameters)
+
+    async def resume(self) -> None:
+        """After a pause."""
+        await self._json("POST", "/resume", timeout=self._brief)
 
     async def complete(self, body: dict) -> Any:
         """The answer to a completion request, however long it takes."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastflow.errors import FastflowError
 from fastflow.rollout.sampler import SamplingParams
-from fastflow.rollout.server.client import Busy
+from fastflow.rollout.server.client import Unreachable
 from fastflow.trajectory import Trajectory
 
 ROUNDING = 1e-3  # nats by which a log-prob may exceed 0
@@ -44,7 +44,10 @@ def request_body(
 def trajectory_of(
     answer: Any, *, address: str, seed: int, params: SamplingParams, eos_ids: Sequence[int], weight_version: int
 ) -> Trajectory:
-    """Raises Busy for a response that was cut off by the server, and FastflowError for one that cannot be used."""
+    """Raises FastflowError for a response that cannot be used.
+
+    And Unreachable for one that the server cut off, as it does when somebody changes its weights.
+    """
 
     def unusable(reason: str) -> FastflowError:
         return FastflowError(f"the server at {address} gave a response {reason}")
@@ -53,7 +56,7 @@ def trajectory_of(
         (choice,) = answer["choices"]
         finish_reason = choice["finish_reason"]
         if finish_reason not in ("stop", "length"):
-            raise Busy(f"the server at {address} ended a response by {finish_reason!r}")
+            raise Unreachable(f"the server at {address} ended a response by {finish_reason!r}")
         ids = np.asarray(choice["token_ids"], dtype=np.int64)
         logprobs = np.asarray(choice["logprobs"]["token_logprobs"], dtype=np.float32)
     except (KeyError, TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 A request goes to the open server with the fewest under way. One that fails goes back to the front of the queue with its
 seed, and its server is closed until it has shown its health and its weights; what it still has under way goes on.
+Answers count when their server shows afterwards that it still holds the weights; else they are asked for again.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ logger = logging.getLogger(__name__)
 LOOKS_PER_SILENCE = 8
 SHORTEST_LOOK = 0.05
 HEAD_START = 2.0  # seconds
+PROOF_ATTEMPTS = 3
 
 
 @dataclass
 class Lane:
-    """A server during a round. last_sign: when it last finished a response or was seen to generate."""
+    """A server during a round. last_sign: when it last finished a response or was seen to generate. answered: jobs
+    since it last showed its weights, or all of the round while it always held them.
+    """
 
     server: Server
     last_sign: float
@@ -40,6 +44,7 @@ class Lane:
     look: asyncio.Task | None = None
     last_look: float = 0.0
     resting: asyncio.TimerHandle | None = None
+    answered: set[int] = field(default_factory=set)
     under_way: dict[asyncio.Task, int] = field(default_factory=dict)
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
     backoff: Backoff = field(default_factory=Backoff)
@@ -56,10 +61,11 @@ class Lane:
 
 
 class Round:
-    """ask: one response from one server for the job of this number. make_ready: as Server.make_ready, weights given.
+    """ask: one response from one server for the job of this number. make_ready: as Server.make_ready, weights given;
+    still_holds: as Server.still_holds, likewise.
 
     max_sequences: requests under way at one server. silence: seconds without a sign of life from any server after which
-    the round fails. on_finished: called after each response, in this thread.
+    the round fails. on_finished: called once for each response, in this thread.
     """
 
     def __init__(
@@ -69,17 +75,19 @@ class Round:
         *,
         ask: Callable[[Server, int], Awaitable[Any]],
         make_ready: Callable[[Server], Awaitable[None]],
+        still_holds: Callable[[Server], Awaitable[bool]],
         max_sequences: int,
         silence: float,
         on_finished: Callable[[], None],
     ):
         now = time.monotonic()
         self._lanes = [Lane(server, now) for server in servers]
-        self._ask, self._make_ready = ask, make_ready
+        self._ask, self._make_ready, self._still_holds = ask, make_ready, still_holds
         self._max_sequences, self._silence = max_sequences, silence
         self._on_finished = on_finished
         self._waiting = deque(range(jobs))
         self._answers: dict[int, Any] = {}
+        self._told: set[int] = set()  # jobs that on_finished was called for
         self._jobs = jobs
         self._started = now
         self._progress = now  # when any server last finished a response or was seen to generate
@@ -93,7 +101,7 @@ class Round:
             lane.doubted.set()  # until it has shown its weights
         look = max(self._silence / LOOKS_PER_SILENCE, SHORTEST_LOOK)
         try:
-            while len(self._answers) < self._jobs:
+            while len(self._answers) < self._jobs or not await self._all_proven():
                 self._hand_out()
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._news.wait(), min(look, HEAD_START))
@@ -142,9 +150,12 @@ class Round:
         error = None if task.cancelled() else task.exception()
         if error is None and not task.cancelled():
             self._answers[job] = task.result()
+            lane.answered.add(job)
             lane.last_sign = self._progress = time.monotonic()
             lane.backoff.reset()
-            self._on_finished()
+            if job not in self._told:
+                self._told.add(job)
+                self._on_finished()
         else:
             self._waiting.appendleft(job)
         if isinstance(error, Busy):
@@ -166,6 +177,8 @@ class Round:
             if lane.trouble:
                 await lane.backoff.pause()
             try:
+                if lane.answered and not await self._still_holds(lane.server):
+                    await self._discard(lane)
                 await self._make_ready(lane.server)
             except Unreachable as error:
                 lane.trouble, lane.tried = str(error), True
@@ -177,6 +190,38 @@ class Round:
             lane.last_sign, lane.trouble = time.monotonic(), ""
             lane.open = lane.tried = True
             self._news.set()
+
+    async def _all_proven(self) -> bool:
+        """Whether every server that answered holds the weights at the end too; what the others gave is put back."""
+        lanes = [lane for lane in self._lanes if lane.answered]
+        proven = await asyncio.gather(*(self._is_proven(lane) for lane in lanes))
+        for lane in [lane for lane, good in zip(lanes, proven, strict=True) if not good]:
+            lane.doubt(lane.trouble or f"the server at {lane.server.address} has lost the weights")
+            await self._discard(lane)
+        return len(self._answers) == self._jobs
+
+    async def _is_proven(self, lane: Lane) -> bool:
+        backoff = Backoff()
+        for attempt in range(PROOF_ATTEMPTS):
+            if attempt:
+                await backoff.pause()
+            try:
+                return await self._still_holds(lane.server)
+            except Unreachable as error:
+                trouble = str(error)
+        lane.trouble = trouble
+        return False
+
+    async def _discard(self, lane: Lane) -> None:
+        """Puts back what this server answered or still answers with other weights."""
+        under_way = list(lane.under_way)
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        for job in lane.answered:
+            del self._answers[job]
+        self._waiting.extendleft(sorted(lane.answered, reverse=True))
+        lane.answered.clear()
 
     def _look_for_signs(self, look: float) -> None:
         """Long responses give none until they end, so servers are asked whether they generate."""

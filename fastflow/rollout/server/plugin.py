@@ -23,4 +23,4 @@ def register() -> None:
     except ValueError:
         logger.debug("the weight-transfer engine %s is registered already", BACKEND)
     except Exception as error:
-        logger.warning("this vLLM takes no weights from fastflow by weight transfer: %s", error)
+        logger.debug("this vLLM takes no weights from fastflow by weight transfer: %s", error)

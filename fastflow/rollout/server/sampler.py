@@ -23,7 +23,7 @@ from fastflow.rollout.server.background import BackgroundLoop, Work
 from fastflow.rollout.server.client import Backoff, Client, Unreachable
 from fastflow.rollout.server.completion import request_body, trajectory_of
 from fastflow.rollout.server.dispatch import Round
-from fastflow.rollout.server.server import Server, Weights
+from fastflow.rollout.server.server import OURS, Server, Weights
 from fastflow.rollout.server.weights import WeightFolder
 from fastflow.trajectory import Group, Trajectory
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.1
+OTHERS_SECONDS = 3.0  # that a load at least waits for further servers once one has the weights
 
 
 class ServerSampler:
@@ -71,6 +72,7 @@ class ServerSampler:
         self._weights: Weights | None = None
         self._requests: Sequence[Request] = ()
         self._round: Work | None = None
+        self._late: set[asyncio.Task] = set()  # servers that still take weights
         self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._folder = WeightFolder(folder)
         self._background = BackgroundLoop("fastflow-vllm-servers")
@@ -93,7 +95,7 @@ class ServerSampler:
         probe = probe_for(policy, self._context)
         self._weights = Weights(
             directory=self._folder.write(policy),
-            tag=f"fastflow-{self._run}-{next(self._loads)}",
+            tag=f"{OURS}{self._run}-{next(self._loads)}",
             version=policy.version,
             probe=probe,
             logprobs=logprobs_of(policy, probe),
@@ -152,22 +154,18 @@ class ServerSampler:
             len(jobs),
             ask=ask,
             make_ready=lambda server: server.make_ready(self._weights),
+            still_holds=lambda server: server.still_holds(self._weights),
             max_sequences=self._max_sequences,
             silence=self._silence,
             on_finished=lambda: self._finished.put(1),
         ).run()
 
     async def _make_some_ready(self) -> None:
-        """Returns when at least one server holds the weights and every other has failed to take them."""
+        """Returns when one server holds the weights and the others had as long again; they go on taking them."""
         deadline, backoff, told = time.monotonic() + self._silence, Backoff(), set()
         while True:
-            outcomes = await asyncio.gather(
-                *(server.make_ready(self._weights) for server in self._servers), return_exceptions=True
-            )
-            failures = [outcome for outcome in outcomes if outcome is not None]
+            failures = await self._offer()
             for failure in failures:
-                if not isinstance(failure, Unreachable):
-                    raise failure
                 if str(failure) not in told:
                     told.add(str(failure))
                     logger.warning("%s; it takes the weights when it answers again", failure)
@@ -181,6 +179,37 @@ class ServerSampler:
                 )
             await backoff.pause()
 
+    async def _offer(self) -> list[Unreachable]:
+        """What kept the servers from taking the weights, for those that have not."""
+        for task in self._late:
+            task.cancel()
+        started = time.monotonic()
+        tasks = {asyncio.ensure_future(server.make_ready(self._weights)): server.address for server in self._servers}
+        waiting, ready = set(tasks), False
+        try:
+            while waiting and not ready:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                ready = any(task.exception() is None for task in done)
+            if waiting:
+                grace = max(OTHERS_SECONDS, time.monotonic() - started)
+                _, waiting = await asyncio.wait(waiting, timeout=grace)
+            failures = [task.exception() for task in tasks.keys() - waiting if task.exception() is not None]
+            for failure in failures:
+                if not isinstance(failure, Unreachable):
+                    raise failure
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        finally:
+            for task in waiting:
+                task.add_done_callback(_forget)
+            self._late = waiting
+        late = [
+            Unreachable(f"the server at {tasks[task]} is slower than others to take the weights") for task in waiting
+        ]
+        return failures + late
+
     async def _close_clients(self) -> None:
         await asyncio.gather(*(server.client.close() for server in self._servers), return_exceptions=True)
 
@@ -192,6 +221,26 @@ class ServerSampler:
             self._on_progress(finished)
 
 
+def _forget(task: asyncio.Task) -> None:
+    """The next to make the server ready meets what went wrong here."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and text.isprintable()
+            and " " not in text
+        )
+    except ValueError:  # a port beyond 65535 or without digits, a bracket that stays open
+        return False
+
+
 def read_addresses(servers: Sequence[str]) -> list[str]:
     """Addresses without what users add to them, each once. Raises FastflowError for one that is none."""
     addresses = []
@@ -199,8 +248,7 @@ def read_addresses(servers: Sequence[str]) -> list[str]:
         address = text.strip().rstrip("/").removesuffix("/v1")
         if "://" not in address:
             address = f"http://{address}"
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(address):
             raise FastflowError(f"rollout.servers holds {text!r}, which is no address; write it as host:8000")
         if address not in addresses:
             addresses.append(address)

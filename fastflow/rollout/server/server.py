@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ REMEDY = (
 )
 OTHER_BACKEND = ("weight transfer not configured", "invalid init_info")  # as vLLM puts it
 UNSEEN = ("fastflow: this server sees no", "Repo id must be")  # the second: vLLM takes it for the name of a hub's model
+OURS = "fastflow-"  # how the tags of every run begin
 CACHE_ATTEMPTS = 6
 
 
@@ -56,12 +58,27 @@ class Server:
         self._introduction = ""
         self._transfers = False  # the weights, by vLLM's weight-transfer API and not by reload_weights
         self._holds = ""  # the tag of the weights that it has proven to hold
+        self._giving = asyncio.Lock()
 
     async def make_ready(self, weights: Weights) -> None:
         """The server holds these weights afterwards. A server that was started anew is given them again.
 
         Raises Unreachable where another attempt may help, and FastflowError where the server cannot serve.
         """
+        async with self._giving:
+            await self._make_ready(weights)
+
+    async def still_holds(self, weights: Weights) -> bool:
+        """False for a server that was started anew. Raises FastflowError where another run gave it its weights."""
+        said = await self._says_it_holds()
+        if said != weights.tag and said.startswith(OURS):
+            raise FastflowError(
+                f"another run changed the weights of the server at {self.address} during a round; a run needs its "
+                "servers to itself"
+            )
+        return said == weights.tag
+
+    async def _make_ready(self, weights: Weights) -> None:
         await self.client.check_health()
         said = await self._says_it_holds()
         if self._holds == weights.tag == said:
@@ -73,7 +90,7 @@ class Server:
         self._holds = weights.tag
 
     async def _says_it_holds(self) -> str:
-        return await self.client.get("/weight_info", "weight_version")
+        return str(await self.client.get("/weight_info", "weight_version"))
 
     async def _introduce(self, folder: Path) -> None:
         """What it serves, and which way the weights can take."""
@@ -125,7 +142,7 @@ class Server:
         except WorkerError as error:
             raise self._refusal(error, weights.directory) from error
         finally:
-            await client.post("/resume")
+            await client.resume()
         if (said := await self._says_it_holds()) != weights.tag:
             raise Unreachable(f"the server at {self.address} says that it holds the weights {said}, not {weights.tag}")
         await self._prove(weights)
@@ -157,7 +174,7 @@ class Server:
     async def _forget_prefixes(self) -> None:
         backoff = Backoff()
         for _ in range(CACHE_ATTEMPTS):  # it fails while a request that was just aborted still holds blocks
-            if (await self.client.post("/reset_prefix_cache"))["success"]:
+            if (await self.client.post("/reset_prefix_cache", reset_external="true"))["success"]:
                 return
             await backoff.pause()
         raise Unreachable(f"the server at {self.address} did not empty its prefix cache")
@@ -168,6 +185,6 @@ class Server:
         try:
             check_agreement(theirs, weights.logprobs, dtype=weights.dtype, engine=name, version=weights.version)
         except FastflowError as error:
-            if self._transfers:
-                raise
-            raise FastflowError(f"{error}; or {REMEDY}") from error
+            dtype = str(weights.dtype).removeprefix("torch.")
+            other = f"or it computes in another type than the trainer: start it with --dtype {dtype}"
+            raise FastflowError(f"{error}; {other}" + ("" if self._transfers else f"; or {REMEDY}")) from error

@@ -8,6 +8,7 @@ Each is a checkpoint that transformers and vLLM load. Adapters are merged, and t
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import shutil
@@ -35,11 +36,13 @@ class WeightFolder:
         try:
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix="fastflow-weights-", dir=folder)).resolve()
+            made = Path(tempfile.mkdtemp(prefix="fastflow-weights-", dir=folder))
+            self.path = made.absolute()  # links in it stay, since servers may see the folder through them only
             self.path.chmod(0o755)  # a server may run as somebody else
         except OSError as error:
             raise FastflowError(f"cannot write to rollout.shared_folder = {folder}: {error}; choose another") from error
         self._written = 0
+        atexit.register(self.close)
 
     def write(self, policy: PackedModel) -> Path:
         """The next version's directory, complete. Raises FastflowError when it cannot be written."""
@@ -65,7 +68,8 @@ class WeightFolder:
                 shutil.rmtree(other, ignore_errors=True)
 
     def close(self) -> None:
-        """Deletes everything that was written."""
+        """Deletes everything that was written; at the end of the program if nobody did before."""
+        atexit.unregister(self.close)
         shutil.rmtree(self.path, ignore_errors=True)
 
 

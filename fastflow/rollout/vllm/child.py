@@ -7,6 +7,7 @@ Whatever it prints goes to the log file.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,23 +17,24 @@ from multiprocessing.connection import Connection
 import torch
 
 from fastflow.rollout.vllm import messages
-from fastflow.rollout.vllm.engine import Engine
+from fastflow.rollout.vllm.engine import Engine, RequestRefused
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+REQUIRED_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+DEFAULT_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, unless the user has set it
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
-CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}  # or the first responses wait for a compiler, for nothing
+DEFAULT_CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}  # or the first responses wait for a compiler, for nothing
 ORPHAN_CHECK_SECONDS = 0.5
 
 
 def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSettings) -> None:
-    """Never raises: what goes wrong is said over the pipe. pulse: see Engine."""
+    """Says over the pipe what cannot be done; ends where a new process may do better. pulse: see Engine."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes the pipe
     _print_to(settings.log)
-    _die_with(os.getppid())
-    for name, value in (ENVIRONMENT | (CPU_ENVIRONMENT if settings.device == "cpu" else {})).items():
+    _die_with(os.getppid(), settings.model)
+    os.environ |= REQUIRED_ENVIRONMENT
+    for name, value in (DEFAULT_ENVIRONMENT | (DEFAULT_CPU_ENVIRONMENT if settings.device == "cpu" else {})).items():
         os.environ.setdefault(name, value)
     torch.set_num_threads(settings.threads)  # before vLLM, which makes it a no-op
     try:
@@ -55,13 +57,19 @@ def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSetting
 
 
 def _carry_out(what: str, act, pipe: Connection):
-    """What `act` returns; None where it failed, which the trainer then knows."""
+    """What `act` returns; None where it failed for good, which the trainer then knows.
+
+    Raises what a new process may do better: anything but a lack of memory, a request that vLLM refuses, and what
+    depends on model and weights alone.
+    """
     try:
         return act()
     except Exception as error:
         traceback.print_exc()
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in reason.lower()
+        if not (out_of_memory or isinstance(error, RequestRefused) or what in ("starting", "loading", "probing")):
+            raise
         pipe.send(messages.Failed(what, reason.strip(), out_of_memory))
         return None
 
@@ -72,12 +80,13 @@ def _print_to(path: str) -> None:
     os.dup2(log, 2)
 
 
-def _die_with(parent: int) -> None:
-    """End this process soon after its parent, even in the middle of a long computation."""
+def _die_with(parent: int, folder: str) -> None:
+    """End this process soon after its parent, even in the middle of a long computation, and remove their folder."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(ORPHAN_CHECK_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

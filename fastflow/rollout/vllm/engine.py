@@ -14,6 +14,10 @@ from fastflow.rollout.vllm import messages
 CPU_PASS_TOKENS = 8192  # of prompts in one forward pass
 
 
+class RequestRefused(Exception):
+    """vLLM does not take a request; the engine is as it was."""
+
+
 class Engine:
     """Obeys one command at a time.
 
@@ -21,6 +25,10 @@ class Engine:
     """
 
     def __init__(self, settings: messages.EngineSettings, pulse: torch.Tensor):
+        from vllm.platforms import current_platform
+
+        if current_platform.device_type != settings.device:
+            raise RuntimeError(f"it is built for {current_platform.device_type}, the policy is on {settings.device}")
         if settings.device == "cpu":
             import vllm._custom_ops as operations
 
@@ -39,8 +47,10 @@ class Engine:
             enable_prefix_caching=True,
             enable_sleep_mode=settings.sleeps,
             logprobs_mode="processed_logprobs",
+            generation_config="vllm",  # nothing but the requests decides how they are sampled
             disable_log_stats=True,
         )
+        self._device = settings.device
         self._pulse = pulse.numpy()
         self._blocks: tuple[torch.Tensor, ...] = ()
         self._rounds: tuple[tuple[messages.Place, ...], ...] = ()
@@ -71,6 +81,8 @@ class Engine:
         }
         (loaded,) = self._llm.apply_model(lambda model: model.load_weights(iter(weights.items())))
         self._loaded |= set(loaded)
+        if self._device == "cuda":  # or the trainer could change what is still being read
+            torch.cuda.synchronize()
         self._beat()
         return messages.Done()
 
@@ -112,8 +124,7 @@ class Engine:
         outputs: dict[int, Any] = {}
         try:
             for ids, params in requests:
-                engine.add_request(str(self._requests), {"prompt_token_ids": ids}, params)
-                self._requests += 1
+                self._add(ids, params)
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
@@ -124,6 +135,13 @@ class Engine:
             engine.abort_request([str(number) for number in range(first, self._requests)])
             raise
         return [outputs[number] for number in range(len(requests))]
+
+    def _add(self, ids: list[int], params: Any) -> None:
+        try:
+            self._llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": ids}, params)
+        except Exception as error:
+            raise RequestRefused(str(error)) from error
+        self._requests += 1
 
     def _beat(self) -> None:
         self._pulse[0] += 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import pickle
+import queue
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,13 +52,18 @@ class EngineProcess:
         pulse = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._pulse = pulse.numpy()
         self._seen = self._pulse.copy()
+        self._replies: queue.SimpleQueue[object] = queue.SimpleQueue()
         spawn = torch.multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(
             target=child.main, args=(theirs, pulse, settings), daemon=True, name="fastflow-vllm"
         )
-        self._process.start()
+        with _ignoring_interrupts():  # which the child inherits
+            self._process.start()
+        atexit.register(self._process.kill)  # or an exit would wait for a child that was stopped
         theirs.close()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="fastflow-vllm-replies")
+        self._reader.start()
         try:
             self._wait_for(messages.Ready, startup, "rollout.startup")
         except BaseException:
@@ -70,10 +79,22 @@ class EngineProcess:
         return self._process.is_alive()
 
     def send(self, message: object) -> None:
-        try:
-            self._pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self._death() from None
+        """Returns when the process has taken it, or hangs."""
+        failure: list[OSError] = []
+
+        def write() -> None:
+            try:
+                self._pipe.send(message)
+            except OSError as error:
+                failure.append(error)
+
+        writer = threading.Thread(target=write, daemon=True, name="fastflow-vllm-command")
+        writer.start()
+        writer.join(self._silence)
+        if writer.is_alive():
+            raise self._hang(self._silence, "rollout.silence")
+        if failure:
+            raise self._death()
 
     def wait_for(self, kind: type[Reply]) -> Reply:
         """The next reply, which is of this kind; progress is passed on meanwhile."""
@@ -81,35 +102,51 @@ class EngineProcess:
 
     def end(self) -> None:
         """End the process, kindly first. May be called again."""
-        if not self._pipe.closed:
-            with contextlib.suppress(OSError):  # it is gone already
-                self._pipe.send(messages.Close())
-            self._pipe.close()
-        self._process.join(CLOSING_SECONDS)
+        if self._process.is_alive():
+            with contextlib.suppress(EngineLost):
+                self._silence = CLOSING_SECONDS
+                self.send(messages.Close())
+            self._process.join(CLOSING_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        atexit.unregister(self._process.kill)
+        self._reader.join()  # it has seen the end of the pipe
+        self._pipe.close()
+
+    def _read(self) -> None:
+        """Takes replies as they come, so that the process never waits for a trainer that trains."""
+        while True:
+            try:
+                self._replies.put(self._pipe.recv())
+            except (EOFError, OSError, pickle.UnpicklingError):  # its end, perhaps in the middle of a reply
+                self._replies.put(None)
+                return
 
     def _wait_for(self, kind: type[Reply], patience: float, setting: str) -> Reply:
         last_sign = time.monotonic()
         while True:
             try:
-                if self._pipe.poll(POLL_SECONDS):
-                    reply = self._pipe.recv()
-                    self._pass_on_progress()
-                    break
-            except (EOFError, ConnectionResetError):
-                raise self._death() from None
-            if self._pass_on_progress():
-                last_sign = time.monotonic()
-            elif time.monotonic() - last_sign > patience:
-                raise EngineLost(
-                    f"the vLLM process has shown no progress for {patience:g} seconds ({setting}, which to raise if it "
-                    f"was only slow){self._last_words()}"
-                )
+                reply = self._replies.get(timeout=POLL_SECONDS)
+                self._pass_on_progress()
+                break
+            except queue.Empty:
+                if self._pass_on_progress():
+                    last_sign = time.monotonic()
+                elif time.monotonic() - last_sign > patience:
+                    raise self._hang(patience, setting) from None
+        if reply is None:
+            self._replies.put(None)  # for whoever asks again
+            raise self._death()
         if isinstance(reply, messages.Failed):
             raise FastflowError(f"{explain(reply)}{self._last_words()}")
         return reply
+
+    def _hang(self, patience: float, setting: str) -> EngineLost:
+        return EngineLost(
+            f"the vLLM process has shown no progress for {patience:g} seconds ({setting}: raise it if it was only slow)"
+            f"{self._last_words()}"
+        )
 
     def _pass_on_progress(self) -> bool:
         """Whether there was a sign of life since the last call."""
@@ -135,8 +172,20 @@ class EngineProcess:
         return "".join(f"\n    {line}" for line in ("its log ends:", *lines[-LOG_LINES:])) if lines else ""
 
 
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 def explain(failure: messages.Failed) -> str:
-    """What a user reads about a command that vLLM could not carry out."""
+    """What a user reads about a command that vLLM cannot carry out."""
     if failure.out_of_memory:
         remedy = {
             "starting": "lower rollout.memory_fraction, or the trainer's share: batch.tokens_per_microbatch, lora.rank",
@@ -148,7 +197,5 @@ def explain(failure: messages.Failed) -> str:
         "loading": "vLLM could not take the policy's weights: {}; sample with --rollout.engine local",
         "probing": "vLLM could not compute the log-probs of a probe: {}; sample with --rollout.engine local",
         "sampling": "vLLM refuses the step's requests: {}; check the prompts' lengths and the settings of rollout",
-        "sleeping": "vLLM could not give its memory back: {}; set rollout.sleep = off",
-        "waking": "vLLM could not take its memory again: {}; lower rollout.memory_fraction or set rollout.sleep = off",
     }
     return meaning[failure.while_].format(failure.reason)

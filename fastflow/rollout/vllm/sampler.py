@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import logging
 import tempfile
@@ -58,6 +59,11 @@ class VllmSampler:
         check_installed()
         if SLEEP_LEVELS[sleep] and policy.device.type == "cpu":
             raise FastflowError(f"rollout.sleep = {sleep} frees nothing on a CPU; leave it at auto")
+        if policy.device.index:
+            raise FastflowError(
+                f"rollout.engine = vllm takes the first GPU it sees, and the policy is on {policy.device}; set "
+                f"CUDA_VISIBLE_DEVICES={policy.device.index} and model.device = cuda"
+            )
         self._policy = policy
         self._eos_ids = tuple(sorted(eos_ids))
         self._restarts, self._losses = restarts, 0
@@ -77,7 +83,7 @@ class VllmSampler:
         settings = messages.EngineSettings(
             model=self._folder.name,
             dtype=str(self._dtype).removeprefix("torch."),
-            context=context,
+            context=max(context, len(self._probe) + 1),
             max_sequences=max_sequences,
             device=policy.device.type,
             threads=torch.get_num_threads(),
@@ -86,7 +92,7 @@ class VllmSampler:
             sleeps=self._sleep_level > 0,
             log=str(Path(self._folder.name) / "vllm.log"),
         )
-        self._start = lambda: EngineProcess(settings, startup=startup, silence=silence, on_progress=self._advance)
+        self._settings, self._startup, self._silence = settings, startup, silence
         self._process: EngineProcess | None = None
         try:
             self._process = self._start()
@@ -146,7 +152,7 @@ class VllmSampler:
             except EngineLost as loss:
                 self._replace(loss)
                 self.begin(self._requests, self._message.params)
-        self._losses = 0
+        self._losses = self._finished = 0
         self._check_agreement(sampled.probe_logprobs)
         groups = self._groups(sampled)
         if self._sleep_level:
@@ -169,6 +175,11 @@ class VllmSampler:
             return Trajectory(ids, logprobs, "stop" if stopped else "length", seed, self._weight_version)
 
         return [Group(request.prompt, tuple(trajectory(seed) for seed in request.seeds)) for request in self._requests]
+
+    def _start(self) -> EngineProcess:
+        if self._policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # vLLM looks at what is free
+        return EngineProcess(self._settings, startup=self._startup, silence=self._silence, on_progress=self._advance)
 
     def _attach_and_load(self) -> None:
         self._process.send(self._weights.attach)
@@ -219,8 +230,8 @@ class VllmSampler:
                     "other start: see `fastflow doctor`, or sample with --rollout.engine local"
                 ) from loss
             logger.warning(
-                "%s\nvLLM is started anew (%d of %d in a row), with the policy's weights; what it was sampling is "
-                "sampled again with the same seeds", loss, self._losses, self._restarts,
+                "%s\nvLLM is started anew (%d of %d in a row); what it was sampling is sampled again with the same "
+                "seeds, from the policy's weights of now", loss, self._losses, self._restarts,
             )  # fmt: skip
             self._advance(-self._finished)
             try:
@@ -236,8 +247,9 @@ class VllmSampler:
 
     def _write_model(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """What vLLM reads before the weights come."""
-        config = self._policy.causal_lm.config
+        config = copy.deepcopy(self._policy.causal_lm.config)
         config.architectures = [type(self._policy.causal_lm).__name__]
+        config.eos_token_id = None  # the requests name what ends them
         config.save_pretrained(self._folder.name)
         if tokenizer is not None:
             tokenizer.save_pretrained(self._folder.name)

@@ -35,7 +35,7 @@ class SharedWeights:
         buckets = list(_fill(adapted, bucket_bytes))
         _require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
         blocks: list[torch.Tensor] = []
-        rounds = [tuple(self._move(plain, blocks))]
+        rounds = [tuple(place for part in _fill(plain, bucket_bytes) for place in self._move(part, blocks))]
         self._merged: list[list[tuple[str, torch.Tensor]]] = [[]]  # by round: what is written before it
         self._bucket(buckets, blocks, rounds)
         self.attach = Attach(tuple(blocks), tuple(rounds))
@@ -50,10 +50,12 @@ class SharedWeights:
         for name, target in self._merged[round]:
             layer = self._policy.causal_lm.get_submodule(name.removesuffix(_ADAPTED))
             torch.add(layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0]), out=target)
+        if self._policy.device.type == "cuda":  # no order holds between the streams of two processes
+            torch.cuda.synchronize(self._policy.device)
 
     @staticmethod
     def _move(named: list, blocks: list[torch.Tensor]) -> Iterator[Place]:
-        """Parameters into one new shared block per type, of which they are then views."""
+        """Parameters into new shared blocks, one per type, of which they are then views."""
         by_dtype: dict[torch.dtype, list] = {}
         for name, parameter in named:
             by_dtype.setdefault(parameter.dtype, []).append((name, parameter))
@@ -64,7 +66,7 @@ class SharedWeights:
                 view = memory[offset : offset + parameter.numel()].view(parameter.shape)
                 view.copy_(parameter.data)
                 parameter.data = view
-                yield Place(name, len(blocks), offset, parameter.shape)
+                yield Place(name.replace(".base_layer", ""), len(blocks), offset, parameter.shape)
                 offset += parameter.numel()
             blocks.append(memory)
 
@@ -104,7 +106,15 @@ def _bytes(named: list) -> list[int]:
 
 def _shared(like: torch.Tensor, count: int) -> torch.Tensor:
     memory = like.detach().new_empty(count)
-    return memory.share_memory_() if memory.device.type == "cpu" else memory  # a GPU's is shared by its handle
+    if memory.device.type == "cpu":
+        return memory.share_memory_()
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        if "expandable_segments:true" in os.environ.get(name, "").lower().replace(" ", ""):
+            raise FastflowError(
+                f"{name} asks for expandable segments, which another process cannot open everywhere; unset it, or "
+                "sample with --rollout.engine local"
+            )
+    return memory  # shared by its handle
 
 
 def _require_room(device: torch.device, needed: int) -> None:
