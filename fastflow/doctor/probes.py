@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,23 +28,44 @@ class Outcome:
 
 
 def run_python(code: str, seconds: float = SECONDS) -> Outcome:
-    """Run code in a fresh interpreter, from an empty directory so that nothing near shadows a package."""
-    with tempfile.TemporaryDirectory() as nowhere:
+    """Run code in a fresh interpreter, from an empty directory so that nothing near shadows a package.
+
+    Past its time it is killed, with the processes that it has started.
+    """
+    with (
+        tempfile.TemporaryDirectory() as nowhere,
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=nowhere,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
-            done = subprocess.run(
-                [sys.executable, "-c", code],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=seconds,
-                cwd=nowhere,
-            )
+            output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return Outcome(False, error=f"no answer within {seconds:g} seconds")
-    if done.returncode == 0:
-        return Outcome(True, done.stdout.strip())
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return Outcome(False, done.stdout.strip(), lines[-1] if lines else f"it died with exit code {done.returncode}")
+            _kill_group(process)
+            output, _ = process.communicate()
+            return Outcome(False, output.strip(), f"no answer within {seconds:g} seconds")
+        except BaseException:  # Ctrl-C reaches this process only
+            _kill_group(process)
+            raise
+    if process.returncode == 0:
+        return Outcome(True, output.strip())
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    return Outcome(False, output.strip(), lines[-1] if lines else f"it died with exit code {process.returncode}")
+
+
+def _kill_group(process: subprocess.Popen) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the leader of its own session, not yet waited for
+    else:
+        process.kill()
 
 
 def import_of(module: str, *, also: str = "") -> Outcome:

@@ -89,9 +89,13 @@ def _own_parser() -> argparse.ArgumentParser:
 
 
 def _writable(path: Path) -> Path:
+    """Find out before the work whether the file can be written, and leave none where there was none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
         path.open("a").close()
+        if not existed:
+            path.unlink()
     except OSError as error:
         raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
     return path

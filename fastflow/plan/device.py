@@ -14,6 +14,7 @@ from fastflow.models import resolve_device
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")
+LARGEST_GIB = 1e6
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -36,11 +37,15 @@ def find_device(settings: ModelConfig, memory_gib: float | None) -> Device:
     """The device of model.device, with `memory_gib` in place of its own memory where given.
 
     A size alone means a GPU of that size, which need not be in this machine; with model.device = cpu, it means RAM.
-    Raises FastflowError for a size that is not above 0, and for a device that does not exist.
+    Raises FastflowError for a size that is not above 0 or of more than a million GiB, and for a device that does not
+    exist.
     """
     if memory_gib is not None:
-        if not 0 < memory_gib < float("inf"):
-            raise FastflowError(f"--memory is {memory_gib:g}, but must be above 0; give the device's memory in GiB")
+        if not 0 < memory_gib <= LARGEST_GIB:
+            raise FastflowError(
+                f"--memory is {memory_gib:g}, but must be above 0 and at most {LARGEST_GIB:,.0f}; give the device's "
+                "memory in GiB"
+            )
         device_type = "cpu" if _names_the_cpu(settings.device) else "cuda"
         return Device(device_type, int(memory_gib * GIB), "--memory")
     device = resolve_device(settings.device)

@@ -8,9 +8,9 @@ from fastflow.config import Config
 from fastflow.models import check_same_vocabulary
 from fastflow.plan.device import Device
 from fastflow.plan.rows import PHASES, Row, peak, size
-from fastflow.plan.sizes import count_adapters, read_sizes
+from fastflow.plan.sizes import ModelSizes, count_adapters, read_sizes
 from fastflow.plan.trainer_rows import trainer_rows
-from fastflow.plan.vllm_rows import vllm_rows
+from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
 
 TIGHT = 0.9  # of the memory: fragments of the allocator come on top of what is counted
 
@@ -53,17 +53,35 @@ def estimate(config: Config, device: Device) -> Estimate:
     rows = trainer_rows(config, model, base, adapters, device)
     remarks, obstacles = [], []
     if config.rollout.engine == "vllm":
-        more, remarks, obstacles = vllm_rows(config, model, device)
+        more, remarks, obstacles = vllm_rows(config, model, adapters, device)
         rows += more
     elif config.rollout.engine == "vllm-server":
         remarks = ["the servers' memory is their own; only the trainer's is counted here"]
     result = Estimate(device, rows, remarks, obstacles)
-    _judge(result, config, rows)
+    _judge_lengths(result, config, model)
+    _judge(result, config, shared_bytes(config, model, adapters))
     return result
 
 
-def _judge(result: Estimate, config: Config, rows: list[Row]) -> None:
-    """Adds what the sum alone does not say."""
+def _judge_lengths(result: Estimate, config: Config, model: ModelSizes) -> None:
+    """A prompt and its longest response must be within the model's context."""
+    prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
+    if model.context is None or prompt + response <= model.context:
+        return
+    if response + 1 > model.context:
+        result.obstacles.append(
+            f"rollout.max_response_tokens = {response:,} leaves no room for a prompt in the model's context of "
+            f"{model.context:,} tokens; lower it"
+        )
+    else:
+        result.remarks.append(
+            f"the model's context is {model.context:,} tokens; with rollout.max_response_tokens = {response:,}, a "
+            f"prompt of more than {model.context - response:,} tokens ends the run"
+        )
+
+
+def _judge(result: Estimate, config: Config, shared: int) -> None:
+    """Adds what the sum alone does not say. shared: bytes that vLLM on a CPU needs in shared memory."""
     device = result.device
     largest = max(result.peak(phase)[1] for phase in PHASES)
     if TIGHT * device.memory < largest <= device.memory:
@@ -77,8 +95,6 @@ def _judge(result: Estimate, config: Config, rows: list[Row]) -> None:
     if config.rollout.engine != "vllm":
         return
     result.remarks.append("trainer and vLLM share this machine's memory; vLLM keeps its own while the policy trains")
-    wanted = ("policy's parameters",) if not config.lora.rank else ("bucket of merged weights",)
-    shared = sum(row.bytes for row in rows if row.name in wanted)
     if device.shared is None:
         result.remarks.append(f"shared memory (/dev/shm) must hold {size(shared)}")
     elif device.shared < shared:

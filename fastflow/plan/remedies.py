@@ -81,6 +81,8 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
             yield "rollout.memory_fraction", [share for share in FRACTIONS if share != rollout.memory_fraction]
             if rollout.sleep == "off" and not rollout.ahead:
                 yield "rollout.sleep", ["auto"]
+        elif rollout.sleep not in ("auto", "off"):
+            yield "rollout.sleep", ["auto"]
         if rollout.ahead:
             yield "rollout.ahead", [0]
 

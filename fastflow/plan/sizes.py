@@ -14,10 +14,17 @@ from fastflow.models import FAMILIES, loading, with_adapters
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA's own parameters: their number, and of how many tensors."""
+    """LoRA's own parameters: their number, and of how many tensors.
+
+    adapted, largest: parameters of the weights that adapters are added to, and of the largest of these. plain: of the
+    model's other parameters.
+    """
 
     parameters: int
     tensors: int
+    adapted: int
+    largest: int
+    plain: int
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class ModelSizes:
     """Counts and widths of one causal LM; tied weights count once.
 
     parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers.
-    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values.
+    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. context: tokens
+    that the model has positions for, where it says so.
     """
 
     layers: int
@@ -40,6 +48,7 @@ class ModelSizes:
     body_linear: int
     tied: bool
     normalises_queries: bool
+    context: int | None
 
     @property
     def query(self) -> int:
@@ -57,8 +66,12 @@ def read_sizes(path: str, settings: ModelConfig) -> ModelSizes:
 
 def count_adapters(path: str, settings: ModelConfig, lora: LoraConfig) -> Adapters:
     """What lora.rank and lora.targets add. Raises FastflowError without peft, or when the targets do not fit."""
-    trained = [entry for entry in _adapted(path, settings.trust_remote_code, lora).parameters() if entry.requires_grad]
-    return Adapters(sum(entry.numel() for entry in trained), len(trained))
+    named = list(_adapted(path, settings.trust_remote_code, lora).named_parameters())
+    trained = [entry.numel() for _, entry in named if entry.requires_grad]
+    adapted = [entry.numel() for name, entry in named if name.endswith(".base_layer.weight")]
+    own = sum(entry.numel() for name, entry in named if ".lora_" in name)
+    plain = sum(entry.numel() for _, entry in named) - own - sum(adapted)
+    return Adapters(sum(trained), len(trained), sum(adapted), max(adapted, default=0), plain)
 
 
 @functools.cache
@@ -105,6 +118,7 @@ def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
             body_linear=sum(weight.numel() for weight in linear),
             tied=head is model.get_input_embeddings().weight,
             normalises_queries=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
+            context=getattr(config, "max_position_embeddings", None),
         )
     except AttributeError as error:
         raise FastflowError(f"the config.json of {path} does not tell the model's sizes: {error}") from error

@@ -38,7 +38,7 @@ def print_plan(
         options = " ".join(remedy.option for remedy in together)
         outcome = "none is enough alone; together these fit" if together[-1].fits else "not even together do these fit"
         console.print(f"{outcome}: {escape(options)}", highlight=False, soft_wrap=True)
-    elif not result.fits and not helpful:
+    elif result.shortfall and not helpful:  # an obstacle says itself what to do
         console.print("no single setting helps: choose a smaller model or a device with more memory", highlight=False)
 
 
@@ -52,7 +52,9 @@ def verdict(config: Config, result: Estimate) -> str:
         return f"does not fit: {size(needed)} while {_name(config, phase)}, {size(result.shortfall)} more than {where}"
     if result.obstacles:
         return f"does not fit, although the peak of {size(needed)} is within {where}"
-    return f"fits: {size(needed)} while {_name(config, phase)}, of {where}; {size(device.memory - needed)} are left"
+    left = device.memory - needed
+    word = "fits" if device.is_gpu or left >= needed else "fits if malloc gives back what is freed"
+    return f"{word}: {size(needed)} while {_name(config, phase)}, of {where}; {size(left)} are left"
 
 
 def as_json(config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy]) -> dict[str, Any]:
@@ -111,5 +113,5 @@ def _name(config: Config, phase: str) -> str:
 
 def _savings(remedy: Remedy) -> str:
     saved = [f"{size(saved)} while {phase}" for phase, saved in remedy.saves.items() if saved > 0]
-    text = f"saves {' and '.join(saved)}" if saved else "gives vLLM room for a sequence"
+    text = f"saves {' and '.join(saved)}" if saved else "lets vLLM start"
     return text + (", and then it fits" if remedy.fits else ", which is not enough alone")

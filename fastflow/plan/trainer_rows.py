@@ -154,9 +154,15 @@ def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
     sequences, length = sequences_at_once(config), longest_sequence(config) + 1
     per_token = cache_bytes_per_token(model, each)
     logits = 6 * FLOAT * sequences * model.vocab_size
+    # only one layer's exist at a time; not every version of transformers repeats, but those that vLLM 0.32 wants do
+    widths, what = 2 * model.key, "longer by one token"
+    if model.heads > model.key_value_heads:
+        widths, what = widths + 2 * model.query, f"{what}, and repeated to all {model.heads} heads"
     return [
         Row("KV cache of the local sampler", "trainer", sequences * length * per_token,
             f"{sequences:,} sequences x {length:,} tokens x {per_token:,} B", (SAMPLING,)),
+        Row("copies of one layer's cache", "trainer", sequences * length * widths * each,
+            f"{sequences:,} sequences x {length:,} tokens x {widths:,} x {each} B: {what}", (SAMPLING,)),
         Row("logits and cumulative sums", "trainer", logits,
             f"{sequences:,} sequences x {model.vocab_size:,} entries x 24 B", (SAMPLING,)),
     ]  # fmt: skip

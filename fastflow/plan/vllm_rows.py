@@ -7,7 +7,7 @@ import os
 from fastflow.config import Config
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.rows import ALWAYS, SAMPLING, Row, size
-from fastflow.plan.sizes import ModelSizes
+from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow.plan.trainer_rows import (
     cache_bytes_per_token,
     context_row,
@@ -21,7 +21,9 @@ WORKSPACE_BYTES = GIB  # activations and CUDA graphs of vLLM, an assumption
 CPU_CACHE_GIB = 1  # what the vLLM process is given unless VLLM_CPU_KVCACHE_SPACE says otherwise
 
 
-def vllm_rows(config: Config, model: ModelSizes, device: Device) -> tuple[list[Row], list[str], list[str]]:
+def vllm_rows(
+    config: Config, model: ModelSizes, adapters: Adapters | None, device: Device
+) -> tuple[list[Row], list[str], list[str]]:
     """Rows, remarks, and obstacles that keep vLLM from starting at all, whatever is free."""
     each = 2 if config.model.autocast else parameter_bytes(config)
     weights = model.parameters * each
@@ -40,20 +42,46 @@ def vllm_rows(config: Config, model: ModelSizes, device: Device) -> tuple[list[R
     rows.append(Row("vLLM's KV cache", "vllm", max(cache, 0), f"{how}: {held}", moments))
     if sleeps and config.rollout.sleep == "weights-to-cpu":
         rows.append(Row("vLLM's weights on the host", "host", weights, "while the policy trains"))
-    if config.lora.rank:
-        bucket = min(BUCKET_BYTES, model.parameters * parameter_bytes(config))
-        rows.append(Row("bucket of merged weights", "vllm", bucket, "at most 256 MiB at a time", (SAMPLING,)))
+    if adapters is not None:
+        how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
+        rows.append(Row("bucket of merged weights", "vllm", _bucket_bytes(config, adapters), how))
     rows.append(context_row("vllm", device))
 
-    obstacles = []
+    obstacles = _refusals(config, device)
     if sequences < 1:
+        remedy = "raise rollout.memory_fraction" if device.is_gpu else "set VLLM_CPU_KVCACHE_SPACE to more GiB"
         obstacles.append(
             f"vLLM would not start: its KV cache of {size(max(cache, 0))} cannot hold one sequence of {length:,} "
-            f"tokens, which takes {size(per_token * length)}"
+            f"tokens, which takes {size(per_token * length)}; {remedy}, or lower rollout.max_response_tokens"
         )
     remarks = [f"{wanted:,} sequences at full length need {size(wanted * length * per_token)} of KV cache; "
                + (f"{sequences:,} fit, the others wait" if sequences < wanted else "all fit")]  # fmt: skip
     return rows, remarks, obstacles
+
+
+def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
+    """What lies in shared memory on a CPU: all parameters, or those without adapters and one bucket of the others."""
+    if adapters is None:
+        return model.parameters * parameter_bytes(config)
+    return adapters.plain * parameter_bytes(config) + _bucket_bytes(config, adapters)
+
+
+def _bucket_bytes(config: Config, adapters: Adapters) -> int:
+    each = parameter_bytes(config)
+    return max(min(BUCKET_BYTES, adapters.adapted * each), adapters.largest * each)
+
+
+def _refusals(config: Config, device: Device) -> list[str]:
+    """What the sampler refuses before it starts vLLM."""
+    found, (kind, _, index) = [], config.model.device.partition(":")
+    if not device.is_gpu and config.rollout.sleep not in ("auto", "off"):
+        found.append(f"rollout.sleep = {config.rollout.sleep} frees nothing on a CPU; leave it at auto")
+    if kind == "cuda" and index.isdigit() and int(index):
+        found.append(
+            f"rollout.engine = vllm takes the first GPU it sees, and model.device is {config.model.device}; set "
+            f"CUDA_VISIBLE_DEVICES={index} and model.device = cuda"
+        )
+    return found
 
 
 def sleeps_while_training(config: Config, device: Device) -> bool:

