@@ -19,10 +19,14 @@ from vllm_runs import PARAMS, make_requests
 
 
 class Diary:
-    """A process that carries everything out at once. lost: commands at which it dies, each once."""
+    """A process that carries everything out at once.
+
+    lost: commands at which it dies, interrupted: replies at which the user presses Ctrl-C, each once.
+    """
 
     entries: list[str]
     lost: list[type]
+    interrupted: list[type]
 
     def __init__(self, settings, **options):
         self.entries.append("start")
@@ -38,6 +42,9 @@ class Diary:
             raise EngineLost(f"it died at {name}")
 
     def wait_for(self, kind):
+        if kind in self.interrupted:
+            self.interrupted.remove(kind)
+            raise KeyboardInterrupt
         if kind is messages.Probed:
             return messages.Probed(self.probed(self.last.ids))
         if kind is messages.Sampled:
@@ -58,7 +65,8 @@ class Diary:
 @pytest.fixture
 def diary(monkeypatch):
     """Diary as the process of every new sampler."""
-    Diary.entries, Diary.lost, Diary.policy = [], [], PackedModel(make_causal_lm())
+    Diary.entries, Diary.lost, Diary.interrupted = [], [], []
+    Diary.policy = PackedModel(make_causal_lm())
     monkeypatch.setattr(vllm_sampler, "EngineProcess", Diary)
     monkeypatch.setattr(vllm_sampler, "check_installed", lambda: None)
     return Diary
@@ -93,6 +101,14 @@ def test_a_process_that_dies_between_commands_is_replaced_and_told_again(diary):
     sampler.load_weights(diary.policy)
     again = ["end", "start", "Attach", "Load 0", "Commit"]
     assert diary.entries == ["Load 0", *again, *again]
+
+
+def test_after_ctrl_c_no_reply_is_taken_for_the_next(diary, rng):
+    sampler, requests = start(diary), make_requests(rng)
+    diary.interrupted.append(messages.Sampled)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.sample(requests, PARAMS)
+    assert diary.entries == ["Sample", "end"]
 
 
 def test_a_process_that_dies_falling_asleep_loses_no_responses(diary, rng):

@@ -74,10 +74,6 @@ class EngineProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
     def send(self, message: object) -> None:
         """Returns when the process has taken it, or hangs."""
         failure: list[OSError] = []

@@ -152,6 +152,9 @@ class VllmSampler:
             except EngineLost as loss:
                 self._replace(loss)
                 self.begin(self._requests, self._message.params)
+            except KeyboardInterrupt:
+                self._process.end()  # or its reply would be taken for that of the next request
+                raise
         self._losses = self._finished = 0
         self._check_agreement(sampled.probe_logprobs)
         groups = self._groups(sampled)
