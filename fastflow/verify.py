@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastflow.errors import FastflowError
+from fastflow.output_file import writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from fastflow import verify_checks
 
-    output = None if arguments.json is None else _writable(Path(arguments.json))
+    output = None if arguments.json is None else writable(Path(arguments.json))
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are too small to share between cores
     try:
@@ -77,13 +77,3 @@ def _table_of(checks: list[Check]) -> Table:
         verdict = "[green]pass" if check.passed else "[bold red]FAIL"
         table.add_row(check.name, f"{check.value:.1e}", f"{check.bound:g}", check.unit, check.note, verdict)
     return table
-
-
-def _writable(path: Path) -> Path:
-    """Find out before a minute of checks whether the file can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
-    return path

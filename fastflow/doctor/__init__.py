@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from fastflow.errors import FastflowError
+from fastflow.output_file import writable
 
 SICK = 1
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fastflow.doctor.examination import examine
     from fastflow.doctor.table import as_json, print_checks, progress_line
 
-    output = None if arguments.json is None else _writable(arguments.json)
+    output = None if arguments.json is None else writable(arguments.json)
     console = Console()
     with progress_line() as say:
         checks = examine(on_check=say, start_vllm=arguments.vllm)
@@ -41,16 +42,3 @@ def run(arguments: argparse.Namespace) -> int:
     if output is not None:
         output.write_text(json.dumps(as_json(checks), indent=2) + "\n", encoding="utf-8")
     return SICK if any(check.is_fault for check in checks) else 0
-
-
-def _writable(path: Path) -> Path:
-    """Find out before a minute of checks whether the file can be written, and leave none where there was none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
-    return path

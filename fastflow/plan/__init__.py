@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastflow.errors import FastflowError
+from fastflow.output_file import writable
 
 if TYPE_CHECKING:
     from fastflow.config import Config
@@ -51,7 +52,7 @@ def run(request: Request) -> int:
     from fastflow.plan.remedies import combination, remedies
     from fastflow.plan.table import as_json, print_plan
 
-    output = None if request.json is None else _writable(request.json)
+    output = None if request.json is None else writable(request.json)
     config, device = request.config, find_device(request.config.model, request.memory)
     result = estimate(config, device)
     helpful = [] if result.fits else remedies(config, device, result)
@@ -86,16 +87,3 @@ def _own_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON, in bytes")
     return parser
-
-
-def _writable(path: Path) -> Path:
-    """Find out before the work whether the file can be written, and leave none where there was none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
-    return path

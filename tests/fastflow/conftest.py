@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,15 @@ from fake_vllm import FakeServer
 from fastflow.rollout.server.sampler import ServerSampler
 from server_runs import our_threads, start
 from small_models import save_model
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command line configures logging for its process; a test must not leave that to the next."""
+    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
+    yield
+    root.handlers[:] = handlers
+    logging.getLogger("fastflow").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

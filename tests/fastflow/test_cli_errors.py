@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -15,15 +14,6 @@ from fastflow import cli
 from small_models import VOCABULARY, make_causal_lm, save_model
 
 PROMPTS = ["ab", "cde", "f", "0123"]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """The command line configures logging for its process; a test must not leave that to the next."""
-    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("fastflow").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")

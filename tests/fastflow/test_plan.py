@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -37,14 +36,6 @@ CPU = Device("cpu", 64 * GIB, "a test")
 GPU = Device("cuda", 80 * GIB, "a test")
 LARGE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "head_dim": 64, "vocab_size": 4096,
          "max_position_embeddings": 16384}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("fastflow").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
