@@ -183,7 +183,7 @@ def _judge(rows: dict[str, dict], providers: list[Provider], group: Group) -> li
     for provider in providers:
         row = rows[provider.name]
         if row["error"] is not None:
-            found = errors.violations(row["error"], group.dtype, baseline)
+            found = errors.violations(row["error"], group, baseline)
             row["within_bounds"] = not found
             wrong += [f"{provider.name}, {group}: {what}" for what in found if provider.is_ours]
         if provider.is_ours and row["status"].startswith("failed"):

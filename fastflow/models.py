@@ -87,13 +87,13 @@ class PackedModel:
         return hidden.to(torch.bfloat16 if self.autocast else weight.dtype), weight, bias
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (N, V) of a few hidden rows, float32 from the accumulators on, as the fused ops compute them."""
+        """Logits (N, V) of a few hidden rows, in float32, multiplied as the fused ops do."""
         with running_on(hidden.device):
             hidden, weight, bias = self.head_inputs(hidden)
             dtype = factor_dtype(hidden, weight)
             head = Head.of(weight, bias, dtype)
-            out = hidden.new_empty(len(hidden), len(weight), dtype=accumulator_dtype(dtype))
-            return project(hidden.detach().to(dtype).contiguous(), head.weight, head.bias, out)
+            logits = project(hidden.detach().to(dtype).contiguous(), head.weight).to(accumulator_dtype(dtype))
+            return logits if head.bias is None else logits.add_(head.bias)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that training changes."""

@@ -16,6 +16,7 @@ from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.device import running_on
 from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
 from fastflow_kernels.head import Head
+from fastflow_kernels.head_gradient import finished_dtype
 from fastflow_kernels.implementation import choose
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.sequence_terms import SequenceInputs
@@ -73,7 +74,8 @@ def run(
             # a blocking copy would wait for the device
             cu_seqlens.long().contiguous().to(hidden.device, non_blocking=True),
             head,
-            padded_vocabulary=weight.shape[0],
+            weight=weight,
+            bias=bias,
             sequences=SequenceInputs(
                 log_z=log_z.double().contiguous(),
                 log_target=log_target.double().contiguous(),
@@ -109,11 +111,15 @@ def _fake(*arguments, **named):
     token_logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
     gradients = (
         hidden.new_empty(hidden.shape, dtype=dtype) if call["need_hidden"] else None,
-        hidden.new_empty(weight.shape, dtype=dtype) if call["need_weight"] else None,
-        hidden.new_empty(weight.shape[0], dtype=dtype) if call["need_bias"] and bias is not None else None,
+        _empty_gradient(weight, dtype) if call["need_weight"] else None,
+        _empty_gradient(bias, dtype) if call["need_bias"] and bias is not None else None,
         log_z.new_empty(log_z.shape, dtype=torch.float64) if call["need_log_z"] else None,
     )
     return (*results, token_logprob, *(hidden.new_empty(0) if part is None else part for part in gradients))
+
+
+def _empty_gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return parameter.new_empty(parameter.shape, dtype=finished_dtype(parameter.dtype, dtype))
 
 
 def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:

@@ -5,17 +5,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastflow_kernels.block_gradient import spend_directions
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import Choice
-from fastflow_kernels.matmul import accumulator_dtype, back_project
+from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.projector import Projector
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms, settle_sequences_
 
 
 class FlowLossGradients(NamedTuple):
-    """d loss / d input for an upstream gradient of one, in accumulator type; None where not needed."""
+    """d loss / d input for an upstream gradient of one; None where not needed. In accumulator type, the head's as
+    head_gradient.py finishes it."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -45,14 +47,15 @@ class FlowLossPass:
         targets: Tensor,  # (N,) int64
         offsets: Tensor,  # (S+1,) int64, on the device
         head: Head,
-        padded_vocabulary: int,  # rows of the weight, padding included
+        weight: Tensor,  # the head's parameters, padding included
+        bias: Tensor | None,
         sequences: SequenceInputs,
         choice: Choice,
         need: NeededGradients,
     ):
         self.hidden, self.targets, self.offsets = hidden, targets, offsets
         self.head, self.sequences, self.need = head, sequences, need
-        self.padded_vocabulary = padded_vocabulary
+        self.parameters = weight if need.weight else None, bias if need.bias else None
         self.projector_class: type[Projector] = choice.projector()
         self.settle_sequences_ = settle_sequences_
         if choice.uses_triton:
@@ -64,17 +67,18 @@ class FlowLossPass:
         self.token_logprob = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
         self.terms = SequenceTerms.zeros(like=sequences.log_z)
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
-        self.d_head = self._new_head_gradient()
 
     def default_block_rows(self) -> int:
         if self.need.hidden or self.need.head:
-            return self.projector_class.default_rows(self.head)
+            return self.projector_class.default_rows(self.head, with_head_gradient=self.need.head)
         return self.projector_class.default_forward_rows(self.head)
 
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
         projector = self.projector_class(self.head, most_rows=max((block.row_count for block in blocks), default=0))
-        self.long_d_head = self._new_head_gradient() if any(block.is_part for block in blocks) else None
+        self.d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
+        if any(block.is_part for block in blocks):
+            self.long_d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
         for block in blocks:
             if block.is_part and block.opens:
                 self.long_row_start = block.row_start
@@ -93,12 +97,14 @@ class FlowLossPass:
         self.token_logprob[block.rows] = direction.logprob
         row_factor = direction.factor
         self._settle(block, row_factor)
-        if self.d_hidden is not None:
-            d_hidden = back_project(direction.matrix, self.head.weight, out=self.d_hidden[block.rows])
-            d_hidden.mul_(row_factor.unsqueeze(1))
-        if self.need.head:
-            d_head = self.long_d_head if block.is_part else self.d_head
-            d_head.add_rows(direction.matrix, row_factor, hidden)
+        spend_directions(
+            direction.panels,
+            row_factor,
+            hidden,
+            self.head,
+            self.d_hidden[block.rows] if self.d_hidden is not None else None,
+            (self.long_d_head if block.is_part else self.d_head) if self.need.head else None,
+        )
         if block.is_part and block.closes:
             self._scale_long_sequence(block)
 
@@ -113,8 +119,3 @@ class FlowLossPass:
             self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob)
         if self.need.head:
             self.d_head.take_scaled(self.long_d_head, d_logprob)
-
-    def _new_head_gradient(self) -> HeadGradient:
-        return HeadGradient(
-            self.head, self.padded_vocabulary, need_weight=self.need.weight, need_bias=self.need.bias, dtype=self.dtype
-        )

@@ -1,35 +1,56 @@
-"""The gradient of the head (weight and bias), summed over blocks of rows in float32 or float64."""
+"""The gradient of the head (weight and bias), summed over blocks of rows."""
 
 import torch
 from torch import Tensor
 
 from fastflow_kernels.head import Head
-from fastflow_kernels.matmul import accumulate_
+from fastflow_kernels.matmul import accumulate_, accumulator_dtype
+from fastflow_kernels.panel import Panel
+
+
+def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> torch.dtype:
+    """Type in which a parameter's gradient leaves the ops: bfloat16 for that, else float32 (float64).
+
+    In float16 it would lose the small entries that a loss scale, the upstream gradient, is there to save.
+    """
+    return torch.bfloat16 if parameter_dtype == torch.bfloat16 else accumulator_dtype(product_dtype)
 
 
 class HeadGradient:
     """A running sum; its parts are None where that gradient is not needed.
 
+    Several blocks are summed in float32 (float64). A single block needs no sum: where the finished type is that of
+    the factors, its matrix product rounds to it at once.
+
     The first block overwrites, so the memory is neither zeroed nor read before it. Padding rows of the
     parameter, beyond the head's vocabulary, get zeros at the end.
     """
 
-    def __init__(self, head: Head, padded_vocabulary: int, *, need_weight: bool, need_bias: bool, dtype: torch.dtype):
-        shape = (padded_vocabulary, head.weight.shape[1])
-        self._vocabulary = head.vocabulary
-        self._weight = head.weight.new_empty(shape, dtype=dtype) if need_weight else None
-        self._bias = head.weight.new_empty(padded_vocabulary, dtype=dtype) if need_bias else None
+    def __init__(self, head: Head, weight: Tensor | None, bias: Tensor | None, *, block_count: int):
+        """weight, bias: the parameters that need a gradient."""
+        self._vocabulary, self._factors = head.vocabulary, head.weight.dtype
+        self._finished = [
+            None if part is None else finished_dtype(part.dtype, self._factors) for part in (weight, bias)
+        ]
+        self._weight, self._bias = (
+            None if part is None else head.weight.new_empty(part.shape, dtype=self._sum_dtype(finished, block_count))
+            for part, finished in zip((weight, bias), self._finished, strict=True)
+        )
         self._is_zero = True
 
-    def add_rows(self, direction: Tensor, row_scale: Tensor, hidden: Tensor) -> None:
-        """Adds direction^T @ (row_scale * hidden): direction (R, V), row_scale (R,), hidden (R, D)."""
+    def _sum_dtype(self, finished: torch.dtype, block_count: int) -> torch.dtype:
+        return finished if block_count == 1 and finished == self._factors else accumulator_dtype(self._factors)
+
+    def add_panel(self, panel: Panel, row_scale: Tensor, scaled_rows: Tensor) -> None:
+        """Adds panel^T @ scaled_rows: row_scale (R,); scaled_rows (R, D), the rows times it, in the head's type."""
         if self._weight is not None:
-            scaled = torch.mul(hidden, row_scale.unsqueeze(1), out=torch.empty_like(hidden))
-            accumulate_(self._weight[: self._vocabulary], direction, scaled, overwrite=self._is_zero)
+            accumulate_(self._weight[panel.columns], panel.matrix, scaled_rows, overwrite=self._is_zero)
         if self._bias is not None:
-            column = row_scale.to(direction.dtype).unsqueeze(1)
-            bias = self._bias[: self._vocabulary].unsqueeze(1)
-            accumulate_(bias, direction, column, overwrite=self._is_zero)
+            column = row_scale.to(panel.matrix.dtype).unsqueeze(1)
+            accumulate_(self._bias[panel.columns].unsqueeze(1), panel.matrix, column, overwrite=self._is_zero)
+
+    def end_block(self) -> None:
+        """All panels of a block are in; what comes adds to them."""
         self._is_zero = False
 
     def take_scaled(self, other: "HeadGradient", scale: Tensor) -> None:
@@ -49,4 +70,8 @@ class HeadGradient:
         for total in (self._weight, self._bias):
             if total is not None:
                 total[start:].zero_()
-        return self._weight, self._bias
+        weight, bias = (
+            None if total is None else total.to(finished)
+            for total, finished in zip((self._weight, self._bias), self._finished, strict=True)
+        )
+        return weight, bias

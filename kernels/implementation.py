@@ -1,6 +1,7 @@
 """Which implementation serves a call, in one place: by device, type and what is installed.
 
     torch   PyTorch alone: any device, any type
+    native  torch's products on the CPU, the native library's sweeps over rows of logits between them
     rows    the vendor library's products, one Triton kernel over the rows of logits between them
     fused   a Triton product whose epilogue takes the statistics and leaves exponentials instead of logits
 
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
+from fastflow_kernels import native
 from fastflow_kernels.matmul import factor_dtype
 from fastflow_kernels.projector import Projector
 
 FORCE = "FASTFLOW_KERNELS"
-NAMES = ("torch", "rows", "fused")
+NAMES = ("torch", "native", "rows", "fused")
+TRITON = ("rows", "fused")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Choice:
 
     @property
     def uses_triton(self) -> bool:
-        return self.name != "torch"
+        return self.name in TRITON
 
     def projector(self) -> type[Projector]:
         """The class that does the work; imports Triton only where it is used."""
@@ -38,6 +41,10 @@ class Choice:
             from fastflow_kernels.torch_projector import TorchProjector
 
             return TorchProjector
+        if self.name == "native":
+            from fastflow_kernels.native_projector import NativeProjector
+
+            return NativeProjector
         from fastflow_kernels.gpu import projectors
 
         return {"rows": projectors.RowsProjector, "fused": projectors.FusedProjector}[self.name]
@@ -58,7 +65,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
         return _best(device, dtype)
     if forced not in NAMES:
         raise ValueError(f"{FORCE} must be one of {', '.join(NAMES)}, got {forced!r}; correct it or unset it.")
-    obstacle = None if forced == "torch" else _obstacle(device, dtype)
+    obstacle = _obstacle(forced, device, dtype)
     if obstacle:
         raise RuntimeError(f"{FORCE}={forced} cannot serve this call: {obstacle}; unset it, or set it to torch.")
     return Choice(forced, f"{FORCE} asks for it")
@@ -67,14 +74,17 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
 def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
     """Which implementation a call with these inputs would take, and why, in one line.
 
-    >>> explain(torch.zeros(2, 4), torch.zeros(3, 4))
-    'torch: Triton has no kernels for cpu'
+    >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
+    'torch: the native library computes in float32, which float64 inputs must not meet'
     """
     return str(choose(hidden.device, factor_dtype(hidden, weight)))
 
 
 def _best(device: torch.device, dtype: torch.dtype) -> Choice:
-    obstacle = "Triton has no kernels for cpu" if device.type == "cpu" else _obstacle(device, dtype)
+    if device.type == "cpu":
+        obstacle = _native_obstacle(device, dtype)
+        return Choice("torch", obstacle) if obstacle else Choice("native", f"compiled sweeps, {native.describe()}")
+    obstacle = _triton_obstacle(device, dtype)
     if obstacle:
         return Choice("torch", obstacle)
     if dtype == torch.float32:
@@ -82,8 +92,22 @@ def _best(device: torch.device, dtype: torch.dtype) -> Choice:
     return Choice("fused", f"{dtype} products run on tensor cores, and their epilogue is free")
 
 
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot serve, or None."""
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the implementation of this name cannot serve, or None."""
+    if name == "torch":
+        return None
+    return _native_obstacle(device, dtype) if name == "native" else _triton_obstacle(device, dtype)
+
+
+def _native_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"the native library serves the CPU, not {device.type}"
+    if dtype == torch.float64:
+        return "the native library computes in float32, which float64 inputs must not meet"
+    return native.why_not() if native.library() is None else None
+
+
+def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "the Triton kernels accumulate in float32, which float64 inputs must not meet"
     if not _has_triton():

@@ -11,7 +11,6 @@ from fastflow_kernels import logprob_pass
 from fastflow_kernels.autograd import refuse_create_graph
 from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
-from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import choose
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.shard import VocabularyShard
@@ -65,10 +64,8 @@ def run_backward(
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
-    dtype = accumulator_dtype(product_dtype)
-    d_head = HeadGradient(head, weight.shape[0], need_weight=need_weight, need_bias=need_bias, dtype=dtype)
     with running_on(hidden.device):
-        d_hidden = logprob_pass.gradients(
+        found = logprob_pass.gradients(
             upstream,
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
@@ -76,9 +73,10 @@ def run_backward(
             choose(hidden.device, product_dtype),
             block_rows,
             need_hidden=need_hidden,
-            d_head=d_head if need_weight or need_bias else None,
+            weight=weight if need_weight else None,
+            bias=bias if need_bias else None,
         )
-    gradients = zip((d_hidden, *d_head.finish()), (hidden, weight, bias), strict=True)
+    gradients = zip(found, (hidden, weight, bias), strict=True)
     return tuple(
         hidden.new_empty(0) if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in gradients
     )

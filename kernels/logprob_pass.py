@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from fastflow_kernels.block_gradient import spend_directions
 from fastflow_kernels.blocks import row_blocks
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import Choice
-from fastflow_kernels.matmul import accumulator_dtype, back_project
+from fastflow_kernels.matmul import accumulator_dtype
 
 
 def logprobs(hidden: Tensor, targets: Tensor, head: Head, choice: Choice, block_rows: int | None) -> Tensor:
@@ -30,23 +31,28 @@ def gradients(
     block_rows: int | None,
     *,
     need_hidden: bool,
-    d_head: HeadGradient | None,
-) -> Tensor | None:
-    """d_hidden (N, D) in accumulator type, for upstream (N,); the head's gradient goes into `d_head`."""
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden (N, D), in accumulator type, of weight and of bias, for upstream (N,).
+
+    weight, bias: the head's parameters where they need one, else None.
+    """
+    needs_head = weight is not None or bias is not None
     projector_class = choice.projector()
-    blocks = row_blocks(hidden.shape[0], block_rows or projector_class.default_rows(head))
+    rows_at_once = block_rows or projector_class.default_rows(head, with_head_gradient=needs_head)
+    blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None
+    d_head = HeadGradient(head, weight, bias, block_count=len(blocks))
     for rows in blocks:
         direction = projector.directions(hidden[rows], targets[rows])
         row_factor = direction.factor * upstream[rows]
-        if d_hidden is not None:
-            back_project(direction.matrix, head.weight, out=d_hidden[rows]).mul_(row_factor.unsqueeze(1))
-        if d_head is not None:
-            d_head.add_rows(direction.matrix, row_factor, hidden[rows])
+        own_d_hidden = d_hidden[rows] if d_hidden is not None else None
+        spend_directions(direction.panels, row_factor, hidden[rows], head, own_d_hidden, d_head if needs_head else None)
     if d_hidden is not None and head.shard is not None:
         head.shard.sum_(d_hidden)
-    return d_hidden
+    return d_hidden, *d_head.finish()
 
 
 def _longest(blocks: list[slice]) -> int:

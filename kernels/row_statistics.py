@@ -1,13 +1,14 @@
 """What a row of logits comes down to, and its log-prob and gradient without cancellation.
 
-Per row, with logits z, target t, a reference r >= z_t and e_v = exp(z_v - r):
+Per row, with logits z, target t, a reference r >= z and e_v = exp(z_v - r):
 
     S_o = sum of e over the entries other than the target       a sum of non-negative terms: no cancellation
     S   = S_o + e_t
     log p_t = (z_t - r) - log S = (z_t - r) - log1p(S_o + (e_t - 1))
 
 Where r = z_t, e_t = 1 exactly, and this is -log1p(S_o): a probability that differs from one by 1e-30 still has
-the log-prob -1e-30. Elsewhere S_o is at least about 1, and the rounding of e_t - 1 is below that of the sum.
+the log-prob -1e-30. Elsewhere S_o is at least about 1, and the rounding of e_t - 1 = expm1(z_t - r) is below that of
+the sum.
 
     d log p_t / d z = onehot(t) - softmax(z) = -(1 / S) * [e, with -S_o in place of the target's entry]
 
@@ -44,8 +45,8 @@ class RowStatistics(NamedTuple):
 
     def logprob(self) -> Tensor:
         """(R,) log-prob of the target, nats."""
-        others = self.sum_of_others + (self.target_exponential() - 1.0)
-        return (self.target_logit - self.reference) - torch.log1p(others)
+        below = self.target_logit - self.reference
+        return (below - torch.log1p(self.sum_of_others + torch.expm1(below))).clamp(max=0.0)
 
     def factor(self) -> Tensor:
         """(R,) d log-prob / d logits = factor * direction."""

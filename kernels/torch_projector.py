@@ -1,47 +1,107 @@
-"""The pass over a block of logits in plain PyTorch: any device, any type."""
+"""A block of rows through the head on any device: torch's products, panel by panel, and two sweeps over each."""
 
 import torch
 from torch import Tensor
 
-from fastflow_kernels.matmul import accumulator_dtype, project
+from fastflow_kernels import row_sweeps
+from fastflow_kernels.blocks import default_block_rows
+from fastflow_kernels.head import Head
+from fastflow_kernels.matmul import accumulator_dtype, product_dtype, project
+from fastflow_kernels.panel import Panel, column_ranges
 from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 
+# On the CPU a panel for the gradient is large enough that malloc maps its memory and returns it when it goes (glibc
+# does from 32 MiB on), and one that only statistics are taken of small enough to be swept while it is in the cache.
+KEPT_PANEL_BYTES = 40 * 2**20
+PASSING_PANEL_BYTES = 8 * 2**20
+PASSING_ROWS = 2048
+
 
 class TorchProjector(Projector):
-    """Logits from torch's product, then maximum, exponentials and sum, each one sweep in place."""
+    """The sweeps are those of row_sweeps.py; native_projector.py puts compiled ones in their place."""
+
+    row_maximum = staticmethod(row_sweeps.row_maximum)
+    row_exponentials_ = staticmethod(row_sweeps.row_exponentials_)
+
+    @classmethod
+    def default_rows(cls, head: Head, *, with_head_gradient: bool) -> int:
+        beside = head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize if with_head_gradient else 0
+        return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head), beside)
+
+    @classmethod
+    def default_forward_rows(cls, head: Head) -> int:
+        if head.weight.device.type == "cpu":
+            return PASSING_ROWS
+        return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head))
 
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._exponentials(hidden, columns, with_slope=False).statistics
+        """Each panel is measured against the largest logit so far, and gone before the next is made."""
+        dtype = accumulator_dtype(hidden.dtype)
+        reference = hidden.new_full((len(hidden),), -torch.inf, dtype=dtype)
+        total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
+        for part in self._column_ranges(len(hidden), PASSING_PANEL_BYTES):
+            products = project(hidden, self.head.weight[part])
+            raised = torch.maximum(reference, self._capped(self.row_maximum(products, self._bias(part))))
+            against = raised.masked_fill(raised == -torch.inf, 0.0)  # of nothing but -inf so far, the sum is 0
+            part_total, part_target = self._row_exponentials_(products, part, columns, against, store=False)
+            total = total * (reference - against).exp() + part_total
+            target_logit += part_target
+            reference = raised
+        return RowStatistics(self._target_logit(hidden, columns, target_logit), reference, total)
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor, with_slope: bool = True) -> Exponentials:
-        logits, slope = self._logits(hidden, with_slope)
-        reference = logits.amax(dim=1, keepdim=True)
-        target_logit = self._take_targets_(logits, columns)
-        exponentials = logits.sub_(reference).exp_()
-        statistics = RowStatistics(target_logit, reference.squeeze(1), exponentials.sum(dim=1))
-        if slope is not None:
-            exponentials.mul_(slope)
-        return Exponentials(exponentials, reference.t(), statistics)
+    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+        head, panels, maxima = self.head, [], []
+        for part in self._column_ranges(len(hidden), KEPT_PANEL_BYTES):
+            products = project(hidden, head.weight[part])
+            maxima.append(self.row_maximum(products, self._bias(part)))
+            panels.append(Panel(part.start, products))
+        reference = self._capped(torch.stack(maxima).amax(dim=0))
+        total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
+        for panel in panels:
+            sums = self._row_exponentials_(panel.matrix, panel.columns, columns, reference, store=True)
+            total += sums[0]
+            target_logit += sums[1]
+        statistics = RowStatistics(self._target_logit(hidden, columns, target_logit), reference, total)
+        return Exponentials(panels, reference.unsqueeze(0), statistics)
 
-    def _logits(self, hidden: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits (R, V), and where there is a soft-cap its slope, a second block."""
-        head = self.head
-        out = self._block(hidden.shape[0], accumulator_dtype(head.weight.dtype))
-        if head.softcap is None:
-            return project(hidden, head.weight, head.bias, out=out, scale=1.0 / head.temperature), None
-        fraction = project(hidden, head.weight, head.bias, out=out).div_(head.softcap).tanh_()
-        slope = fraction.square().neg_().add_(1.0) if with_slope else None
-        return fraction.mul_(head.softcap / head.temperature), slope
+    def _row_exponentials_(
+        self, products: Tensor, part: slice, columns: Tensor, reference: Tensor, *, store: bool
+    ) -> tuple[Tensor, Tensor]:
+        return self.row_exponentials_(
+            products,
+            self._bias(part),
+            softcap=self.head.softcap,
+            scale=1.0 / self.head.temperature,
+            reference=reference,
+            columns=columns - part.start,
+            store=store,
+        )
 
-    def _take_targets_(self, logits: Tensor, columns: Tensor) -> Tensor:
-        """The targets' logits (R,), over all shards; -inf takes their place, whose exponential is 0."""
-        head, column = self.head, columns.unsqueeze(1)
-        if head.shard is None:
-            target_logit = logits.gather(1, column).squeeze(1)
-            logits.scatter_(1, column, -torch.inf)
-            return target_logit
-        is_here, column = head.holds(column), column.clamp(0, head.vocabulary - 1)
-        found = logits.gather(1, column)
-        logits.scatter_(1, column, found.masked_fill(is_here, -torch.inf))
-        return head.shard.sum_(found.masked_fill(~is_here, 0.0).squeeze(1))
+    def _target_logit(self, hidden: Tensor, columns: Tensor, found: Tensor) -> Tensor:
+        """(R,) over all shards. found: (R,) from the products, which are too coarse where they are rounded."""
+        head, is_here = self.head, self.head.holds(columns)
+        if product_dtype(hidden.dtype, hidden.device) != found.dtype:
+            column = columns.clamp(0, head.vocabulary - 1)
+            product = torch.linalg.vecdot(hidden.to(found.dtype), head.weight[column].to(found.dtype))
+            found = self._capped(product if head.bias is None else product + head.bias[column])
+        target_logit = torch.where(is_here, found, head.absent_logit)
+        return target_logit if head.shard is None else head.shard.sum_(target_logit)
+
+    def _capped(self, values: Tensor) -> Tensor:
+        """Logits of products that have their bias."""
+        softcap = self.head.softcap
+        return (values if softcap is None else (values / softcap).tanh() * softcap) / self.head.temperature
+
+    def _bias(self, part: slice) -> Tensor | None:
+        return None if self.head.bias is None else self.head.bias[part]
+
+    def _column_ranges(self, row_count: int, panel_bytes: int) -> list[slice]:
+        """One range beyond the CPU, where launches cost more than memory's way back."""
+        on_cpu = self.head.weight.device.type == "cpu"
+        entry_bytes = self._entry_bytes(self.head)
+        return column_ranges(self.head.vocabulary, row_count, entry_bytes, panel_bytes if on_cpu else 2**62)
+
+    @staticmethod
+    def _entry_bytes(head: Head) -> int:
+        return product_dtype(head.weight.dtype, head.weight.device).itemsize

@@ -12,6 +12,7 @@ from fastflow.plan.device import GIB, Device
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, STEP, TRAINING, Row
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow_kernels.blocks import default_block_rows
+from fastflow_kernels.matmul import cpu_multiplies_bfloat16
 
 FLOAT = 4
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
@@ -122,9 +123,10 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
 def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     """The workspace of flow_loss; all of a micro-batch's tokens count as response tokens."""
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
-    factor = 2 if device.is_gpu and numbers.product == 2 else FLOAT
+    factor = 2 if numbers.product == 2 and (device.is_gpu or cpu_multiplies_bfloat16()) else FLOAT
     vocabulary, head = model.vocab_size, model.vocab_size * model.hidden
-    block_rows = default_block_rows(vocabulary, device.type, factor)
+    beside = 0 if device.is_gpu or config.lora.rank else head * FLOAT
+    block_rows = default_block_rows(vocabulary, device.type, factor, beside)
     block = min(block_rows, tokens)
     narrowed = numbers.product if numbers.product != numbers.residual else 0
     each = 2 * numbers.residual + narrowed + FLOAT
@@ -141,7 +143,11 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     if config.lora.rank:
         return rows
     until = (LOSS, BACKWARD, EMBEDDING) if model.tied else (LOSS, BACKWARD)
-    rows.append(Row("gradient of the head", "trainer", head * FLOAT, "vocabulary x width in float32", until))
+    finished = parameter_bytes(config)
+    how = f"vocabulary x width, finished in {finished} B"
+    rows.append(Row("gradient of the head", "trainer", head * finished, how, until))
+    if finished != FLOAT and (tokens > block_rows or factor != finished):
+        rows.append(Row("its sum over blocks", "trainer", head * FLOAT, "in float32", (LOSS,)))
     if min(config.rollout.max_response_tokens, tokens) > block_rows:
         how = f"a response may be longer than a block of {block_rows:,} rows"
         rows.append(Row("the same for long sequences", "trainer", head * FLOAT, how, (LOSS,)))

@@ -1,8 +1,11 @@
 """The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
+from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.project import project
@@ -12,6 +15,7 @@ from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.matmul import project as library_project
+from fastflow_kernels.panel import Panel
 from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
@@ -19,7 +23,35 @@ from fastflow_kernels.tiles import Tile, candidates_for, tile_for
 FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
 
 
-class FusedProjector(Projector):
+class TritonProjector(Projector):
+    """Holds the memory that all blocks share."""
+
+    def __init__(self, head: Head, most_rows: int):
+        super().__init__(head, most_rows)
+        self._buffer: Tensor | None = None
+
+    @classmethod
+    def default_rows(cls, head: Head, *, with_head_gradient: bool = True) -> int:
+        return default_block_rows(head.vocabulary, head.weight.device.type, cls.entry_bytes(head.weight.dtype))
+
+    @classmethod
+    def default_forward_rows(cls, head: Head) -> int:
+        return cls.default_rows(head)
+
+    @staticmethod
+    @abstractmethod
+    def entry_bytes(factor_dtype: torch.dtype) -> int:
+        """Bytes of block memory per row and vocabulary entry."""
+
+    def _block(self, row_count: int, dtype: torch.dtype) -> Tensor:
+        """(R, V) of the shared memory; rows start at multiples of 16 bytes."""
+        if self._buffer is None:
+            width = -(-self.head.vocabulary // 8) * 8
+            self._buffer = self.head.weight.new_empty(self.most_rows, width, dtype=dtype)
+        return self._buffer[:row_count, : self.head.vocabulary]
+
+
+class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
 
     @staticmethod
@@ -39,7 +71,7 @@ class FusedProjector(Projector):
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
         matrix = self._block(hidden.shape[0], self.head.weight.dtype)
-        return Exponentials(matrix, *self._project(hidden, columns, matrix))
+        return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
 
     def _project(self, hidden: Tensor, columns: Tensor, matrix: Tensor | None) -> tuple[Tensor, RowStatistics]:
         head = self.head
@@ -67,10 +99,10 @@ class FusedProjector(Projector):
         )
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        settle_(exponentials.matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
+        settle_(exponentials.panels[0].matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
 
 
-class RowsProjector(Projector):
+class RowsProjector(TritonProjector):
     """The vendor library's product, then one Triton kernel over its rows."""
 
     @staticmethod
@@ -89,11 +121,11 @@ class RowsProjector(Projector):
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
         statistics = self._row_pass(logits, columns, matrix)
-        return Exponentials(matrix, statistics.reference.unsqueeze(0), statistics)
+        return Exponentials([Panel(0, matrix)], statistics.reference.unsqueeze(0), statistics)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         out = self._block(hidden.shape[0], accumulator_dtype(self.head.weight.dtype))
-        return library_project(hidden, self.head.weight, None, out=out)
+        return library_project(hidden, self.head.weight, out=out)
 
     def _matrix_for(self, logits: Tensor) -> Tensor:
         """The logits' own memory, or a second block in the type of the products."""

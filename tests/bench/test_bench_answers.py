@@ -14,10 +14,11 @@ from bench.memory import poisoned
 from bench.problem import default_mean_length, draw_lengths, make_problems
 from bench.providers import select
 from bench.sanitize import main as sanitize
-from bench.shapes import OP_NAMES, Shape
+from bench.shapes import OP_NAMES, Group, Shape
 from fastflow_kernels import reference
 
 SHAPE = Shape(23, 5, 17)
+FLOAT32, BFLOAT16 = (Group("flow_loss", SHAPE, dtype, "cuda") for dtype in ("float32", "bfloat16"))
 
 
 @pytest.fixture
@@ -73,17 +74,20 @@ def test_an_unwritten_output_shows(device):
     assert outputs["d_weight"].isnan().all()
     errors = errors_of(outputs, {"d_weight": torch.ones(64, 64, device=device)})
     assert errors["d_weight_max"] == math.inf
-    assert violations(errors, "bfloat16", {"d_weight_norm": math.inf})
+    assert violations(errors, BFLOAT16, {"d_weight_norm": math.inf})
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_bounds():
     right = {"token_logprob_abs": 1e-3, "d_hidden_max": 0.5, "d_hidden_norm": 1.4e-3}
-    assert violations(right, "bfloat16", {"d_hidden_norm": 1e-3}) == []
-    assert violations(right, "bfloat16", {"d_hidden_norm": 9e-4}) == ["d_hidden_norm is off by 1.4e-03 (bound 1.4e-03)"]
-    assert violations({"token_logprob_abs": 3e-3}, "bfloat16", None)
-    assert violations({"token_logprob_abs": 3e-5, "token_logprob_max": 3e-6}, "float32", None) == []
-    assert violations({"loss_max": 2e-5}, "float32", None) and violations({"d_log_z_norm": 2e-4}, "float32", None)
+    assert violations(right, BFLOAT16, {"d_hidden_norm": 1e-3}) == []
+    assert violations(right, BFLOAT16, {"d_hidden_norm": 9e-4}) == ["d_hidden_norm is off by 1.4e-03 (bound 1.4e-03)"]
+    assert violations({"token_logprob_abs": 3e-3}, BFLOAT16, {"token_logprob_abs": 3e-3})
+    on_cpu = BFLOAT16._replace(device="cpu")
+    assert violations({"token_logprob_abs": 3e-3}, on_cpu, {"token_logprob_abs": 2e-3}) == []
+    assert violations({"token_logprob_abs": 4e-3}, on_cpu, {"token_logprob_abs": 2e-3})
+    assert violations({"token_logprob_abs": 3e-5, "token_logprob_max": 3e-6}, FLOAT32, None) == []
+    assert violations({"loss_max": 2e-5}, FLOAT32, None) and violations({"d_log_z_norm": 2e-4}, FLOAT32, None)
 
 
 def test_lengths_fill_the_rows_with_the_mean_asked_for():

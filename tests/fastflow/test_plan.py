@@ -20,6 +20,7 @@ from fastflow.learner import Learner
 from fastflow.models import load_models
 from fastflow.packing import pack
 from fastflow.plan import device as plan_device
+from fastflow.plan import trainer_rows
 from fastflow.plan.activations import WIDE_SDPA, Numbers, checkpoint_bytes, layer_bytes, outer_bytes
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate
@@ -219,10 +220,22 @@ class TestLoss:
         longer = rows_of(changed(config, "rollout.max_response_tokens", 9000), GPU)
         assert longer["trainer", "the same for long sequences"].bytes == 4 * head
 
-    def test_bfloat16_parameters_on_a_cpu_are_multiplied_in_float32(self, models):
+    def test_bfloat16_parameters_on_a_cpu_that_multiplies_them(self, models, monkeypatch):
+        monkeypatch.setattr(trainer_rows, "cpu_multiplies_bfloat16", lambda: True)
+        rows = rows_of(configure(models / "large", model__dtype="bfloat16"))
+        assert ("trainer", "copy of the head") not in rows
+        assert rows["trainer", "a block of logits"].bytes == 8192 * 4096 * 2
+        assert rows["trainer", "gradient of the head"].bytes == 2 * 4096 * 256
+        assert rows["trainer", "its sum over blocks"].bytes == 4 * 4096 * 256
+        small = rows_of(configure(models / "large", model__dtype="bfloat16", batch__tokens_per_microbatch="4096"))
+        assert ("trainer", "its sum over blocks") not in small  # there is one block
+
+    def test_bfloat16_parameters_on_a_cpu_that_does_not(self, models, monkeypatch):
+        monkeypatch.setattr(trainer_rows, "cpu_multiplies_bfloat16", lambda: False)
         rows = rows_of(configure(models / "large", model__dtype="bfloat16"))
         assert rows["trainer", "copy of the head"].bytes == 4 * 4096 * 256
         assert rows["trainer", "a block of logits"].bytes == 4096 * 4096 * 4
+        assert rows["trainer", "its sum over blocks"].bytes == 4 * 4096 * 256
 
 
 class TestSampling:

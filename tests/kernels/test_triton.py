@@ -11,7 +11,15 @@ from fastflow_kernels import explain, flow_loss, linear_logprob, logprob_pass, r
 from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import choose
-from kernel_problems import assert_matches, head_tensors, make_problem, on_cpu, on_device, relative_error
+from kernel_problems import (
+    assert_gradients_match,
+    assert_matches,
+    head_tensors,
+    make_problem,
+    on_cpu,
+    on_device,
+    relative_error,
+)
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
@@ -69,8 +77,10 @@ def problems(draw):
 @given(problem=problems(), block_rows=st.sampled_from([None, 16, 50]))
 def test_flow_loss(name, implementation, problem, block_rows):
     problem = problem.cast(torch.float32)
-    got = on_cpu(on_device(problem, DEVICE).run(block_rows=block_rows))
-    assert_matches(got, problem.oracle(), forward=1e-5, gradient=1e-4)
+    result, gradients = on_cpu(on_device(problem, DEVICE).run(block_rows=block_rows))
+    expected, expected_gradients = problem.oracle()
+    assert_matches((result, {}), (expected, {}), forward=1e-5, gradient=0.0)
+    assert_gradients_match(problem, gradients, expected, expected_gradients)
 
 
 @IMPLEMENTATIONS
@@ -242,5 +252,5 @@ def test_what_is_forced_is_taken_or_refused(force):
     with pytest.raises(RuntimeError, match=r"cannot serve this call: .*float64.*; unset it"):
         explain(hidden.double(), weight.double())
     force("tritn")
-    with pytest.raises(ValueError, match="must be one of torch, rows, fused, got 'tritn'"):
+    with pytest.raises(ValueError, match="must be one of torch, native, rows, fused, got 'tritn'"):
         explain(hidden, weight)

@@ -1,0 +1,80 @@
+"""The three products by either library, in pieces, and in every type they are asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastflow_kernels import matmul
+from kernel_problems import relative_error
+
+ROWS, WIDTH, VOCABULARY = 24, 40, 72
+needs_onednn = pytest.mark.skipif(not matmul._has_onednn(), reason="needs torch with oneDNN on an x86 CPU")
+
+
+@pytest.fixture(params=[pytest.param("onednn", marks=needs_onednn), "torch"])
+def library(request, monkeypatch):
+    monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", 0 if request.param == "onednn" else 2**62)
+
+
+def factors(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """hidden (R, D), weight (V, D), direction (R, V)."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (ROWS, WIDTH), (VOCABULARY, WIDTH), (ROWS, VOCABULARY)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def test_a_projection(library):
+    hidden, weight, _ = factors(torch.float32)
+    assert relative_error(matmul.project(hidden, weight), hidden.double() @ weight.double().t()) <= 1e-6
+    part = weight[8:41]  # as a panel's columns
+    assert relative_error(matmul.project(hidden, part), hidden.double() @ part.double().t()) <= 1e-6
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_onto_the_hidden_states(library, overwrite):
+    _, weight, direction = factors(torch.float32)
+    total = torch.full((ROWS, WIDTH), torch.nan if overwrite else 3.0)
+    want = direction.double() @ weight.double() + (0.0 if overwrite else 3.0)
+    assert matmul.back_project_(total, direction, weight, overwrite=overwrite).data_ptr() == total.data_ptr()
+    assert relative_error(total, want) <= 1e-6
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("total_type", [torch.float32, torch.bfloat16])
+def test_bfloat16_onto_the_head(overwrite, total_type, monkeypatch):
+    """In pieces of five columns of the vocabulary where the sum is float32."""
+    monkeypatch.setattr(matmul, "PIECE_BYTES", 5 * WIDTH * 2)
+    hidden, _, direction = factors(torch.bfloat16)
+    total = torch.full((VOCABULARY, WIDTH), torch.nan if overwrite else 3.0, dtype=total_type)
+    want = direction.double().t() @ hidden.double() + (0.0 if overwrite else 3.0)
+    assert matmul.accumulate_(total, direction, hidden, overwrite=overwrite).data_ptr() == total.data_ptr()
+    assert relative_error(total, want) <= 2**-8
+
+
+@needs_onednn
+def test_large_products_of_float32_are_onednns(monkeypatch):
+    """And no others: small ones would pay for its call."""
+    asked = []
+    product = matmul._onednn_product
+    monkeypatch.setattr(matmul, "_onednn_product", lambda *factors: asked.append(factors) or product(*factors))
+    hidden, weight, _ = factors(torch.float32)
+    matmul.project(hidden, weight)
+    matmul.project(hidden.double(), weight.double())
+    assert not asked
+    monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", ROWS * WIDTH * VOCABULARY)
+    matmul.project(hidden, weight)
+    assert len(asked) == 1
+
+
+def test_the_types_of_the_table(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: True)
+    table = {torch.float16: torch.float32} | {dtype: dtype for dtype in (torch.float64, torch.float32, torch.bfloat16)}
+    for dtype, factor in table.items():
+        entry = torch.zeros(1, 1, dtype=dtype)
+        assert matmul.factor_dtype(entry, entry) == matmul.product_dtype(factor, cpu) == factor
+    assert matmul.product_dtype(torch.bfloat16, torch.device("cuda")) == torch.float32
+    monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: False)
+    entry = torch.zeros(1, 1, dtype=torch.bfloat16)
+    assert matmul.factor_dtype(entry, entry) == torch.float32

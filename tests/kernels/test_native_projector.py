@@ -1,0 +1,116 @@
+"""The native library behind the ops: the same answers as in PyTorch alone, and who serves which call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+
+from fastflow_kernels import explain, flow_loss, linear_logprob, native, torch_projector
+from kernel_problems import Problem, assert_matches, make_problem, problems, relative_error
+
+needs_native = pytest.mark.skipif(native.library() is None, reason=f"needs the native library: {native.why_not()}")
+
+
+def run(problem: Problem, implementation: str, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFLOW_KERNELS", implementation)
+        return problem.run(op=flow_loss, **options)
+
+
+def log_scale(problem: Problem) -> Problem:
+    """With the ratio at its bounds: the exponent of another doubles what two log-probs differ by."""
+    problem.options.update(clip_low=0.0, clip_high=0.0)
+    return problem
+
+
+@needs_native
+@settings(deadline=None, max_examples=100)
+@given(problem=problems())
+def test_float32_is_that_of_pytorch(problem):
+    problem = log_scale(problem).cast(torch.float32)
+    compiled, plain = run(problem, "native"), run(problem, "torch")
+    assert relative_error(compiled[0].token_logprob, plain[0].token_logprob) <= 1e-6
+    assert_matches(compiled, problem.oracle(), forward=1e-5, gradient=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize("head", [{}, {"with_bias": True, "softcap": 20.0, "temperature": 0.7}, {"padding": 5}])
+@pytest.mark.parametrize("block_rows", [None, 32])
+def test_float32_gradients_are_those_of_pytorch(head, block_rows):
+    problem = make_problem([40, 0, 100, 1, 60], width=64, vocabulary=3001, ratio="token_mean", **head)
+    problem = problem.cast(torch.float32)
+    compiled, plain = (run(problem, name, block_rows=block_rows) for name in ("native", "torch"))
+    assert_matches(compiled, plain, forward=1e-6, gradient=1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("block_rows", [None, 32])
+def test_bfloat16_is_that_of_pytorch(block_rows):
+    """Entries next to a rounding boundary may fall on either side of it: 2^-8 of a few of them."""
+    problem = make_problem([40, 0, 100, 1, 60], width=64, vocabulary=3001).cast(torch.bfloat16)
+    compiled, plain = (run(problem, name, block_rows=block_rows) for name in ("native", "torch"))
+    assert relative_error(compiled[0].token_logprob, plain[0].token_logprob) <= 1e-6
+    for name, gradient in plain[1].items():
+        difference = (compiled[1][name].double() - gradient.double()).norm() / gradient.double().norm()
+        assert difference <= 3e-4, name
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
+@settings(deadline=None, max_examples=40)
+@given(problem=problems())
+def test_panels_change_only_the_rounding(implementation, problem):
+    problem = log_scale(problem).cast(torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_projector, "KEPT_PANEL_BYTES", 200)
+        patch.setattr(torch_projector, "PASSING_PANEL_BYTES", 200)
+        with_gradient = run(problem, implementation)
+        forward_only = run(problem, implementation, needs=())
+    oracle = problem.oracle()
+    assert_matches(with_gradient, oracle, forward=1e-5, gradient=1e-4)
+    assert relative_error(forward_only[0].token_logprob, oracle[0].token_logprob.detach()) <= 1e-5
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_what_is_not_finite_shows(implementation, needs_gradient, monkeypatch):
+    """A NaN spreads over its row and no other; a panel of nothing but -inf takes no part."""
+    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+    monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", 3 * 4 * 4)
+    monkeypatch.setattr(torch_projector, "PASSING_PANEL_BYTES", 3 * 4 * 4)
+    hidden = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    bias = torch.zeros(20)
+    bias[:8] = -torch.inf
+    hidden[1, 2] = torch.nan
+    hidden.requires_grad_(needs_gradient)
+    logprob = linear_logprob(hidden, weight, torch.tensor([9, 10, 11]), bias=bias)
+    assert logprob.isnan().tolist() == [False, True, False]
+    exact = torch.log_softmax(hidden.detach().double() @ weight.double().t() + bias, dim=1)
+    torch.testing.assert_close(logprob[::2].detach().double(), exact[[0, 2], [9, 11]], rtol=1e-5, atol=1e-6)
+    if needs_gradient:
+        logprob.sum().backward()
+        assert hidden.grad.isfinite().all(dim=1).tolist() == [True, False, True]
+
+
+@needs_native
+def test_it_serves_the_cpu_in_the_types_it_knows(monkeypatch):
+    monkeypatch.delenv("FASTFLOW_KERNELS", raising=False)
+    rows, head = torch.zeros(2, 4), torch.zeros(3, 4)
+    assert explain(rows, head).startswith("native: ")
+    assert explain(rows.bfloat16(), head.bfloat16()).startswith("native: ")
+    assert explain(rows.double(), head.double()).startswith("torch: ")
+
+
+@needs_native
+def test_float64_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("FASTFLOW_KERNELS", "native")
+    with pytest.raises(RuntimeError, match=r"FASTFLOW_KERNELS=native cannot serve this call: .* float64"):
+        linear_logprob(torch.zeros(2, 4).double(), torch.zeros(3, 4).double(), torch.tensor([0, 1]))
+
+
+def test_without_the_library_pytorch_serves_and_says_why(monkeypatch):
+    monkeypatch.delenv("FASTFLOW_KERNELS", raising=False)
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "why_not", lambda: "no compiler")
+    assert explain(torch.zeros(2, 4), torch.zeros(3, 4)) == "torch: no compiler"
