@@ -20,6 +20,7 @@ from fastflow.rollout.door import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.stop import StopTexts
 from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow_kernels.exponentials import exponentials_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -215,24 +216,25 @@ def _next_logits(policy: PackedModel, *, input_ids, attention_mask, position_ids
 def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row by inverting its cumulative distribution at `uniform`.
 
-    logits: (B, V) float32. uniform: (B,) float64 in [0, 1). Returns token (B,) int64 and its log-probability (B,)
-    float32 under the distribution drawn from, temperature and nucleus included.
+    logits: (B, V) float32, used up. uniform: (B,) float64 in [0, 1). Returns token (B,) int64 and its log-probability
+    (B,) float32 under the distribution drawn from, temperature and nucleus included.
     """
     if params.temperature == 0:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])
-    logprobs = torch.log_softmax(logits / params.temperature, dim=-1)
+    weights = exponentials_(logits, params.temperature)
     if params.top_p < 1:
-        logprobs = torch.log_softmax(_nucleus(logprobs, params.top_p), dim=-1)
-    cumulative = logprobs.double().exp().cumsum(-1)
+        _keep_nucleus_(weights, params.top_p)
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))  # u * total may round up to total
     threshold = torch.minimum(uniform.unsqueeze(1) * total, below_total)
     token = torch.searchsorted(cumulative, threshold, right=True)
-    return token.squeeze(1), logprobs.gather(1, token).squeeze(1)
+    return token.squeeze(1), (weights.gather(1, token) / total).log().squeeze(1).float()
 
 
-def _nucleus(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
-    """-inf outside the smallest set of most likely tokens whose probability reaches top_p."""
-    ordered, order = logprobs.sort(dim=-1, descending=True)
-    mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-    return logprobs.masked_fill((mass_before >= top_p).scatter(1, order, mass_before >= top_p), float("-inf"))
+def _keep_nucleus_(weights: torch.Tensor, top_p: float) -> None:
+    """0 outside the smallest set of most likely tokens whose share of the sum reaches top_p."""
+    ordered, order = weights.sort(dim=-1, descending=True)
+    mass = ordered.cumsum(-1, dtype=torch.float64)
+    is_outside = mass - ordered >= top_p * mass[:, -1:]
+    weights.masked_fill_(is_outside.scatter(1, order, is_outside), 0.0)

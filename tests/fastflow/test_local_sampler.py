@@ -119,7 +119,7 @@ def test_samples_follow_the_models_distribution(rng):
 def test_draw_inverts_the_processed_distribution(seed, temperature, top_p, u):
     """Against the definition: scale, keep the nucleus, renormalise, invert the cumulative distribution."""
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (1, 17)).astype(np.float32))
-    token, logprob = draw(logits, torch.tensor([u]).double(), SamplingParams(temperature, top_p))
+    token, logprob = draw(logits.clone(), torch.tensor([u]).double(), SamplingParams(temperature, top_p))
     probabilities = torch.softmax(logits[0].double() / temperature, -1)
     order = probabilities.argsort(descending=True)
     kept, mass = [], 0.0
@@ -140,7 +140,7 @@ def test_draw_inverts_the_processed_distribution(seed, temperature, top_p, u):
 def test_draw_never_picks_a_token_of_probability_zero():
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 0.0, float("-inf")]])
     for u in (0.0, 0.25, 0.5, 0.75, 1 - 1e-16):
-        token, logprob = draw(logits, torch.tensor([u], dtype=torch.float64), SamplingParams())
+        token, logprob = draw(logits.clone(), torch.tensor([u], dtype=torch.float64), SamplingParams())
         assert int(token) in (1, 3)
         assert float(logprob) == pytest.approx(np.log(0.5))
 

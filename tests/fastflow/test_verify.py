@@ -108,7 +108,12 @@ def test_a_sampler_that_reports_other_log_probs_is_noticed(monkeypatch):
 
     right = local.draw
     assert verify_checks.sampler_check(SPACE, seed=1).passed
-    monkeypatch.setattr(local, "draw", lambda *inputs: (right(*inputs)[0], right(*inputs)[1] + 1e-3))
+
+    def reports_another(*inputs):
+        token, logprob = right(*inputs)
+        return token, logprob + 1e-3
+
+    monkeypatch.setattr(local, "draw", reports_another)
     assert not verify_checks.sampler_check(SPACE, seed=1).passed
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("module", ["blocks", "flow_loss", "implementation", "linear_logprob", "tiles"])
+@pytest.mark.parametrize(
+    "module", ["blocks", "exponentials", "flow_loss", "implementation", "linear_logprob", "panel", "tiles"]
+)
 def test_docstring_examples(module):
     outcome = doctest.testmod(importlib.import_module(f"fastflow_kernels.{module}"), extraglobs={"torch": torch})
     assert outcome.attempted > 0 and outcome.failed == 0
