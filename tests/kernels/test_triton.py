@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from packaging.version import Version
 
 from fastflow_kernels import explain, flow_loss, linear_logprob, logprob_pass, reference, sequence_terms
 from fastflow_kernels.blocks import sequence_blocks
@@ -21,9 +23,11 @@ from kernel_problems import (
     relative_error,
 )
 
-pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
+triton = pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
 COMPILED = torch.cuda.is_available()
+if not COMPILED and Version(triton.__version__) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+    pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4: pip install 'numpy<2.4'", allow_module_level=True)
 DEVICE = torch.device("cuda" if COMPILED else "cpu")
 pytestmark = [pytest.mark.gpu] if COMPILED else []
 IMPLEMENTATIONS = pytest.mark.parametrize("name", ["rows", "fused"])
