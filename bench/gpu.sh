@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one command of less than ten minutes: the tests marked gpu, compute-sanitizer, the
-# tuning sweep, the benchmark, written down with date, hardware, versions and commit. A section that fails or runs
-# out of time is recorded, the others still run, and the exit status is 1.
+# What only a GPU can show, in one command of less than ten minutes: the CUDA library (where there is nvcc; into
+# kernels/), the tests marked gpu, compute-sanitizer, the row pass alone, the tuning sweep, the benchmark, written down
+# with date, hardware, versions and commit. A section that fails or runs out of time is recorded, the others still run,
+# and the exit status is 1.
 #
 #     bench/gpu.sh [OUTPUT_FOLDER]     default: bench/results; gets DATE-HARDWARE.md and its JSON, CSV and PNG files
 #
@@ -80,11 +81,13 @@ if [ -n "${WHEELS:-}" ]; then
     section "Installing the wheels" 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
         --no-cache-dir --disable-pip-version-check --target "$work/site" "$WHEELS"/*.whl
 fi
+section "CUDA library" 60 "$python" csrc/build_cuda.py kernels
 workers=()
 ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 6) # most of their time goes to compiling kernels
 section "Tests" "$(at_most 150 180)" "$python" -m pytest -m gpu -p no:cacheprovider "${workers[@]}"
 section "compute-sanitizer memcheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool memcheck
 section "compute-sanitizer racecheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool racecheck
+section "Row pass" "$(at_most 30 180)" "$python" -m bench.row_pass
 section "Tuning" "$(at_most 90 180)" "$python" -m bench.tune --json "$output/$stem-tune.json"
 seconds=$(at_most 270 10)
 section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-seconds 8 \

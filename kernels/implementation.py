@@ -3,6 +3,7 @@
     torch   PyTorch alone: any device, any type
     native  torch's products on the CPU, the native library's sweeps over rows of logits between them
     rows    the vendor library's products, one Triton kernel over the rows of logits between them
+    cuda    the same with the kernel of csrc/cuda, only where FASTFLOW_KERNELS asks for it: nothing has timed it yet
     fused   a Triton product whose epilogue takes the statistics and leaves exponentials instead of logits
 
 `FASTFLOW_KERNELS` in the environment forces one of them, for every call; a call that it cannot serve is an error.
@@ -16,12 +17,13 @@ from dataclasses import dataclass
 import torch
 
 from fastflow_kernels import native
+from fastflow_kernels.gpu import cuda_native
 from fastflow_kernels.matmul import factor_dtype
 from fastflow_kernels.projector import Projector
 
 FORCE = "FASTFLOW_KERNELS"
-NAMES = ("torch", "native", "rows", "fused")
-TRITON = ("rows", "fused")
+NAMES = ("torch", "native", "rows", "cuda", "fused")
+TRITON = ("rows", "cuda", "fused")  # sequences are settled by a Triton kernel
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Choice:
             from fastflow_kernels.native_projector import NativeProjector
 
             return NativeProjector
+        if self.name == "cuda":
+            from fastflow_kernels.gpu.cuda_projector import CudaRowsProjector
+
+            return CudaRowsProjector
         from fastflow_kernels.gpu import projectors
 
         return {"rows": projectors.RowsProjector, "fused": projectors.FusedProjector}[self.name]
@@ -96,7 +102,11 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None
     """Why the implementation of this name cannot serve, or None."""
     if name == "torch":
         return None
-    return _native_obstacle(device, dtype) if name == "native" else _triton_obstacle(device, dtype)
+    if name == "native":
+        return _native_obstacle(device, dtype)
+    if name == "cuda" and (obstacle := cuda_native.obstacle(device, dtype)):
+        return obstacle
+    return _triton_obstacle(device, dtype)
 
 
 def _native_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from bench.ops import Step, loss_outputs, token_step
 from bench.problem import Problem
 from bench.providers.provider import ANYWHERE, CUDA, Provider
+from bench.shapes import Group
 
 FORCE = "FASTFLOW_KERNELS"
 
@@ -61,6 +62,12 @@ def _explain(problem: Problem) -> str:
     return fastflow_kernels.explain(problem.hidden, problem.weight)
 
 
+def _cuda_refuses(group: Group) -> str | None:
+    from fastflow_kernels.gpu import cuda_native
+
+    return cuda_native.why_not()
+
+
 def _provider(name: str, implementation: str | None, note: str, devices: tuple[str, ...], **more) -> Provider:
     flops = {"flow_loss": 6, "linear_logprob": 8, "logprob": 2}
     return Provider(name, _maker(implementation), flops, note, devices=devices, is_ours=True, **more)
@@ -75,5 +82,6 @@ PROVIDERS = (
         explain=_explain,
     ),
     _provider("fastflow_rows", "rows", f"The same with {FORCE}=rows.", CUDA),
+    _provider("fastflow_cuda", "cuda", f"The same with {FORCE}=cuda.", CUDA, refuses=_cuda_refuses),
     _provider("fastflow_torch", "torch", f"The same with {FORCE}=torch.", CUDA),
 )

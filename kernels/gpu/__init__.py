@@ -1,1 +1,2 @@
-"""The Triton kernels, one a file, each beside the function that launches it. Imported only where Triton is."""
+"""What runs on NVIDIA devices: the Triton kernels, one a file beside the function that launches it, and the way to the
+CUDA library. What imports Triton is imported only where it is used."""

@@ -1,0 +1,17 @@
+"""The vendor library's product, then the CUDA library's pass over its rows."""
+
+from torch import Tensor
+
+from fastflow_kernels.gpu import cuda_native
+from fastflow_kernels.gpu.projectors import RowsProjector
+from fastflow_kernels.row_statistics import RowStatistics
+
+
+class CudaRowsProjector(RowsProjector):
+    """Reads a row of logits once where the Triton kernel reads it twice; where the row fits on the chip."""
+
+    def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
+        statistics = RowStatistics(*cuda_native.row_pass()(logits, self.head, columns, matrix))
+        if self.head.shard is not None:
+            self.head.shard.sum_(statistics.target_logit)
+        return statistics

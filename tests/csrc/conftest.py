@@ -1,0 +1,58 @@
+"""The native code of `csrc/cpu`, compiled anew for each instruction set."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastflow_kernels import native
+from fastflow_kernels.native_row_pass import NativeRowPass
+
+CPU_SOURCES = Path(__file__).parents[2] / "csrc" / "cpu"
+ARCHITECTURES = {"portable": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+RUNNABLE = {"AVX2": ("portable", "avx2"), "AVX512": ("portable", "avx2", "avx512")}  # by torch's name of the processor
+
+
+@pytest.fixture(scope="session")
+def compile_cpp(tmp_path_factory):
+    """A function of sources and flags that returns the path of what they compile to."""
+    candidates = [os.environ.get("CXX", ""), "g++", "c++", "clang++"]
+    compiler = next((found for name in candidates if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        pytest.skip("needs a C++ compiler: no g++, c++ or clang++ on the PATH, none in CXX")
+
+    def run(*arguments: str | Path) -> Path:
+        output = tmp_path_factory.mktemp("native") / "compiled"
+        command = [compiler, "-std=c++17", f"-I{CPU_SOURCES}", *map(str, arguments), "-o", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise AssertionError(f"{' '.join(command)}\n{done.stderr}")
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cpu_sources() -> list[Path]:
+    return sorted(CPU_SOURCES.glob("*.cpp"))
+
+
+@pytest.fixture(scope="session", params=["installed", *ARCHITECTURES])
+def row_pass(request) -> NativeRowPass:
+    """The installed library, and one for each instruction set that this processor runs."""
+    if request.param == "installed":
+        return native.library() or pytest.skip(native.why_not())
+    if request.param not in RUNNABLE.get(torch.backends.cpu.get_cpu_capability(), ()):
+        pytest.skip(f"needs a processor with {request.param}")
+    flags = ["-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-DFASTFLOW_NO_DISPATCH"]
+    sources = request.getfixturevalue("cpu_sources")
+    path = request.getfixturevalue("compile_cpp")(*flags, f"-march={ARCHITECTURES[request.param]}", *sources)
+    library = NativeRowPass(ctypes.CDLL(str(path)))
+    assert library.instruction_set == request.param
+    return library
