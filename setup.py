@@ -3,11 +3,17 @@
 Two packages are installed: `fastflow` (the trainer) and `fastflow_kernels` (the ops, usable on their own). The
 source folder of the second is `kernels/`; its import name differs because `kernels` is taken by Hugging Face's
 package of that name, which transformers and vLLM import.
+
+`csrc/build_native.py` compiles the optional native library, where there is a compiler.
 """
 
+import sys
 from pathlib import Path
 
 from setuptools import setup
+
+sys.path.insert(0, str(Path(__file__).parent / "csrc"))  # build backends import from nowhere in the source tree
+from build_native import BuildNative, TaggedWheel, extensions
 
 REQUIRED = [
     "torch>=2.11,<2.14",  # tensors, autograd, optimisers; the range that the kernels and vLLM are tested against
@@ -69,6 +75,8 @@ setup(
     ],
     package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels"},
     package_data={"fastflow.report": ["*.j2", "*.css"]},
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": TaggedWheel},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={

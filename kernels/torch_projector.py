@@ -83,7 +83,7 @@ class TorchProjector(Projector):
         head, is_here = self.head, self.head.holds(columns)
         if product_dtype(hidden.dtype, hidden.device) != found.dtype:
             column = columns.clamp(0, head.vocabulary - 1)
-            product = torch.linalg.vecdot(hidden.to(found.dtype), head.weight[column].to(found.dtype))
+            product = hidden.to(found.dtype).mul_(head.weight[column]).sum(dim=1)
             found = self._capped(product if head.bias is None else product + head.bias[column])
         target_logit = torch.where(is_here, found, head.absent_logit)
         return target_logit if head.shard is None else head.shard.sum_(target_logit)

@@ -9,12 +9,11 @@ from bench.providers.provider import Provider, Unavailable
 
 
 def _products(op: str, problem: Problem) -> Step:
-    """Over all rows at once; gradients go to memory that was made, and touched, beforehand."""
+    """Over all rows at once; gradients go to new memory, as those that an op hands out."""
     try:
         from fastflow_kernels.matmul import accumulate_, back_project_, project
     except ImportError as missing:
         raise Unavailable(f"fastflow_kernels.matmul: {missing}") from missing
-    d_hidden, d_weight = (torch.zeros_like(tensor, requires_grad=False) for tensor in (problem.hidden, problem.weight))
 
     def logits_of(hidden: Tensor, weight: Tensor) -> Tensor:
         """On CUDA in the type of the inputs, which is what the two other products take."""
@@ -28,9 +27,9 @@ def _products(op: str, problem: Problem) -> Step:
             return {}
         if op == "linear_logprob":
             logits = logits_of(hidden, weight)
-        back_project_(d_hidden, logits, weight, overwrite=True)
-        accumulate_(d_weight, logits, hidden, overwrite=True)
-        return {}
+        d_hidden = back_project_(torch.empty_like(hidden), logits, weight, overwrite=True)
+        d_weight = accumulate_(torch.empty_like(weight), logits, hidden, overwrite=True)
+        return {"d_hidden": d_hidden, "d_weight": d_weight}
 
     return step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastflow.doctor import engine, extras, libraries, machine, ops, vllm
+from fastflow.doctor import engine, extras, libraries, machine, native, ops, vllm
 from fastflow.doctor.check import BROKEN, Check
 
 
@@ -39,6 +39,7 @@ def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> lis
     run("transformers", libraries.check_transformers)
     run("torchvision, torchaudio, torchcodec", libraries.check_media)
     if torch.works:
+        run(native.NAME, native.check_native)
         run("flow_loss", lambda: ops.check_ops(cuda))
     for extra in extras.EXTRAS:
         run(extra.distribution, lambda extra=extra: extras.check_extra(extra, cuda))

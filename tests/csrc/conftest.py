@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +15,9 @@ import torch
 from fastflow_kernels import native
 from fastflow_kernels.native_row_pass import NativeRowPass
 
-CPU_SOURCES = Path(__file__).parents[2] / "csrc" / "cpu"
+CSRC = Path(__file__).parents[2] / "csrc"
+CPU_SOURCES = CSRC / "cpu"
+FLAGS = runpy.run_path(str(CSRC / "compile_flags.py"))
 ARCHITECTURES = {"portable": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
 RUNNABLE = {"AVX2": ("portable", "avx2"), "AVX512": ("portable", "avx2", "avx512")}  # by torch's name of the processor
 
@@ -29,7 +32,8 @@ def compile_cpp(tmp_path_factory):
 
     def run(*arguments: str | Path) -> Path:
         output = tmp_path_factory.mktemp("native") / "compiled"
-        command = [compiler, "-std=c++17", f"-I{CPU_SOURCES}", *map(str, arguments), "-o", str(output)]
+        flags = ["-std=c++17", f"-I{CPU_SOURCES}", *FLAGS["WITHOUT_OPENMP"]]
+        command = [compiler, *flags, *map(str, arguments), "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise AssertionError(f"{' '.join(command)}\n{done.stderr}")
@@ -43,6 +47,12 @@ def cpu_sources() -> list[Path]:
     return sorted(CPU_SOURCES.glob("*.cpp"))
 
 
+@pytest.fixture(scope="session")
+def release_flags() -> list[str]:
+    """Those that setup.py compiles with, OpenMP aside."""
+    return FLAGS["COMPILE"]
+
+
 @pytest.fixture(scope="session", params=["installed", *ARCHITECTURES])
 def row_pass(request) -> NativeRowPass:
     """The installed library, and one for each instruction set that this processor runs."""
@@ -50,9 +60,9 @@ def row_pass(request) -> NativeRowPass:
         return native.library() or pytest.skip(native.why_not())
     if request.param not in RUNNABLE.get(torch.backends.cpu.get_cpu_capability(), ()):
         pytest.skip(f"needs a processor with {request.param}")
-    flags = ["-O3", "-fPIC", "-shared", "-ffp-contract=fast", "-DFASTFLOW_NO_DISPATCH"]
-    sources = request.getfixturevalue("cpu_sources")
-    path = request.getfixturevalue("compile_cpp")(*flags, f"-march={ARCHITECTURES[request.param]}", *sources)
+    compile_cpp, release_flags, sources = map(request.getfixturevalue, ("compile_cpp", "release_flags", "cpu_sources"))
+    march = f"-march={ARCHITECTURES[request.param]}"
+    path = compile_cpp(*release_flags, march, "-DFASTFLOW_NO_DISPATCH", "-fPIC", "-shared", *sources)
     library = NativeRowPass(ctypes.CDLL(str(path)))
     assert library.instruction_set == request.param
     return library
