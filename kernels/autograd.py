@@ -25,7 +25,10 @@ def refuse_second_backward(ctx: FunctionCtx) -> None:
 
 
 def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """upstream () times gradient, in the type of its input: the only rounding it meets after accumulation.
+    """upstream () times gradient, in the type of its input.
+
+    A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, to need half
+    the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.
 
     In place where the type stays, since the gradient of a head is large; a graph being traced has no places.
     """

@@ -12,8 +12,8 @@ and the gradient of the loss with respect to the log-prob of every row of s is t
 
 Everything in c_s but logprob_s is known before the head runs. So, one block of rows at a time (blocks.py):
 
-    1. project the rows to logits, float32, and take from them the log-probs and the direction of their
-       gradient (row_statistics.py), which overwrites the logits, or is all that is ever stored     2 n D V flops
+    1. project the rows to logits (matmul.py: their type), and take from them the log-probs and the direction of
+       their gradient (row_statistics.py), which overwrites them, or is all that is ever stored     2 n D V flops
     2. whole sequences only, so c_s is known now: one factor per row (sequence_terms.py)
     3. d_hidden = direction @ weight, its rows scaled; d_weight += direction^T @ (scaled hidden)    4 n D V flops
 
@@ -24,9 +24,10 @@ in the backward pass pays 8. A sequence longer than a block has no c_s until its
 with coefficient one, d_weight in a second buffer, and both are scaled once at its end; that buffer exists
 only in calls with such a sequence.
 
-d_weight and d_hidden accumulate in float32 (float64 for float64 inputs), wait in it for the upstream gradient
-of the loss, and are rounded to the type of their inputs once, in the backward pass. Sums over a sequence and
-all (S,) arithmetic are in float64. Nothing waits for a CUDA device, as long as cu_seqlens is on the host.
+d_weight and d_hidden accumulate in float32 (float64 for float64 inputs) over the blocks, and are rounded to the type
+of their inputs at the end: a bfloat16 head's before it waits for the upstream gradient of the loss, in half the
+memory, the others after. Sums over a sequence and all (S,) arithmetic are in float64. Nothing waits for a CUDA
+device, as long as cu_seqlens is on the host.
 """
 
 import torch

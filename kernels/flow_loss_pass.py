@@ -69,9 +69,8 @@ class FlowLossPass:
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
 
     def default_block_rows(self) -> int:
-        if self.need.hidden or self.need.head:
-            return self.projector_class.default_rows(self.head, with_head_gradient=self.need.head)
-        return self.projector_class.default_forward_rows(self.head)
+        with_gradient = self.need.hidden or self.need.head
+        return self.projector_class.default_rows(self.head, with_gradient=with_gradient, with_weight=self.need.weight)
 
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""

@@ -89,6 +89,8 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
 def _best(device: torch.device, dtype: torch.dtype) -> Choice:
     if device.type == "cpu":
         obstacle = _native_obstacle(device, dtype)
+        if not obstacle and native.library().instruction_set == "portable":
+            obstacle = "the native library has no vector code for this processor (GCC 12 or Clang 18 would make some)"
         return Choice("torch", obstacle) if obstacle else Choice("native", f"compiled sweeps, {native.describe()}")
     obstacle = _triton_obstacle(device, dtype)
     if obstacle:
@@ -118,6 +120,8 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly"
     if dtype == torch.float64:
         return "the Triton kernels accumulate in float32, which float64 inputs must not meet"
     if not _has_triton():

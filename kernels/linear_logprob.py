@@ -40,8 +40,9 @@ def linear_logprob(
 
     Returns:
         Log-probs in nats, (N,), never above 0: float64 for float64 inputs, else float32, taken from float32
-        accumulators also when the inputs are in half precision. Gradient flows to hidden, weight and bias; it
-        is summed in float32 (float64) and rounded to the type of the input once. It cannot be differentiated
+        accumulators also when the inputs are in half precision; a CPU's products in bfloat16 round all logits but
+        the targets' (see matmul.py). Gradient flows to hidden, weight and bias; it is summed in float32
+        (float64) and rounded to the type of the input at the end. It cannot be differentiated
         a second time (RuntimeError).
 
     Raises:

@@ -14,7 +14,8 @@ from fastflow_kernels.matmul import accumulator_dtype
 def logprobs(hidden: Tensor, targets: Tensor, head: Head, choice: Choice, block_rows: int | None) -> Tensor:
     """(N,) log-probs; hidden (N, D) in the type of the head."""
     projector_class = choice.projector()
-    blocks = row_blocks(hidden.shape[0], block_rows or projector_class.default_forward_rows(head))
+    rows_at_once = block_rows or projector_class.default_rows(head, with_gradient=False, with_weight=False)
+    blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))
     for rows in blocks:
@@ -40,7 +41,8 @@ def gradients(
     """
     needs_head = weight is not None or bias is not None
     projector_class = choice.projector()
-    rows_at_once = block_rows or projector_class.default_rows(head, with_head_gradient=needs_head)
+    with_weight = weight is not None
+    rows_at_once = block_rows or projector_class.default_rows(head, with_gradient=True, with_weight=with_weight)
     blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None

@@ -50,10 +50,11 @@ def product_dtype(factor_dtype: torch.dtype, device: torch.device) -> torch.dtyp
 def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """Type in which the two enter their product, by the table above.
 
-    The narrower type counts where they differ, and autocast's where that is on and the inputs are float32.
+    The narrower type counts where they differ, float16 before bfloat16, and autocast's where that is on and the inputs
+    are float32.
     """
     device = hidden.device.type
-    dtype = min(hidden.dtype, weight.dtype, key=lambda dtype: dtype.itemsize)
+    dtype = min(hidden.dtype, weight.dtype, key=lambda dtype: (dtype.itemsize, dtype != torch.float16))
     if dtype == torch.float32 and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.bfloat16 and (device == "cuda" or (device == "cpu" and cpu_multiplies_bfloat16())):
@@ -61,7 +62,7 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return accumulator_dtype(dtype)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for it, and torch a library that uses them."""
     return torch.backends.mkldnn.is_available() and (
@@ -112,6 +113,8 @@ def _is_for_onednn(left: Tensor, weight: Tensor) -> bool:
         left.dtype == torch.float32
         and left.device.type == "cpu"
         and left.shape[0] * weight.numel() >= ONEDNN_PRODUCTS
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
         and _has_onednn()
     )
 
@@ -119,7 +122,7 @@ def _is_for_onednn(left: Tensor, weight: Tensor) -> bool:
 @functools.cache
 def _has_onednn() -> bool:
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nothing was measured
-    return is_x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return is_x86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _onednn_product(left: Tensor, weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fastflow_kernels.native_row_pass import NativeRowPass
 
 SWITCH = "FASTFLOW_NATIVE"
 FILE = Path(__file__).with_name("_native.so")
-ABI_VERSION = 1  # FASTFLOW_ABI_VERSION in csrc/cpu/row_pass.h
+ABI_VERSION = 2  # FASTFLOW_ABI_VERSION in csrc/cpu/row_pass.h
 REINSTALL = "pip install --force-reinstall --no-deps . in fastflow's source folder"
 
 
@@ -57,7 +57,10 @@ def describe() -> str:
 
 @functools.cache
 def _load() -> _Outcome:
-    if os.environ.get(SWITCH) == "0":
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise ValueError(f"{SWITCH} must be 0 or 1, got {switch!r}; correct it or unset it.")
+    if switch == "0":
         return _Outcome(None, f"{SWITCH}=0 leaves the native library unused; unset it to use it.")
     if sys.platform == "win32":
         return _Outcome(None, "fastflow has no native library for Windows; use WSL for it.")
@@ -65,7 +68,7 @@ def _load() -> _Outcome:
         reason = (
             "fastflow was installed without its native library (it found no working C++ compiler, or was told not to)"
         )
-        return _missing(f"{reason}; install one and run {REINSTALL}")
+        return _missing(f"{reason}; install a C++ compiler and run {REINSTALL}")
     try:
         shared = ctypes.CDLL(str(FILE))
         version = shared.fastflow_abi_version()

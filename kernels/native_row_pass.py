@@ -53,16 +53,16 @@ class NativeRowPass:
         columns: Tensor,
         store: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Sums of exp(z - reference) over the columns other than the target's, and the targets' z.
+        """Sums of exp((z - reference) * scale) over the columns other than the target's, and the targets' z.
 
-        z = cap(logits + bias) * scale, where cap(x) = softcap * tanh(x / softcap), or x for None.
+        z = cap(logits + bias), where cap(x) = softcap * tanh(x / softcap), or x for None.
 
         logits: (R, C) on the CPU, float32 or bfloat16, the last dimension contiguous. bias: (C,) or None. reference:
         (R,), at least the row's largest z up to rounding. columns: (R,), the targets'; one outside of [0, C) is in
         another part of the vocabulary.
 
         Returns sum_of_others (R,) and target_logit (R,), 0 where the target is not here; both float32. With `store`
-        the logits become exp(z - reference) times the soft-cap's slope, 0 at the target; without, they stay.
+        the logits become exp((z - reference) * scale) times the soft-cap's slope, 0 at the target; without, they stay.
 
         Raises:
             ValueError: tensors of another kind or shape.

@@ -25,12 +25,12 @@ def drained(panels: list[Panel]) -> Iterator[Panel]:
 
 
 def column_ranges(vocabulary: int, row_count: int, entry_bytes: int, panel_bytes: int) -> list[slice]:
-    """As few ranges of columns of even width as keep a panel within this memory.
+    """As many ranges of columns of even width as give each panel at least this memory; one, if all of it is less.
 
-    >>> column_ranges(10, row_count=2, entry_bytes=4, panel_bytes=32)
+    >>> column_ranges(10, row_count=2, entry_bytes=4, panel_bytes=24)
     [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
     """
-    most = max(1, panel_bytes // max(1, row_count * entry_bytes))
-    count = -(-vocabulary // most)
+    least = max(1, -(-panel_bytes // max(1, row_count * entry_bytes)))
+    count = max(1, vocabulary // least)
     edges = [vocabulary * number // count for number in range(count + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]

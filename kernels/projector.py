@@ -14,6 +14,8 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.row_statistics import RowStatistics
 
+SHARDED_ROWS = 1024  # whatever a rank's part of the vocabulary: the ranks meet once a block
+
 
 class Exponentials(NamedTuple):
     """exp(logit - reference) of a block, times the soft-cap's slope; 0 at the target."""
@@ -39,14 +41,21 @@ class Projector(ABC):
         self.most_rows = most_rows
 
     @classmethod
-    @abstractmethod
-    def default_rows(cls, head: Head, *, with_head_gradient: bool) -> int:
-        """Rows of a block when the caller names none. with_head_gradient: whether that takes memory beside it."""
+    def default_rows(cls, head: Head, *, with_gradient: bool, with_weight: bool) -> int:
+        """Rows of a block when the caller names none; with_weight: the gradient of the weight stands beside it."""
+        if head.shard is not None:
+            return SHARDED_ROWS
+        return cls._gradient_rows(head, with_weight=with_weight) if with_gradient else cls._forward_rows(head)
 
     @classmethod
     @abstractmethod
-    def default_forward_rows(cls, head: Head) -> int:
-        """The same where no gradient will be asked for."""
+    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
+        """For blocks whose gradient is wanted."""
+
+    @classmethod
+    @abstractmethod
+    def _forward_rows(cls, head: Head) -> int:
+        """For blocks of which only log-probs are wanted."""
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(R,) log-probs of the targets, numbered over all shards; hidden (R, D) in the type of the head."""
@@ -74,7 +83,7 @@ class Projector(ABC):
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
         """Brings the matrix to the row's final reference, which other shards may have raised."""
         if self.head.shard is not None:
-            scale = (exponentials.tile_reference[0] - reference).exp().unsqueeze(1)
+            scale = exponentials.statistics.ratio_to(reference).unsqueeze(1)
             for panel in exponentials.panels:
                 panel.matrix.mul_(scale)
 
@@ -82,11 +91,11 @@ class Projector(ABC):
         head, matrix = self.head, panel.matrix
         entry = -statistics.sum_of_others
         if head.softcap is not None:
-            entry = entry * (1.0 - (statistics.target_logit * (head.temperature / head.softcap)).square())
+            capped = statistics.target_logit * (statistics.scale * head.temperature)
+            entry = entry * (1.0 - (capped / head.softcap).square())
         row, column = torch.arange(len(columns), device=columns.device), columns - panel.start
         entry = entry.to(matrix.dtype)
-        if matrix.shape[1] < head.vocabulary or head.shard is not None:
-            is_here = (column >= 0) & (column < matrix.shape[1])
-            column = column.clamp(0, matrix.shape[1] - 1)
-            entry = torch.where(is_here, entry, matrix[row, column])
-        matrix[row, column] = entry  # scatter_ copies all of a bfloat16 matrix on the CPU
+        is_here = (column >= 0) & (column < matrix.shape[1])
+        column = column.clamp(0, matrix.shape[1] - 1)
+        # indexing, since scatter_ copies all of a bfloat16 matrix on the CPU
+        matrix[row, column] = torch.where(is_here, entry, matrix[row, column])

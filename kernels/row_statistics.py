@@ -1,14 +1,13 @@
 """What a row of logits comes down to, and its log-prob and gradient without cancellation.
 
-Per row, with logits z, target t, a reference r >= z and e_v = exp(z_v - r):
+Per row, with logits z, target t, a reference r of about their largest and e_v = exp(z_v - r):
 
     S_o = sum of e over the entries other than the target       a sum of non-negative terms: no cancellation
     S   = S_o + e_t
-    log p_t = (z_t - r) - log S = (z_t - r) - log1p(S_o + (e_t - 1))
+    log p_t = -log1p(S_o exp(r - z_t))
 
-Where r = z_t, e_t = 1 exactly, and this is -log1p(S_o): a probability that differs from one by 1e-30 still has
-the log-prob -1e-30. Elsewhere S_o is at least about 1, and the rounding of e_t - 1 = expm1(z_t - r) is below that of
-the sum.
+A probability that differs from one by 1e-30 still has the log-prob -1e-30, and a reference that is off by a rounding
+changes nothing. Where exp(r - z_t) would overflow, e_t is nothing beside S_o: log p_t = (z_t - r) - log S.
 
     d log p_t / d z = onehot(t) - softmax(z) = -(1 / S) * [e, with -S_o in place of the target's entry]
 
@@ -24,30 +23,39 @@ from torch import Tensor
 
 from fastflow_kernels.shard import VocabularyShard
 
+FAR_BELOW = -50.0  # nats; its exponential is 0 beside 1
+
 
 class RowStatistics(NamedTuple):
-    """One value per row, in accumulator type."""
+    """One value per row, in accumulator type. Logits stand here before `scale`: their differences are multiplied by it,
+    which keeps digits that products with it would lose."""
 
     target_logit: Tensor  # (R,) z_t
     reference: Tensor  # (R,) r
     sum_of_others: Tensor  # (R,) S_o
+    scale: float = 1.0
 
     def merged(self, shard: VocabularyShard | None) -> "RowStatistics":
         """Over all shards; target_logit is already that of the rank that has the target."""
         if shard is None:
             return self
         reference = shard.maximum_(self.reference.clone())
-        sum_of_others = shard.sum_(self.sum_of_others * (self.reference - reference).exp())
-        return RowStatistics(self.target_logit, reference, sum_of_others)
+        sum_of_others = shard.sum_(self.sum_of_others * self.ratio_to(reference))
+        return RowStatistics(self.target_logit, reference, sum_of_others, self.scale)
 
-    def target_exponential(self) -> Tensor:
-        return (self.target_logit - self.reference).exp()
+    def ratio_to(self, reference: Tensor) -> Tensor:
+        """What exponentials against the own reference are multiplied by, to be those against this one."""
+        return ((self.reference - reference) * self.scale).exp()
+
+    def target_below_reference(self) -> Tensor:
+        return (self.target_logit - self.reference) * self.scale
 
     def logprob(self) -> Tensor:
         """(R,) log-prob of the target, nats."""
-        below = self.target_logit - self.reference
-        return (below - torch.log1p(self.sum_of_others + torch.expm1(below))).clamp(max=0.0)
+        below = self.target_below_reference()
+        near = -torch.log1p(self.sum_of_others * (-below).exp())
+        return torch.where(below > FAR_BELOW, near, below - (self.sum_of_others + below.exp()).log())
 
     def factor(self) -> Tensor:
         """(R,) d log-prob / d logits = factor * direction."""
-        return -1.0 / (self.sum_of_others + self.target_exponential())
+        return -1.0 / (self.sum_of_others + self.target_below_reference().exp())

@@ -1,10 +1,11 @@
 """The two sweeps over a panel of logits in plain PyTorch: any device, any type. native.py has them compiled.
 
-A panel holds the products hidden @ weight^T of some rows and some columns. Its logits are
+A panel holds the products hidden @ weight^T of some rows and some columns. Its logits, before the temperature, are
 
-    z = softcap(product + bias) * scale,  softcap(x) = c tanh(x / c), or x for None
+    z = softcap(product + bias),  softcap(x) = c tanh(x / c), or x for None
 
-computed in float32 (float64), whatever type the products are stored in.
+computed in float32 (float64), whatever type the products are stored in. A difference of two logits is taken before
+it is scaled: next to the reference it is exact, where products with the scale would have been rounded.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 from fastflow_kernels.matmul import accumulator_dtype
 
 PIECE_ENTRIES = {"cpu": 2**18}  # of a panel at a time, so that temporaries stay in the cache
-PIECE_ENTRIES_ELSEWHERE = 2**28
+PIECE_ENTRIES_ELSEWHERE = 2**24
 
 
 def row_maximum(products: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,13 +39,13 @@ def row_exponentials_(
     columns: Tensor,
     store: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of exp(z - reference) over the columns other than the target's, and the targets' z.
+    """Sums of exp((z - reference) * scale) over the columns other than the target's, and the targets' z.
 
     products: (R, C). bias: (C,) or None. reference: (R,), at least the row's largest z up to rounding. columns: (R,)
     int64, the targets'; one outside of [0, C) stands in another panel.
 
     Returns sum_of_others (R,), and target_logit (R,), 0 where the target is not here. With `store` the products
-    become exp(z - reference) times the soft-cap's slope, 0 at the target; without, they are used up.
+    become exp((z - reference) * scale) times the soft-cap's slope, 0 at the target; without, they are used up.
     """
     dtype, count = accumulator_dtype(products.dtype), products.shape[0]
     sum_of_others, target_logit = (products.new_empty(count, dtype=dtype) for _ in range(2))
@@ -55,10 +56,11 @@ def row_exponentials_(
         if bias is not None:
             values.add_(bias)
         slope = _soft_cap_(values, softcap, with_slope=store)
+        target_logit[rows] = _take_(values, column[rows], is_here[rows])
+        values.sub_(reference[rows].unsqueeze(1))
         if scale != 1.0:
             values.mul_(scale)
-        target_logit[rows] = _take_(values, column[rows], is_here[rows])
-        values.sub_(reference[rows].unsqueeze(1)).exp_()
+        values.exp_()
         sum_of_others[rows] = values.sum(dim=1)
         if slope is not None:
             values.mul_(slope)

@@ -13,24 +13,24 @@ from fastflow_kernels.row_statistics import RowStatistics
 
 # On the CPU a panel for the gradient is large enough that malloc maps its memory and returns it when it goes (glibc
 # does from 32 MiB on), and one that only statistics are taken of small enough to be swept while it is in the cache.
-KEPT_PANEL_BYTES = 40 * 2**20
-PASSING_PANEL_BYTES = 8 * 2**20
+KEPT_PANEL_BYTES = 33 * 2**20
+PASSING_PANEL_BYTES = 4 * 2**20
 PASSING_ROWS = 2048
 
 
 class TorchProjector(Projector):
-    """The sweeps are those of row_sweeps.py; native_projector.py puts compiled ones in their place."""
-
-    row_maximum = staticmethod(row_sweeps.row_maximum)
-    row_exponentials_ = staticmethod(row_sweeps.row_exponentials_)
+    @staticmethod
+    def sweeps():
+        """What has row_maximum and row_exponentials_."""
+        return row_sweeps
 
     @classmethod
-    def default_rows(cls, head: Head, *, with_head_gradient: bool) -> int:
-        beside = head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize if with_head_gradient else 0
+    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
+        beside = head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize if with_weight else 0
         return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head), beside)
 
     @classmethod
-    def default_forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head) -> int:
         if head.weight.device.type == "cpu":
             return PASSING_ROWS
         return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head))
@@ -42,33 +42,34 @@ class TorchProjector(Projector):
         total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
         for part in self._column_ranges(len(hidden), PASSING_PANEL_BYTES):
             products = project(hidden, self.head.weight[part])
-            raised = torch.maximum(reference, self._capped(self.row_maximum(products, self._bias(part))))
-            against = raised.masked_fill(raised == -torch.inf, 0.0)  # of nothing but -inf so far, the sum is 0
+            raised = torch.maximum(reference, self._capped(self.sweeps().row_maximum(products, self._bias(part))))
+            against = _finite(raised)
             part_total, part_target = self._row_exponentials_(products, part, columns, against, store=False)
-            total = total * (reference - against).exp() + part_total
+            del products
+            total = total * ((reference - against) / self.head.temperature).exp() + part_total
             target_logit += part_target
             reference = raised
-        return RowStatistics(self._target_logit(hidden, columns, target_logit), reference, total)
+        return self._found(hidden, columns, target_logit, reference, total)
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
         head, panels, maxima = self.head, [], []
         for part in self._column_ranges(len(hidden), KEPT_PANEL_BYTES):
             products = project(hidden, head.weight[part])
-            maxima.append(self.row_maximum(products, self._bias(part)))
+            maxima.append(self.sweeps().row_maximum(products, self._bias(part)))
             panels.append(Panel(part.start, products))
         reference = self._capped(torch.stack(maxima).amax(dim=0))
         total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
         for panel in panels:
-            sums = self._row_exponentials_(panel.matrix, panel.columns, columns, reference, store=True)
+            sums = self._row_exponentials_(panel.matrix, panel.columns, columns, _finite(reference), store=True)
             total += sums[0]
             target_logit += sums[1]
-        statistics = RowStatistics(self._target_logit(hidden, columns, target_logit), reference, total)
-        return Exponentials(panels, reference.unsqueeze(0), statistics)
+        statistics = self._found(hidden, columns, target_logit, reference, total)
+        return Exponentials(panels, statistics.reference.unsqueeze(0), statistics)
 
     def _row_exponentials_(
         self, products: Tensor, part: slice, columns: Tensor, reference: Tensor, *, store: bool
     ) -> tuple[Tensor, Tensor]:
-        return self.row_exponentials_(
+        return self.sweeps().row_exponentials_(
             products,
             self._bias(part),
             softcap=self.head.softcap,
@@ -77,6 +78,12 @@ class TorchProjector(Projector):
             columns=columns - part.start,
             store=store,
         )
+
+    def _found(
+        self, hidden: Tensor, columns: Tensor, target_logit: Tensor, reference: Tensor, total: Tensor
+    ) -> RowStatistics:
+        target_logit = self._target_logit(hidden, columns, target_logit)
+        return RowStatistics(target_logit, reference, total, scale=1.0 / self.head.temperature)
 
     def _target_logit(self, hidden: Tensor, columns: Tensor, found: Tensor) -> Tensor:
         """(R,) over all shards. found: (R,) from the products, which are too coarse where they are rounded."""
@@ -91,7 +98,7 @@ class TorchProjector(Projector):
     def _capped(self, values: Tensor) -> Tensor:
         """Logits of products that have their bias."""
         softcap = self.head.softcap
-        return (values if softcap is None else (values / softcap).tanh() * softcap) / self.head.temperature
+        return values if softcap is None else (values / softcap).tanh() * softcap
 
     def _bias(self, part: slice) -> Tensor | None:
         return None if self.head.bias is None else self.head.bias[part]
@@ -105,3 +112,8 @@ class TorchProjector(Projector):
     @staticmethod
     def _entry_bytes(head: Head) -> int:
         return product_dtype(head.weight.dtype, head.weight.device).itemsize
+
+
+def _finite(reference: Tensor) -> Tensor:
+    """Where there is nothing but -inf, anything else will do to measure it against: its exponentials are 0."""
+    return reference.masked_fill(reference == -torch.inf, 0.0)

@@ -1,9 +1,9 @@
 """Validation at the door: every error says what was wrong, what was given, and what to do.
 
 Nothing here waits for a CUDA device. The one check that would, targets within the vocabulary, is made on the
-CPU only; on CUDA an out-of-range target makes its log-prob nan, and a gradient through it ends in a device-side
-assertion. Checks of shapes and types run when a call is traced for torch.compile, too; those of values
-(check_target_range, check_boundaries) run inside the operators, when they are executed.
+CPU only; on CUDA an out-of-range target makes its log-prob nan, and all gradients through it. Checks of shapes and
+types run when a call is traced for torch.compile, too; those of values (check_target_range, check_boundaries) run
+inside the operators, when they are executed.
 """
 
 import difflib

@@ -17,9 +17,9 @@ struct Options {
 template <class Element, class Score, bool has_bias>
 FASTFLOW_INLINE double sweep(Element *row, int64_t columns, const Options &options, Score score, float reference,
                              int64_t target, float *target_logit) {
-  const Sweep<Element, Score, has_bias, true> storing{score, reference};
-  const Sweep<Element, Score, has_bias, false> reading{score, reference};
-  if (target != nowhere) *target_logit = reading.scored(row, options.bias, target).z;
+  const Sweep<Element, Score, has_bias, true> storing{score, options.scale, reference};
+  const Sweep<Element, Score, has_bias, false> reading{score, options.scale, reference};
+  if (target != nowhere) *target_logit = reading.scored(row, options.bias, target).logit;
   return options.store ? storing(row, options.bias, columns, target) : reading(row, options.bias, columns, target);
 }
 
@@ -33,10 +33,8 @@ FASTFLOW_INLINE double sweep(Element *row, int64_t columns, const Options &optio
 template <class Element>
 FASTFLOW_INLINE double sweep(Element *row, int64_t columns, const Options &options, float reference, int64_t target,
                              float *target_logit) {
-  if (options.softcap == 0.0f)
-    return sweep(row, columns, options, Scaled{options.scale}, reference, target, target_logit);
-  const Capped capped{1.0f / options.softcap, options.softcap * options.scale};
-  return sweep(row, columns, options, capped, reference, target, target_logit);
+  if (options.softcap == 0.0f) return sweep(row, columns, options, Plain{}, reference, target, target_logit);
+  return sweep(row, columns, options, Capped{options.softcap}, reference, target, target_logit);
 }
 
 // What is compiled per instruction set: clones cannot be templates, so that there is one function for each type.

@@ -23,7 +23,7 @@
 #define FASTFLOW_API
 #endif
 
-#define FASTFLOW_ABI_VERSION 1
+#define FASTFLOW_ABI_VERSION 2
 
 enum fastflow_element { FASTFLOW_FLOAT32 = 0, FASTFLOW_BFLOAT16 = 1 };
 
@@ -45,21 +45,22 @@ FASTFLOW_API const char *fastflow_instruction_set(void);
 FASTFLOW_API void fastflow_row_maximum(const void *logits, int element, int64_t rows, int64_t columns,
                                        int64_t row_stride, const float *bias, float *maximum, int threads);
 
-// With z[r][v] = cap(logits[r][v] + bias[v]) * scale, where cap(x) = softcap * tanh(x / softcap), or x for softcap 0:
+// With z[r][v] = cap(logits[r][v] + bias[v]), where cap(x) = softcap * tanh(x / softcap), or x for softcap 0:
 //
-//     sum_of_others[r] = sum over v != target[r] of exp(z[r][v] - reference[r])
+//     sum_of_others[r] = sum over v != target[r] of exp((z[r][v] - reference[r]) * scale)
 //     target_logit[r]  = z[r][target[r]]
 //
 // and, where `store` is not 0, what the gradient of the logits is made of:
 //
-//     logits[r][v] = exp(z[r][v] - reference[r]) * (1 - tanh(x / softcap)^2), 0 for v = target[r]
+//     logits[r][v] = exp((z[r][v] - reference[r]) * scale) * (1 - tanh(x / softcap)^2), 0 for v = target[r]
 //
-// rounded to nearest even; the last factor is there with a soft-cap only. NaN and infinities take the course that
+// rounded to nearest even; the last factor is there with a soft-cap only. The difference comes before the scale: next to
+// the reference it is exact, where products with the scale would have been rounded. NaN and infinities take the course that
 // these formulas give them, one by one: NaN stays NaN, z = -inf gives 0, -inf - -inf and inf - inf give NaN.
 //
 // logits        (rows, columns) of type `element`, as above; left alone where `store` is 0, else rows may not overlap
 // bias          (columns,), or NULL for none
-// reference     (rows,), at least the largest z of the row, rounding aside
+// reference     (rows,), at least the largest z of the row; one that roundings have raised above it counts as it
 // target        (rows,); outside of [0, columns) it is in another part of the vocabulary, and nothing is left out
 // sum_of_others (rows,), written
 // target_logit  (rows,), written where the target is in this part, else left alone

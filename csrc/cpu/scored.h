@@ -1,4 +1,4 @@
-// From a logit of the head to z, of which exponentials are taken.
+// From a product of the head to its logit.
 #pragma once
 
 #include "exponential.h"
@@ -6,23 +6,20 @@
 namespace fastflow {
 
 struct Scored {
-  float z;
-  float slope;  // of the soft-cap at this logit
+  float logit;
+  float slope;  // of the soft-cap at this product
 };
 
-struct Scaled {
-  float scale;
-
-  FASTFLOW_INLINE Scored operator()(float logit) const { return {logit * scale, 1.0f}; }
+struct Plain {
+  FASTFLOW_INLINE Scored operator()(float product) const { return {product, 1.0f}; }
 };
 
 struct Capped {
-  float inverse_cap;
-  float scaled_cap;
+  float cap;
 
-  FASTFLOW_INLINE Scored operator()(float logit) const {
-    const Tanh fraction = tanh_and_slope(logit * inverse_cap);
-    return {fraction.value * scaled_cap, fraction.slope};
+  FASTFLOW_INLINE Scored operator()(float product) const {
+    const Tanh fraction = tanh_and_slope(product / cap);
+    return {fraction.value * cap, fraction.slope};
   }
 };
 

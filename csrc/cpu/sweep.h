@@ -13,6 +13,7 @@ constexpr int nowhere = -1;
 template <class Element, class Score, bool has_bias, bool store>
 struct Sweep {
   Score score;
+  float scale;
   float reference;
 
   FASTFLOW_INLINE Scored scored(const Element *row, const float *bias, int64_t column) const {
@@ -24,7 +25,8 @@ struct Sweep {
                            float *__restrict__ sum) const {
     for (int lane = 0; lane < count; lane++) {
       const Scored entry = scored(row, bias, lane);
-      const float value = lane == target ? 0.0f : exponential(entry.z - reference);
+      const float above = entry.logit - reference;  // by roundings only, and they must not be scaled
+      const float value = lane == target ? 0.0f : exponential((above > 0.0f ? 0.0f : above) * scale);
       sum[lane] += value;
       if (store) row[lane] = narrowed<Element>(lane == target ? 0.0f : value * entry.slope);
     }

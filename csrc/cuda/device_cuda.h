@@ -72,7 +72,9 @@ inline int limits(Limits *limits) {
 
 template <class Argument>
 int launch(void (*kernel)(Argument), LaunchShape shape, void *stream, const Argument &argument) {
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes);
+    Limits most = {}; // not this launch's need: another thread may be launching the kernel with more
+    cudaError_t error = static_cast<cudaError_t>(limits(&most));
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most.block_bytes);
     if (!error) {
         error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                      cudaSharedmemCarveoutMaxShared);

@@ -159,7 +159,8 @@ def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
     each = 2 if config.model.autocast else parameter_bytes(config)
     sequences, length = sequences_at_once(config), longest_sequence(config) + 1
     per_token = cache_bytes_per_token(model, each)
-    logits = 6 * FLOAT * sequences * model.vocab_size
+    # as measured: drawing holds the logits and their sums in float64, and a nucleus their order as well
+    logits = (20 if config.rollout.top_p == 1 else 36) * sequences * model.vocab_size
     # only one layer's exist at a time; not every version of transformers repeats, but those that vLLM 0.32 wants do
     widths, what = 2 * model.key, "longer by one token"
     if model.heads > model.key_value_heads:

@@ -236,5 +236,6 @@ def _keep_nucleus_(weights: torch.Tensor, top_p: float) -> None:
     """0 outside the smallest set of most likely tokens whose share of the sum reaches top_p."""
     ordered, order = weights.sort(dim=-1, descending=True)
     mass = ordered.cumsum(-1, dtype=torch.float64)
-    is_outside = mass - ordered >= top_p * mass[:, -1:]
+    enough = top_p * mass[:, -1:]
+    is_outside = mass.sub_(ordered) >= enough
     weights.masked_fill_(is_outside.scatter(1, order, is_outside), 0.0)

@@ -31,12 +31,12 @@ class TritonProjector(Projector):
         self._buffer: Tensor | None = None
 
     @classmethod
-    def default_rows(cls, head: Head, *, with_head_gradient: bool = True) -> int:
+    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
         return default_block_rows(head.vocabulary, head.weight.device.type, cls.entry_bytes(head.weight.dtype))
 
     @classmethod
-    def default_forward_rows(cls, head: Head) -> int:
-        return cls.default_rows(head)
+    def _forward_rows(cls, head: Head) -> int:
+        return cls._gradient_rows(head, with_weight=False)
 
     @staticmethod
     @abstractmethod
@@ -59,7 +59,7 @@ class FusedProjector(TritonProjector):
         return factor_dtype.itemsize
 
     @classmethod
-    def default_forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head) -> int:
         return FORWARD_ROWS
 
     def __init__(self, head: Head, most_rows: int):

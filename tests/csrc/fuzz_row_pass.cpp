@@ -68,7 +68,7 @@ Call random_call(int64_t most_columns) {
           static_cast<int>(between(1, 3))};
 }
 
-double capped(double x, const Call &call) { return (call.softcap ? call.softcap * std::tanh(x / call.softcap) : x) * call.scale; }
+double capped(double x, const Call &call) { return call.softcap ? call.softcap * std::tanh(x / call.softcap) : x; }
 
 double slope(double x, const Call &call) {
   return call.softcap ? 1.0 / std::pow(std::cosh(x / call.softcap), 2) : 1.0;
@@ -127,7 +127,7 @@ void run(int64_t most_columns, int element) {
     double expected_sum = 0.0, sum_allowed = 0.0;
     const bool is_here = target[row] >= 0 && target[row] < call.columns;
     for (int64_t v = 0; v < call.columns; v++) {
-      const double logit = total(row, v), z = capped(logit, call), exponential = std::exp(z - reference[row]);
+      const double logit = total(row, v), z = capped(logit, call), exponential = std::exp((z - reference[row]) * call.scale);
       const double rounding = exponential ? epsilon * (4 + 3 * (std::fabs(z) + std::fabs(reference[row]))) : 0.0;
       const bool is_target = v == target[row];
       if (!is_target) {

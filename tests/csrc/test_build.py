@@ -118,6 +118,23 @@ def test_with_nvcc(build):
     assert not wheel.name.endswith("-py3-none-any.whl")
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_nothing_of_an_earlier_build_stays(build, tmp_path):
+    """pip builds in the checkout, which keeps what was built there before."""
+    assert LIBRARY in contents(build()[2])[0]
+    for environment in (NO_COMPILER, {"FASTFLOW_NATIVE": "0"}):
+        shutil.rmtree(tmp_path / "wheels")
+        code, output, wheel = build(**environment)
+        assert code == 0 and is_pure(wheel), output
+
+
+def test_orders_that_contradict_each_other_or_mean_nothing(build):
+    code, output, wheel = build(FASTFLOW_NATIVE="0", FASTFLOW_REQUIRE_NATIVE="1")
+    assert code != 0 and wheel is None and "contradicts" in output
+    code, output, wheel = build(FASTFLOW_NATIVE="false")
+    assert code != 0 and wheel is None and "FASTFLOW_NATIVE must be 0 or 1, got 'false'" in output
+
+
 def test_without_nvcc_where_it_is_asked_for(build, tmp_path):
     """What fails for want of nvcc names it."""
     code, output, wheel = build(FASTFLOW_CUDA="1", CUDA_HOME=str(tmp_path), PATH="/usr/bin:/bin")

@@ -26,19 +26,19 @@ def matrix(
     return memory.to(dtype).as_strided((rows, columns), (columns + gap, 1), offset)
 
 
-def capped(logits: torch.Tensor, bias: torch.Tensor | None, softcap: float | None, scale: float):
+def capped(logits: torch.Tensor, bias: torch.Tensor | None, softcap: float | None):
     """z and the soft-cap's slope, in float64."""
     total = logits.double() if bias is None else logits.double() + bias.double()
     if softcap is None:
-        return total * scale, torch.ones_like(total)
+        return total, torch.ones_like(total)
     fraction = (total / softcap).tanh()
-    return softcap * fraction * scale, 1 / (total / softcap).cosh().square()
+    return softcap * fraction, 1 / (total / softcap).cosh().square()
 
 
 def sweep(row_pass, logits, columns, *, bias=None, softcap=None, scale=1.0, reference=None, store=True):
     """(sum of others, targets' logits, logits afterwards); the reference is the row's maximum unless given."""
     if reference is None:
-        z, _ = capped(logits, bias, softcap, scale)
+        z, _ = capped(logits, bias, softcap)
         reference = z.amax(dim=1).float() if z.shape[1] else torch.zeros(len(z))
     logits = logits.clone(memory_format=torch.preserve_format)
     options = {"softcap": softcap, "scale": scale, "reference": reference, "columns": columns, "store": store}
@@ -87,12 +87,12 @@ class TestExponentials:
         options = {"bias": bias, "softcap": softcap, "scale": scale}
         sums, targets, after = sweep(row_pass, logits, columns, store=store, **options)
 
-        z, slope = capped(logits, bias, softcap, scale)
+        z, slope = capped(logits, bias, softcap)
         reference = z.amax(dim=1, keepdim=True).float().double() if shape[1] else torch.zeros(shape[0], 1)
         is_target = columns[:, None] == torch.arange(shape[1])
-        exponentials = (z - reference).exp().masked_fill(is_target, 0.0)
+        exponentials = ((z - reference) * scale).exp().masked_fill(is_target, 0.0)
         # each argument carries a few roundings of the largest number on the way to it
-        rounding = EPSILON * (4 + 3 * (z.abs() + reference.abs()))
+        rounding = EPSILON * (4 + 3 * max(scale, 1.0) * (z.abs() + reference.abs()))
         error = (sums - exponentials.sum(dim=1)).abs()
         assert (error <= (exponentials * rounding).sum(dim=1) + SMALLEST * shape[1]).all()
         error = (targets - z.masked_fill(~is_target, 0.0).sum(dim=1)).abs()
@@ -145,7 +145,7 @@ class TestWhatIsNotFinite:
         logits = matrix(2, 130, dtype)
         logits[0, column] = value
         sums, _, after = sweep(row_pass, logits, torch.tensor([5, 5]), softcap=softcap)
-        z, slope = capped(logits, None, softcap, 1.0)
+        z, slope = capped(logits, None, softcap)
         expected = (z - z.amax(dim=1, keepdim=True)).exp()
         expected[:, 5] = 0.0
         torch.testing.assert_close(sums, expected.sum(dim=1).float(), rtol=1e-5, atol=0, equal_nan=True)

@@ -7,13 +7,14 @@ import os
 import torch
 import torch.distributed as dist
 
-from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, reference
+from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, projector, reference
 from kernel_problems import FlowLoss, Problem, assert_matches, make_problem, relative_error
 
 
 def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str) -> None:
     """Compares this rank's part of both ops with the whole head in float64; raises where they differ."""
     torch.set_num_threads(1)
+    projector.SHARDED_ROWS = 16  # several blocks also where no size is given
     os.environ["FASTFLOW_KERNELS"] = implementation
     os.environ["TRITON_INTERPRET"] = "1"  # gloo reduces on the CPU, also where there is a GPU
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(sizes))
@@ -24,8 +25,18 @@ def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str
             problem = make_problem([9, 0, 40, 3], width=7, vocabulary=sum(sizes), ratio="token_mean", **options)
             check_flow_loss(problem, shard, own)
             check_linear_logprob(problem, shard, own)
+        if implementation == "torch":
+            check_linear_logprob(without_the_last_rank(sizes), shard, own)
     finally:
         dist.destroy_process_group()
+
+
+def without_the_last_rank(sizes: list[int]) -> Problem:
+    """All of its logits are -inf."""
+    problem, alive = make_problem([9, 40], width=7, vocabulary=sum(sizes), with_bias=True), sum(sizes[:-1])
+    problem.tensors["bias"][alive:] = -torch.inf
+    problem.tensors["targets"] %= alive
+    return problem
 
 
 def cut(problem: Problem, own: slice) -> Problem:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given, settings
 
 from eager_head import eager_logits, exact_logits
-from fastflow_kernels import flow_loss, linear_logprob, matmul, reference
+from fastflow_kernels import flow_loss, head_gradient, linear_logprob, matmul, reference, torch_projector
+from fastflow_kernels.head import Head
+from fastflow_kernels.head_gradient import HeadGradient
+from fastflow_kernels.panel import Panel
 from kernel_problems import Problem, assert_matches, make_problem, problems
 
 # Of the error of an eager bfloat16 head, which rounds logits, their gradient and the head's gradient. Ours rounds the
@@ -56,6 +61,30 @@ def test_many_blocks_lose_nothing():
     exact = problem.oracle()[1]["weight"]
     one, many = (problem.run(block_rows=rows)[1]["weight"] for rows in (150, 1))
     assert error(many, exact) <= 1.2 * error(one, exact)
+
+
+def test_panels_change_nothing_much(monkeypatch):
+    problem = make_problem(LENGTHS, width=64, vocabulary=1003).cast(torch.bfloat16)
+    monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", 50_000)
+    assert_no_worse_than_eager(problem, FACTOR)
+
+
+def test_a_single_block_sums_the_heads_gradient_in_its_own_type():
+    """More need float32 to sum in."""
+    weight = torch.zeros(40, 8, dtype=torch.bfloat16)
+    head = Head.of(weight, None, torch.bfloat16)
+    panel, rows = Panel(0, torch.ones(3, 40, dtype=torch.bfloat16)), torch.ones(3, 8, dtype=torch.bfloat16)
+    for block_count, expected in ((1, torch.bfloat16), (2, torch.float32)):
+        with patch.object(head_gradient, "accumulate_") as accumulate_:
+            HeadGradient(head, weight, None, block_count=block_count).add_panel(panel, torch.ones(3), rows)
+        assert accumulate_.call_args.args[0].dtype == expected
+
+
+def test_a_target_beyond_the_rounded_logits():
+    """Its logit is 32895, which the product rounds to 32768: exp of the difference is no float32."""
+    weight = torch.tensor([[32768.0, 127.0], [32768.0, 0.0], [0.0, 0.0]], dtype=torch.bfloat16)
+    got = linear_logprob(torch.ones(1, 2, dtype=torch.bfloat16), weight, torch.tensor([0]))
+    assert -1e-30 <= got.item() <= 0
 
 
 def test_the_target_is_not_rounded():

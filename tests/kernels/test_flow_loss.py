@@ -24,8 +24,10 @@ block_sizes = st.sampled_from([1, 2, 3, 7, 64, None])
 @settings(deadline=None, max_examples=150)
 @given(problem=problems(), block_rows=block_sizes)
 def test_float32_equals_the_reference(problem, block_rows):
-    got = problem.cast(torch.float32).run(block_rows=block_rows)
-    assert_matches(got, problem.oracle(), forward=1e-5, gradient=1e-4)
+    """A residual of 0.5 is what is left of log-probs of up to 80: float32 holds those to 4e-6, the loss to 3e-5."""
+    got, oracle = problem.cast(torch.float32).run(block_rows=block_rows), problem.oracle()
+    assert relative_error(got[0].token_logprob, oracle[0].token_logprob.detach()) <= 2e-6
+    assert_matches(got, oracle, forward=4e-5, gradient=1e-4)
 
 
 @settings(deadline=None, max_examples=100)

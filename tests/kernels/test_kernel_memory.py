@@ -1,12 +1,24 @@
 """No op ever makes a tensor of the size of all logits, nor holds two blocks; a frozen head costs no gradient of it."""
 
+import weakref
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastflow_kernels import flow_loss, flow_loss_operator, linear_logprob, linear_logprob_operator, native, reference
+from fastflow_kernels import (
+    flow_loss,
+    flow_loss_operator,
+    flow_loss_pass,
+    head_gradient,
+    linear_logprob,
+    linear_logprob_operator,
+    native,
+    reference,
+    torch_projector,
+)
 from kernel_problems import make_problem
 
 ROWS, WIDTH, VOCABULARY, BLOCK_ROWS = 96, 8, 512, 16
@@ -99,6 +111,26 @@ def test_one_block_is_alive_at_a_time(implementation, options, slopes, monkeypat
     small = 8 * BLOCK_ROWS * WIDTH + 4096
     slopes *= implementation == "torch"
     assert whole + slopes * BLOCK <= most_alive(gradients_of([16] * 6, **options)) <= whole + slopes * BLOCK + small
+
+
+def test_a_panel_goes_before_the_next_is_used(monkeypatch):
+    """So that the head's gradient grows into the memory that they leave."""
+    monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", BLOCK * 4 // 6)
+    panels, counts = [], []
+    spend, accumulate_ = flow_loss_pass.spend_directions, head_gradient.accumulate_
+
+    def remember(given, *arguments):
+        panels.extend(weakref.ref(panel.matrix) for panel in given)
+        return spend(given, *arguments)
+
+    def count(*arguments, **options):
+        counts.append(sum(panel() is not None for panel in panels))
+        return accumulate_(*arguments, **options)
+
+    monkeypatch.setattr(flow_loss_pass, "spend_directions", remember)
+    monkeypatch.setattr(head_gradient, "accumulate_", count)
+    make_problem([BLOCK_ROWS], width=WIDTH, vocabulary=VOCABULARY).cast(torch.float32).run(needs=("weight",))
+    assert counts == [5, 4, 3, 2, 1]
 
 
 def test_the_count_sees_the_logits_of_the_reference(problem):

@@ -72,6 +72,38 @@ def test_panels_change_only_the_rounding(implementation, problem):
 
 
 @pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.1}, {"temperature": 0.9}, {"softcap": 50.0}])
+def test_confident_tokens_keep_their_digits(implementation, options, monkeypatch):
+    """log p = -e^-gap, for gaps at which 1 - e^-gap is 1 in float32, whatever becomes of the logits on the way."""
+    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+    gap = torch.linspace(8, 45, 400)
+    hidden, weight = torch.stack([gap, torch.ones_like(gap)], dim=1), torch.tensor([[1.0, 0.3], [0.0, 0.3]])
+    targets = torch.zeros(400, dtype=torch.int64)
+    got = linear_logprob(hidden, weight, targets, **options)
+    top, other = (hidden.double() @ weight.double().t()).unbind(1)
+    if cap := options.get("softcap"):
+        top, other = cap * torch.tanh(top / cap), cap * torch.tanh(other / cap)
+    exact = -torch.log1p(((other - top) / options.get("temperature", 1.0)).exp())
+    torch.testing.assert_close(got.double(), exact, rtol=3e-5, atol=0)
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-8, 1e-12, 1e4])
+def test_extreme_temperatures(implementation, temperature, monkeypatch):
+    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(20, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    targets = torch.randint(30, (20,), generator=generator)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    logprob = linear_logprob(*leaves, targets, temperature=temperature)
+    gradients = torch.autograd.grad(logprob.sum(), leaves)
+    exact = torch.log_softmax(hidden.detach().double() @ weight.detach().double().t() / temperature, dim=1)
+    exact = exact.gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(logprob.detach().double(), exact, rtol=1e-5, atol=1e-5 + 1e-6 / temperature)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize("needs_gradient", [False, True])
 def test_what_is_not_finite_shows(implementation, needs_gradient, monkeypatch):
     """A NaN spreads over its row and no other; a panel of nothing but -inf takes no part."""
