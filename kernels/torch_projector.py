@@ -19,6 +19,8 @@ PASSING_ROWS = 2048
 
 
 class TorchProjector(Projector):
+    """Plain PyTorch; native_projector.py has compiled sweeps in place of these."""
+
     @staticmethod
     def sweeps():
         """What has row_maximum and row_exponentials_."""
@@ -49,7 +51,7 @@ class TorchProjector(Projector):
             total = total * ((reference - against) / self.head.temperature).exp() + part_total
             target_logit += part_target
             reference = raised
-        return self._found(hidden, columns, target_logit, reference, total)
+        return self._as_statistics(hidden, columns, target_logit, reference, total)
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
         head, panels, maxima = self.head, [], []
@@ -63,7 +65,7 @@ class TorchProjector(Projector):
             sums = self._row_exponentials_(panel.matrix, panel.columns, columns, _finite(reference), store=True)
             total += sums[0]
             target_logit += sums[1]
-        statistics = self._found(hidden, columns, target_logit, reference, total)
+        statistics = self._as_statistics(hidden, columns, target_logit, reference, total)
         return Exponentials(panels, statistics.reference.unsqueeze(0), statistics)
 
     def _row_exponentials_(
@@ -79,7 +81,7 @@ class TorchProjector(Projector):
             store=store,
         )
 
-    def _found(
+    def _as_statistics(
         self, hidden: Tensor, columns: Tensor, target_logit: Tensor, reference: Tensor, total: Tensor
     ) -> RowStatistics:
         target_logit = self._target_logit(hidden, columns, target_logit)

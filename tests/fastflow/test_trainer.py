@@ -13,6 +13,7 @@ from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
 from fastflow.train_command import describe, train
 from fastflow.trainer import Trainer
+from fastflow_kernels import explain
 
 
 @pytest.fixture
@@ -251,7 +252,9 @@ def test_an_interrupt_saves_the_policy(settings, monkeypatch):
 
 def test_the_announcement_names_what_computes_the_loss(settings):
     announcement = describe(Trainer(configure(settings), Console(quiet=True)))
-    assert "attention sdpa\nkernels torch: Triton has no kernels for cpu\n" in announcement
+    kernels = explain(torch.zeros(1, 1), torch.zeros(1, 1))
+    assert kernels.startswith(("native: compiled sweeps", "torch: "))
+    assert f"attention sdpa\nkernels {kernels}\n" in announcement
 
 
 def test_an_earlier_run_is_never_overwritten_unasked(settings):
