@@ -283,7 +283,7 @@ def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
     over = threading.Event()
 
     def kill() -> None:
-        while len(kills) < 20 and not over.wait(random_moment.uniform(0, 0.3)):
+        while len(kills) < 20 and not over.wait(random_moment.uniform(0, 0.1)):
             if pids and pids[-1] not in kills:
                 kills.append(pids[-1])
                 os.kill(pids[-1], signal.SIGKILL)
