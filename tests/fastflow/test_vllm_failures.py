@@ -272,6 +272,7 @@ def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
 
     run("quiet")
     pids, kills, random_moment = [], [], random.Random(0)
+    metrics = tmp_path / "disturbed" / "metrics.jsonl"
     real = vllm_sampler.EngineProcess
 
     def noted(*arguments, **options):
@@ -283,8 +284,9 @@ def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
     over = threading.Event()
 
     def kill() -> None:
-        while len(kills) < 20 and not over.wait(random_moment.uniform(0, 0.1)):
-            if pids and pids[-1] not in kills:
+        while len(kills) < 20 and not over.wait(random_moment.uniform(0, 0.2)):
+            has_begun = metrics.exists() and metrics.stat().st_size > 0  # a loss before that ends the run
+            if has_begun and pids[-1] not in kills:
                 kills.append(pids[-1])
                 os.kill(pids[-1], signal.SIGKILL)
 
