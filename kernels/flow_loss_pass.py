@@ -84,7 +84,7 @@ class FlowLossPass:
             if self.need.hidden or self.need.head:
                 self._block_with_gradient(projector, block)
             else:
-                self.token_logprob[block.rows] = projector.logprobs(self.hidden[block.rows], self.targets[block.rows])
+                projector.logprobs(self.hidden[block.rows], self.targets[block.rows], self.token_logprob[block.rows])
                 self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
         if self.d_hidden is not None and self.head.shard is not None:
             self.head.shard.sum_(self.d_hidden)
@@ -92,13 +92,11 @@ class FlowLossPass:
 
     def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
         hidden = self.hidden[block.rows]
-        direction = projector.directions(hidden, self.targets[block.rows])
-        self.token_logprob[block.rows] = direction.logprob
-        row_factor = direction.factor
-        self._settle(block, row_factor)
+        direction = projector.directions(hidden, self.targets[block.rows], self.token_logprob[block.rows])
+        self._settle(block, direction.factor)
         spend_directions(
             direction.panels,
-            row_factor,
+            direction.factor,
             hidden,
             self.head,
             self.d_hidden[block.rows] if self.d_hidden is not None else None,

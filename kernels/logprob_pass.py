@@ -19,7 +19,7 @@ def logprobs(hidden: Tensor, targets: Tensor, head: Head, choice: Choice, block_
     projector = projector_class(head, most_rows=_longest(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))
     for rows in blocks:
-        logprob[rows] = projector.logprobs(hidden[rows], targets[rows])
+        projector.logprobs(hidden[rows], targets[rows], logprob[rows])
     return logprob
 
 
@@ -47,8 +47,9 @@ def gradients(
     projector = projector_class(head, most_rows=_longest(blocks))
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None
     d_head = HeadGradient(head, weight, bias, block_count=len(blocks))
+    logprob = upstream.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))  # as in the forward pass
     for rows in blocks:
-        direction = projector.directions(hidden[rows], targets[rows])
+        direction = projector.directions(hidden[rows], targets[rows], logprob[rows])
         row_factor = direction.factor * upstream[rows]
         own_d_hidden = d_hidden[rows] if d_hidden is not None else None
         spend_directions(direction.panels, row_factor, hidden[rows], head, own_d_hidden, d_head if needs_head else None)

@@ -8,6 +8,8 @@ from torch import Tensor
 from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.finish import finish
+from fastflow_kernels.gpu.logit import NATS_PER_BIT
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.settle import settle_
@@ -50,6 +52,15 @@ class TritonProjector(Projector):
             self._buffer = self.head.weight.new_empty(self.most_rows, width, dtype=dtype)
         return self._buffer[:row_count, : self.head.vocabulary]
 
+    def _finish(
+        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel] | None
+    ) -> Tensor | None:
+        if panels is None:
+            return finish(statistics, self.head, columns, out, None, None)
+        factor = torch.empty_like(out)
+        finish(statistics, self.head, columns, out, factor, panels[0].matrix)
+        return factor
+
 
 class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
@@ -80,7 +91,7 @@ class FusedProjector(TritonProjector):
             head.shard.sum_(target_logit)
         self._tile = self._choose_tile(hidden, columns, target_logit, matrix)
         tile_reference, tile_total = project(hidden, head, columns, target_logit, self._tile, matrix)
-        return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total))
+        return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total), scale=NATS_PER_BIT)
 
     def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
         head = self.head
