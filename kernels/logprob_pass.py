@@ -11,10 +11,19 @@ from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
 
 
-def logprobs(hidden: Tensor, targets: Tensor, head: Head, choice: Choice, block_rows: int | None) -> Tensor:
+def logprobs(
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    choice: Choice,
+    block_rows: int | None = None,
+    block_bytes: int | None = None,
+) -> Tensor:
     """(N,) log-probs; hidden (N, D) in the type of the head."""
     projector_class = choice.projector()
-    rows_at_once = block_rows or projector_class.default_rows(head, with_gradient=False, with_weight=False)
+    rows_at_once = block_rows or projector_class.default_rows(
+        head, row_count=hidden.shape[0], with_gradient=False, block_bytes=block_bytes
+    )
     blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))
@@ -30,6 +39,7 @@ def gradients(
     head: Head,
     choice: Choice,
     block_rows: int | None,
+    block_bytes: int | None,
     *,
     need_hidden: bool,
     weight: Tensor | None,
@@ -41,8 +51,9 @@ def gradients(
     """
     needs_head = weight is not None or bias is not None
     projector_class = choice.projector()
-    with_weight = weight is not None
-    rows_at_once = block_rows or projector_class.default_rows(head, with_gradient=True, with_weight=with_weight)
+    rows_at_once = block_rows or projector_class.default_rows(
+        head, row_count=hidden.shape[0], with_gradient=True, weight=weight, block_bytes=block_bytes
+    )
     blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None

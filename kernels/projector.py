@@ -40,20 +40,37 @@ class Projector(ABC):
         self.most_rows = most_rows
 
     @classmethod
-    def default_rows(cls, head: Head, *, with_gradient: bool, with_weight: bool) -> int:
-        """Rows of a block when the caller names none; with_weight: the gradient of the weight stands beside it."""
+    def default_rows(
+        cls,
+        head: Head,
+        *,
+        row_count: int,
+        with_gradient: bool,
+        weight: Tensor | None = None,
+        longest: int = 0,
+        block_bytes: int | None = None,
+    ) -> int:
+        """Rows of a block when the caller names none.
+
+        row_count: of the call. weight: the parameter, where its gradient is needed. longest: rows of the longest
+        sequence, which had better not be cut. block_bytes: memory of a block; None for the device's default.
+        """
         if head.shard is not None:
             return SHARDED_ROWS
-        return cls._gradient_rows(head, with_weight=with_weight) if with_gradient else cls._forward_rows(head)
+        if not with_gradient:
+            return cls._forward_rows(head, block_bytes)
+        return cls._gradient_rows(head, weight, row_count, longest, block_bytes)
 
     @classmethod
     @abstractmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
         """For blocks whose gradient is wanted."""
 
     @classmethod
     @abstractmethod
-    def _forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         """For blocks of which only log-probs are wanted."""
 
     def logprobs(self, hidden: Tensor, targets: Tensor, out: Tensor) -> None:

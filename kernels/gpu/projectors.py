@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import default_block_rows
+from fastflow_kernels.blocks import default_block_rows, rows_that_take_less
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
@@ -15,6 +15,7 @@ from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
+from fastflow_kernels.head_gradient import head_sum
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.panel import Panel
@@ -22,6 +23,7 @@ from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
 
+BUFFER_QUANTUM = 256  # rows: calls of nearly the same size take the same memory, which the allocator then has at hand
 FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
 
 
@@ -33,12 +35,21 @@ class TritonProjector(Projector):
         self._buffer: Tensor | None = None
 
     @classmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls.entry_bytes(head.weight.dtype))
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
+        entry_bytes = cls.entry_bytes(head.weight.dtype)
+        total = None if weight is None else head_sum(head, weight.dtype, entry_bytes)
+        beside = 0 if total is None else total.summed * entry_bytes * head.vocabulary
+        rows = default_block_rows(
+            head.vocabulary, head.weight.device.type, entry_bytes, beside, block_bytes=block_bytes
+        )
+        return rows_that_take_less(rows, row_count, longest, total)
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
-        return cls._gradient_rows(head, with_weight=False)
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        entry_bytes = cls.entry_bytes(head.weight.dtype)
+        return default_block_rows(head.vocabulary, head.weight.device.type, entry_bytes, block_bytes=block_bytes)
 
     @staticmethod
     @abstractmethod
@@ -49,7 +60,10 @@ class TritonProjector(Projector):
         """(R, V) of the shared memory; rows start at multiples of 16 bytes."""
         if self._buffer is None:
             width = -(-self.head.vocabulary // 8) * 8
-            self._buffer = self.head.weight.new_empty(self.most_rows, width, dtype=dtype)
+            rows = self.most_rows
+            if self.head.weight.device.type != "cpu":
+                rows += -rows % BUFFER_QUANTUM
+            self._buffer = self.head.weight.new_empty(rows, width, dtype=dtype)
         return self._buffer[:row_count, : self.head.vocabulary]
 
     def _finish(
@@ -70,7 +84,7 @@ class FusedProjector(TritonProjector):
         return factor_dtype.itemsize
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         return FORWARD_ROWS
 
     def __init__(self, head: Head, most_rows: int):
