@@ -13,6 +13,8 @@ SHARE_OF_BESIDE = {"cpu": 0.5, "cuda": 1.0}
 FEWEST_ROWS = 128
 MOST_ROWS = {"cpu": 8192, "cuda": 16384}
 ROW_QUANTUM = {"cpu": 1, "cuda": 128}  # rows of a tile: a block that ends within one wastes the rest
+# A buffer's rows on CUDA: calls of nearly the same size take the same memory, which the allocator then has at hand.
+BUFFER_QUANTUM = 256
 
 
 def default_block_rows(
@@ -49,21 +51,30 @@ class HeadSum(NamedTuple):
     is_rounded: bool  # whether these types differ, so that the second is rounded to the first at the end
 
 
-def rows_that_take_less(rows: int, row_count: int, longest: int, head: HeadSum | None) -> int:
-    """Rows of a block, raised from `rows` where larger blocks take less memory in all.
+def cuda_block_rows(
+    vocabulary: int, entry_bytes: int, row_count: int, longest: int, head: HeadSum | None, block_bytes: int | None
+) -> int:
+    """Rows of a block on CUDA when the caller names none.
 
-    A single block needs no sum: its product leaves in the finished type. And a sequence that is cut needs a second sum.
+    row_count: of the call. longest: rows of its longest sequence; a sequence that is cut needs a second sum. head: None
+    where its gradient is not needed. block_bytes: the budget; None for the default.
+    """
+    beside = 0 if head is None else head.summed * entry_bytes * vocabulary
+    rows = default_block_rows(vocabulary, "cuda", entry_bytes, beside, block_bytes)
+    return rows if head is None else _rows_that_take_less(rows, row_count, longest, head)
 
-    row_count: of the call. longest: rows of its longest sequence. head: None where its gradient is not needed.
+
+def _rows_that_take_less(rows: int, row_count: int, longest: int, head: HeadSum) -> int:
+    """Raised from `rows` where a larger block takes no more memory than several full ones and their sums.
+
+    A single block needs no sum, and a sequence that is not cut no second one.
 
     >>> head = HeadSum(finished=1536, summed=3072, is_rounded=True)
-    >>> [rows_that_take_less(3456, count, 1000, head) for count in (3000, 4992, 4993)]
+    >>> [_rows_that_take_less(3456, count, 1000, head) for count in (3000, 4992, 4993)]
     [3456, 4992, 3456]
-    >>> [rows_that_take_less(3456, 20000, longest, head) for longest in (3456, 6528, 6529)]
+    >>> [_rows_that_take_less(3456, 20000, longest, head) for longest in (3456, 6528, 6529)]
     [3456, 6528, 3456]
     """
-    if head is None:
-        return rows
     several = head.summed + max(rows, head.finished if head.is_rounded else 0)
     if head.is_rounded and head.finished + row_count <= several:
         return max(rows, row_count)

@@ -17,14 +17,13 @@ def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> 
     return torch.bfloat16 if parameter_dtype == torch.bfloat16 else accumulator_dtype(product_dtype)
 
 
-def head_sum(head: Head, parameter_dtype: torch.dtype, entry_bytes: int) -> HeadSum:
-    """The gradient of the head's weight beside blocks of entry_bytes a row and vocabulary entry, in rows of these."""
-    finished, factors = finished_dtype(parameter_dtype, head.weight.dtype), head.weight.dtype
-    width, summed = head.weight.shape[1], accumulator_dtype(factors)
+def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype, entry_bytes: int) -> HeadSum:
+    """The gradient of a head's weight beside blocks of entry_bytes a row and vocabulary entry, in rows of these."""
+    finished, summed = finished_dtype(parameter_dtype, factor_dtype), accumulator_dtype(factor_dtype)
     return HeadSum(
         finished=-(-width * finished.itemsize // entry_bytes),
         summed=-(-width * summed.itemsize // entry_bytes),
-        is_rounded=finished == factors != summed,
+        is_rounded=finished == factor_dtype != summed,
     )
 
 

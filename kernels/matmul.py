@@ -97,11 +97,11 @@ def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bo
 
 def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -> Tensor:
     """total += left @ right, or = where `overwrite`."""
-    if total.is_cuda and total.dtype == torch.bfloat16 and overwrite and total.numel() < SPLIT_ENTRIES:
+    if total.dtype == torch.bfloat16 and total.device.type != "cpu" and overwrite and total.numel() < SPLIT_ENTRIES:
         return total.copy_(torch.mm(left, right, out_dtype=torch.float32))
     if total.dtype == right.dtype:
         return torch.addmm(total, left, right, beta=0 if overwrite else 1, out=total)
-    if total.is_cuda:
+    if total.device.type != "cpu":
         if overwrite:
             return torch.mm(left, right, out_dtype=total.dtype, out=total)
         return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

@@ -70,6 +70,7 @@ def project_kernel(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     vocabulary_tiles = tl.cdiv(vocabulary, BLOCK_VOCABULARY)
@@ -106,10 +107,9 @@ def project_kernel(
         is_row = rows < row_count
         offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
         place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
-        if (first_column + BLOCK_VOCABULARY > vocabulary) | (
-            tl.max(place, 0) >= 0
-        ):  # few tiles: the others need no mask
-            within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        # Few tiles have a target or end the vocabulary, the others need no mask. A flattened loop takes no branches.
+        if FLATTEN or (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
             counts = (within < vocabulary - first_column) & (within != place[:, None])
             logits = tl.where(counts, logits, float("-inf"))
         own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
@@ -122,7 +122,12 @@ def project_kernel(
         if STORE:
             if HAS_SOFTCAP:
                 values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
-            if TMA:
+            if TMA and HALVES:
+                pair = values.to(exponentials.dtype).reshape(BLOCK_ROWS, 2, BLOCK_VOCABULARY // 2).permute(0, 2, 1)
+                left_half, right_half = tl.split(pair)
+                exponentials.store([first_row, first_column], left_half)
+                exponentials.store([first_row, first_column + BLOCK_VOCABULARY // 2], right_half)
+            elif TMA:
                 exponentials.store([first_row, first_column], values.to(exponentials.dtype))
             else:
                 pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
@@ -176,6 +181,7 @@ def project(
         GROUP=tile.group,
         PROGRAMS=programs,
         FLATTEN=tile.flatten,
+        HALVES=tile.halves,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -191,5 +197,5 @@ def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, ti
     return (
         describe(hidden, [tile.rows, tile.width]),
         describe(weight, [tile.vocabulary, tile.width]),
-        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary]),
+        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary // (1 + tile.halves)]),
     )

@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import default_block_rows, rows_that_take_less
+from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
@@ -23,7 +23,6 @@ from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
 
-BUFFER_QUANTUM = 256  # rows: calls of nearly the same size take the same memory, which the allocator then has at hand
 FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
 
 
@@ -38,18 +37,14 @@ class TritonProjector(Projector):
     def _gradient_rows(
         cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
     ) -> int:
-        entry_bytes = cls.entry_bytes(head.weight.dtype)
-        total = None if weight is None else head_sum(head, weight.dtype, entry_bytes)
-        beside = 0 if total is None else total.summed * entry_bytes * head.vocabulary
-        rows = default_block_rows(
-            head.vocabulary, head.weight.device.type, entry_bytes, beside, block_bytes=block_bytes
-        )
-        return rows_that_take_less(rows, row_count, longest, total)
+        factors, (vocabulary, width) = head.weight.dtype, head.weight.shape
+        entry_bytes = cls.entry_bytes(factors)
+        total = None if weight is None else head_sum(width, weight.dtype, factors, entry_bytes)
+        return cuda_block_rows(vocabulary, entry_bytes, row_count, longest, total, block_bytes)
 
     @classmethod
     def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
-        entry_bytes = cls.entry_bytes(head.weight.dtype)
-        return default_block_rows(head.vocabulary, head.weight.device.type, entry_bytes, block_bytes=block_bytes)
+        return cuda_block_rows(head.vocabulary, cls.entry_bytes(head.weight.dtype), 0, 0, None, block_bytes)
 
     @staticmethod
     @abstractmethod
