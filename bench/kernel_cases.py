@@ -57,7 +57,7 @@ def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
     yield from _row_cases(thorough)
     yield from _target_logit_cases(thorough)
     yield from _settle_cases(architecture, thorough)
-    yield from _combine_cases(thorough)
+    yield from _combine_cases(architecture, thorough)
     yield from _finish_cases(thorough)
     yield from _upstream_cases()
     yield from _segment_cases()
@@ -139,19 +139,38 @@ def _target_logit_cases(thorough: bool) -> Iterator[Case]:
 def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     """With each width of tiles that the projection may have left."""
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
-        for dtype in (torch.bfloat16, torch.float32):
-            weight = _empty(shape.vocabulary, shape.width, dtype=dtype)
-            tiles = [table_tile(TileKey(architecture, *setting), weight) for setting in EVERY_SETTING if setting[0]]
-            for width in sorted({tile.vocabulary for tile in tiles}):
-                tile_reference = _empty(-(-shape.vocabulary // width), shape.rows)
-                launch = partial(settle_, _block(shape, dtype), tile_reference, _empty(shape.rows), width)
-                yield Case("settle", f"{_words(shape, dtype)}, tiles of {width}", launch)
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+                total, *others = given
+                yield Case(
+                    "settle",
+                    words,
+                    partial(
+                        settle_, _block(shape, dtype), total, _empty(shape.rows), _empty(shape.rows), *others, width
+                    ),
+                )
 
 
-def _combine_cases(thorough: bool) -> Iterator[Case]:
-    for tile_count, row_count in ((594, 4096), (1, 1)) if thorough else ((594, 4096),):
-        statistics = _empty(tile_count, row_count), _empty(tile_count, row_count)
-        yield Case("combine", f"{tile_count} tiles, {row_count} rows", partial(combine, *statistics))
+def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:
+    for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+                total, *others = given
+                yield Case("combine", words, partial(combine, total, _empty(shape.rows), *others, width))
+
+
+def _totals(
+    architecture: int, shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool
+) -> Iterator[tuple[int, tuple]]:
+    """Each width of tiles, with the totals of such, and the rows, head and targets that they are of."""
+    head = _head(shape, dtype, has_bias, has_softcap)
+    keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
+    for width in sorted({table_tile(key, head.weight).vocabulary for key in keys}):
+        total = _empty(-(-shape.vocabulary // width), shape.rows)
+        rows = _empty(shape.rows, shape.width, dtype=dtype)
+        yield width, (total, rows, head, _empty(shape.rows, dtype=torch.int64))
 
 
 def _finish_cases(thorough: bool) -> Iterator[Case]:

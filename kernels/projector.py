@@ -5,7 +5,7 @@ gpu/projectors.py).
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ class Exponentials(NamedTuple):
     """exp(logit - reference) of a block, times the soft-cap's slope; 0 at the target."""
 
     panels: list[Panel]  # of (R, V)
-    tile_reference: Tensor  # (T, R): what each tile of columns was measured against
     statistics: RowStatistics  # of this head's columns; target_logit over all shards
+    block: Any = None  # what the projector needs to settle them
 
 
 class Directions(NamedTuple):

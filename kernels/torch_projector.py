@@ -72,7 +72,7 @@ class TorchProjector(Projector):
             total += sums[0]
             target_logit += sums[1]
         statistics = self._as_statistics(hidden, columns, target_logit, reference, total)
-        return Exponentials(panels, statistics.reference.unsqueeze(0), statistics)
+        return Exponentials(panels, statistics)
 
     def _row_exponentials_(
         self, products: Tensor, part: slice, columns: Tensor, reference: Tensor, *, store: bool

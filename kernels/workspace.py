@@ -12,7 +12,7 @@ import torch
 from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows, sequence_blocks
 from fastflow_kernels.head_gradient import finished_dtype, head_sum
 
-STATISTICS_BYTES = 8  # of a row and a tile of the projection: a reference and a total
+STATISTICS_BYTES = 4  # of a row and a tile of the projection: a total
 FLOAT32 = 4
 
 

@@ -1,6 +1,7 @@
 """The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,6 +75,15 @@ class TritonProjector(Projector):
 class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
 
+    class Block(NamedTuple):
+        """What `settle_` needs to know of a block's exponentials."""
+
+        total: Tensor  # (T, R)
+        target_logit: Tensor  # (R,) bits
+        hidden: Tensor  # (R, D)
+        columns: Tensor  # (R,) int64
+        tile: int  # columns of a tile
+
     @staticmethod
     def entry_bytes(factor_dtype: torch.dtype) -> int:
         return factor_dtype.itemsize
@@ -82,25 +92,25 @@ class FusedProjector(TritonProjector):
     def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         return FORWARD_ROWS
 
-    def __init__(self, head: Head, most_rows: int):
-        super().__init__(head, most_rows)
-        self._tile: Tile | None = None  # of the last block
-
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._project(hidden, columns, None)[1]
+        return self._project(hidden, columns, None)[0]
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
         matrix = self._block(hidden.shape[0], self.head.weight.dtype)
         return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
 
-    def _project(self, hidden: Tensor, columns: Tensor, matrix: Tensor | None) -> tuple[Tensor, RowStatistics]:
+    def _project(
+        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None
+    ) -> tuple[RowStatistics, "FusedProjector.Block"]:
         head = self.head
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
             head.shard.sum_(target_logit)
-        self._tile = self._choose_tile(hidden, columns, target_logit, matrix)
-        tile_reference, tile_total = project(hidden, head, columns, target_logit, self._tile, matrix)
-        return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total), scale=NATS_PER_BIT)
+        tile = self._choose_tile(hidden, columns, target_logit, matrix)
+        total = project(hidden, head, columns, target_logit, tile, matrix)
+        combined = combine(total, target_logit, hidden, head, columns, tile.vocabulary)
+        statistics = RowStatistics(target_logit, *combined, scale=NATS_PER_BIT)
+        return statistics, self.Block(total, target_logit, hidden, columns, tile.vocabulary)
 
     def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
         head = self.head
@@ -119,7 +129,8 @@ class FusedProjector(TritonProjector):
         )
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        settle_(exponentials.panels[0].matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
+        total, target_logit, hidden, columns, tile = exponentials.block
+        settle_(exponentials.panels[0].matrix, total, target_logit, reference, hidden, self.head, columns, tile)
 
 
 class RowsProjector(TritonProjector):
@@ -141,7 +152,7 @@ class RowsProjector(TritonProjector):
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
         statistics = self._row_pass(logits, columns, matrix)
-        return Exponentials([Panel(0, matrix)], statistics.reference.unsqueeze(0), statistics)
+        return Exponentials([Panel(0, matrix)], statistics)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         out = self._block(hidden.shape[0], accumulator_dtype(self.head.weight.dtype))
