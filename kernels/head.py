@@ -45,8 +45,8 @@ class Head:
 
     @property
     def absent_logit(self) -> float:
-        """Stands for the logit of a target that is no column here: 0, which other shards add to; else nan, which
-        spreads to all that depends on a target that does not exist."""
+        """Stands for the logit of a target that is no column here: 0, which other shards add to (shard.py); else nan,
+        which spreads to all that depends on a target that does not exist."""
         return math.nan if self.shard is None else 0.0
 
     def columns(self, targets: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """A head whose vocabulary is cut over several ranks, and the reductions that make one row of it."""
 
+import math
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
@@ -23,6 +25,15 @@ class VocabularyShard:
     def named(cls, start: int, group_name: str | None) -> "VocabularyShard | None":
         """From the name that an operator's schema can carry; None for a head that is whole."""
         return None if group_name is None else cls(start, _resolve_process_group(group_name))
+
+    def target_logit(self, found: Tensor, is_here: Tensor) -> Tensor:
+        """(R,) logits of the targets over all ranks, in one reduction.
+
+        found: (R,) this rank's, 0 where the target is not among its rows; is_here: (R,), whether it is. NaN for a
+        target that no rank holds, or more than one: it does not exist, or the shards overlap.
+        """
+        total, owners = self.sum_(torch.stack([found, is_here.to(found.dtype)]))
+        return total.masked_fill_(owners != 1, math.nan)
 
     def sum_(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, dist.ReduceOp.SUM, group=self.group)

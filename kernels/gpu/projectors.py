@@ -77,7 +77,7 @@ class FusedProjector(TritonProjector):
         head = self.head
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
-            head.shard.sum_(target_logit)
+            target_logit = head.shard.target_logit(target_logit, head.holds(columns))
         self._tile = self._choose_tile(hidden, columns, target_logit, matrix)
         tile_reference, tile_total = project(hidden, head, columns, target_logit, self._tile, matrix)
         return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total))
@@ -136,7 +136,12 @@ class RowsProjector(TritonProjector):
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
     def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
-        statistics = RowStatistics(*row_pass(logits, self.head, columns, matrix))
-        if self.head.shard is not None:
-            self.head.shard.sum_(statistics.target_logit)
-        return statistics
+        return self._over_shards(RowStatistics(*row_pass(logits, self.head, columns, matrix)), columns)
+
+    def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
+        """With the target's logit of the rank that holds it."""
+        head = self.head
+        if head.shard is None:
+            return statistics
+        found = head.shard.target_logit(statistics.target_logit, head.holds(columns))
+        return statistics._replace(target_logit=found)

@@ -25,6 +25,7 @@ def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str
             problem = make_problem([9, 0, 40, 3], width=7, vocabulary=sum(sizes), ratio="token_mean", **options)
             check_flow_loss(problem, shard, own)
             check_linear_logprob(problem, shard, own)
+        check_absent_targets(sum(sizes), shard, own)
         if implementation == "torch":
             check_linear_logprob(without_the_last_rank(sizes), shard, own)
     finally:
@@ -52,6 +53,28 @@ def check_flow_loss(problem: Problem, shard: VocabularyShard, own: slice) -> Non
     for block_rows in (None, 16):  # also with a sequence longer than a block
         got = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows)
         assert_matches(got, (FlowLoss(*(value.detach() for value in result)), expected), forward=1e-5, gradient=1e-4)
+
+
+def check_absent_targets(vocabulary: int, shard: VocabularyShard, own: slice) -> None:
+    """A target that no rank holds makes NaN of its log-prob and of all that depends on it, and of nothing else."""
+    problem = make_problem([9, 20, 3], width=7, vocabulary=vocabulary, with_bias=True)
+    of_first, of_last = slice(0, 9), slice(29, 32)
+    problem.tensors["targets"][4], problem.tensors["targets"][30] = -100, vocabulary + 1
+    absent = torch.zeros(32, dtype=torch.bool).index_fill_(0, torch.tensor([4, 30]), True)
+    part = cut(problem, own)
+    result, gradients = part.run(op=flow_loss, shard=shard)
+    assert torch.equal(result.token_logprob.isnan(), absent)
+    assert result.loss.isnan() and torch.equal(result.logprob.isnan(), torch.tensor([True, False, True]))
+    assert gradients["weight"].isnan().all() and gradients["bias"].isnan().all()
+    assert gradients["hidden"][of_first].isnan().all() and gradients["hidden"][of_last].isnan().all()
+    assert gradients["hidden"][9:29].isfinite().all()
+
+    leaves = {name: part.tensors[name].detach().requires_grad_() for name in ("hidden", "weight", "bias")}
+    logprob = linear_logprob(**leaves, targets=part.tensors["targets"], shard=shard)
+    assert torch.equal(logprob.detach().isnan(), absent)
+    logprob.sum().backward()
+    assert torch.equal(leaves["hidden"].grad.isnan().all(dim=1), absent)
+    assert leaves["hidden"].grad[~absent].isfinite().all() and leaves["weight"].grad.isnan().all()
 
 
 def check_linear_logprob(problem: Problem, shard: VocabularyShard, own: slice) -> None:
