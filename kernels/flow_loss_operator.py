@@ -48,6 +48,7 @@ def run(
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
@@ -58,11 +59,11 @@ def run(
     The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
 
     Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
-    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start and shard_group, a
-    VocabularyShard's start and the name of its group, or None.
+    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
+    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest.
     """
     boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
-    shard = VocabularyShard.named(shard_start, shard_group)
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard

@@ -1,7 +1,7 @@
 """A language-model head in the types its products multiply in, and the logits that it means."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ class Head:
     @property
     def vocabulary(self) -> int:
         return self.weight.shape[0]
+
+    def like_the_largest_shard(self) -> "Head":
+        """Its stand-in where a size is chosen that all ranks must share: the weight's shape, none of its values."""
+        if self.shard is None:
+            return self
+        vocabulary = self.shard.largest_vocabulary(self.vocabulary, self.weight.device)
+        return replace(self, weight=self.weight[:1].expand(vocabulary, -1))
 
     @property
     def absent_logit(self) -> float:

@@ -14,8 +14,6 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.row_statistics import RowStatistics
 
-SHARDED_ROWS = 1024  # whatever a rank's part of the vocabulary: the ranks meet once a block
-
 
 class Exponentials(NamedTuple):
     """exp(logit - reference) of a block, times the soft-cap's slope; 0 at the target."""
@@ -42,9 +40,11 @@ class Projector(ABC):
 
     @classmethod
     def default_rows(cls, head: Head, *, with_gradient: bool, with_weight: bool) -> int:
-        """Rows of a block when the caller names none; with_weight: the gradient of the weight stands beside it."""
-        if head.shard is not None:
-            return SHARDED_ROWS
+        """Rows of a block when the caller names none; with_weight: the gradient of the weight stands beside it.
+
+        The ranks of a sharded head meet once a block, so all of them take the largest shard's.
+        """
+        head = head.like_the_largest_shard()
         return cls._gradient_rows(head, with_weight=with_weight) if with_gradient else cls._forward_rows(head)
 
     @classmethod

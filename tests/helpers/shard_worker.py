@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, projector, reference
+from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, reference
+from fastflow_kernels.head import Head
+from fastflow_kernels.implementation import Choice
 from kernel_problems import FlowLoss, Problem, assert_matches, make_problem, relative_error
 
 
 def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str) -> None:
     """Compares this rank's part of both ops with the whole head in float64; raises where they differ."""
     torch.set_num_threads(1)
-    projector.SHARDED_ROWS = 16  # several blocks also where no size is given
+    cut_small_blocks(implementation)
     os.environ["FASTFLOW_KERNELS"] = implementation
     os.environ["TRITON_INTERPRET"] = "1"  # gloo reduces on the CPU, also where there is a GPU
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(sizes))
     try:
         shard = VocabularyShard(start=sum(sizes[:rank]), group=dist.group.WORLD)
         own = slice(shard.start, shard.start + sizes[rank])
+        knowing = replace(shard, largest=max(sizes))
+        check_the_largest(sizes, rank, shard, knowing)
         for options in ({}, {"temperature": 0.7, "softcap": 20.0, "with_bias": True}, {"logit_limit": 60.0}):
             problem = make_problem([9, 0, 40, 3], width=7, vocabulary=sum(sizes), ratio="token_mean", **options)
             check_flow_loss(problem, shard, own)
-            check_linear_logprob(problem, shard, own)
+            check_linear_logprob(problem, knowing, own)
         check_absent_targets(sum(sizes), shard, own)
         if implementation == "torch":
             check_linear_logprob(without_the_last_rank(sizes), shard, own)
     finally:
         dist.destroy_process_group()
+
+
+def cut_small_blocks(implementation: str) -> None:
+    """Several blocks also where no size is given, and such as would differ from rank to rank by their own shards."""
+    projector = Choice(implementation, "").projector()
+    projector._gradient_rows = classmethod(lambda cls, head, *, with_weight: 1000 // head.vocabulary)
+    projector._forward_rows = classmethod(lambda cls, head: 1000 // head.vocabulary)
+
+
+def check_the_largest(sizes: list[int], rank: int, shard: VocabularyShard, knowing: VocabularyShard) -> None:
+    """Asked of the group or given, the ranks cut the same blocks; of nobody where it is given."""
+    head = Head.of(torch.zeros(sizes[rank], 7), None, torch.float32, shard=shard)
+    assert head.like_the_largest_shard().weight.shape == (max(sizes), 7)
+    assert knowing.largest_vocabulary(sizes[rank], torch.device("cpu")) == max(sizes)
+    with pytest.raises(ValueError, match=r"largest is 1, but this rank's shard has .* rows; pass the rows of the larg"):
+        replace(shard, largest=1).largest_vocabulary(max(sizes), torch.device("cpu"))
 
 
 def without_the_last_rank(sizes: list[int]) -> Problem:

@@ -30,6 +30,7 @@ def flow_loss_arguments(device, needs=(True, True, True, True), dtype=torch.floa
         torch.float64 if dtype == torch.float64 else torch.float32,
         0,
         None,
+        None,
         *needs,
     )
 
@@ -41,7 +42,7 @@ def linear_logprob_arguments(device, with_bias=True, **options):
         if tensor is not None:
             tensor.requires_grad_()
     settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5} | options
-    return (*head, *settings.values(), torch.float32, 0, None)
+    return (*head, *settings.values(), torch.float32, 0, None, None)
 
 
 @pytest.mark.parametrize("check", OPCHECKS)
