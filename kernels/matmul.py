@@ -15,12 +15,22 @@ float32 factors are rounded to TF32 on CUDA where torch.set_float32_matmul_preci
 what torch.backends.mkldnn.matmul.fp32_precision asks for.
 
 Which library multiplies float32 on an x86 CPU: oneDNN where the weight is the right factor of a large product, else
-torch.mm (MKL). GF/s on two EPYC cores at D = 1024, V = 152,000, with 128, 256 and 512 rows:
+torch.mm (MKL). GF/s on two EPYC cores with AVX-512 at D = 1024, V = 152,000, with 128, 256 and 512 rows:
 
                                              MKL              oneDNN
     hidden @ weight^T                        94  109  158     162  177  171
     direction @ weight                       155 172  163     168  193  169
     direction^T @ hidden, onto a sum         177 156  155     78   115  117
+
+Without AVX-512, MKL also takes direction @ weight. GF/s of one such core, oneDNN held to AVX2 (MKL uses no more on an
+AMD processor anyway), with 64 and 512 rows at V = 32,000, and 512 at 152,000:
+
+                                             MKL              oneDNN
+    hidden @ weight^T                        44  69   64      67   79   75
+    direction @ weight                       62  81   72      50   72   69
+    direction^T @ hidden, onto a sum         87  88   76
+
+A rule and not a timer at first use: what a busy machine would choose must not decide the last digits of a run.
 
 bfloat16 products are oneDNN's in torch.mm already: 340 to 390.
 """
@@ -82,7 +92,7 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor
 
 def back_project_(total: Tensor, direction: Tensor, weight: Tensor, *, overwrite: bool) -> Tensor:
     """total (R, D) += direction (R, V) @ weight (V, D), or = where `overwrite`."""
-    if _is_for_onednn(direction, weight):
+    if _is_for_onednn(direction, weight) and _has_avx512():
         product = _onednn_product(direction, weight.t())
         return total.copy_(product) if overwrite else total.add_(product)
     return _multiply_(total, direction.to(weight.dtype), weight, overwrite=overwrite)
@@ -123,6 +133,12 @@ def _is_for_onednn(left: Tensor, weight: Tensor) -> bool:
 def _has_onednn() -> bool:
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nothing was measured
     return is_x86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    """As ATen sees it, which ATEN_CPU_CAPABILITY=avx2 holds to less."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _onednn_product(left: Tensor, weight: Tensor) -> Tensor:

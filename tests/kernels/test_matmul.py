@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -15,6 +20,7 @@ needs_onednn = pytest.mark.skipif(not matmul._has_onednn(), reason="needs torch 
 @pytest.fixture(params=[pytest.param("onednn", marks=needs_onednn), "torch"])
 def library(request, monkeypatch):
     monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", 0 if request.param == "onednn" else 2**62)
+    monkeypatch.setattr(matmul, "_has_avx512", lambda: True)
 
 
 def factors(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -65,6 +71,32 @@ def test_large_products_of_float32_are_onednns(monkeypatch):
     monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", ROWS * WIDTH * VOCABULARY)
     matmul.project(hidden, weight)
     assert len(asked) == 1
+
+
+@needs_onednn
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_without_avx512_mkl_takes_the_product_onto_the_hidden_states(has_avx512, monkeypatch):
+    asked = []
+    product = matmul._onednn_product
+    monkeypatch.setattr(matmul, "_onednn_product", lambda *factors: asked.append(factors) or product(*factors))
+    monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", 0)
+    monkeypatch.setattr(matmul, "_has_avx512", lambda: has_avx512)
+    hidden, weight, direction = factors(torch.float32)
+    matmul.project(hidden, weight)
+    assert len(asked) == 1
+    total = torch.empty(ROWS, WIDTH)
+    matmul.back_project_(total, direction, weight, overwrite=True)
+    assert len(asked) == 1 + has_avx512
+    assert relative_error(total, direction.double() @ weight.double()) <= 1e-6
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86 CPU")
+def test_what_aten_is_held_to_counts():
+    """In a process of its own, since ATen reads it once."""
+    show = "from fastflow_kernels import matmul; print(matmul._has_avx512())"
+    held = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    found = subprocess.run([sys.executable, "-c", show], env=held, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_the_types_of_the_table(monkeypatch):
