@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
-from fastflow_kernels.matmul import back_project_
+from fastflow_kernels.matmul import back_project_, direction_dtype
 from fastflow_kernels.panel import Panel, drained
 
 
@@ -22,10 +22,12 @@ def spend_directions(
 ) -> None:
     """row_factor times the directions, taken back to the hidden states and to the head; frees the panels on the way."""
     scale = row_factor.unsqueeze(1)
-    scaled = torch.mul(hidden, scale, out=torch.empty_like(hidden)) if d_head is not None else None
+    scaled = None
+    if d_head is not None:
+        scaled = torch.mul(hidden, scale, out=torch.empty_like(hidden, dtype=direction_dtype(hidden.dtype)))
     for panel in drained(panels):
         if d_hidden is not None:
-            back_project_(d_hidden, panel.matrix, head.weight[panel.columns], overwrite=panel.start == 0)
+            back_project_(d_hidden, panel.matrix, head.direction_weight[panel.columns], overwrite=panel.start == 0)
             if not panels:
                 d_hidden.mul_(scale)
                 if hidden_is_done is not None:

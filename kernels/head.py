@@ -1,12 +1,13 @@
 """A language-model head in the types its products multiply in, and the logits that it means."""
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.shard import VocabularyShard
 
 
@@ -42,6 +43,11 @@ class Head:
     @property
     def vocabulary(self) -> int:
         return self.weight.shape[0]
+
+    @functools.cached_property
+    def direction_weight(self) -> Tensor:
+        """The weight in the type that it is multiplied in by a direction; made once, where that is another type."""
+        return self.weight.to(direction_dtype(self.weight.dtype))
 
     def like_the_largest_shard(self) -> "Head":
         """Its stand-in where a size is chosen that all ranks must share: the weight's shape, none of its values."""

@@ -9,7 +9,13 @@ By the type of the inputs:
                         have no wider result, so one product rounds its entries once, as an eager head's does.
                         Sums of products stay in float32. On other CPUs float32: the head is upcast, once a call
                         (4 V D bytes while the call runs)
-    float16             float32 everywhere: its range is too narrow for gradient coefficients
+    float16 on CUDA     float16 factors for the logits, float32 accumulators and results (tensor cores). The gradient's
+                        two products in bfloat16: float16 keeps no entry below 6e-8 of the largest and overflows at
+                        65,504, where bfloat16 rounds every entry by 2^-9 and has float32's range, so that no loss
+                        scale is needed. A copy of the head in bfloat16 (2 V D bytes) stands while the call runs.
+                        Only where hidden and weight are both float16, or autocast says so: other types have more
+                        range, and with them it is float32
+    float16 elsewhere   float32: on a CPU it is far slower, and devices before 8.0 have no bfloat16 tensor cores
 
 float32 factors are rounded to TF32 on CUDA where torch.set_float32_matmul_precision asks for that, and on a CPU to
 what torch.backends.mkldnn.matmul.fp32_precision asks for.
@@ -57,8 +63,13 @@ def product_dtype(factor_dtype: torch.dtype, device: torch.device) -> torch.dtyp
     )
 
 
+def direction_dtype(factor_dtype: torch.dtype) -> torch.dtype:
+    """Type in which a direction is kept and multiplied, for factors of this type of the logits; not of more bytes."""
+    return torch.bfloat16 if factor_dtype == torch.float16 else factor_dtype
+
+
 def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Type in which the two enter their product, by the table above.
+    """Type in which the two enter their first product, the logits, by the table above; direction_dtype has the others'.
 
     The narrower type counts where they differ, float16 before bfloat16, and autocast's where that is on and the inputs
     are float32.
@@ -69,6 +80,11 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.bfloat16 and (device == "cuda" or (device == "cpu" and cpu_multiplies_bfloat16())):
         return torch.bfloat16
+    if device == "cuda" and dtype == torch.float16 and cuda_multiplies_float16(hidden.device.index):
+        is_all_float16 = hidden.dtype == weight.dtype == torch.float16
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if is_all_float16 or autocast == torch.float16:
+            return torch.float16
     return accumulator_dtype(dtype)
 
 
@@ -78,6 +94,12 @@ def cpu_multiplies_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+@torch.compiler.assume_constant_result
+def cuda_multiplies_float16(index: int) -> bool:
+    """Whether this CUDA device has tensor cores for it and for bfloat16, as NVIDIA's have from 8.0 on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
-from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.projector import Exponentials, Projector
@@ -70,7 +70,7 @@ class FusedProjector(TritonProjector):
         return self._project(hidden, columns, None)[1]
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
-        matrix = self._block(hidden.shape[0], self.head.weight.dtype)
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
         return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
 
     def _project(self, hidden: Tensor, columns: Tensor, matrix: Tensor | None) -> tuple[Tensor, RowStatistics]:
@@ -129,10 +129,11 @@ class RowsProjector(TritonProjector):
 
     def _matrix_for(self, logits: Tensor) -> Tensor:
         """The logits' own memory, or a second block in the type of the products."""
-        if self.head.weight.dtype == logits.dtype:
+        dtype = direction_dtype(self.head.weight.dtype)
+        if dtype == logits.dtype:
             return logits
         if self._narrow is None:
-            self._narrow = torch.empty_like(self._buffer, dtype=self.head.weight.dtype)
+            self._narrow = torch.empty_like(self._buffer, dtype=dtype)
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
     def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:

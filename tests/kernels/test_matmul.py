@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,7 +107,31 @@ def test_the_types_of_the_table(monkeypatch):
     for dtype, factor in table.items():
         entry = torch.zeros(1, 1, dtype=dtype)
         assert matmul.factor_dtype(entry, entry) == matmul.product_dtype(factor, cpu) == factor
-    assert matmul.product_dtype(torch.bfloat16, torch.device("cuda")) == torch.float32
+    for factor in (torch.bfloat16, torch.float16):
+        assert matmul.product_dtype(factor, torch.device("cuda")) == torch.float32
+        assert matmul.direction_dtype(factor) == torch.bfloat16
     monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: False)
     entry = torch.zeros(1, 1, dtype=torch.bfloat16)
     assert matmul.factor_dtype(entry, entry) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("hidden", "weight", "autocast", "expected"),
+    [
+        (torch.float16, torch.float16, None, torch.float16),
+        (torch.float32, torch.float32, torch.float16, torch.float16),
+        (torch.float16, torch.float32, torch.float16, torch.float16),
+        (torch.float16, torch.float32, None, torch.float32),
+        (torch.float16, torch.bfloat16, None, torch.float32),
+        (torch.bfloat16, torch.float32, None, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("has_tensor_cores", [True, False])
+def test_float16_on_cuda(hidden, weight, autocast, expected, has_tensor_cores, monkeypatch):
+    """Only where nothing with more range is narrowed unasked, and the device multiplies it on tensor cores."""
+    monkeypatch.setattr(matmul, "cuda_multiplies_float16", lambda index: has_tensor_cores)
+    on_cuda = [SimpleNamespace(dtype=dtype, device=torch.device("cuda", 0)) for dtype in (hidden, weight)]
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: autocast is not None)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: autocast)
+    found = matmul.factor_dtype(*on_cuda)
+    assert found == (torch.float32 if expected == torch.float16 and not has_tensor_cores else expected)
