@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "csrc"))  # build backends import
 from build_native import BuildNative, TaggedWheel, extensions
 
 REQUIRED = [
-    "torch>=2.11,<2.14",  # tensors, autograd, optimisers; the range that the kernels and vLLM are tested against
+    "torch>=2.11,<2.15",  # tensors, autograd, optimisers; what CI tests: 2.13, which vLLM pins, and 2.14
     "transformers>=5.16,<6",  # model families, tokenizers, chat templates, the export format
     "numpy>=1.26",  # trajectories, packing, seeds that do not depend on the device
     "safetensors>=0.5",  # checkpoints without pickle

@@ -19,6 +19,7 @@ from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
+from fastflow_kernels.matmul import direction_dtype
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
@@ -32,7 +33,8 @@ OTHER_WIDTHS = tuple(Shape(4096, width, 151936) for width in (2048, 3584, 4096))
 EVERY_SETTING = tuple(product((False, True), repeat=3))  # stores, bias, soft-cap
 ALL_OR_NONE = ((False, False, False), (True, True, True))
 
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products in bfloat16
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of the factors
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products of two-byte types
 ANY_TENSOR_CORES = "*MMA"
 MOST_EPILOGUE = 1250  # of the projection on sm_90: 128 exponentials a thread, about nine instructions each
 TMA_LOAD, TMA_STORE, ASYNCHRONOUS_COPY = "UTMALDG", "UTMASTG", "LDGSTS"
@@ -75,11 +77,12 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
         (USUAL, torch.bfloat16, EVERY_SETTING),
         (ODD_WIDTH, torch.bfloat16, ALL_OR_NONE),
         (ODD_VOCABULARY, torch.bfloat16, ALL_OR_NONE),
+        (USUAL, torch.float16, ALL_OR_NONE),
         (USUAL, torch.float32, ALL_OR_NONE),
     ]
     if thorough:
         shapes = (USUAL, ODD_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
-        plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, (torch.bfloat16, torch.float32))]
+        plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, DTYPES)]
     for shape, dtype, settings in plan:
         for setting in settings:
             yield project_case(architecture, shape, dtype, *setting)
@@ -98,8 +101,8 @@ def project_case(
     head = _head(shape, dtype, has_bias, has_softcap)
     tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), head.weight)
     hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
-    exponentials = _block(shape, dtype) if stores else None
-    needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
+    exponentials = _block(shape, direction_dtype(dtype)) if stores else None
+    needs = [] if dtype == torch.float32 else [TENSOR_CORES[architecture]]
     if has_aligned_rows(head.weight):
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
     is_plain = has_aligned_rows(head.weight) and not (has_bias or has_softcap or tile.flatten)
@@ -108,7 +111,7 @@ def project_case(
         f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
         partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
-        forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
+        forbids=(ANY_TENSOR_CORES,) if dtype == torch.float32 else (),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
         most_epilogue=MOST_EPILOGUE if (architecture, dtype) == (90, torch.bfloat16) and is_plain else None,
     )
@@ -128,7 +131,7 @@ def _row_cases(thorough: bool) -> Iterator[Case]:
 
 def _target_logit_cases(thorough: bool) -> Iterator[Case]:
     for shape in (USUAL, ODD_WIDTH, SMALLEST) if thorough else (USUAL,):
-        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+        for dtype, (_, has_bias, has_softcap) in product(DTYPES, ALL_OR_NONE):
             head, hidden = _head(shape, dtype, has_bias, has_softcap), _empty(shape.rows, shape.width, dtype=dtype)
             words = _words(shape, dtype, False, has_bias, has_softcap)
             yield Case(

@@ -53,6 +53,7 @@ def flow_loss(
     targets: Tensor,  # (N,) int64 or int32, in [0, V)
     cu_seqlens: Tensor,  # (S+1,) int32 or int64
     *,
+    device_cu_seqlens: Tensor | None = None,  # (S+1,) int32 or int64
     log_z: Tensor,  # (S,) float
     log_target: Tensor,  # (S,) float
     length_scale: Tensor,  # (S,) float
@@ -79,6 +80,9 @@ def flow_loss(
             keep it on the CPU to spare a CUDA device the wait. A sequence may be empty: it adds nothing to
             the loss or any gradient, whatever its other inputs hold, and reports logprob 0, residual 0, ratio
             1.
+        device_cu_seqlens: the same offsets on the device of hidden, which spares their copy; needed where a CUDA graph
+            captures the call. Nothing compares the two. A replay keeps the blocks that cu_seqlens was cut into: other
+            lengths need another capture.
         log_z: log normaliser, in the unit of length_scale * logprob (per token where length_scale is
             1/length).
         log_target: log of the unnormalised target, in the same unit.
@@ -107,7 +111,7 @@ def flow_loss(
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
         RuntimeError: on a second backward through the same loss (outside of torch.compile, where it works), or
-            with create_graph=True.
+            with create_graph=True; or a CUDA graph captures the call without offsets on both host and device.
 
     Worked example, two tokens of probability 1/3 each: logprob = -2 log 3 = -2.1972, ratio = exp(0) = 1,
     residual = 0.5 + (1/2)(-2.1972) - 0 = -0.5986, loss = 0.5986^2 = 0.3583, d loss / d log_z = -1.1972.
@@ -140,7 +144,7 @@ def flow_loss(
         block_rows=block_rows,
         block_bytes=block_bytes,
     )
-    check_cu_seqlens(cu_seqlens)
+    check_cu_seqlens(cu_seqlens, device_cu_seqlens, like=hidden)
     constants = {
         "log_target": log_target,
         "length_scale": length_scale,
@@ -161,6 +165,7 @@ def flow_loss(
         **needs,
         log_z=log_z,
         cu_seqlens=cu_seqlens,
+        device_cu_seqlens=device_cu_seqlens,
         clip_low=float(clip_low),
         clip_high=float(clip_high),
         ratio=ratio,

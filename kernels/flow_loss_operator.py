@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward
 from fastflow_kernels.blocks import sequence_blocks
-from fastflow_kernels.device import running_on
+from fastflow_kernels.device import copied_to, is_being_captured, running_on
 from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import finished_dtype
@@ -21,7 +21,7 @@ from fastflow_kernels.implementation import choose
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.sequence_terms import SequenceInputs
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.validate import check_boundaries, check_target_range
+from fastflow_kernels.validate import check_boundaries, check_captured_offsets, check_target_range
 
 RESULTS = 6  # loss, logprob, residual, weight, raw_ratio, token_logprob; after them the gradients
 DIFFERENTIABLE = ("hidden", "weight", "bias", "log_z")
@@ -34,6 +34,7 @@ def run(
     log_z: Tensor,
     targets: Tensor,
     cu_seqlens: Tensor,
+    device_cu_seqlens: Optional[Tensor],  # noqa: UP045
     log_target: Tensor,
     length_scale: Tensor,
     behaviour_logprob: Tensor,
@@ -49,6 +50,7 @@ def run(
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
@@ -59,21 +61,23 @@ def run(
     The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
 
     Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
-    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start and shard_group, a
-    VocabularyShard's start and the name of its group, or None.
+    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
+    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest.
     """
+    if is_being_captured(hidden.device):
+        check_captured_offsets(cu_seqlens, device_cu_seqlens)
     boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
-    shard = VocabularyShard.named(shard_start, shard_group)
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
     with running_on(hidden.device):
+        offsets = copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
         flow = FlowLossPass(
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
-            # a blocking copy would wait for the device
-            cu_seqlens.long().contiguous().to(hidden.device, non_blocking=True),
+            offsets.long().contiguous(),
             head,
             weight=weight,
             bias=bias,

@@ -14,6 +14,7 @@ from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.projector import Projector
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms, settle_sequences_
+from fastflow_kernels.shard import SumsUnderWay
 
 
 class FlowLossGradients(NamedTuple):
@@ -68,6 +69,7 @@ class FlowLossPass:
         self.token_logprob = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
         self.terms = SequenceTerms.zeros(like=sequences.log_z)
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
+        self.d_hidden_sums = SumsUnderWay(head.shard)
 
     def default_block_rows(self, boundaries: list[int], block_bytes: int | None) -> int:
         """boundaries: cu_seqlens as a host list."""
@@ -96,8 +98,7 @@ class FlowLossPass:
                 self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
         del projector  # with the memory of its block, before a sum is rounded into memory of its own
         self.long_d_head = None
-        if self.d_hidden is not None and self.head.shard is not None:
-            self.head.shard.sum_(self.d_hidden)
+        self.d_hidden_sums.wait()
         return FlowLossGradients(self.d_hidden, *self.d_head.finish(), self.terms.d_log_z if self.need.log_z else None)
 
     def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
@@ -111,6 +112,7 @@ class FlowLossPass:
             self.head,
             self.d_hidden[block.rows] if self.d_hidden is not None else None,
             (self.long_d_head if block.is_part else self.d_head) if self.need.head else None,
+            hidden_is_done=None if block.is_part else self.d_hidden_sums.start_,
         )
         if block.is_part and block.closes:
             self._scale_long_sequence(block)
@@ -123,6 +125,6 @@ class FlowLossPass:
         """Its parts went in with coefficient one; the last of them has made the coefficient known."""
         d_logprob = self.terms.d_logprob[block.sequences].to(self.dtype)
         if self.d_hidden is not None:
-            self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob)
+            self.d_hidden_sums.start_(self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob))
         if self.need.head:
             self.d_head.take_scaled(self.long_d_head, d_logprob)

@@ -40,4 +40,5 @@ def checked_head_arguments(
         "product_dtype": factor_dtype(hidden, weight),
         "shard_start": 0 if shard is None else shard.start,
         "shard_group": None if shard is None else shard.group.group_name,
+        "shard_largest": None if shard is None else shard.largest,
     }

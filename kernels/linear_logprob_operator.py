@@ -30,9 +30,10 @@ def run(
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
 ) -> Tensor:
-    """(N,) log-probs. Arguments as in `linear_logprob`; the last three as in flow_loss_operator.run."""
-    shard = VocabularyShard.named(shard_start, shard_group)
+    """(N,) log-probs. Arguments as in `linear_logprob`; the last four as in flow_loss_operator.run."""
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
@@ -57,12 +58,13 @@ def run_backward(
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias, in their types, for upstream (N,); empty where not needed."""
-    shard = VocabularyShard.named(shard_start, shard_group)
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )

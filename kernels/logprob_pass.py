@@ -9,6 +9,7 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.shard import SumsUnderWay
 
 
 def logprobs(
@@ -59,13 +60,21 @@ def gradients(
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None
     d_head = HeadGradient(head, weight, bias, block_count=len(blocks))
     logprob = upstream.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))  # as in the forward pass
+    sums = SumsUnderWay(head.shard)
     for rows in blocks:
         direction = projector.directions(hidden[rows], targets[rows], logprob[rows])
         row_factor = direction.factor * upstream[rows]
         own_d_hidden = d_hidden[rows] if d_hidden is not None else None
-        spend_directions(direction.panels, row_factor, hidden[rows], head, own_d_hidden, d_head if needs_head else None)
-    if d_hidden is not None and head.shard is not None:
-        head.shard.sum_(d_hidden)
+        spend_directions(
+            direction.panels,
+            row_factor,
+            hidden[rows],
+            head,
+            own_d_hidden,
+            d_head if needs_head else None,
+            hidden_is_done=sums.start_,
+        )
+    sums.wait()
     return d_hidden, *d_head.finish()
 
 

@@ -14,8 +14,6 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.row_statistics import RowStatistics
 
-SHARDED_ROWS = 1024  # whatever a rank's part of the vocabulary: the ranks meet once a block
-
 
 class Exponentials(NamedTuple):
     """exp(logit - reference) of a block, times the soft-cap's slope; 0 at the target."""
@@ -53,10 +51,10 @@ class Projector(ABC):
         """Rows of a block when the caller names none.
 
         row_count: of the call. weight: the parameter, where its gradient is needed. longest: rows of the longest
-        sequence, which had better not be cut. block_bytes: memory of a block; None for the device's default.
+        sequence, which had better not be cut. block_bytes: memory of a block; None for the device's default. The ranks
+        of a sharded head meet once a block, so all of them take the largest shard's.
         """
-        if head.shard is not None:
-            return SHARDED_ROWS
+        head = head.like_the_largest_shard()
         if not with_gradient:
             return cls._forward_rows(head, block_bytes)
         return cls._gradient_rows(head, weight, row_count, longest, block_bytes)

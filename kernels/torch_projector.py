@@ -101,7 +101,7 @@ class TorchProjector(Projector):
             product = hidden.to(found.dtype).mul_(head.weight[column]).sum(dim=1)
             found = self._capped(product if head.bias is None else product + head.bias[column])
         target_logit = torch.where(is_here, found, head.absent_logit)
-        return target_logit if head.shard is None else head.shard.sum_(target_logit)
+        return target_logit if head.shard is None else head.shard.target_logit(target_logit, is_here)
 
     def _capped(self, values: Tensor) -> Tensor:
         """Logits of products that have their bias."""

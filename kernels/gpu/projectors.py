@@ -17,7 +17,7 @@ from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import head_sum
-from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.projector import Exponentials, Projector
@@ -96,7 +96,7 @@ class FusedProjector(TritonProjector):
         return self._project(hidden, columns, None)[0]
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
-        matrix = self._block(hidden.shape[0], self.head.weight.dtype)
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
         return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
 
     def _project(
@@ -105,7 +105,7 @@ class FusedProjector(TritonProjector):
         head = self.head
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
-            head.shard.sum_(target_logit)
+            target_logit = head.shard.target_logit(target_logit, head.holds(columns))
         tile = self._choose_tile(hidden, columns, target_logit, matrix)
         total = project(hidden, head, columns, target_logit, tile, matrix)
         combined = combine(total, target_logit, hidden, head, columns, tile.vocabulary)
@@ -160,14 +160,20 @@ class RowsProjector(TritonProjector):
 
     def _matrix_for(self, logits: Tensor) -> Tensor:
         """The logits' own memory, or a second block in the type of the products."""
-        if self.head.weight.dtype == logits.dtype:
+        dtype = direction_dtype(self.head.weight.dtype)
+        if dtype == logits.dtype:
             return logits
         if self._narrow is None:
-            self._narrow = torch.empty_like(self._buffer, dtype=self.head.weight.dtype)
+            self._narrow = torch.empty_like(self._buffer, dtype=dtype)
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
     def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
-        statistics = RowStatistics(*row_pass(logits, self.head, columns, matrix))
-        if self.head.shard is not None:
-            self.head.shard.sum_(statistics.target_logit)
-        return statistics
+        return self._over_shards(RowStatistics(*row_pass(logits, self.head, columns, matrix)), columns)
+
+    def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
+        """With the target's logit of the rank that holds it."""
+        head = self.head
+        if head.shard is None:
+            return statistics
+        found = head.shard.target_logit(statistics.target_logit, head.holds(columns))
+        return statistics._replace(target_logit=found)
