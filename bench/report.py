@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import errors
 
-COLUMNS = ("provider", "NDV", "median ms", "quartiles", "x limit", "% of limit", "GFLOP/s", "peak MB")
+COLUMNS = ("provider", "NDV", "median ms", "quartiles", "x limit", "% of limit", "GFLOP/s", "peak MB", "extra MB")
 ERROR_COLUMNS = ("log-prob error", "gradient error")
 
 
@@ -97,7 +97,7 @@ def _cells(row: dict) -> tuple[str, ...]:
         f"{ratio:.3f}" if ratio else "-",
         f"{100 / ratio:.0f}" if ratio else "-",
         f"{row['flops'] / row['median_s'] / 1e9:.0f}",
-        "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+        *("-" if row[name] is None else f"{row[name] / 1e6:.0f}" for name in ("peak_bytes", "extra_bytes")),
         *_error_cells(row["error"]),
     )
 
@@ -130,6 +130,8 @@ def notes(rows: list[dict]) -> str:
         [
             "NDV: work counted, in multiples of N D V; GFLOP/s are of that work. x limit: median over limit. "
             "(!): beyond our error bounds.",
+            "peak MB: memory of one call above its inputs; extra MB: the same without the gradients or log-probs that "
+            "it must return.",
             "Errors against float64 on the same inputs: largest of the tokens' log-probs, nats; worst 2-norm of the "
             "gradients, relative.",
             "linear_logprob is set against 8 N D V, what it takes without holding the logits; holding them takes 6.",
