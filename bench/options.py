@@ -37,6 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--op", choices=OP_NAMES, action="append", help="an op; may be repeated (default: all)")
     add("--dtype", choices=("float32", "bfloat16"), action="append", help="type of the head; may be repeated")
     add("--provider", action="append", metavar="NAME", help="a provider; may be repeated (default: all; see --list)")
+    add("--also", action="append", metavar="NAME", help="one more than those: fastflow@2048, blocks of 2048 rows")
     add("--list", action="store_true", help="print the providers and what they do, and end")
     add("--repeats", type=count, help="timed calls of each provider (default: cuda 10, cpu 5, quick 3)")
     add("--group-seconds", type=float, default=60.0, help="end the repeats of a group after this time (default: 60)")

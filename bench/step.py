@@ -46,7 +46,7 @@ DEFAULTS = {
         "prompt_tokens": 16,
         "response_tokens": 16,
         "longest_response": 256,
-        "tokens_per_microbatch": 4096,
+        "tokens_per_microbatch": 1024,
         "repeats": 3,
         "seconds": 600.0,
     },
@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--prompt-tokens", type=count, help="longest prompt (default: cuda 256, cpu 16)")
     add("--response-tokens", type=count, help="mean response (default: cuda 700, cpu 16)")
     add("--longest-response", type=count, help="responses are cut here (default: cuda 3072, cpu 256)")
-    add("--tokens-per-microbatch", type=count, help="token slots of a forward pass (default: cuda 16384, cpu 4096)")
+    add("--tokens-per-microbatch", type=count, help="token slots of a forward pass (default: cuda 16384, cpu 1024)")
     add("--contestant", choices=CONTESTANTS, action="append", help="one of them; may be repeated (default: all)")
     add("--repeats", type=count, help="timed updates of each contestant (default: cuda 5, cpu 3)")
     add("--seconds", type=float, help="start no contestant after this time in all (default: cuda 70, cpu 600)")

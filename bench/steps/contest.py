@@ -22,7 +22,7 @@ from bench.timing import summarise
 from fastflow.trajectory import Group
 
 OURS = "fastflow"
-LOGIT_SHARE = 0.25  # of the device's memory, for the logits of one padded batch
+LOGIT_SHARE = 0.5  # of the device's memory, for the logits of one padded batch
 CPU_LOGIT_BYTES = 2**31
 # Relative differences of loss and gradient norm from ours. In bfloat16 the others round their logits.
 TOLERANCE = {"float32": 1e-3, "mixed": 0.1, "bfloat16": 0.2}

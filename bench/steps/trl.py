@@ -13,14 +13,13 @@ IGNORED = -100
 def trl_head(model: torch.nn.Module, hidden: Tensor, batch: PaddedBatch, trains: bool) -> Tensor:
     """(B, R) log-probs by ChunkedLogProbFunction, with the entropy that GRPO asks the policy for.
 
-    On CUDA it is given the rows of response tokens only. On the CPU, where it has no Triton kernel, it takes all
-    places of the batch, prompts and padding too. Both are TRL's own choice.
+    Which places go through the head is TRL's choice: see leaves_places_out.
     """
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
     labels[:, : -batch.responses] = IGNORED
     hidden, labels = hidden[:, :-1], labels[:, 1:]
     mask = labels != IGNORED
-    is_compact = hidden.is_cuda and is_installed("triton")
+    is_compact = leaves_places_out(hidden.device)
     values = chunked_logprob().apply(
         hidden[mask] if is_compact else hidden.reshape(-1, hidden.shape[-1]),
         model.lm_head.weight,
@@ -37,3 +36,12 @@ def trl_head(model: torch.nn.Module, hidden: Tensor, batch: PaddedBatch, trains:
     else:
         logprobs = values.view(mask.shape).masked_fill(~mask, 0)
     return logprobs[:, -batch.responses :]
+
+
+def leaves_places_out(device: torch.device) -> bool:
+    """Whether only the rows of response tokens are projected.
+
+    Where it has its Triton kernel. Elsewhere, on the CPU, TRL projects all places of the batch, prompts and padding
+    too, so that shapes stay the same.
+    """
+    return device.type == "cuda" and is_installed("triton")

@@ -94,6 +94,13 @@ def test_all_find_the_same_loss_and_gradient(checkpoint, groups, any_trl, precis
         assert all(phases[phase] > 0 for phase in PHASES)
 
 
+def test_trl_finds_the_same_from_the_rows_of_responses_alone(settings, groups, any_trl, monkeypatch):
+    everywhere, _ = update(PaddedContestant(settings, "", trl_module.trl_head), groups)
+    monkeypatch.setattr(trl_module, "leaves_places_out", lambda device: True)
+    compact, _ = update(PaddedContestant(settings, "", trl_module.trl_head), groups)
+    assert compact[:2] == pytest.approx(everywhere[:2], rel=2e-5)
+
+
 def test_the_policies_stay_together_over_updates(settings, groups):
     """The optimisers are the same: after five updates the losses still are."""
     ours, theirs = PackedContestant(settings), PaddedContestant(settings, "")
