@@ -51,7 +51,10 @@ DEFAULTS = {
         "seconds": 600.0,
     },
 }
-QUICK = {"cpu": {"repeats": 1, "seconds": 85.0}, "cuda": {"prompts": 4, "repeats": 2, "seconds": 40.0}}
+QUICK = {
+    "cuda": {"prompts": 4, "repeats": 2, "seconds": 40.0},
+    "cpu": {"repeats": 1, "seconds": 85.0, "contestant": CONTESTANTS[:3]},
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -73,9 +76,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--response-tokens", type=count, help="mean response (default: cuda 700, cpu 16)")
     add("--longest-response", type=count, help="responses are cut here (default: cuda 3072, cpu 256)")
     add("--tokens-per-microbatch", type=count, help="token slots of a forward pass (default: cuda 16384, cpu 1024)")
-    add("--contestant", choices=CONTESTANTS, action="append", help="one of them; may be repeated (default: all)")
+    add("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
     add("--repeats", type=count, help="timed updates of each contestant (default: cuda 5, cpu 3)")
-    add("--seconds", type=float, help="start no contestant after this time in all (default: cuda 70, cpu 600)")
+    add("--seconds", type=float, help="start nothing that would end after this time (default: cuda 70, cpu 600)")
     add("--seed", type=int, default=0, help="of weights, lengths and tokens (default: 0)")
     add("--json", type=Path, metavar="FILE", help="write rows, workload and environment here")
     add("--output", type=Path, metavar="FOLDER", help="write NAME.md and NAME.json into this folder")

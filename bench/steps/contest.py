@@ -82,20 +82,28 @@ class Contest:
     def _measure(self, name: str, contestant: Contestant, row: dict, until: float) -> None:
         """On CUDA the first call counts only if there is time for no other; on the CPU a small one goes before."""
         on_cuda = self.settings.device.type == "cuda"
-        first = self._call(contestant, self.groups if on_cuda else self.groups[:1])
-        row["first_call_s"] = sum(first[1].values())
-        if on_cuda:
-            self.outcomes[name] = first[0]
-        reset_peak(self.settings.device)
+        first, phases = self._call(contestant, self.groups if on_cuda else self.groups[:1])
+        row["first_call_s"] = sum(phases.values())
         calls: list[dict[str, float]] = []
-        if on_cuda and time.monotonic() + row["first_call_s"] > self.deadline:
-            calls = [first[1]]
+        if on_cuda:
+            self.outcomes[name] = first
+            calls = [phases] if time.monotonic() + row["first_call_s"] > self.deadline else []
+        elif name != OURS:
+            self._check_time(phases, contestant.slots(self.groups) / first.slots)
+        reset_peak(self.settings.device)
         while not calls or (len(calls) < self.repeats and time.monotonic() + sum(calls[-1].values()) < until):
             outcome, phases = self._call(contestant, self.groups)
             self.outcomes.setdefault(name, outcome)
             calls.append(phases)
         enter_calls(row, calls)
         row |= self.outcomes[name]._asdict() | {"peak_bytes": peak_bytes(self.settings.device)}
+
+    def _check_time(self, small: dict[str, float], times_larger: float) -> None:
+        """Raise Unavailable where a whole update, judged by a small one, would end after the deadline."""
+        fixed = small["optimiser"]
+        needed, left = fixed + times_larger * (sum(small.values()) - fixed), self.deadline - time.monotonic()
+        if needed > left:
+            raise Unavailable(f"out of time: an update takes about {needed:.0f} s, {max(left, 0):.0f} s are left")
 
     def _call(self, contestant: Contestant, groups: Sequence[Group]) -> tuple[Outcome, dict[str, float]]:
         """One update; with smaller batches where it runs out of memory and can make them smaller."""

@@ -6,6 +6,7 @@ from unittest import mock
 
 from bench.steps.clock import PhaseClock
 from bench.steps.settings import Outcome, StepSettings
+from bench.steps.trajectories import sequence_lengths
 from fastflow import learner as learner_module
 from fastflow.learner import Learner
 from fastflow.models import load_models
@@ -30,6 +31,9 @@ class PackedContestant:
             result = self.learner.update(groups)
             self.learner.free_gradients()
         return Outcome(result.loss, result.grad_norm, result.tokens, result.microbatches)
+
+    def slots(self, groups: Sequence[Group]) -> int:
+        return sum(sequence_lengths(groups))
 
 
 @contextlib.contextmanager

@@ -60,13 +60,7 @@ class PaddedContestant:
         return True
 
     def update(self, groups: Sequence[Group], clock: PhaseClock) -> Outcome:
-        batches = padded_batches(
-            groups,
-            self.settings.device,
-            most_slots=self.settings.tokens_per_microbatch,
-            most_logit_rows=self.logit_rows,
-            by_length=self.by_length,
-        )
+        batches = self._batches(groups, self.settings.device)
         terms = self._known_terms(groups, batches)
         losses = [self._accumulate(batch, terms, clock) for batch in batches]
         clock.enter("optimiser")
@@ -76,6 +70,18 @@ class PaddedContestant:
             raise NonFiniteError(f"the loss is {loss:g} and the gradient norm {norm:g}")
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(loss, norm, sum(batch.input_ids.numel() for batch in batches), len(batches))
+
+    def slots(self, groups: Sequence[Group]) -> int:
+        return sum(batch.input_ids.numel() for batch in self._batches(groups, torch.device("cpu")))
+
+    def _batches(self, groups: Sequence[Group], device: torch.device) -> list[PaddedBatch]:
+        return padded_batches(
+            groups,
+            device,
+            most_slots=self.settings.tokens_per_microbatch,
+            most_logit_rows=self.logit_rows,
+            by_length=self.by_length,
+        )
 
     def _known_terms(self, groups: Sequence[Group], batches: list[PaddedBatch]) -> dict[str, Tensor]:
         """(n,) float64 terms of the loss, base log-probs included."""

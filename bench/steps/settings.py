@@ -69,3 +69,6 @@ class Contestant(Protocol):
 
     def update(self, groups: Sequence[Group], clock: PhaseClock) -> Outcome:
         """One whole update; the clock has been started."""
+
+    def slots(self, groups: Sequence[Group]) -> int:
+        """Tokens that an update would send through the policy, padding included."""

@@ -1,6 +1,7 @@
 """Random prompts and responses of uneven length, as a rollout leaves them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +50,10 @@ def draw_groups(lengths: Lengths, vocabulary: int, token_logprob: float, seed: i
     ]
 
 
-def sequence_lengths(groups: list[Group]) -> list[int]:
+def sequence_lengths(groups: Sequence[Group]) -> list[int]:
     """Input tokens of every sequence, in flat order."""
     return [input_length(group.prompt, entry) for group in groups for entry in group.trajectories]
 
 
-def response_lengths(groups: list[Group]) -> list[int]:
+def response_lengths(groups: Sequence[Group]) -> list[int]:
     return [len(entry) for group in groups for entry in group.trajectories]

@@ -182,6 +182,9 @@ class Scripted:
             clock.enter(phase)
         return Outcome(self.loss, 2.0, 10, 1)
 
+    def slots(self, groups):
+        return 10 * len(groups)
+
 
 def hold(settings, groups, *contestants, seconds=60.0, repeats=3) -> Contest:
     contest = Contest(settings, groups, repeats, time.monotonic() + seconds)
@@ -228,6 +231,18 @@ def test_after_the_time_only_ours_runs(settings, groups):
     contest = hold(settings, groups, (OURS, Scripted()), ("other", Scripted()), seconds=-1.0)
     assert [row["status"] for row in contest.rows] == ["ok", "skipped: out of time"]
     assert contest.rows[0]["calls"] == 1
+
+
+def test_an_update_that_would_end_too_late_is_not_begun(settings, groups):
+    contest = hold(settings, groups, (OURS, Scripted()), seconds=20.0)
+    contest._check_time({"score": 1.0, "optimiser": 9.0}, times_larger=10.0)
+    with pytest.raises(Unavailable, match=r"an update takes about 29 s, (19|20) s are left"):
+        contest._check_time({"score": 2.0, "optimiser": 9.0}, times_larger=10.0)
+
+
+def test_the_slots_are_those_that_an_update_uses(settings, groups):
+    for contestant in (PackedContestant(settings), PaddedContestant(settings, "", by_length=True)):
+        assert contestant.slots(groups) == update(contestant, groups)[0].slots
 
 
 def test_batches_become_smaller_where_memory_is_short(settings, groups, monkeypatch):
