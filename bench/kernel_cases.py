@@ -11,12 +11,15 @@ from torch import Tensor
 from bench.shapes import Shape
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.finish import finish
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.segment import settle_sequences_
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
+from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
+from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
 
@@ -53,6 +56,8 @@ def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
     yield from _target_logit_cases(thorough)
     yield from _settle_cases(architecture, thorough)
     yield from _combine_cases(thorough)
+    yield from _finish_cases(thorough)
+    yield from _upstream_cases()
     yield from _segment_cases()
 
 
@@ -143,6 +148,28 @@ def _combine_cases(thorough: bool) -> Iterator[Case]:
     for tile_count, row_count in ((594, 4096), (1, 1)) if thorough else ((594, 4096),):
         statistics = _empty(tile_count, row_count), _empty(tile_count, row_count)
         yield Case("combine", f"{tile_count} tiles, {row_count} rows", partial(combine, *statistics))
+
+
+def _finish_cases(thorough: bool) -> Iterator[Case]:
+    """For the three kinds of direction, and for log-probs alone."""
+    for shape in (USUAL, SMALLEST) if thorough else (USUAL,):
+        rows, columns = _empty(shape.rows), _empty(shape.rows, dtype=torch.int64)
+        statistics = RowStatistics(rows, rows, rows, scale=0.69)
+        for dtype, has_softcap in product((torch.bfloat16, torch.float32), (False, True)):
+            head, matrix = _head(shape, dtype, False, has_softcap), _block(shape, dtype)
+            launch = partial(finish, statistics, head, columns, rows, rows, matrix)
+            yield Case("finish", _words(shape, dtype, True, False, has_softcap), launch)
+        alone = partial(finish, statistics, head, columns, rows, None, None)
+        yield Case("finish", _words(shape, torch.float32), alone)
+
+
+def _upstream_cases() -> Iterator[Case]:
+    upstream = _empty()
+    for given, taken in ((torch.bfloat16,) * 2, (torch.float32,) * 2, (torch.float32, torch.bfloat16)):
+        gradient = _empty(4096, 1536, dtype=given)
+        out = gradient if given == taken else _empty(4096, 1536, dtype=taken)
+        words = f"{given} to {taken}".replace("torch.", "")
+        yield Case("upstream", words, partial(take_upstream, gradient, upstream, out))
 
 
 def _segment_cases() -> Iterator[Case]:

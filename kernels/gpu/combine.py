@@ -10,9 +10,9 @@ BLOCK_ROWS, BLOCK_TILES = 32, 64
 
 @triton.jit(do_not_specialize=["row_count"])
 def combine_kernel(
-    tile_reference,  # (T, R) float32
+    tile_reference,  # (T, R) float32, bits
     tile_total,  # (T, R) float32
-    reference,  # (R,) float32
+    reference,  # (R,) float32, bits
     total,  # (R,) float32
     tile_count,
     row_count,
@@ -35,7 +35,7 @@ def combine_kernel(
         inside = (tiles < tile_count)[:, None] & is_row[None, :]
         found = tl.load(tile_reference + places, mask=inside, other=float("-inf"))
         part = tl.load(tile_total + places, mask=inside, other=0.0)
-        running += tl.sum(part * tl.exp(found - highest[None, :]), 0)
+        running += tl.sum(part * tl.exp2(found - highest[None, :]), 0)
     tl.store(reference + rows, highest, mask=is_row)
     tl.store(total + rows, running, mask=is_row)
 

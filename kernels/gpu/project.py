@@ -1,12 +1,14 @@
 """The projection to logits, whose epilogue keeps two numbers per row and tile, and at most the exponentials.
 
 A persistent matrix product over tiles of (rows, vocabulary), float32 accumulators. The logits never leave the
-registers. With z_t the logit of the row's target, each tile reduces its row to
+registers. They are measured in bits, z = logit * scale with scale = log2(e) / temperature, so that an exponential is
+one multiply-add and one instruction of the special-function unit. With z_t that of the row's target, each tile reduces
+its row to
 
-    reference = z_t, or the largest logit z of the tile where that exceeds z_t by more than MARGIN
-    total     = sum over the tile's columns, the target's left out, of exp(z - reference)
+    reference = z_t, or the largest z of the tile where that exceeds z_t by more than MARGIN
+    total     = sum over the tile's columns, the target's left out, of 2^(z - reference)
 
-and, where the gradient will need them, stores exp(z - reference) in the type of the products. In bfloat16 that
+and, where the gradient will need them, stores 2^(z - reference) in the type of the products. In bfloat16 that
 is a relative error of 2^-9 on a probability, where a stored logit would have an absolute one, and it is half
 the bytes of a float32 logit. The target's own logit is a natural reference: it was sampled, so nearly always no
 other logit stands far above it, all tiles of a row share one reference and `settle` has nothing to do. MARGIN
@@ -22,11 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
 
-MARGIN = tl.constexpr(30.0)  # nats
+MARGIN = tl.constexpr(43.0)  # bits, 30 nats
 
 
 @triton.jit
@@ -46,8 +48,8 @@ def project_kernel(
     weight,  # (V, D), pointer or descriptor
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
-    target_logit,  # (R,) float32
-    tile_reference,  # (vocabulary tiles, R) float32
+    target_logit,  # (R,) float32, bits
+    tile_reference,  # (vocabulary tiles, R) float32, bits
     tile_total,  # (vocabulary tiles, R) float32
     exponentials,  # (R, V), pointer or descriptor, or unused
     row_count,
@@ -55,7 +57,7 @@ def project_kernel(
     hidden_stride,
     weight_stride,
     exponentials_stride,
-    inverse_temperature,
+    scale,
     softcap,
     WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -68,6 +70,7 @@ def project_kernel(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     vocabulary_tiles = tl.cdiv(vocabulary, BLOCK_VOCABULARY)
@@ -102,20 +105,29 @@ def project_kernel(
         if HAS_SOFTCAP:
             logits = soft_capped(logits, softcap)
         is_row = rows < row_count
-        target = tl.load(targets + rows, mask=is_row, other=-1)
+        offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
+        place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
+        within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        # Few tiles have a target or end the vocabulary, the others need no mask. A flattened loop takes no branches.
+        if FLATTEN or (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
+            counts = (within < vocabulary - first_column) & (within != place[:, None])
+            logits = tl.where(counts, logits, float("-inf"))
         own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
-        counts = (columns[None, :] < vocabulary) & (columns[None, :] != target[:, None])
-        scaled = tl.where(counts, logits * inverse_temperature, float("-inf"))
-        largest = tl.max(scaled, 1)
+        largest = tl.max(logits, 1) * scale
         reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
-        values = tl.exp(scaled - reference[:, None])
+        values = tl.exp2(logits * scale - reference[:, None])
         places = vocabulary_tile.to(tl.int64) * row_count + rows
         tl.store(tile_reference + places, reference, mask=is_row)
         tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
         if STORE:
             if HAS_SOFTCAP:
-                values *= soft_cap_slope(logits, softcap)
-            if TMA:
+                values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
+            if TMA and HALVES:
+                pair = values.to(exponentials.dtype).reshape(BLOCK_ROWS, 2, BLOCK_VOCABULARY // 2).permute(0, 2, 1)
+                left_half, right_half = tl.split(pair)
+                exponentials.store([first_row, first_column], left_half)
+                exponentials.store([first_row, first_column + BLOCK_VOCABULARY // 2], right_half)
+            elif TMA:
                 exponentials.store([first_row, first_column], values.to(exponentials.dtype))
             else:
                 pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
@@ -128,7 +140,7 @@ def project(
 ) -> tuple[Tensor, Tensor]:
     """(reference, total) of every vocabulary tile and row, (T, R) float32; fills `exponentials` (R, V) if given.
 
-    hidden: (R, D), in the type of head.weight; targets and target_logit: (R,).
+    hidden: (R, D), in the type of head.weight; targets and target_logit: (R,). References and target_logit in bits.
     """
     row_count, width = hidden.shape
     row_tiles = triton.cdiv(row_count, tile.rows)
@@ -156,7 +168,7 @@ def project(
         hidden.stride(0),
         head.weight.stride(0),
         0 if exponentials is None else exponentials.stride(0),
-        1.0 / head.temperature,
+        bits_per_logit(head),
         head.softcap or 0.0,
         WIDTH=width,
         HAS_BIAS=head.bias is not None,
@@ -169,6 +181,7 @@ def project(
         GROUP=tile.group,
         PROGRAMS=programs,
         FLATTEN=tile.flatten,
+        HALVES=tile.halves,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -184,5 +197,5 @@ def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, ti
     return (
         describe(hidden, [tile.rows, tile.width]),
         describe(weight, [tile.vocabulary, tile.width]),
-        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary]),
+        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary // (1 + tile.halves)]),
     )
