@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
+import torch
+
 from bench.steps.clock import PhaseClock
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import sequence_lengths
@@ -23,7 +25,8 @@ class PackedContestant:
         policy, base = load_models(config.model, config.lora)
         self.learner = Learner(policy, base, config, total_updates=TOTAL_UPDATES)
         self.note = (
-            f"fastflow.learner on packed batches, attention by {policy.kernel}. The loss takes the head's gradient too."
+            f"fastflow.learner on packed batches, attention by {policy.kernel}, layers of {_layers_of(policy.model)}. "
+            "The loss takes the head's gradient too."
         )
 
     def update(self, groups: Sequence[Group], clock: PhaseClock) -> Outcome:
@@ -34,6 +37,12 @@ class PackedContestant:
 
     def slots(self, groups: Sequence[Group]) -> int:
         return sum(sequence_lengths(groups))
+
+
+def _layers_of(model: torch.nn.Module) -> str:
+    """Whose code runs the norms and MLPs: Liger's where its functions took their place."""
+    modules = (getattr(module.forward, "__module__", "") for module in model.modules())
+    return "Liger" if any(name.startswith("liger_kernel") for name in modules) else "transformers"
 
 
 @contextlib.contextmanager

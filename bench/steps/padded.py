@@ -27,7 +27,7 @@ def materialised_head(model: torch.nn.Module, hidden: Tensor, batch: PaddedBatch
 
 
 class PaddedContestant:
-    """Policy and base from transformers, untouched, with its own SDPA attention; AdamW from torch.
+    """Policy and base from transformers, untouched, with its own SDPA attention; fused AdamW from torch.
 
     logit_bytes: memory that a batch's logits may take, for heads that hold them. by_length: see padded_batches.
     """
@@ -49,7 +49,12 @@ class PaddedContestant:
         self.logit_rows = logit_bytes / (BYTES_PER_LOGIT * self.policy.config.vocab_size)
         optim = settings.config.optim
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+            self.policy.parameters(),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,  # the default of transformers' trainer, and so of TRL's
         )
 
     def halve_batches(self) -> bool:

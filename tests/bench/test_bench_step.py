@@ -17,7 +17,7 @@ from bench.steps import trl as trl_module
 from bench.steps.clock import PHASES, PhaseClock
 from bench.steps.contest import ENTRIES, OURS, Contest, Entry
 from bench.steps.model import ModelShape, write_checkpoint
-from bench.steps.packed import PackedContestant
+from bench.steps.packed import PackedContestant, _layers_of
 from bench.steps.padded import PaddedContestant
 from bench.steps.padding import padded_batches
 from bench.steps.settings import Outcome, StepSettings
@@ -217,6 +217,30 @@ def test_failures_cost_their_own_row(settings, groups):
         "other": "ok",
     }
     assert contest.judge() == []
+
+
+def test_layers_that_one_replaces_are_not_the_next_ones(settings, groups):
+    from transformers.models.qwen2 import modeling_qwen2
+
+    rotary, seen = modeling_qwen2.apply_rotary_pos_emb, []
+
+    class Replacing(Scripted):
+        def update(self, groups, clock):
+            seen.append(modeling_qwen2.apply_rotary_pos_emb is rotary)
+            modeling_qwen2.apply_rotary_pos_emb = None
+            return super().update(groups, clock)
+
+    hold(settings, groups, (OURS, Replacing()), ("other", Replacing()), repeats=1)
+    assert seen == [True, False] * 2
+
+
+def test_the_note_says_whose_layers_run(settings):
+    contestant = PackedContestant(settings)
+    assert "layers of transformers." in contestant.note
+    norm = contestant.learner.policy.model.model.norm
+    norm.forward = lambda hidden: hidden
+    norm.forward.__module__ = "liger_kernel.transformers.rms_norm"
+    assert _layers_of(contestant.learner.policy.model) == "Liger"
 
 
 def test_a_different_loss_or_a_failure_of_ours_is_wrong(settings, groups):
