@@ -57,6 +57,21 @@ QUICK = {
 }
 
 
+def assignment(text: str) -> tuple[str, object]:
+    """A setting's name and its value, read as YAML.
+
+    >>> assignment("fused_layers=off"), assignment("checkpoint_share=0.5")
+    (('fused_layers', 'off'), ('checkpoint_share', 0.5))
+    """
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as attention=sdpa")
+    read = yaml.safe_load(value)
+    return name, value if isinstance(read, bool) and value not in ("true", "false") else read  # off is a word here
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.step",
@@ -77,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--longest-response", type=count, help="responses are cut here (default: cuda 3072, cpu 256)")
     add("--tokens-per-microbatch", type=count, help="token slots of a forward pass (default: cuda 16384, cpu 1024)")
     add("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
+    add("--ours", type=assignment, action="append", default=[], metavar="NAME=VALUE", help="model.NAME of the trainer")
     add("--repeats", type=count, help="timed updates of each contestant (default: cuda 5, cpu 3)")
     add("--seconds", type=float, help="start nothing that would end after this time (default: cuda 70, cpu 600)")
     add("--seed", type=int, default=0, help="of weights, lengths and tokens (default: 0)")
@@ -136,6 +152,7 @@ def measure(options: argparse.Namespace, started: float, shapes: dict | None = N
             options.precision,
             options.tokens_per_microbatch,
             options.gradient_checkpointing,
+            dict(options.ours),
         )
         rate = matrix_rate(settings, shape)
         workload = {

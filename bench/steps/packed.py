@@ -27,6 +27,7 @@ class PackedContestant:
         self.note = (
             f"fastflow.learner on packed batches, attention by {policy.kernel}, layers of {_layers_of(policy.model)}. "
             "The loss takes the head's gradient too."
+            + "".join(f" model.{name} = {value}." for name, value in settings.ours.items())
         )
 
     def update(self, groups: Sequence[Group], clock: PhaseClock) -> Outcome:

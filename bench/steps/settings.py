@@ -1,7 +1,8 @@
 """What all contestants share: the workload, the precision, the trainer's settings."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,13 +17,17 @@ PRECISIONS = ("float32", "mixed", "bfloat16")
 
 @dataclass(frozen=True)
 class StepSettings:
-    """precision: "mixed" is float32 parameters under bfloat16 autocast, the others are the parameters' type."""
+    """precision: "mixed" is float32 parameters under bfloat16 autocast, the others are the parameters' type.
+
+    ours: settings of the trainer's section `model` that only our own contestant takes.
+    """
 
     checkpoint: Path
     device: torch.device
     precision: str
     tokens_per_microbatch: int  # token slots of one forward pass, padding included
     gradient_checkpointing: bool = False
+    ours: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -45,12 +50,21 @@ class StepSettings:
                 device=str(self.device),
                 dtype=self.dtype,
                 autocast=self.autocast,
-                gradient_checkpointing=self.gradient_checkpointing,
+                **self._checkpointing,
+                **self.ours,
             ),
             objective=ObjectiveConfig(log_z="group_mean"),
             importance=ImportanceConfig(ratio="token_mean"),
             batch=BatchConfig(tokens_per_microbatch=self.tokens_per_microbatch),
         )
+
+    @property
+    def _checkpointing(self) -> dict[str, object]:
+        """All layers or none, by whichever setting the trainer has for it."""
+        known = {entry.name for entry in dataclasses.fields(ModelConfig)}
+        if "checkpoint_share" in known:
+            return {"checkpoint_share": float(self.gradient_checkpointing)}
+        return {"gradient_checkpointing": self.gradient_checkpointing}
 
 
 class Outcome(NamedTuple):

@@ -312,6 +312,14 @@ def test_a_run_from_its_arguments_to_its_files(tmp_path, any_trl, monkeypatch, c
     assert "| padded_by_length" in text and "| optimiser" in text and "micro-batches" in text
 
 
+def test_settings_of_ours_alone(checkpoint, groups):
+    settings = StepSettings(checkpoint, CPU, "float32", 60, ours={"attention": "sdpa"})
+    assert settings.config.model.attention == "sdpa"
+    assert PackedContestant(settings).note.endswith(" model.attention = sdpa.")
+    with pytest.raises(TypeError, match="no_such_setting"):
+        hasattr(StepSettings(checkpoint, CPU, "float32", 60, ours={"no_such_setting": 1}), "config")
+
+
 def test_a_missing_trl_is_named(checkpoint, groups, settings, monkeypatch):
     monkeypatch.setattr(contest_module, "is_installed", lambda package: package != "trl")
     contest = Contest(settings, groups, 1, time.monotonic() + 60)
@@ -319,7 +327,9 @@ def test_a_missing_trl_is_named(checkpoint, groups, settings, monkeypatch):
     assert contest.rows[0]["status"] == "skipped: trl is not installed"
 
 
-@pytest.mark.parametrize("arguments", [["--model", "3B"], ["--layers", "0"], ["--contestant", "nobody"]])
+@pytest.mark.parametrize(
+    "arguments", [["--model", "3B"], ["--layers", "0"], ["--contestant", "nobody"], ["--ours", "x"]]
+)
 def test_arguments_are_checked(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         step.main(arguments)
