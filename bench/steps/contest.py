@@ -79,7 +79,7 @@ class Contest:
     def _least_seconds(self) -> float:
         """What the next contestant needs at least, were it as fast as ours."""
         ours = next((row for row in self.rows if row["contestant"] == OURS and row["median_s"]), None)
-        return ours["load_s"] + ours["first_call_s"] + ours["median_s"] if ours else 0.0
+        return ours["load_s"] + 2 * ours["median_s"] if ours else 0.0
 
     def _measure(self, name: str, contestant: Contestant, row: dict, until: float) -> None:
         """On CUDA the first call counts only if there is time for no other; on the CPU a small one goes before."""
@@ -92,7 +92,6 @@ class Contest:
             calls = [phases] if time.monotonic() + row["first_call_s"] > self.deadline else []
         elif name != OURS:
             self._check_time(phases, contestant.slots(self.groups) / first.slots)
-        reset_peak(self.settings.device)
         while not calls or (len(calls) < self.repeats and time.monotonic() + sum(calls[-1].values()) < until):
             outcome, phases = self._call(contestant, self.groups)
             self.outcomes.setdefault(name, outcome)
@@ -112,6 +111,7 @@ class Contest:
         clock = PhaseClock(self.settings.device)
         while True:
             try:
+                reset_peak(self.settings.device)
                 clock.start()
                 outcome = contestant.update(groups, clock)
                 return outcome, clock.stop()

@@ -155,6 +155,18 @@ def test_a_liger_without_the_knob_has_one_size(monkeypatch):
         liger._fused_linear("sum", 8)
 
 
+@pytest.mark.skipif(not provider.is_installed("liger_kernel"), reason="liger-kernel is not installed")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its kernels are interpreted where there is no GPU only")
+@pytest.mark.parametrize(("chunks", "accumulate"), [(1, torch.float32), (8, torch.float32), (16, None)])
+def test_the_real_liger_takes_its_chunks(chunks, accumulate):
+    problem = make_problems(Shape(64, 16, 512), torch.float32, "cpu", mean_length=9)[0]
+    inputs = problem.hidden, problem.weight
+    total = torch.log_softmax(problem.hidden @ problem.weight.T, 1).gather(1, problem.targets[:, None]).sum()
+    want = torch.autograd.grad(-total, inputs)
+    found = liger._make_sum(chunks, accumulate)("flow_loss", problem)(problem)
+    torch.testing.assert_close((found["d_hidden"], found["d_weight"]), want, rtol=1e-4, atol=1e-5)
+
+
 def test_quack_is_asked_for_the_kernel_meant(monkeypatch, problem):
     calls = []
 
