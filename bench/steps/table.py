@@ -19,11 +19,15 @@ def as_markdown(environment: dict, workload: dict, rows: list[dict], wrong: list
         table = [COLUMNS + MORE_COLUMNS, *(_cells(row, workload, ours) for row in timed)]
         phases = [("contestant", *PHASES), *(_phase_cells(row) for row in timed)]
         parts += ["\n".join(aligned(table)), "Seconds of each phase, medians:", "\n".join(aligned(phases))]
-    parts.append("\n".join(f"- {row['contestant']}: {row['note'] or row['status']}" for row in rows))
-    missing = [row for row in rows if row["status"] != "ok" and row["note"]]
-    parts += [f"- {row['contestant']}: {row['status']}" for row in missing]
+    parts.append("\n".join(f"- {row['contestant']}: {_words(row)}" for row in rows))
     parts += [f"WRONG: {line}" for line in wrong]
     return "\n\n".join(part for part in parts if part)
+
+
+def _words(row: dict) -> str:
+    """What kept a contestant from an answer, and how it works where that is known."""
+    status = "" if row["status"] == "ok" else f"{row['status']}. "
+    return (status + row["note"]).strip()
 
 
 def workload_line(workload: dict) -> str:

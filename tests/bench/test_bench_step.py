@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import step
+from bench.environment import describe
 from bench.providers.provider import Unavailable
 from bench.steps import contest as contest_module
+from bench.steps import table
 from bench.steps import trl as trl_module
 from bench.steps.clock import PHASES, PhaseClock
 from bench.steps.contest import ENTRIES, OURS, Contest, Entry
@@ -318,6 +321,17 @@ def test_settings_of_ours_alone(checkpoint, groups):
     assert PackedContestant(settings).note.endswith(" model.attention = sdpa.")
     with pytest.raises(TypeError, match="no_such_setting"):
         hasattr(StepSettings(checkpoint, CPU, "float32", 60, ours={"no_such_setting": 1}), "config")
+
+
+def test_the_table_says_what_kept_one_from_an_answer(settings, groups):
+    contest = hold(settings, groups, (OURS, Scripted(loss=3.0)), ("other", Scripted(None, ValueError("no kernel"))))
+    workload = {"flops": 1e9, "tokens": 5, "matrix_flops_per_s": 1e12}
+    with mock.patch.object(table, "workload_line", return_value="work"):
+        text = table.as_markdown(describe("cpu"), workload, contest.rows, contest.judge())
+    assert text.endswith("- fastflow: scripted\n- other: failed: ValueError: no kernel. scripted")
+    derived = json.loads(table.as_json({}, workload, contest.rows, ["all"]))["rows"]
+    assert derived[0]["utilisation"] == pytest.approx(1e-3 / contest.rows[0]["median_s"])
+    assert derived[1]["flops_per_s"] is None and derived[1]["utilisation"] is None
 
 
 def test_a_missing_trl_is_named(checkpoint, groups, settings, monkeypatch):
