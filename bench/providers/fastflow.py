@@ -87,8 +87,14 @@ def at_size(name: str) -> Provider | None:
     stem, _, size = name.partition("@")
     for provider in PROVIDERS:
         if provider.name == stem:
-            make = _maker(IMPLEMENTATIONS[stem], parse_blocks(size))
-            return dataclasses.replace(provider, name=name, make=make, note=f"{provider.note} Blocks of {size}.")
+            implementation = IMPLEMENTATIONS[stem]
+            return dataclasses.replace(
+                provider,
+                name=name,
+                make=_maker(implementation, parse_blocks(size)),
+                note=f"{provider.note} Blocks of {size}.",
+                refuses=functools.partial(_obstacle, implementation),
+            )
     return None
 
 
@@ -98,18 +104,30 @@ def _explain(problem: Problem) -> str:
     return fastflow_kernels.explain(problem.hidden, problem.weight)
 
 
-def _obstacle(implementation: str, group: Group) -> str | None:
+def _obstacle(implementation: str | None, group: Group) -> str | None:
     """Why an implementation that needs certain hardware or sizes cannot serve the group, in the ops' own words."""
+    if implementation not in PARTICULAR:
+        return None
+    with forced(implementation):
+        try:
+            _choice(group)
+        except RuntimeError as refusal:
+            return str(refusal)
+    return None
+
+
+def _obstacle_or_default(implementation: str, group: Group) -> str | None:
+    """The same; also where the ops take this implementation unasked, and its row would stand there twice."""
+    is_default = _choice(group).startswith(f"{implementation}:")
+    return "what fastflow takes here unasked" if is_default else _obstacle(implementation, group)
+
+
+def _choice(group: Group) -> str:
     import fastflow_kernels
 
     _, width, vocabulary = group.shape
     one_row = torch.empty(1, width, dtype=getattr(torch, group.dtype), device=group.device)
-    with forced(implementation):
-        try:
-            fastflow_kernels.explain(one_row, one_row.expand(vocabulary, width))
-        except RuntimeError as refusal:
-            return str(refusal)
-    return None
+    return fastflow_kernels.explain(one_row, one_row.expand(vocabulary, width))
 
 
 def _provider(name: str, note: str, devices: tuple[str, ...], **more) -> Provider:
@@ -118,12 +136,12 @@ def _provider(name: str, note: str, devices: tuple[str, ...], **more) -> Provide
     return Provider(name, make, flops, note, devices=devices, is_ours=True, **more)
 
 
-def _forced_provider(implementation: str) -> Provider:
-    refuses = {"refuses": functools.partial(_obstacle, implementation)} if implementation in PARTICULAR else {}
-    return _provider(f"fastflow_{implementation}", f"The same with {FORCE}={implementation}.", CUDA, **refuses)
+def _forced_provider(name: str) -> Provider:
+    refuses = functools.partial(_obstacle_or_default, name)
+    return _provider(f"fastflow_{name}", f"The same with {FORCE}={name}.", CUDA, refuses=refuses)
 
 
-FORCED = tuple(name for name in ("hopper", "rows", "cuda", "torch") if name in NAMES)
+FORCED = tuple(name for name in ("fused", "hopper", "rows", "cuda", "torch") if name in NAMES)
 PARTICULAR = ("hopper", "cuda")  # not for every CUDA device, or only where something is installed
 IMPLEMENTATIONS = {"fastflow": None} | {f"fastflow_{name}": name for name in FORCED}
 PROVIDERS = (

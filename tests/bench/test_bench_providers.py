@@ -116,7 +116,15 @@ def test_sizes_are_checked(name):
 def test_an_implementation_that_cannot_serve_a_group_says_why():
     reason = fastflow._obstacle("cuda", GROUP)
     assert "FASTFLOW_KERNELS=cuda cannot serve this call" in reason
-    assert fastflow._obstacle("torch", GROUP) is None
+    assert fastflow._obstacle("torch", GROUP) is None and fastflow._obstacle(None, GROUP) is None
+
+
+def test_the_implementation_taken_unasked_has_one_row(monkeypatch):
+    monkeypatch.setattr(fastflow, "_choice", lambda group: "rows: products of float32 are the vendor library's")
+    assert fastflow._obstacle_or_default("rows", GROUP) == "what fastflow takes here unasked"
+    assert fastflow._obstacle_or_default("torch", GROUP) is None
+    (sized,) = select(["fastflow_rows@7"], quick=False)
+    assert sized.refuses(GROUP) is None
 
 
 def with_forward(monkeypatch, *names: str) -> list:
