@@ -34,6 +34,7 @@ ALL_OR_NONE = ((False, False, False), (True, True, True))
 
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products in bfloat16
 ANY_TENSOR_CORES = "*MMA"
+MOST_EPILOGUE = 1250  # of the projection on sm_90: 128 exponentials a thread, about nine instructions each
 TMA_LOAD, TMA_STORE, ASYNCHRONOUS_COPY = "UTMALDG", "UTMASTG", "LDGSTS"
 
 
@@ -47,6 +48,7 @@ class Case:
     needs: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
     programs: int = 1  # that are to be on a multiprocessor together
+    most_epilogue: int | None = None  # instructions that may follow the last product
 
 
 def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
@@ -100,6 +102,7 @@ def project_case(
     needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
     if has_aligned_rows(head.weight):
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
+    is_plain = has_aligned_rows(head.weight) and not (has_bias or has_softcap or tile.flatten)
     return Case(
         "project",
         f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
@@ -107,6 +110,7 @@ def project_case(
         needs=tuple(needs),
         forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
+        most_epilogue=MOST_EPILOGUE if (architecture, dtype) == (90, torch.bfloat16) and is_plain else None,
     )
 
 

@@ -184,6 +184,7 @@ def project(
         HALVES=tile.halves,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,  # an exponent is one instruction: not left to a default that differs among versions
     )
     return reference, total
 
