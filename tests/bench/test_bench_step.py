@@ -261,10 +261,10 @@ def test_after_the_time_only_ours_runs(settings, groups):
 
 
 def test_an_update_that_would_end_too_late_is_not_begun(settings, groups):
-    contest = hold(settings, groups, (OURS, Scripted()), seconds=20.0)
-    contest._check_time({"score": 1.0, "optimiser": 9.0}, times_larger=10.0)
-    with pytest.raises(Unavailable, match=r"an update takes about 29 s, (19|20) s are left"):
-        contest._check_time({"score": 2.0, "optimiser": 9.0}, times_larger=10.0)
+    contest = Contest(settings, groups, 1, time.monotonic() + 1000)
+    contest._check_time({"score": 10.0, "optimiser": 9.0}, times_larger=10.0)
+    with pytest.raises(Unavailable, match=r"an update takes about 2009 s, \d+ s are left"):
+        contest._check_time({"score": 200.0, "optimiser": 9.0}, times_larger=10.0)
 
 
 def test_the_slots_are_those_that_an_update_uses(settings, groups):
@@ -291,7 +291,7 @@ def test_batches_become_smaller_where_memory_is_short(settings, groups, monkeypa
 
 def options_of(*arguments: str):
     options = step.make_parser().parse_args(["--device", "cpu", *arguments])
-    for name, value in (step.DEFAULTS["cpu"] | {"prompts": 3, "tokens_per_microbatch": 120}).items():
+    for name, value in (step.DEFAULTS["cpu"] | {"prompts": 3, "tokens_per_microbatch": 120, "repeats": 1}).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options
@@ -305,10 +305,10 @@ def test_a_run_from_its_arguments_to_its_files(tmp_path, any_trl, monkeypatch, c
     result = json.loads((tmp_path / "step.json").read_text(encoding="utf-8"))
     assert [row["contestant"] for row in result["rows"]] == list(step.CONTESTANTS) == [entry.name for entry in ENTRIES]
     for row in result["rows"]:
-        assert row["status"] == "ok" and row["agrees"] and row["calls"] == 3 and row["note"].endswith(".")
+        assert row["status"] == "ok" and row["agrees"] and row["calls"] == 1 and row["note"].endswith(".")
         assert row["tokens_per_s"] == pytest.approx(result["workload"]["tokens"] / row["median_s"])
         assert 0 < row["utilisation"] < 1
-        assert sum(row["phases_s"].values()) == pytest.approx(row["median_s"], rel=0.5)
+        assert sum(row["phases_s"].values()) == pytest.approx(row["median_s"])
     assert result["environment"]["versions"]["torch"] == torch.__version__ and not result["wrong"]
     text = (tmp_path / "out" / "step.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
