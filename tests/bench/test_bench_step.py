@@ -189,7 +189,7 @@ class Scripted:
         return 10 * len(groups)
 
 
-def hold(settings, groups, *contestants, seconds=60.0, repeats=3) -> Contest:
+def hold(settings, groups, *contestants, seconds=600.0, repeats=3) -> Contest:
     contest = Contest(settings, groups, repeats, time.monotonic() + seconds)
     contest.run([Entry(name, lambda _, each=each: each) for name, each in contestants])
     return contest
@@ -336,7 +336,7 @@ def test_the_table_says_what_kept_one_from_an_answer(settings, groups):
 
 def test_a_missing_trl_is_named(checkpoint, groups, settings, monkeypatch):
     monkeypatch.setattr(contest_module, "is_installed", lambda package: package != "trl")
-    contest = Contest(settings, groups, 1, time.monotonic() + 60)
+    contest = Contest(settings, groups, 1, time.monotonic() + 600)
     contest.run([entry for entry in ENTRIES if entry.name == "trl"])
     assert contest.rows[0]["status"] == "skipped: trl is not installed"
 
