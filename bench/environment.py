@@ -13,6 +13,7 @@ DISTRIBUTIONS = (
     "transformers",
     "liger-kernel",
     "cut-cross-entropy",
+    "trl",
     "quack-kernels",
     "nvidia-cutlass-dsl",
     "verl",
