@@ -62,9 +62,10 @@ def save_model(
     pieces="abcdefghijklmnopqrstuvwxyz0123456789",
     vocab_size: int = VOCABULARY,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
     **changes,
 ):
     tokenizer = make_tokenizer(list(pieces))
-    make_causal_lm(vocab_size=vocab_size, seed=seed, **changes).save_pretrained(directory)
+    make_causal_lm(vocab_size=vocab_size, seed=seed, **changes).to(dtype).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
