@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,6 +66,7 @@ def fuse_layers(model: PreTrainedModel) -> None:
     changes for all models of the family in this process, though only for tensors on CUDA.
     """
     family = model.config.model_type
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of kernels for other hardware
     liger = need("liger_kernel.transformers", extra="liger", purpose="model.fused_layers = liger")
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     before = dict(vars(module))

@@ -14,6 +14,7 @@ from fastflow.models import PackedModel
 from fastflow.train_command import describe, describe_body, train
 from fastflow.trainer import Trainer
 from fastflow_kernels import explain
+from small_models import make_causal_lm
 
 
 @pytest.fixture
