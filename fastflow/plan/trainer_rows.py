@@ -89,7 +89,7 @@ def _weights(config: Config, model: ModelSizes, base: ModelSizes | None, adapter
         what = f"{base.parameters:,} in {dtype}" if config.model.base else "a second copy of the policy"
         narrow = base.matrices if base.bfloat16 and config.model.autocast and dtype == "float32" else 0
         if narrow:
-            what = f"{narrow:,} in bfloat16 as in its checkpoint, {base.parameters - narrow:,} in float32"
+            what = f"{narrow:,} in bfloat16, which its config.json names, {base.parameters - narrow:,} in float32"
         rows.append(Row("frozen base", "trainer", base.parameters * each - narrow * (FLOAT - 2), what))
     return rows
 

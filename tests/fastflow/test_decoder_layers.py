@@ -20,7 +20,7 @@ from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.scoring import token_logprobs
 from fastflow.trajectory import Prompt, flatten
-from small_models import FAMILIES, make_causal_lm, make_groups
+from small_models import FAMILIES, assert_near, hidden_and_gradients, make_causal_lm, make_groups
 
 LAYERS = 4
 
@@ -40,19 +40,6 @@ def batches_of(rng, device="cpu", **options):
     return [batch.to(device) for batch in pack(make_groups(rng, **options), tokens_per_microbatch=60)]
 
 
-def outputs_and_gradients(policy, batches):
-    """Hidden states of each batch, and the gradient of a weighted sum of them all."""
-    policy.model.zero_grad()
-    torch.manual_seed(1)  # dropout, where there is any
-    outputs = []
-    for batch in batches:
-        hidden = policy.hidden_states(batch)
-        weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).reshape(hidden.shape)
-        (hidden * weights).sum().backward()
-        outputs.append(hidden.detach())
-    return outputs, [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
-
-
 class TestRecomputation:
     @pytest.mark.parametrize("autocast", [False, True])
     @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
@@ -61,16 +48,17 @@ class TestRecomputation:
         batches = batches_of(rng, device)
         plain = make_policy(family, autocast=autocast, device=device)
         recomputed = make_policy(family, autocast=autocast, device=device, checkpoint_share=share)
-        expected, found = (outputs_and_gradients(policy, batches) for policy in (plain, recomputed))
+        expected, found = (hidden_and_gradients(policy, batches) for policy in (plain, recomputed))
         if device.type == "cpu":
             assert all(torch.equal(*pair) for pair in zip(expected[0], found[0], strict=True))
             assert all(torch.equal(*pair) for pair in zip(expected[1], found[1], strict=True))
-        torch.testing.assert_close(found, expected)
+        else:  # where sums have no fixed order
+            assert_near(found, expected, tolerance=1e-2 if autocast else 1e-4)
 
     def test_dropout_of_adapters_is_drawn_again(self, rng):
         lora, batches = LoraConfig(rank=2, dropout=0.5), batches_of(rng)
         plain, recomputed = (make_policy(lora=lora, checkpoint_share=share) for share in (0.0, 1.0))
-        expected, found = (outputs_and_gradients(policy, batches) for policy in (plain, recomputed))
+        expected, found = (hidden_and_gradients(policy, batches) for policy in (plain, recomputed))
         assert len(found[1]) == len(expected[1]) > 0
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -131,7 +119,11 @@ def test_generated_code_equals_plain_layers(device, rng):
         pytest.skip("torch.compile needs a C++ compiler on a CPU, and there is none")
     plain = make_policy("qwen3", autocast=True, device=device)
     compiled = make_policy("qwen3", autocast=True, device=device, compiled=True, checkpoint_share=0.5)
-    compare(compiled, plain, batches_of(rng, device), exact=make_policy("qwen3", device=device))
+    batches = batches_of(rng, device)
+    found, expected, exact = (
+        hidden_and_gradients(policy, batches) for policy in (compiled, plain, make_policy("qwen3", device=device))
+    )
+    assert_near(found, expected, exact)
 
 
 @pytest.mark.slow
@@ -150,7 +142,7 @@ class TestCompilation:
         assert dict(counters["stats"]) == after_first
 
     def test_adapters_the_base_and_the_sampler(self, rng):
-        lora = LoraConfig(rank=2)
+        lora = LoraConfig(rank=2, targets="q_proj,down_proj")
         plain, compiled = (make_policy(lora=lora, compiled=compiled) for compiled in (False, True))
         for policy in (plain, compiled):  # adapters start as the identity; make them matter
             torch.manual_seed(2)
@@ -170,12 +162,8 @@ class TestCompilation:
             assert np.array_equal(one.response_ids, other.response_ids)
 
 
-def compare(found, expected, batches, exact=None, tolerance=1e-5):
-    """Hidden states and gradients of two policies: no further apart than rounding puts `expected` from `exact`."""
-    outcomes = [outputs_and_gradients(policy, batches) for policy in (found, expected, exact or expected)]
-    for kind in (0, 1):
-        for one, other, reference in zip(*(outcome[kind] for outcome in outcomes), strict=True):
-            assert (one - other).norm() <= tolerance * reference.norm() + 2 * (other - reference).norm()
+def compare(found, expected, batches):
+    assert_near(hidden_and_gradients(found, batches), hidden_and_gradients(expected, batches))
 
 
 def test_a_missing_compiler_is_named(monkeypatch):

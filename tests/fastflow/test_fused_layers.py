@@ -26,7 +26,7 @@ from fastflow.plan.sizes import read_sizes
 from fastflow.scoring import token_logprobs
 from fastflow.train_command import train
 from fastflow.trajectory import Group, Prompt, Trajectory
-from small_models import FAMILIES, make_causal_lm, make_groups
+from small_models import FAMILIES, assert_near, hidden_and_gradients, make_causal_lm, make_groups
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 on_a_gpu = [
@@ -199,19 +199,7 @@ def make_model(family, *, fused, lora=None, share=0.0, **changes):
 
 
 def outcome(model, batch, **options):
-    """Hidden states and the gradients of a weighted sum of them."""
-    policy = PackedModel(model, **options)
-    hidden = policy.hidden_states(batch)
-    weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).reshape(hidden.shape)
-    (hidden * weights).sum().backward()
-    return [hidden.detach(), *(parameter.grad for parameter in policy.parameters() if parameter.grad is not None)]
-
-
-def check_close(found, expected, exact, tolerance):
-    """Each tensor by itself; where it is nearly zero, as the gradient of a key's bias is, beside all gradients."""
-    noise = 1e-6 * torch.stack([gradient.norm() for gradient in exact[1:]]).norm()
-    for one, other, reference in zip(found, expected, exact, strict=True):
-        assert (one - other).norm() <= noise + tolerance * reference.norm() + 2 * (other - reference).norm()
+    return hidden_and_gradients(PackedModel(model, **options), [batch])
 
 
 class TestOnAGpu:
@@ -228,7 +216,7 @@ class TestOnAGpu:
         exact = outcome(make_model(family, fused=False, lora=lora), batch)
         expected = outcome(make_model(family, fused=False, lora=lora), batch, autocast=autocast)
         found = outcome(make_model(family, fused=True, lora=lora, share=share), batch, autocast=autocast)
-        check_close(found, expected, exact, tolerance=1e-4 if not autocast else 2e-3)
+        assert_near(found, expected, exact, tolerance=2e-3 if autocast else 1e-4)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_many_short_rows(self, dtype, rng):
@@ -240,10 +228,9 @@ class TestOnAGpu:
         batch, heads = batch.to(CUDA), {"num_attention_heads": 32, "num_key_value_heads": 4}
         exact = outcome(make_model("qwen3", fused=False, **heads), batch)
         expected, found = (
-            [tensor.float() for tensor in outcome(make_model("qwen3", fused=fused, **heads).to(dtype), batch)]
-            for fused in (False, True)
+            outcome(make_model("qwen3", fused=fused, **heads).to(dtype), batch) for fused in (False, True)
         )
-        check_close(found, expected, exact, tolerance=1e-4 if dtype == torch.float32 else 2e-3)
+        assert_near(found, expected, exact, tolerance=1e-4 if dtype == torch.float32 else 2e-3)
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_a_bfloat16_base_changes_no_bit(self, family, rng):
