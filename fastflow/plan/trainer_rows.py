@@ -118,7 +118,8 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
     graph = (FORWARD, LOSS, BACKWARD)
     again = recomputed_layers(model.layers, config.model.checkpoint_share)
     whole, entry = model.layers - again, activations.checkpoint_bytes(model, numbers)
-    held = [f"{whole} layers x {layer:,} B"] * (whole > 0) + [f"{again} layers' inputs x {entry:,} B"] * (again > 0)
+    kind = "Liger's layers" if numbers.fused_layers else "layers"
+    held = [f"{whole} {kind} x {layer:,} B"] * (whole > 0) + [f"{again} layers' inputs x {entry:,} B"] * (again > 0)
     how = f"{tokens:,} tokens x ({' + '.join(held)} + {outer:,})"
     rows = [Row("activations", "trainer", tokens * (whole * layer + again * entry + outer), how, graph)]
     cast = 2 * model.body_linear // model.layers if numbers.autocast and not numbers.bfloat16 else 0
@@ -129,7 +130,7 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
     rows.append(Row("bfloat16 copies of the weights", "trainer", whole * cast, f"{whole} x {casts}", graph))
     if not numbers.lora_rank:  # autocast keeps copies of trained weights only
         how = f"{again} x {casts}, kept until the forward pass ends"
-        rows.append(Row("the same of recomputed layers", "trainer", again * cast, how, (FORWARD,)))
+        rows.append(Row("bfloat16 copies in recomputed layers", "trainer", again * cast, how, (FORWARD,)))
     how = f"{tokens:,} tokens x {flight:,} B of one layer"
     return [*rows, Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,))]
 

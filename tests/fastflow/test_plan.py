@@ -199,7 +199,7 @@ class TestActivations:
         copies = rows.get(("trainer", "bfloat16 copies of the weights"))
         assert rows["trainer", "activations"].bytes + (copies.bytes if copies else 0) == saved
         assert ("trainer", "one layer, recomputed") not in rows
-        again = rows.get(("trainer", "the same of recomputed layers"))
+        again = rows.get(("trainer", "bfloat16 copies in recomputed layers"))
         assert (again is None) is (not changes)
         assert again is None or (again.bytes == copies.bytes and again.moments == (FORWARD,))
 
