@@ -11,12 +11,15 @@ from torch import Tensor
 from bench.shapes import Shape
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.finish import finish
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.segment import settle_sequences_
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
+from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
+from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
 
@@ -31,6 +34,7 @@ ALL_OR_NONE = ((False, False, False), (True, True, True))
 
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products in bfloat16
 ANY_TENSOR_CORES = "*MMA"
+MOST_EPILOGUE = 1250  # of the projection on sm_90: 128 exponentials a thread, about nine instructions each
 TMA_LOAD, TMA_STORE, ASYNCHRONOUS_COPY = "UTMALDG", "UTMASTG", "LDGSTS"
 
 
@@ -44,6 +48,7 @@ class Case:
     needs: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
     programs: int = 1  # that are to be on a multiprocessor together
+    most_epilogue: int | None = None  # instructions that may follow the last product
 
 
 def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
@@ -52,7 +57,9 @@ def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
     yield from _row_cases(thorough)
     yield from _target_logit_cases(thorough)
     yield from _settle_cases(architecture, thorough)
-    yield from _combine_cases(thorough)
+    yield from _combine_cases(architecture, thorough)
+    yield from _finish_cases(thorough)
+    yield from _upstream_cases()
     yield from _segment_cases()
 
 
@@ -95,6 +102,7 @@ def project_case(
     needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
     if has_aligned_rows(head.weight):
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
+    is_plain = has_aligned_rows(head.weight) and not (has_bias or has_softcap or tile.flatten)
     return Case(
         "project",
         f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
@@ -102,6 +110,7 @@ def project_case(
         needs=tuple(needs),
         forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
+        most_epilogue=MOST_EPILOGUE if (architecture, dtype) == (90, torch.bfloat16) and is_plain else None,
     )
 
 
@@ -130,19 +139,60 @@ def _target_logit_cases(thorough: bool) -> Iterator[Case]:
 def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     """With each width of tiles that the projection may have left."""
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
-        for dtype in (torch.bfloat16, torch.float32):
-            weight = _empty(shape.vocabulary, shape.width, dtype=dtype)
-            tiles = [table_tile(TileKey(architecture, *setting), weight) for setting in EVERY_SETTING if setting[0]]
-            for width in sorted({tile.vocabulary for tile in tiles}):
-                tile_reference = _empty(-(-shape.vocabulary // width), shape.rows)
-                launch = partial(settle_, _block(shape, dtype), tile_reference, _empty(shape.rows), width)
-                yield Case("settle", f"{_words(shape, dtype)}, tiles of {width}", launch)
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+                total, *others = given
+                yield Case(
+                    "settle",
+                    words,
+                    partial(
+                        settle_, _block(shape, dtype), total, _empty(shape.rows), _empty(shape.rows), *others, width
+                    ),
+                )
 
 
-def _combine_cases(thorough: bool) -> Iterator[Case]:
-    for tile_count, row_count in ((594, 4096), (1, 1)) if thorough else ((594, 4096),):
-        statistics = _empty(tile_count, row_count), _empty(tile_count, row_count)
-        yield Case("combine", f"{tile_count} tiles, {row_count} rows", partial(combine, *statistics))
+def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:
+    for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+                total, *others = given
+                yield Case("combine", words, partial(combine, total, _empty(shape.rows), *others, width))
+
+
+def _totals(
+    architecture: int, shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool
+) -> Iterator[tuple[int, tuple]]:
+    """Each width of tiles, with the totals of such, and the rows, head and targets that they are of."""
+    head = _head(shape, dtype, has_bias, has_softcap)
+    keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
+    for width in sorted({table_tile(key, head.weight).vocabulary for key in keys}):
+        total = _empty(-(-shape.vocabulary // width), shape.rows)
+        rows = _empty(shape.rows, shape.width, dtype=dtype)
+        yield width, (total, rows, head, _empty(shape.rows, dtype=torch.int64))
+
+
+def _finish_cases(thorough: bool) -> Iterator[Case]:
+    """For the three kinds of direction, and for log-probs alone."""
+    for shape in (USUAL, SMALLEST) if thorough else (USUAL,):
+        rows, columns = _empty(shape.rows), _empty(shape.rows, dtype=torch.int64)
+        statistics = RowStatistics(rows, rows, rows, scale=0.69)
+        for dtype, has_softcap in product((torch.bfloat16, torch.float32), (False, True)):
+            head, matrix = _head(shape, dtype, False, has_softcap), _block(shape, dtype)
+            launch = partial(finish, statistics, head, columns, rows, rows, matrix)
+            yield Case("finish", _words(shape, dtype, True, False, has_softcap), launch)
+        alone = partial(finish, statistics, head, columns, rows, None, None)
+        yield Case("finish", _words(shape, torch.float32), alone)
+
+
+def _upstream_cases() -> Iterator[Case]:
+    upstream = _empty()
+    for given, taken in ((torch.bfloat16,) * 2, (torch.float32,) * 2, (torch.float32, torch.bfloat16)):
+        gradient = _empty(4096, 1536, dtype=given)
+        out = gradient if given == taken else _empty(4096, 1536, dtype=taken)
+        words = f"{given} to {taken}".replace("torch.", "")
+        yield Case("upstream", words, partial(take_upstream, gradient, upstream, out))
 
 
 def _segment_cases() -> Iterator[Case]:

@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from fastflow_kernels.device import running_on
+from fastflow_kernels.implementation import has_triton_kernels_for
+
 
 def refuse_create_graph(op: str) -> None:
     """To be called first in a backward, which runs with gradients enabled only under create_graph=True."""
@@ -30,11 +33,17 @@ def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor
     A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, to need half
     the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.
 
-    In place where the type stays, since the gradient of a head is large; a graph being traced has no places.
+    In place where the type stays, since the gradient of a head is large; a graph being traced has no places. There an
+    upstream gradient of one costs nothing: the host knows it on a CPU, and on CUDA the kernel finds out.
     """
     if type(gradient) is not Tensor:
         return (gradient * upstream).to(dtype)
-    if gradient.dtype != dtype:
-        return torch.mul(gradient, upstream, out=torch.empty_like(gradient, dtype=dtype))
-    is_known_one = upstream.device.type == "cpu" and upstream.item() == 1.0  # on CUDA, asking would wait
-    return gradient if is_known_one else gradient.mul_(upstream)
+    out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    if has_triton_kernels_for(gradient):
+        from fastflow_kernels.gpu.upstream import take_upstream
+
+        with running_on(gradient.device):
+            return take_upstream(gradient, upstream, out)
+    if out is gradient and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    return torch.mul(gradient, upstream, out=out)

@@ -67,6 +67,7 @@ def flow_loss(
     vocabulary: int | None = None,
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
+    block_bytes: int | None = None,
 ) -> FlowLoss:
     """Weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
 
@@ -96,6 +97,8 @@ def flow_loss(
             take no part and get gradient 0. None: all rows.
         shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
+        block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
+            gradient of the head where that is more; larger blocks are taken where they need less memory in all.
 
     Returns:
         FlowLoss. Gradient flows from `loss` to hidden, weight, bias and log_z; it was computed in this call,
@@ -135,6 +138,7 @@ def flow_loss(
         vocabulary=vocabulary,
         shard=shard,
         block_rows=block_rows,
+        block_bytes=block_bytes,
     )
     check_cu_seqlens(cu_seqlens)
     constants = {

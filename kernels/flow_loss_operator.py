@@ -45,6 +45,7 @@ def run(
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
+    block_bytes: Optional[int],  # noqa: UP045
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
@@ -89,7 +90,9 @@ def run(
             choice=choose(hidden.device, product_dtype),
             need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
         )
-        gradients = flow.run(sequence_blocks(boundaries, block_rows or flow.default_block_rows()))
+        gradients = flow.run(
+            sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, block_bytes))
+        )
     terms, dtype = flow.terms, flow.dtype
     statistics = (terms.loss.sum(), terms.logprob, terms.residual, terms.weight, terms.raw_ratio)
     return (

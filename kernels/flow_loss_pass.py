@@ -1,5 +1,6 @@
 """The pass of `flow_loss` over its blocks, free of autograd; flow_loss.py explains the algorithm."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -68,9 +69,16 @@ class FlowLossPass:
         self.terms = SequenceTerms.zeros(like=sequences.log_z)
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
 
-    def default_block_rows(self) -> int:
-        with_gradient = self.need.hidden or self.need.head
-        return self.projector_class.default_rows(self.head, with_gradient=with_gradient, with_weight=self.need.weight)
+    def default_block_rows(self, boundaries: list[int], block_bytes: int | None) -> int:
+        """boundaries: cu_seqlens as a host list."""
+        return self.projector_class.default_rows(
+            self.head,
+            row_count=boundaries[-1],
+            with_gradient=self.need.hidden or self.need.head,
+            weight=self.parameters[0],
+            longest=max((stop - start for start, stop in itertools.pairwise(boundaries)), default=0),
+            block_bytes=block_bytes,
+        )
 
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
@@ -84,21 +92,21 @@ class FlowLossPass:
             if self.need.hidden or self.need.head:
                 self._block_with_gradient(projector, block)
             else:
-                self.token_logprob[block.rows] = projector.logprobs(self.hidden[block.rows], self.targets[block.rows])
+                projector.logprobs(self.hidden[block.rows], self.targets[block.rows], self.token_logprob[block.rows])
                 self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
+        del projector  # with the memory of its block, before a sum is rounded into memory of its own
+        self.long_d_head = None
         if self.d_hidden is not None and self.head.shard is not None:
             self.head.shard.sum_(self.d_hidden)
         return FlowLossGradients(self.d_hidden, *self.d_head.finish(), self.terms.d_log_z if self.need.log_z else None)
 
     def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
         hidden = self.hidden[block.rows]
-        direction = projector.directions(hidden, self.targets[block.rows])
-        self.token_logprob[block.rows] = direction.logprob
-        row_factor = direction.factor
-        self._settle(block, row_factor)
+        direction = projector.directions(hidden, self.targets[block.rows], self.token_logprob[block.rows])
+        self._settle(block, direction.factor)
         spend_directions(
             direction.panels,
-            row_factor,
+            direction.factor,
             hidden,
             self.head,
             self.d_hidden[block.rows] if self.d_hidden is not None else None,

@@ -86,6 +86,11 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
     return str(choose(hidden.device, factor_dtype(hidden, weight)))
 
 
+def has_triton_kernels_for(tensor: torch.Tensor) -> bool:
+    """Whether a helper kernel can run on a CUDA tensor, whatever computed it."""
+    return tensor.is_cuda and _triton_obstacle(tensor.device, tensor.dtype) is None
+
+
 def _best(device: torch.device, dtype: torch.dtype) -> Choice:
     if device.type == "cpu":
         obstacle = _native_obstacle(device, dtype)

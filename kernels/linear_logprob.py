@@ -24,6 +24,7 @@ def linear_logprob(
     vocabulary: int | None = None,
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
+    block_bytes: int | None = None,
 ) -> Tensor:
     """log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
 
@@ -37,6 +38,8 @@ def linear_logprob(
             take no part and get gradient 0. None: all rows.
         shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
+        block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
+            gradient of the head where that is more; larger blocks are taken where they need less memory in all.
 
     Returns:
         Log-probs in nats, (N,), never above 0: float64 for float64 inputs, else float32, taken from float32
@@ -62,5 +65,6 @@ def linear_logprob(
         vocabulary=vocabulary,
         shard=shard,
         block_rows=block_rows,
+        block_bytes=block_bytes,
     )
     return linear_logprob_operator.operator(**head)

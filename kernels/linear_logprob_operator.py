@@ -26,6 +26,7 @@ def run(
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
+    block_bytes: Optional[int],  # noqa: UP045
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
@@ -39,7 +40,7 @@ def run(
     with running_on(hidden.device):
         rows = hidden.to(product_dtype).contiguous()
         choice = choose(hidden.device, product_dtype)
-        return logprob_pass.logprobs(rows, targets.long().contiguous(), head, choice, block_rows)
+        return logprob_pass.logprobs(rows, targets.long().contiguous(), head, choice, block_rows, block_bytes)
 
 
 def run_backward(
@@ -52,6 +53,7 @@ def run_backward(
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
+    block_bytes: Optional[int],  # noqa: UP045
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
@@ -72,6 +74,7 @@ def run_backward(
             head,
             choose(hidden.device, product_dtype),
             block_rows,
+            block_bytes,
             need_hidden=need_hidden,
             weight=weight if need_weight else None,
             bias=bias if need_bias else None,

@@ -32,6 +32,8 @@ import torch
 from torch import Tensor
 
 ONEDNN_PRODUCTS = 2**23  # multiply-adds from which oneDNN's float32 product is the faster one, by its call's overhead
+# cuBLAS may split a product with a smaller result among multiprocessors, and sums their bfloat16 parts in bfloat16.
+SPLIT_ENTRIES = 2**24
 PIECE_BYTES = 8 * 2**20  # of a bfloat16 product on its way into a float32 sum: it stays in the cache
 
 
@@ -95,9 +97,11 @@ def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bo
 
 def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -> Tensor:
     """total += left @ right, or = where `overwrite`."""
+    if total.dtype == torch.bfloat16 and total.device.type != "cpu" and overwrite and total.numel() < SPLIT_ENTRIES:
+        return total.copy_(torch.mm(left, right, out_dtype=torch.float32))
     if total.dtype == right.dtype:
         return torch.addmm(total, left, right, beta=0 if overwrite else 1, out=total)
-    if total.is_cuda:
+    if total.device.type != "cpu":
         if overwrite:
             return torch.mm(left, right, out_dtype=total.dtype, out=total)
         return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)

@@ -5,7 +5,7 @@ gpu/projectors.py).
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +21,14 @@ class Exponentials(NamedTuple):
     """exp(logit - reference) of a block, times the soft-cap's slope; 0 at the target."""
 
     panels: list[Panel]  # of (R, V)
-    tile_reference: Tensor  # (T, R): what each tile of columns was measured against
     statistics: RowStatistics  # of this head's columns; target_logit over all shards
+    block: Any = None  # what the projector needs to settle them
 
 
 class Directions(NamedTuple):
     """d logprob_r / d (hidden @ weight^T)_r = factor_r * matrix_r."""
 
     panels: list[Panel]  # of the matrix (R, V), valid until the projector's next block
-    logprob: Tensor  # (R,) nats
     factor: Tensor  # (R,)
 
 
@@ -41,36 +40,55 @@ class Projector(ABC):
         self.most_rows = most_rows
 
     @classmethod
-    def default_rows(cls, head: Head, *, with_gradient: bool, with_weight: bool) -> int:
-        """Rows of a block when the caller names none; with_weight: the gradient of the weight stands beside it."""
+    def default_rows(
+        cls,
+        head: Head,
+        *,
+        row_count: int,
+        with_gradient: bool,
+        weight: Tensor | None = None,
+        longest: int = 0,
+        block_bytes: int | None = None,
+    ) -> int:
+        """Rows of a block when the caller names none.
+
+        row_count: of the call. weight: the parameter, where its gradient is needed. longest: rows of the longest
+        sequence, which had better not be cut. block_bytes: memory of a block; None for the device's default.
+        """
         if head.shard is not None:
             return SHARDED_ROWS
-        return cls._gradient_rows(head, with_weight=with_weight) if with_gradient else cls._forward_rows(head)
+        if not with_gradient:
+            return cls._forward_rows(head, block_bytes)
+        return cls._gradient_rows(head, weight, row_count, longest, block_bytes)
 
     @classmethod
     @abstractmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
         """For blocks whose gradient is wanted."""
 
     @classmethod
     @abstractmethod
-    def _forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         """For blocks of which only log-probs are wanted."""
 
-    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(R,) log-probs of the targets, numbered over all shards; hidden (R, D) in the type of the head."""
-        statistics = self._statistics(hidden, self.head.columns(targets))
-        return statistics.merged(self.head.shard).logprob()
+    def logprobs(self, hidden: Tensor, targets: Tensor, out: Tensor) -> None:
+        """Fills out (R,) with log-probs of the targets, nats.
 
-    def directions(self, hidden: Tensor, targets: Tensor) -> Directions:
-        """Log-probs, and the direction of their gradient."""
-        head, columns = self.head, self.head.columns(targets)
+        hidden: (R, D) in the type of the head; targets: (R,) int64, numbered over all shards.
+        """
+        columns = self.head.columns(targets)
+        self._finish(self._statistics(hidden, columns).merged(self.head.shard), columns, out, panels=None)
+
+    def directions(self, hidden: Tensor, targets: Tensor, out: Tensor) -> Directions:
+        """Fills out (R,) with log-probs, and gives the direction of their gradient."""
+        columns = self.head.columns(targets)
         exponentials = self._exponentials(hidden, columns)
-        statistics = exponentials.statistics.merged(head.shard)
+        statistics = exponentials.statistics.merged(self.head.shard)
         self._settle_(exponentials, statistics.reference)
-        for panel in exponentials.panels:
-            self._set_target_entries_(panel, columns, statistics)
-        return Directions(exponentials.panels, statistics.logprob(), statistics.factor() / head.temperature)
+        factor = self._finish(statistics, columns, out, exponentials.panels)
+        return Directions(exponentials.panels, factor)
 
     @abstractmethod
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
@@ -86,6 +104,18 @@ class Projector(ABC):
             scale = exponentials.statistics.ratio_to(reference).unsqueeze(1)
             for panel in exponentials.panels:
                 panel.matrix.mul_(scale)
+
+    def _finish(
+        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel] | None
+    ) -> Tensor | None:
+        """Fills out (R,) with log-probs; with panels of exponentials, sets their entries at the targets, and returns
+        the factor (R,) of the directions that they are then."""
+        out.copy_(statistics.logprob())
+        if panels is None:
+            return None
+        for panel in panels:
+            self._set_target_entries_(panel, columns, statistics)
+        return statistics.factor() / self.head.temperature
 
     def _set_target_entries_(self, panel: Panel, columns: Tensor, statistics: RowStatistics) -> None:
         head, matrix = self.head, panel.matrix

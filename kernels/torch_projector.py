@@ -27,15 +27,21 @@ class TorchProjector(Projector):
         return row_sweeps
 
     @classmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
-        beside = head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize if with_weight else 0
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head), beside)
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
+        beside = 0 if weight is None else head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize
+        return default_block_rows(
+            head.vocabulary, head.weight.device.type, cls._entry_bytes(head), beside, block_bytes=block_bytes
+        )
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
-        if head.weight.device.type == "cpu":
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        if head.weight.device.type == "cpu" and block_bytes is None:
             return PASSING_ROWS
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head))
+        return default_block_rows(
+            head.vocabulary, head.weight.device.type, cls._entry_bytes(head), block_bytes=block_bytes
+        )
 
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
         """Each panel is measured against the largest logit so far, and gone before the next is made."""
@@ -66,7 +72,7 @@ class TorchProjector(Projector):
             total += sums[0]
             target_logit += sums[1]
         statistics = self._as_statistics(hidden, columns, target_logit, reference, total)
-        return Exponentials(panels, statistics.reference.unsqueeze(0), statistics)
+        return Exponentials(panels, statistics)
 
     def _row_exponentials_(
         self, products: Tensor, part: slice, columns: Tensor, reference: Tensor, *, store: bool

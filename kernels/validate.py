@@ -148,10 +148,11 @@ def check_name(name: str, value: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; did you mean {near!r}?")
 
 
-def check_block_rows(block_rows: object) -> None:
-    if block_rows is None:
+def check_count(name: str, value: object) -> None:
+    """A whole number above 0, or None for the default."""
+    if value is None:
         return
-    if isinstance(block_rows, bool) or not isinstance(block_rows, int):
-        raise TypeError(f"block_rows must be a whole number or None, got {type(block_rows).__name__}; pass an int.")
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1, got {block_rows}; leave it out for the default.")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number or None, got {type(value).__name__}; pass an int.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default.")

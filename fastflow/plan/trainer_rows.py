@@ -15,6 +15,7 @@ from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRA
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.matmul import cpu_multiplies_bfloat16
+from fastflow_kernels.workspace import Workspace, flow_loss_workspace
 
 FLOAT = 4
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
@@ -140,16 +141,21 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
     factor = 2 if numbers.product == 2 and (device.is_gpu or cpu_multiplies_bfloat16()) else FLOAT
     vocabulary, head = model.vocab_size, model.vocab_size * model.hidden
-    beside = 0 if device.is_gpu or config.lora.rank else head * FLOAT
-    block_rows = default_block_rows(vocabulary, device.type, factor, beside)
-    block = min(block_rows, tokens)
+    workspace = _workspace_on_gpu(config, model, factor) if device.is_gpu else None
+    if workspace:
+        block_bytes = workspace.block
+    else:
+        beside = 0 if config.lora.rank else head * FLOAT
+        block_rows = default_block_rows(vocabulary, device.type, factor, beside)
+        block_bytes = min(block_rows, tokens) * -(-vocabulary // 8) * 8 * factor
+    shown_rows = block_bytes // (-(-vocabulary // 8) * 8 * factor)
     narrowed = numbers.product if numbers.product != numbers.residual else 0
     each = 2 * numbers.residual + narrowed + FLOAT
     rows = [
         Row("hidden states and their gradient", "trainer", tokens * model.hidden * each,
             f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD)),
-        Row("a block of logits", "trainer", block * -(-vocabulary // 8) * 8 * factor,
-            f"{block:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,)),
+        Row("a block of logits", "trainer", block_bytes,
+            f"{shown_rows:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,)),
     ]  # fmt: skip
     if factor != parameter_bytes(config):
         rows.append(
@@ -161,13 +167,31 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     finished = parameter_bytes(config)
     how = f"vocabulary x width, finished in {finished} B"
     rows.append(Row("gradient of the head", "trainer", head * finished, how, until))
-    if finished != FLOAT and (tokens > block_rows or factor != finished):
+    if workspace:
+        is_summed, is_cut = workspace.head_sum > 0, workspace.long_sum > 0
+    else:
+        is_summed = finished != FLOAT and (tokens > block_rows or factor != finished)
+        is_cut = min(config.rollout.max_response_tokens, tokens) > block_rows
+    if is_summed:
         rows.append(Row("its sum over blocks", "trainer", head * FLOAT, "in float32", (LOSS,)))
-    if min(config.rollout.max_response_tokens, tokens) > block_rows:
-        how = f"a response may be longer than a block of {block_rows:,} rows"
+    if is_cut:
+        how = "a response may be longer than a block"
         rows.append(Row("the same for long sequences", "trainer", head * FLOAT, how, (LOSS,)))
     dense = head * parameter_bytes(config)
     return [*rows, Row("gradient of the embedding", "trainer", dense, "dense, before it is added", (EMBEDDING,))]
+
+
+def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int) -> Workspace:
+    """For a micro-batch of the longest responses; factor: bytes of the products' type."""
+    tokens, longest = microbatch_tokens(config), config.rollout.max_response_tokens
+    return flow_loss_workspace(
+        [*range(0, tokens, longest), tokens],
+        model.hidden,
+        model.vocab_size,
+        parameter_dtype=torch.bfloat16 if parameter_bytes(config) == 2 else torch.float32,
+        factor_dtype=torch.bfloat16 if factor == 2 else torch.float32,
+        trains_head=not config.lora.rank,
+    )
 
 
 def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:

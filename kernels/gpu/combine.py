@@ -1,58 +1,125 @@
-"""From the two numbers per row and vocabulary tile to two per row."""
+"""From a total per row and vocabulary tile to two numbers per row."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_ROWS, BLOCK_TILES = 32, 64
+from fastflow_kernels.gpu.excess import is_excess, tile_logits
+from fastflow_kernels.gpu.logit import bits_per_logit
+from fastflow_kernels.head import Head
+
+BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
 
 
-@triton.jit(do_not_specialize=["row_count"])
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["targets"])
 def combine_kernel(
-    tile_reference,  # (T, R) float32
     tile_total,  # (T, R) float32
-    reference,  # (R,) float32
+    target_logit,  # (R,) float32, bits
+    reference,  # (R,) float32, bits
     total,  # (R,) float32
+    hidden,  # (R, D), as what follows for tiles whose total is no use
+    weight,  # (V, D)
+    bias,  # (V,) float32, or unused
+    targets,  # (R,) int64, columns of this head
     tile_count,
     row_count,
+    vocabulary,
+    width,
+    hidden_stride,
+    weight_stride,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_VOCABULARY: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
-    highest = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
-    for start in range(0, tile_count, BLOCK_TILES):
-        tiles = start + tl.arange(0, BLOCK_TILES)
-        places = tiles.to(tl.int64)[:, None] * row_count + rows[None, :]
-        inside = (tiles < tile_count)[:, None] & is_row[None, :]
-        found = tl.load(tile_reference + places, mask=inside, other=float("-inf"))
-        highest = tl.maximum(highest, tl.max(found, 0))
+    highest = tl.load(target_logit + rows, mask=is_row, other=0.0)
+    is_known = highest == highest  # without a target there is nothing to measure
     running = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, tile_count, BLOCK_TILES):
         tiles = start + tl.arange(0, BLOCK_TILES)
         places = tiles.to(tl.int64)[:, None] * row_count + rows[None, :]
-        inside = (tiles < tile_count)[:, None] & is_row[None, :]
-        found = tl.load(tile_reference + places, mask=inside, other=float("-inf"))
-        part = tl.load(tile_total + places, mask=inside, other=0.0)
-        running += tl.sum(part * tl.exp(found - highest[None, :]), 0)
+        parts = tl.load(tile_total + places, mask=(tiles < tile_count)[:, None] & is_row[None, :], other=0.0)
+        out_of_range = is_excess(parts) & is_known[None, :]
+        running += tl.sum(tl.where(out_of_range, 0.0, parts), 0)
+        if tl.max(tl.max(out_of_range.to(tl.int32), 1), 0) > 0:
+            for step in range(0, min(BLOCK_TILES, tile_count - start)):
+                part = tl.load(tile_total + rows + (start + step) * row_count.to(tl.int64), mask=is_row, other=0.0)
+                is_out = is_excess(part) & is_known
+                if tl.max(is_out.to(tl.int32), 0) > 0:
+                    within = tl.arange(0, BLOCK_VOCABULARY)
+                    columns = (start + step) * TILE + within
+                    is_column = (within < TILE) & (columns < vocabulary)
+                    logits = tile_logits(
+                        hidden,
+                        weight,
+                        bias,
+                        rows,
+                        columns,
+                        is_row,
+                        is_column,
+                        width,
+                        hidden_stride,
+                        weight_stride,
+                        softcap,
+                        HAS_BIAS,
+                        HAS_SOFTCAP,
+                        BLOCK_ROWS,
+                        BLOCK_VOCABULARY,
+                        BLOCK_WIDTH,
+                    )
+                    target = tl.load(targets + rows, mask=is_row, other=-1)
+                    counts = is_out[:, None] & is_column[None, :] & (columns[None, :] != target[:, None])
+                    bits = tl.where(counts, logits * scale, float("-inf"))
+                    higher = tl.maximum(highest, tl.max(bits, 1))
+                    running = running * tl.exp2(highest - higher) + tl.sum(tl.exp2(bits - higher[:, None]), 1)
+                    highest = higher
     tl.store(reference + rows, highest, mask=is_row)
     tl.store(total + rows, running, mask=is_row)
 
 
-def combine(tile_reference: Tensor, tile_total: Tensor) -> tuple[Tensor, Tensor]:
-    """(T, R), (T, R) -> (R,), (R,): the highest reference of each row, and the sum of its totals against that."""
-    tile_count, row_count = tile_reference.shape
-    reference, total = torch.empty_like(tile_reference[0]), torch.empty_like(tile_total[0])
+def combine(
+    tile_total: Tensor, target_logit: Tensor, hidden: Tensor, head: Head, targets: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    """(reference, total), each (R,): the target's logit, in bits, or the largest where that stands far above it, and
+    the sum of 2^(z - reference) over the other columns.
+
+    tile_total: (T, R), of tiles of `tile` columns. hidden (R, D) and targets (R,) of the rows.
+    """
+    tile_count, row_count = tile_total.shape
+    reference, total = torch.empty_like(target_logit), torch.empty_like(target_logit)
     if row_count:
         combine_kernel[(triton.cdiv(row_count, BLOCK_ROWS),)](
-            tile_reference,
             tile_total,
+            target_logit,
             reference,
             total,
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
             tile_count,
             row_count,
+            head.vocabulary,
+            hidden.shape[1],
+            hidden.stride(0),
+            head.weight.stride(0),
+            bits_per_logit(head),
+            head.softcap or 0.0,
+            HAS_BIAS=head.bias is not None,
+            HAS_SOFTCAP=head.softcap is not None,
+            TILE=tile,
+            BLOCK_VOCABULARY=triton.next_power_of_2(tile),
             BLOCK_TILES=BLOCK_TILES,
             BLOCK_ROWS=BLOCK_ROWS,
+            BLOCK_WIDTH=BLOCK_WIDTH,
+            num_warps=8,
         )
     return reference, total

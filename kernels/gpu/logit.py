@@ -1,7 +1,18 @@
 """What stands between a row of the product hidden @ weight^T and a logit; shared by the kernels, inlined."""
 
+import math
+
 import triton
 import triton.language as tl
+
+from fastflow_kernels.head import Head
+
+NATS_PER_BIT = math.log(2.0)
+
+
+def bits_per_logit(head: Head) -> float:
+    """What a logit ahead of the temperature is multiplied by, to stand in an exponent of two."""
+    return 1.0 / (head.temperature * NATS_PER_BIT)
 
 
 @triton.jit

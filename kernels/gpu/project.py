@@ -1,16 +1,16 @@
-"""The projection to logits, whose epilogue keeps two numbers per row and tile, and at most the exponentials.
+"""The projection to logits, whose epilogue keeps one number per row and tile, and at most the exponentials.
 
 A persistent matrix product over tiles of (rows, vocabulary), float32 accumulators. The logits never leave the
-registers. With z_t the logit of the row's target, each tile reduces its row to
+registers. They are measured in bits, z = logit * scale with scale = log2(e) / temperature, and against the logit z_t of
+their row's target, so that an exponential is one multiply-add and one instruction of the special-function unit. Each
+tile reduces its row to
 
-    reference = z_t, or the largest logit z of the tile where that exceeds z_t by more than MARGIN
-    total     = sum over the tile's columns, the target's left out, of exp(z - reference)
+    total = sum over the tile's columns, the target's left out, of 2^(z - z_t)
 
-and, where the gradient will need them, stores exp(z - reference) in the type of the products. In bfloat16 that
-is a relative error of 2^-9 on a probability, where a stored logit would have an absolute one, and it is half
-the bytes of a float32 logit. The target's own logit is a natural reference: it was sampled, so nearly always no
-other logit stands far above it, all tiles of a row share one reference and `settle` has nothing to do. MARGIN
-keeps every exponential finite, also after a sum over the vocabulary and a product in bfloat16.
+and, where the gradient will need them, stores 2^(z - z_t) in the type of the products. In bfloat16 that is a relative
+error of 2^-9 on a probability, where a stored logit would have an absolute one, and it is half the bytes of a float32
+logit. The target's own logit is a natural reference: it was sampled, so nearly always no other logit stands far above
+it. A tile in which one does leaves a total above LIMIT (excess.py), and that tile is taken again.
 
 Tiles run down the rows first, a group of rows at a time: the rows' hidden states stay in the L2 cache while the
 head's weight streams by once a group. Operands come through tensor descriptors (TMA) where the device has them
@@ -22,11 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
-
-MARGIN = tl.constexpr(30.0)  # nats
 
 
 @triton.jit
@@ -46,8 +44,7 @@ def project_kernel(
     weight,  # (V, D), pointer or descriptor
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
-    target_logit,  # (R,) float32
-    tile_reference,  # (vocabulary tiles, R) float32
+    target_logit,  # (R,) float32, bits
     tile_total,  # (vocabulary tiles, R) float32
     exponentials,  # (R, V), pointer or descriptor, or unused
     row_count,
@@ -55,7 +52,7 @@ def project_kernel(
     hidden_stride,
     weight_stride,
     exponentials_stride,
-    inverse_temperature,
+    scale,
     softcap,
     WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -68,6 +65,7 @@ def project_kernel(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     vocabulary_tiles = tl.cdiv(vocabulary, BLOCK_VOCABULARY)
@@ -102,20 +100,25 @@ def project_kernel(
         if HAS_SOFTCAP:
             logits = soft_capped(logits, softcap)
         is_row = rows < row_count
-        target = tl.load(targets + rows, mask=is_row, other=-1)
-        own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
-        counts = (columns[None, :] < vocabulary) & (columns[None, :] != target[:, None])
-        scaled = tl.where(counts, logits * inverse_temperature, float("-inf"))
-        largest = tl.max(scaled, 1)
-        reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
-        values = tl.exp(scaled - reference[:, None])
-        places = vocabulary_tile.to(tl.int64) * row_count + rows
-        tl.store(tile_reference + places, reference, mask=is_row)
-        tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
+        offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
+        place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
+        within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        # Few tiles have a target or end the vocabulary, the others need no mask. A flattened loop takes no branches.
+        if FLATTEN or (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
+            counts = (within < vocabulary - first_column) & (within != place[:, None])
+            logits = tl.where(counts, logits, float("-inf"))
+        reference = tl.load(target_logit + rows, mask=is_row, other=0.0)
+        values = tl.exp2(logits * scale - reference[:, None])
+        tl.store(tile_total + vocabulary_tile.to(tl.int64) * row_count + rows, tl.sum(values, 1), mask=is_row)
         if STORE:
             if HAS_SOFTCAP:
-                values *= soft_cap_slope(logits, softcap)
-            if TMA:
+                values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
+            if TMA and HALVES:
+                pair = values.to(exponentials.dtype).reshape(BLOCK_ROWS, 2, BLOCK_VOCABULARY // 2).permute(0, 2, 1)
+                left_half, right_half = tl.split(pair)
+                exponentials.store([first_row, first_column], left_half)
+                exponentials.store([first_row, first_column + BLOCK_VOCABULARY // 2], right_half)
+            elif TMA:
                 exponentials.store([first_row, first_column], values.to(exponentials.dtype))
             else:
                 pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
@@ -125,18 +128,17 @@ def project_kernel(
 
 def project(
     hidden: Tensor, head: Head, targets: Tensor, target_logit: Tensor, tile: Tile, exponentials: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(reference, total) of every vocabulary tile and row, (T, R) float32; fills `exponentials` (R, V) if given.
+) -> Tensor:
+    """Totals of every vocabulary tile and row, (T, R) float32; fills `exponentials` (R, V) if given.
 
-    hidden: (R, D), in the type of head.weight; targets and target_logit: (R,).
+    hidden: (R, D), in the type of head.weight; targets: (R,); target_logit: (R,), bits.
     """
     row_count, width = hidden.shape
     row_tiles = triton.cdiv(row_count, tile.rows)
     vocabulary_tiles = triton.cdiv(head.vocabulary, tile.vocabulary)
-    shape = (vocabulary_tiles, row_count)
-    reference, total = (torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(2))
+    total = torch.empty((vocabulary_tiles, row_count), dtype=torch.float32, device=hidden.device)
     if not row_count:
-        return reference, total
+        return total
     programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
     operands = hidden, head.weight, exponentials
     use_tma = tile.tma and all(operand is None or has_aligned_rows(operand) for operand in operands)
@@ -148,7 +150,6 @@ def project(
         head.bias,
         targets,
         target_logit,
-        reference,
         total,
         operands[2],
         row_count,
@@ -156,7 +157,7 @@ def project(
         hidden.stride(0),
         head.weight.stride(0),
         0 if exponentials is None else exponentials.stride(0),
-        1.0 / head.temperature,
+        bits_per_logit(head),
         head.softcap or 0.0,
         WIDTH=width,
         HAS_BIAS=head.bias is not None,
@@ -169,10 +170,12 @@ def project(
         GROUP=tile.group,
         PROGRAMS=programs,
         FLATTEN=tile.flatten,
+        HALVES=tile.halves,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,  # an exponent is one instruction: not left to a default that differs among versions
     )
-    return reference, total
+    return total
 
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:
@@ -184,5 +187,5 @@ def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, ti
     return (
         describe(hidden, [tile.rows, tile.width]),
         describe(weight, [tile.vocabulary, tile.width]),
-        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary]),
+        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary // (1 + tile.halves)]),
     )

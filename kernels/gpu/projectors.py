@@ -1,18 +1,22 @@
 """The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
 
 from abc import abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import default_block_rows
+from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.finish import finish
+from fastflow_kernels.gpu.logit import NATS_PER_BIT
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
+from fastflow_kernels.head_gradient import head_sum
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.panel import Panel
@@ -31,12 +35,17 @@ class TritonProjector(Projector):
         self._buffer: Tensor | None = None
 
     @classmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls.entry_bytes(head.weight.dtype))
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
+        factors, (vocabulary, width) = head.weight.dtype, head.weight.shape
+        entry_bytes = cls.entry_bytes(factors)
+        total = None if weight is None else head_sum(width, weight.dtype, factors, entry_bytes)
+        return cuda_block_rows(vocabulary, entry_bytes, row_count, longest, total, block_bytes)
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
-        return cls._gradient_rows(head, with_weight=False)
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        return cuda_block_rows(head.vocabulary, cls.entry_bytes(head.weight.dtype), 0, 0, None, block_bytes)
 
     @staticmethod
     @abstractmethod
@@ -47,40 +56,61 @@ class TritonProjector(Projector):
         """(R, V) of the shared memory; rows start at multiples of 16 bytes."""
         if self._buffer is None:
             width = -(-self.head.vocabulary // 8) * 8
-            self._buffer = self.head.weight.new_empty(self.most_rows, width, dtype=dtype)
+            rows = self.most_rows
+            if self.head.weight.device.type != "cpu":
+                rows += -rows % BUFFER_QUANTUM
+            self._buffer = self.head.weight.new_empty(rows, width, dtype=dtype)
         return self._buffer[:row_count, : self.head.vocabulary]
+
+    def _finish(
+        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel] | None
+    ) -> Tensor | None:
+        if panels is None:
+            return finish(statistics, self.head, columns, out, None, None)
+        factor = torch.empty_like(out)
+        finish(statistics, self.head, columns, out, factor, panels[0].matrix)
+        return factor
 
 
 class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
+
+    class Block(NamedTuple):
+        """What `settle_` needs to know of a block's exponentials."""
+
+        total: Tensor  # (T, R)
+        target_logit: Tensor  # (R,) bits
+        hidden: Tensor  # (R, D)
+        columns: Tensor  # (R,) int64
+        tile: int  # columns of a tile
 
     @staticmethod
     def entry_bytes(factor_dtype: torch.dtype) -> int:
         return factor_dtype.itemsize
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         return FORWARD_ROWS
 
-    def __init__(self, head: Head, most_rows: int):
-        super().__init__(head, most_rows)
-        self._tile: Tile | None = None  # of the last block
-
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._project(hidden, columns, None)[1]
+        return self._project(hidden, columns, None)[0]
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
         matrix = self._block(hidden.shape[0], self.head.weight.dtype)
         return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
 
-    def _project(self, hidden: Tensor, columns: Tensor, matrix: Tensor | None) -> tuple[Tensor, RowStatistics]:
+    def _project(
+        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None
+    ) -> tuple[RowStatistics, "FusedProjector.Block"]:
         head = self.head
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
             head.shard.sum_(target_logit)
-        self._tile = self._choose_tile(hidden, columns, target_logit, matrix)
-        tile_reference, tile_total = project(hidden, head, columns, target_logit, self._tile, matrix)
-        return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total))
+        tile = self._choose_tile(hidden, columns, target_logit, matrix)
+        total = project(hidden, head, columns, target_logit, tile, matrix)
+        combined = combine(total, target_logit, hidden, head, columns, tile.vocabulary)
+        statistics = RowStatistics(target_logit, *combined, scale=NATS_PER_BIT)
+        return statistics, self.Block(total, target_logit, hidden, columns, tile.vocabulary)
 
     def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
         head = self.head
@@ -99,7 +129,8 @@ class FusedProjector(TritonProjector):
         )
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        settle_(exponentials.panels[0].matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
+        total, target_logit, hidden, columns, tile = exponentials.block
+        settle_(exponentials.panels[0].matrix, total, target_logit, reference, hidden, self.head, columns, tile)
 
 
 class RowsProjector(TritonProjector):
@@ -121,7 +152,7 @@ class RowsProjector(TritonProjector):
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
         statistics = self._row_pass(logits, columns, matrix)
-        return Exponentials([Panel(0, matrix)], statistics.reference.unsqueeze(0), statistics)
+        return Exponentials([Panel(0, matrix)], statistics)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         out = self._block(hidden.shape[0], accumulator_dtype(self.head.weight.dtype))

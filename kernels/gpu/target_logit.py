@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import soft_capped
+from fastflow_kernels.gpu.logit import bits_per_logit, soft_capped
 from fastflow_kernels.head import Head
 
 BLOCK_WIDTH = 1024
@@ -17,12 +17,12 @@ def target_logit_kernel(
     weight,  # (V, D)
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
-    out,  # (R,) float32
+    out,  # (R,) float32, bits
     width,
     vocabulary,
     hidden_stride,
     weight_stride,
-    inverse_temperature,
+    scale,
     softcap,
     absent,
     HAS_BIAS: tl.constexpr,
@@ -45,11 +45,11 @@ def target_logit_kernel(
         logit += tl.load(bias + column)
     if HAS_SOFTCAP:
         logit = soft_capped(logit, softcap)
-    tl.store(out + row, tl.where(is_here, logit * inverse_temperature, absent))
+    tl.store(out + row, tl.where(is_here, logit * scale, absent))
 
 
 def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """(R,) float32 logits of the targets; head.absent_logit for one that is not a column of this head."""
+    """(R,) float32 logits of the targets, in bits; head.absent_logit for one that is not a column of this head."""
     out = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     if hidden.shape[0]:
         target_logit_kernel[(hidden.shape[0],)](
@@ -62,7 +62,7 @@ def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
             head.vocabulary,
             hidden.stride(0),
             head.weight.stride(0),
-            1.0 / head.temperature,
+            bits_per_logit(head),
             head.softcap or 0.0,
             head.absent_logit,
             HAS_BIAS=head.bias is not None,

@@ -256,11 +256,11 @@ class TestLoss:
         """One block of bfloat16 entries, the head in the products' type, its float32 gradient, twice where needed."""
         config = configure(models / "large", model__autocast="true")
         rows, head = rows_of(config, GPU), 4096 * 256
-        assert rows["trainer", "a block of logits"].bytes == 8192 * 4096 * 2
+        assert rows["trainer", "a block of logits"].bytes == 16384 * 4096 * 2
         assert rows["trainer", "copy of the head"].bytes == 2 * head
         assert rows["trainer", "gradient of the head"].bytes == 4 * head
         assert ("trainer", "the same for long sequences") not in rows
-        longer = rows_of(changed(config, "rollout.max_response_tokens", 9000), GPU)
+        longer = rows_of(changed(config, "rollout.max_response_tokens", 17_000), GPU)
         assert longer["trainer", "the same for long sequences"].bytes == 4 * head
 
     def test_bfloat16_parameters_on_a_cpu_that_multiplies_them(self, models, monkeypatch):

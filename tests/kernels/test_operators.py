@@ -19,7 +19,7 @@ def flow_loss_arguments(device, needs=(True, True, True, True), dtype=torch.floa
         name: None if value is None else value.requires_grad_(name in GRADIENTS and needs[GRADIENTS.index(name)])
         for name, value in problem.tensors.items()
     }
-    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4} | options
+    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4, "block_bytes": None} | options
     return (
         *(tensors[name] for name in ("hidden", "weight", "bias", "log_z", "targets")),
         problem.cu_seqlens,
@@ -40,7 +40,7 @@ def linear_logprob_arguments(device, with_bias=True, **options):
     for tensor in head[:3]:
         if tensor is not None:
             tensor.requires_grad_()
-    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5} | options
+    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5, "block_bytes": None} | options
     return (*head, *settings.values(), torch.float32, 0, None)
 
 
