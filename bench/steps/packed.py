@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from unittest import mock
 
-import torch
-
 from bench.steps.clock import PhaseClock
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import sequence_lengths
@@ -25,7 +23,7 @@ class PackedContestant:
         policy, base = load_models(config.model, config.lora)
         self.learner = Learner(policy, base, config, total_updates=TOTAL_UPDATES)
         self.note = (
-            f"fastflow.learner on packed batches, attention by {policy.kernel}, layers of {_layers_of(policy.model)}. "
+            f"fastflow.learner on packed batches, attention by {policy.kernel}, {policy.layers} layers. "
             "The loss takes the head's gradient too."
             + "".join(f" model.{name} = {value}." for name, value in settings.ours.items())
         )
@@ -38,12 +36,6 @@ class PackedContestant:
 
     def slots(self, groups: Sequence[Group]) -> int:
         return sum(sequence_lengths(groups))
-
-
-def _layers_of(model: torch.nn.Module) -> str:
-    """Whose code runs the norms and MLPs: Liger's where its functions took their place."""
-    modules = (getattr(module.forward, "__module__", "") for module in model.modules())
-    return "Liger" if any(name.startswith("liger_kernel") for name in modules) else "transformers"
 
 
 @contextlib.contextmanager

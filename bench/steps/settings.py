@@ -1,6 +1,5 @@
 """What all contestants share: the workload, the precision, the trainer's settings."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,21 +49,13 @@ class StepSettings:
                 device=str(self.device),
                 dtype=self.dtype,
                 autocast=self.autocast,
-                **self._checkpointing,
+                checkpoint_share=float(self.gradient_checkpointing),
                 **self.ours,
             ),
             objective=ObjectiveConfig(log_z="group_mean"),
             importance=ImportanceConfig(ratio="token_mean"),
             batch=BatchConfig(tokens_per_microbatch=self.tokens_per_microbatch),
         )
-
-    @property
-    def _checkpointing(self) -> dict[str, object]:
-        """All layers or none, by whichever setting the trainer has for it."""
-        known = {entry.name for entry in dataclasses.fields(ModelConfig)}
-        if "checkpoint_share" in known:
-            return {"checkpoint_share": float(self.gradient_checkpointing)}
-        return {"gradient_checkpointing": self.gradient_checkpointing}
 
 
 class Outcome(NamedTuple):
