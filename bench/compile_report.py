@@ -87,6 +87,19 @@ def count_epilogue(text: str) -> int:
     return names[::-1].index("HGMMA") if "HGMMA" in names else 0
 
 
+def count_between(text: str, codes: tuple[str, ...], around: str) -> int:
+    """How many of these instructions stand between the first and the last of another, in nvdisasm's listing.
+
+    >>> count_between("/*0e60*/ HGMMA ;\\n/*0e70*/ STL ;\\n/*0e80*/ HGMMA ;\\n/*0e90*/ STL ;", ("STL",), "HGMMA")
+    1
+    """
+    found = _INSTRUCTION.findall(text)
+    if around not in found:
+        return 0
+    inside = found[found.index(around) : len(found) - found[::-1].index(around)]
+    return sum(inside.count(code) for code in codes)
+
+
 def resources_of(compiled) -> Resources:
     """Of a kernel that Triton compiled.
 
@@ -94,23 +107,38 @@ def resources_of(compiled) -> Resources:
         FileNotFoundError: a tool is missing.
         RuntimeError: a tool failed.
     """
+    metadata = compiled.metadata
+    tensor_memory = getattr(metadata, "tmem_size", None) or 0
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(compiled.asm["cubin"])
-        registers, stack, local = read_usage(_output(tool("cuobjdump"), "-res-usage", str(binary)))
-        listing = _output(tool("nvdisasm"), "-c", "-ndf", str(binary))
-    metadata = compiled.metadata
-    tensor_memory = getattr(metadata, "tmem_size", None) or 0
+        return read_cubin(binary, metadata.shared, tensor_memory, metadata.num_warps)
+
+
+def read_cubin(binary: Path, shared_bytes: int, tensor_memory_columns: int, warps: int) -> Resources:
+    """Of the kernel in a file; what its machine code does not tell is the caller's.
+
+    Raises:
+        FileNotFoundError: a tool is missing.
+        RuntimeError: a tool failed.
+    """
+    registers, stack, local = read_usage(_output(tool("cuobjdump"), "-res-usage", str(binary)))
+    listing = disassembled(binary)
     return Resources(
         registers,
         stack,
         local,
-        metadata.shared,
-        tensor_memory,
-        metadata.num_warps,
+        shared_bytes,
+        tensor_memory_columns,
+        warps,
         count_instructions(listing),
         count_epilogue(listing),
     )
+
+
+def disassembled(binary: Path) -> str:
+    """nvdisasm's listing of a cubin. Raises FileNotFoundError, RuntimeError: the tool is missing or failed."""
+    return _output(tool("nvdisasm"), "-c", "-ndf", str(binary))
 
 
 def _output(*command: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.shapes import Shape
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.excess import Totals
 from fastflow_kernels.gpu.finish import finish
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
@@ -145,13 +146,11 @@ def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
         for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
             for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
                 words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
-                total, *others = given
+                totals, *others = given
                 yield Case(
                     "settle",
                     words,
-                    partial(
-                        settle_, _block(shape, dtype), total, _empty(shape.rows), _empty(shape.rows), *others, width
-                    ),
+                    partial(settle_, _block(shape, dtype), totals, _empty(shape.rows), _empty(shape.rows), *others),
                 )
 
 
@@ -160,8 +159,8 @@ def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:
         for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
             for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
                 words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
-                total, *others = given
-                yield Case("combine", words, partial(combine, total, _empty(shape.rows), *others, width))
+                totals, *others = given
+                yield Case("combine", words, partial(combine, totals, _empty(shape.rows), *others))
 
 
 def _totals(
@@ -171,9 +170,9 @@ def _totals(
     head = _head(shape, dtype, has_bias, has_softcap)
     keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
     for width in sorted({table_tile(key, head.weight).vocabulary for key in keys}):
-        total = _empty(-(-shape.vocabulary // width), shape.rows)
+        totals = Totals(_empty(-(-shape.vocabulary // width), shape.rows), width)
         rows = _empty(shape.rows, shape.width, dtype=dtype)
-        yield width, (total, rows, head, _empty(shape.rows, dtype=torch.int64))
+        yield width, (totals, rows, head, _empty(shape.rows, dtype=torch.int64))
 
 
 def _finish_cases(thorough: bool) -> Iterator[Case]:

@@ -91,7 +91,7 @@ def run(
                 ratio=ratio,
                 normaliser=normaliser.item(),
             ),
-            choice=choose(hidden.device, product_dtype),
+            choice=choose(hidden.device, product_dtype, head),
             need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
         )
         gradients = flow.run(

@@ -5,6 +5,7 @@
     rows    the vendor library's products, one Triton kernel over the rows of logits between them
     cuda    the same with the kernel of csrc/cuda, only where FASTFLOW_KERNELS asks for it: nothing has timed it yet
     fused   a Triton product whose epilogue takes the statistics and leaves exponentials instead of logits
+    hopper  the same by QuACK's product, for the devices and heads that it takes, where it is installed
 
 `FASTFLOW_KERNELS` in the environment forces one of them, for every call; a call that it cannot serve is an error.
 """
@@ -18,12 +19,14 @@ import torch
 
 from fastflow_kernels import native
 from fastflow_kernels.gpu import cuda_native
+from fastflow_kernels.head import Head
+from fastflow_kernels.hopper import support
 from fastflow_kernels.matmul import factor_dtype
 from fastflow_kernels.projector import Projector
 
 FORCE = "FASTFLOW_KERNELS"
-NAMES = ("torch", "native", "rows", "cuda", "fused")
-TRITON = ("rows", "cuda", "fused")  # sequences are settled by a Triton kernel
+NAMES = ("torch", "native", "rows", "cuda", "fused", "hopper")
+TRITON = ("rows", "cuda", "fused", "hopper")  # sequences are settled by a Triton kernel
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Choice:
             from fastflow_kernels.gpu.cuda_projector import CudaRowsProjector
 
             return CudaRowsProjector
+        if self.name == "hopper":
+            from fastflow_kernels.hopper.projector import HopperProjector
+
+            return HopperProjector
         from fastflow_kernels.gpu import projectors
 
         return {"rows": projectors.RowsProjector, "fused": projectors.FusedProjector}[self.name]
@@ -59,19 +66,19 @@ class Choice:
         return f"{self.name}: {self.reason}"
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Choice:
-    """For inputs on this device that enter the products in this type.
+def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None) -> Choice:
+    """For inputs on this device that enter the products in this type, and this head (None: one like any other).
 
     Raises:
         ValueError: FASTFLOW_KERNELS names no implementation.
-        RuntimeError: it names one that cannot serve this device and type.
+        RuntimeError: it names one that cannot serve this device, type and head.
     """
     forced = os.environ.get(FORCE)
     if forced is None:
-        return _best(device, dtype)
+        return _best(device, dtype, head)
     if forced not in NAMES:
         raise ValueError(f"{FORCE} must be one of {', '.join(NAMES)}, got {forced!r}; correct it or unset it.")
-    obstacle = _obstacle(forced, device, dtype)
+    obstacle = _obstacle(forced, device, dtype, head)
     if obstacle:
         raise RuntimeError(f"{FORCE}={forced} cannot serve this call: {obstacle}; unset it, or set it to torch.")
     return Choice(forced, f"{FORCE} asks for it")
@@ -83,7 +90,7 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which float64 inputs must not meet'
     """
-    return str(choose(hidden.device, factor_dtype(hidden, weight)))
+    return str(choose(hidden.device, factor_dtype(hidden, weight), Head(weight, bias=None)))
 
 
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:
@@ -91,7 +98,7 @@ def has_triton_kernels_for(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda and _triton_obstacle(tensor.device, tensor.dtype) is None
 
 
-def _best(device: torch.device, dtype: torch.dtype) -> Choice:
+def _best(device: torch.device, dtype: torch.dtype, head: Head | None) -> Choice:
     if device.type == "cpu":
         obstacle = _native_obstacle(device, dtype)
         if not obstacle and native.library().instruction_set == "portable":
@@ -102,10 +109,12 @@ def _best(device: torch.device, dtype: torch.dtype) -> Choice:
         return Choice("torch", obstacle)
     if dtype == torch.float32:
         return Choice("rows", "products of float32 are the vendor library's")
+    if head is not None and not _hopper_obstacle(device, dtype, head):
+        return Choice("hopper", "QuACK's product for sm_90 takes this head, and runs at the vendor library's speed")
     return Choice("fused", f"{dtype} products run on tensor cores, and their epilogue is free")
 
 
-def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype, head: Head | None) -> str | None:
     """Why the implementation of this name cannot serve, or None."""
     if name == "torch":
         return None
@@ -113,6 +122,8 @@ def _obstacle(name: str, device: torch.device, dtype: torch.dtype) -> str | None
         return _native_obstacle(device, dtype)
     if name == "cuda" and (obstacle := cuda_native.obstacle(device, dtype)):
         return obstacle
+    if name == "hopper":
+        return _hopper_obstacle(device, dtype, head)
     return _triton_obstacle(device, dtype)
 
 
@@ -122,6 +133,12 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype == torch.float64:
         return "the native library computes in float32, which float64 inputs must not meet"
     return native.why_not() if native.library() is None else None
+
+
+def _hopper_obstacle(device: torch.device, dtype: torch.dtype, head: Head | None) -> str | None:
+    obstacle = support.device_obstacle(device, dtype) or (None if head is None else support.head_obstacle(head))
+    # the kernels between its products are Triton's, and compute in float32 whatever is stored
+    return obstacle or _triton_obstacle(device, torch.float32)
 
 
 def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

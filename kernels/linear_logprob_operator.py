@@ -40,7 +40,7 @@ def run(
     )
     with running_on(hidden.device):
         rows = hidden.to(product_dtype).contiguous()
-        choice = choose(hidden.device, product_dtype)
+        choice = choose(hidden.device, product_dtype, head)
         return logprob_pass.logprobs(rows, targets.long().contiguous(), head, choice, block_rows, block_bytes)
 
 
@@ -74,7 +74,7 @@ def run_backward(
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
             head,
-            choose(hidden.device, product_dtype),
+            choose(hidden.device, product_dtype, head),
             block_rows,
             block_bytes,
             need_hidden=need_hidden,

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.excess import is_excess, tile_logits
+from fastflow_kernels.gpu.excess import Totals, is_excess, tile_logits
 from fastflow_kernels.gpu.logit import bits_per_logit
 from fastflow_kernels.head import Head
 
@@ -15,6 +15,7 @@ BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
 @triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["targets"])
 def combine_kernel(
     tile_total,  # (T, R) float32
+    target_product,  # (R,) float32, of targets whose terms are in the totals; or unused
     target_logit,  # (R,) float32, bits
     reference,  # (R,) float32, bits
     total,  # (R,) float32
@@ -26,17 +27,21 @@ def combine_kernel(
     row_count,
     vocabulary,
     width,
+    total_stride,
+    row_stride,
     hidden_stride,
     weight_stride,
     scale,
     softcap,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    TARGET_INSIDE: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
@@ -45,13 +50,16 @@ def combine_kernel(
     running = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, tile_count, BLOCK_TILES):
         tiles = start + tl.arange(0, BLOCK_TILES)
-        places = tiles.to(tl.int64)[:, None] * row_count + rows[None, :]
+        places = tiles.to(tl.int64)[:, None] * total_stride + rows.to(tl.int64)[None, :] * row_stride
         parts = tl.load(tile_total + places, mask=(tiles < tile_count)[:, None] & is_row[None, :], other=0.0)
         out_of_range = is_excess(parts) & is_known[None, :]
         running += tl.sum(tl.where(out_of_range, 0.0, parts), 0)
         if tl.max(tl.max(out_of_range.to(tl.int32), 1), 0) > 0:
             for step in range(0, min(BLOCK_TILES, tile_count - start)):
-                part = tl.load(tile_total + rows + (start + step) * row_count.to(tl.int64), mask=is_row, other=0.0)
+                tile = start + step + tl.zeros((BLOCK_ROWS,), tl.int64)
+                part = tl.load(
+                    tile_total + tile * total_stride + rows.to(tl.int64) * row_stride, mask=is_row, other=0.0
+                )
                 is_out = is_excess(part) & is_known
                 if tl.max(is_out.to(tl.int32), 0) > 0:
                     within = tl.arange(0, BLOCK_VOCABULARY)
@@ -74,6 +82,7 @@ def combine_kernel(
                         BLOCK_ROWS,
                         BLOCK_VOCABULARY,
                         BLOCK_WIDTH,
+                        UPCAST,
                     )
                     target = tl.load(targets + rows, mask=is_row, other=-1)
                     counts = is_out[:, None] & is_column[None, :] & (columns[None, :] != target[:, None])
@@ -81,23 +90,31 @@ def combine_kernel(
                     higher = tl.maximum(highest, tl.max(bits, 1))
                     running = running * tl.exp2(highest - higher) + tl.sum(tl.exp2(bits - higher[:, None]), 1)
                     highest = higher
+    if TARGET_INSIDE:
+        column = tl.load(targets + rows, mask=is_row, other=-1)
+        is_here = is_row & (column >= 0) & (column < vocabulary)
+        place = (tl.where(is_here, column, 0) // TILE) * total_stride + rows.to(tl.int64) * row_stride
+        part = tl.load(tile_total + place, mask=is_here, other=0.0)
+        own = tl.load(target_logit + rows, mask=is_row, other=0.0)
+        term = tl.exp2(tl.load(target_product + rows, mask=is_here, other=0.0) * scale - own)
+        left = running - tl.where(is_here & ~is_excess(part), term * tl.exp2(own - highest), 0.0)
+        running = tl.where(left < 0.0, 0.0, left)  # not a maximum, in which nan would get lost
     tl.store(reference + rows, highest, mask=is_row)
     tl.store(total + rows, running, mask=is_row)
 
 
-def combine(
-    tile_total: Tensor, target_logit: Tensor, hidden: Tensor, head: Head, targets: Tensor, tile: int
-) -> tuple[Tensor, Tensor]:
+def combine(totals: Totals, target_logit: Tensor, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(reference, total), each (R,): the target's logit, in bits, or the largest where that stands far above it, and
     the sum of 2^(z - reference) over the other columns.
 
-    tile_total: (T, R), of tiles of `tile` columns. hidden (R, D) and targets (R,) of the rows.
+    hidden (R, D) and targets (R,) of the rows.
     """
-    tile_count, row_count = tile_total.shape
+    tile_count, row_count = totals.total.shape
     reference, total = torch.empty_like(target_logit), torch.empty_like(target_logit)
     if row_count:
         combine_kernel[(triton.cdiv(row_count, BLOCK_ROWS),)](
-            tile_total,
+            totals.total,
+            totals.target_product,
             target_logit,
             reference,
             total,
@@ -109,17 +126,20 @@ def combine(
             row_count,
             head.vocabulary,
             hidden.shape[1],
+            *totals.total.stride(),
             hidden.stride(0),
             head.weight.stride(0),
             bits_per_logit(head),
             head.softcap or 0.0,
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
-            TILE=tile,
-            BLOCK_VOCABULARY=triton.next_power_of_2(tile),
+            TARGET_INSIDE=totals.target_product is not None,
+            TILE=totals.width,
+            BLOCK_VOCABULARY=triton.next_power_of_2(totals.width),
             BLOCK_TILES=BLOCK_TILES,
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_WIDTH=BLOCK_WIDTH,
+            UPCAST=not hidden.is_cuda,
             num_warps=8,
         )
     return reference, total

@@ -4,10 +4,22 @@ Their total is above LIMIT, or no number. They are rare, so that what needs them
 their totals and takes their logits once more.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from fastflow_kernels.gpu.logit import soft_capped
+
+
+class Totals(NamedTuple):
+    """What a projection leaves of a block's tiles."""
+
+    total: Tensor  # (T, R) float32: by tile, the sum of 2^(z - z_t) over its columns
+    width: int  # columns of a tile, the last of which may be narrower
+    target_product: Tensor | None = None  # (R,) float32: the target's, where its term is in the sums and must go
+
 
 LIMIT = tl.constexpr(
     2.0**60
@@ -37,6 +49,7 @@ def tile_logits(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
+    UPCAST: tl.constexpr,  # for the interpreter, which multiplies bfloat16 wrongly
 ):
     """Logits ahead of the temperature, (BLOCK_ROWS, BLOCK_VOCABULARY)."""
     logits = tl.zeros((BLOCK_ROWS, BLOCK_VOCABULARY), tl.float32)
@@ -53,6 +66,8 @@ def tile_logits(
             mask=is_column[None, :] & inside[:, None],
             other=0.0,
         )
+        if UPCAST:
+            left, right = left.to(tl.float32), right.to(tl.float32)
         logits = tl.dot(left, right, logits, input_precision="ieee")
     if HAS_BIAS:
         logits += tl.load(bias + columns, mask=is_column, other=0.0)[None, :]

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.excess import Totals
 from fastflow_kernels.gpu.finish import finish
 from fastflow_kernels.gpu.logit import NATS_PER_BIT
 from fastflow_kernels.gpu.project import project
@@ -78,11 +79,10 @@ class FusedProjector(TritonProjector):
     class Block(NamedTuple):
         """What `settle_` needs to know of a block's exponentials."""
 
-        total: Tensor  # (T, R)
+        totals: Totals
         target_logit: Tensor  # (R,) bits
         hidden: Tensor  # (R, D)
         columns: Tensor  # (R,) int64
-        tile: int  # columns of a tile
 
     @staticmethod
     def entry_bytes(factor_dtype: torch.dtype) -> int:
@@ -106,11 +106,15 @@ class FusedProjector(TritonProjector):
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
             target_logit = head.shard.target_logit(target_logit, head.holds(columns))
-        tile = self._choose_tile(hidden, columns, target_logit, matrix)
-        total = project(hidden, head, columns, target_logit, tile, matrix)
-        combined = combine(total, target_logit, hidden, head, columns, tile.vocabulary)
+        totals = self._totals(hidden, columns, target_logit, matrix)
+        combined = combine(totals, target_logit, hidden, head, columns)
         statistics = RowStatistics(target_logit, *combined, scale=NATS_PER_BIT)
-        return statistics, self.Block(total, target_logit, hidden, columns, tile.vocabulary)
+        return statistics, self.Block(totals, target_logit, hidden, columns)
+
+    def _totals(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Totals:
+        """Of each tile; and the exponentials, if there is a matrix for them."""
+        tile = self._choose_tile(hidden, columns, target_logit, matrix)
+        return Totals(project(hidden, self.head, columns, target_logit, tile, matrix), tile.vocabulary)
 
     def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
         head = self.head
@@ -129,8 +133,8 @@ class FusedProjector(TritonProjector):
         )
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        total, target_logit, hidden, columns, tile = exponentials.block
-        settle_(exponentials.panels[0].matrix, total, target_logit, reference, hidden, self.head, columns, tile)
+        totals, target_logit, hidden, columns = exponentials.block
+        settle_(exponentials.panels[0].matrix, totals, target_logit, reference, hidden, self.head, columns)
 
 
 class RowsProjector(TritonProjector):

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.excess import is_excess, tile_logits
+from fastflow_kernels.gpu.excess import Totals, is_excess, tile_logits
 from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope
 from fastflow_kernels.head import Head
 
@@ -29,6 +29,8 @@ def settle_kernel(
     vocabulary,
     width,
     exponentials_stride,
+    total_stride,
+    row_stride,
     hidden_stride,
     weight_stride,
     scale,
@@ -40,6 +42,7 @@ def settle_kernel(
     BLOCK_TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
@@ -53,7 +56,8 @@ def settle_kernel(
             columns = tile * TILE + within
             is_column = (within < TILE) & (columns < vocabulary)
             pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
-            is_out = is_excess(tl.load(tile_total + tile * row_count + rows, mask=is_row, other=0.0))
+            place = tile * total_stride + rows.to(tl.int64) * row_stride
+            is_out = is_excess(tl.load(tile_total + place, mask=is_row, other=0.0))
             is_entry = (is_row & ~is_out)[:, None] & is_column[None, :]
             values = tl.load(pointers, mask=is_entry, other=0.0).to(tl.float32) * tl.exp2(shift)[:, None]
             tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=is_entry)
@@ -75,6 +79,7 @@ def settle_kernel(
                     BLOCK_ROWS,
                     BLOCK_VOCABULARY,
                     BLOCK_WIDTH,
+                    UPCAST,
                 )
                 values = tl.exp2(logits * scale - goal[:, None])
                 if HAS_SOFTCAP:
@@ -87,24 +92,23 @@ def settle_kernel(
 
 def settle_(
     exponentials: Tensor,
-    tile_total: Tensor,
+    totals: Totals,
     target_logit: Tensor,
     reference: Tensor,
     hidden: Tensor,
     head: Head,
     targets: Tensor,
-    tile: int,
 ) -> None:
     """Makes exponentials (R, V) those against reference (R,), where that is not target_logit (R,); both in bits.
 
-    tile_total: (T, R), of tiles of `tile` columns. hidden (R, D) and targets (R,) of the rows.
+    hidden (R, D) and targets (R,) of the rows.
     """
     row_count = exponentials.shape[0]
-    tile_count = tile_total.shape[0]
+    tile_count = totals.total.shape[0]
     if row_count:
         settle_kernel[(triton.cdiv(row_count, BLOCK_ROWS), triton.cdiv(tile_count, BLOCK_TILES))](
             exponentials,
-            tile_total,
+            totals.total,
             target_logit,
             reference,
             hidden,
@@ -116,16 +120,18 @@ def settle_(
             head.vocabulary,
             hidden.shape[1],
             exponentials.stride(0),
+            *totals.total.stride(),
             hidden.stride(0),
             head.weight.stride(0),
             bits_per_logit(head),
             head.softcap or 0.0,
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
-            TILE=tile,
-            BLOCK_VOCABULARY=triton.next_power_of_2(tile),
+            TILE=totals.width,
+            BLOCK_VOCABULARY=triton.next_power_of_2(totals.width),
             BLOCK_TILES=BLOCK_TILES,
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_WIDTH=BLOCK_WIDTH,
+            UPCAST=not hidden.is_cuda,
             num_warps=8,
         )

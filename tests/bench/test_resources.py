@@ -174,7 +174,7 @@ def test_all_kernels_pass_the_gate(compiling, tmp_path):
     lines = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["kernels"]
     assert {line["architecture"] for line in lines} == {80, 90, 100, 120}
     assert all(line["spill_instructions"] == line["stack_bytes"] == 0 for line in lines)
-    sources = (ROOT / "kernels" / "gpu").glob("*.py")
+    sources = [path for room in ("gpu", "hopper") for path in (ROOT / "kernels" / room).glob("*.py")]
     defined = {name for path in sources for name in re.findall(r"^def (\w+)_kernel\(", path.read_text(), re.M)}
     assert {line["kernel"] for line in lines} == defined == set(resources.KERNELS)
     hopper = [line for line in lines if line["architecture"] == 90 and line["kernel"] == "project"]

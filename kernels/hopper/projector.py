@@ -1,0 +1,43 @@
+"""A block of rows through the head on Hopper: as gpu/projectors.py has it, but for QuACK's product."""
+
+import torch
+from torch import Tensor
+
+from fastflow_kernels.gpu.logit import bits_per_logit
+from fastflow_kernels.gpu.projectors import FusedProjector, Totals
+from fastflow_kernels.head import Head
+from fastflow_kernels.hopper.tiles import TILE, parts_of, tile_count
+
+
+class HopperProjector(FusedProjector):
+    """QuACK's product on CUDA, its emulation elsewhere; the kernels behind it are Triton's on both."""
+
+    def __init__(self, head: Head, most_rows: int):
+        super().__init__(head, most_rows)
+        self._parts = parts_of(head.vocabulary)
+
+    def _totals(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Totals:
+        row_count = len(hidden)
+        # each part's at a multiple of 16 bytes
+        own_columns = columns.new_empty((len(self._parts), row_count + -row_count % 4), dtype=torch.int32)[
+            :, :row_count
+        ]
+        for part, own in zip(self._parts, own_columns, strict=True):
+            torch.sub(columns, part.start, out=own)
+        total = target_logit.new_empty(row_count, tile_count(self.head.vocabulary))
+        target_product = torch.empty_like(target_logit)
+        if row_count:
+            project = _project_on(hidden.device)
+            scale = bits_per_logit(self.head)
+            project(
+                hidden, self.head.weight, self._parts, own_columns, scale, target_logit, total, target_product, matrix
+            )
+        return Totals(total.t(), TILE, target_product)
+
+
+def _project_on(device: torch.device):
+    if device.type == "cpu":
+        from fastflow_kernels.hopper.emulation import project
+    else:
+        from fastflow_kernels.hopper.project import project
+    return project

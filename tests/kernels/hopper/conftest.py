@@ -1,0 +1,45 @@
+"""The Hopper path where it can run: on sm_90, else on the CPU, interpreted and with its three products emulated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastflow_kernels import matmul
+from fastflow_kernels.hopper.support import device_obstacle
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """One alone: Triton's kernels either are interpreted in a process, or are not."""
+    found = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if obstacle := device_obstacle(found, torch.bfloat16):
+        pytest.skip(f"the Hopper path cannot run here: {obstacle}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def rounding_interpreter(monkeypatch):
+    """Triton's interpreter cuts float32 off to bfloat16, where its compiler rounds: here it rounds."""
+    triton = pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
+    if torch.cuda.is_available():
+        return
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounding(values, source, target, mode):
+        if (source, target) != (triton.language.float32, triton.language.bfloat16):
+            return convert(values, source, target, mode)
+        rounded = torch.from_numpy(np.ascontiguousarray(values)).bfloat16()
+        return rounded.view(torch.int16).numpy().view(np.uint16)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounding)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """Both ops take the path, with factors in bfloat16 whatever this CPU multiplies."""
+    monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: True)
+    monkeypatch.setenv("FASTFLOW_KERNELS", "hopper")
