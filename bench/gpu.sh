@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What only a GPU can show, in one command of less than ten minutes: the CUDA library (where there is nvcc; into
-# kernels/), the tests marked gpu, compute-sanitizer, the row pass alone, the tuning sweep, the benchmark, written down
-# with date, hardware, versions and commit. A section that fails or runs out of time is recorded, the others still run,
-# and the exit status is 1.
+# kernels/), the tests marked gpu, the benchmark of the ops, one whole update, compute-sanitizer, the row pass alone, the
+# tuning sweep, written down with date, hardware, versions and commit. What is worth most comes first. A section that
+# fails or runs out of time is recorded, the others still run, and the exit status is 1.
 #
 #     bench/gpu.sh [OUTPUT_FOLDER]     default: bench/results; gets DATE-HARDWARE.md and its JSON, CSV and PNG files
 #
@@ -12,12 +12,13 @@
 #     COMMIT   what to write down as the commit where there is no git
 #
 # $PYTHON must have torch, triton, transformers, numpy, safetensors, pyyaml, rich, jinja2, matplotlib, pytest and
-# hypothesis. What else is wanted goes into WHEELS. For Python 3.12, 3 MiB:
+# hypothesis. What else is wanted goes into WHEELS. For Python 3.12, 4 MiB:
 #
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#         jsonargparse==4.53.0 liger-kernel==0.8.5 cut-cross-entropy==25.1.1 verl==0.9.1
+#         jsonargparse==4.53.0 liger-kernel==0.8.5 cut-cross-entropy==25.1.1 verl==0.9.1 trl==1.16.0
 #
-# QuACK and Liger's Hopper kernels need NVIDIA's CuTe DSL as well, another 97 MiB. Without it their rows say so:
+# The implementation hopper, QuACK and Liger's Hopper kernels need NVIDIA's CuTe DSL as well, another 97 MiB. Without it
+# their rows say so:
 #
 #     pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 -d wheels \
 #         quack-kernels==0.6.5 apache-tvm-ffi==0.1.15.post2 torch-c-dlpack-ext==0.1.5 nvidia-cutlass-dsl==4.8.1 \
@@ -66,7 +67,7 @@ section() {
     tail -n 60 "$log"
     printf '%s: %s\n' "$title" "$outcome"
     printf '| %s | %s | %s s |\n' "$title" "$outcome" $((SECONDS - started)) >>"$work/summary"
-    if [ "$code" -ne 0 ] || [ "$title" != Benchmark ]; then # its tables stand above
+    if [ "$code" -ne 0 ] || { [ "$title" != Benchmark ] && [ "$title" != "One update" ]; }; then # their tables stand above
         printf '\n## %s: %s\n\n```\n%s\n```\n' "$title" "$outcome" "$(tail -n 60 "$log")" >>"$work/details"
     fi
 }
@@ -83,15 +84,17 @@ if [ -n "${WHEELS:-}" ]; then
 fi
 section "CUDA library" "$(at_most 60 180)" "$python" csrc/build_cuda.py kernels
 workers=()
-! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 6) # most of their time goes to compiling kernels
-section "Tests" "$(at_most 150 180)" "$python" -m pytest -m gpu -p no:cacheprovider "${workers[@]}"
-section "compute-sanitizer memcheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool memcheck
-section "compute-sanitizer racecheck" "$(at_most 60 180)" "$python" -m bench.sanitize --tool racecheck
-section "Row pass" "$(at_most 30 180)" "$python" -m bench.row_pass
-section "Tuning" "$(at_most 90 180)" "$python" -m bench.tune --json "$output/$stem-tune.json"
-seconds=$(at_most 270 10)
-section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-seconds 8 \
+! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 10) # most of their time goes to compiling kernels
+section "Tests" "$(at_most 150 300)" "$python" -m pytest -m gpu -p no:cacheprovider "${workers[@]}"
+seconds=$(at_most 200 170)
+section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-seconds 8 --also fastflow@4GiB \
     --budget $((seconds > 90 ? seconds - 70 : 20)) --output "$output" --name "$stem-kernels"
+section "One update" "$(at_most 85 80)" "$python" -m bench.step --device cuda --seconds 70 \
+    --output "$output" --name "$stem-step"
+section "compute-sanitizer memcheck" "$(at_most 60 20)" "$python" -m bench.sanitize --tool memcheck
+section "compute-sanitizer racecheck" "$(at_most 60 20)" "$python" -m bench.sanitize --tool racecheck
+section "Row pass" "$(at_most 30 20)" "$python" -m bench.row_pass
+section "Tuning" "$(at_most 90 10)" "$python" -m bench.tune --json "$output/$stem-tune.json"
 
 {
     printf '# GPU run, %s\n\n' "$(date +%F)"
@@ -102,6 +105,10 @@ print(Record(describe("cuda")).heading())'
     if [ -e "$output/$stem-kernels.md" ]; then
         printf '\n## Tables\n\n'
         sed 1,2d "$output/$stem-kernels.md"
+    fi
+    if [ -e "$output/$stem-step.md" ]; then
+        printf '\n## One update\n\n'
+        cat "$output/$stem-step.md"
     fi
     cat "$work/details"
 } >"$report"
