@@ -49,7 +49,7 @@ class LaunchCase:
         rules = Rules(sample=self.sample, wholly_written=WHOLLY_WRITTEN, seed=1)
         with (
             mock.patch.object(project_module, "multiprocessors", lambda _: ONE_PROGRAM_A_TILE),
-            mock.patch.object(upstream_module, "multiprocessors", lambda _: 1000),
+            mock.patch.object(upstream_module, "multiprocessors", lambda _: 8000),
             checked(rules, findings, self.launches),
         ):
             self.launch()
@@ -65,7 +65,7 @@ def launch_cases() -> tuple[LaunchCase, ...]:
         LaunchCase("huge settle", _settle, sample=1),
         LaunchCase("huge combine", lambda: combine(_empty(70, 2**25 + 1), _empty(70, 2**25 + 1)), sample=2),
         LaunchCase("huge finish", lambda: _finish(ROWS, _block(BFLOAT16), _targets()), sample=9),
-        LaunchCase("huge upstream", lambda: _upstream(_empty(2**31 + 9), BFLOAT16), sample=9),
+        LaunchCase("huge upstream", lambda: _upstream(_empty(2**31 + 9), BFLOAT16), sample=2),
         LaunchCase("settle ragged", _settle_ragged, sample=None),
         LaunchCase("upstream ragged", lambda: _upstream(torch.ones(20_011), BFLOAT16), sample=None),
         LaunchCase("upstream in place", lambda: _upstream(torch.ones(20_011), FLOAT32), sample=None),
