@@ -26,6 +26,7 @@ from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, 
 
 USUAL = Shape(4096, 1536, 151936)
 ODD_WIDTH = Shape(4096, 1537, 151936)  # rows that are not aligned to 16 bytes: neither TMA nor cp.async
+CHUNKED_WIDTH = Shape(4096, 1544, 151936)  # in bfloat16, rows of a multiple of 16 bytes but not of 16 entries
 ODD_VOCABULARY = Shape(4096, 1536, 50257)  # exponentials in rows of 50264, a multiple of 16 bytes but not of 16 entries
 SMALLEST = Shape(1, 1, 1)  # a size of 1 becomes a constant, which the compiler may reject where a variable would do
 OTHER_WIDTHS = tuple(Shape(4096, width, 151936) for width in (2048, 3584, 4096))
@@ -76,12 +77,13 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     plan = [
         (USUAL, torch.bfloat16, EVERY_SETTING),
         (ODD_WIDTH, torch.bfloat16, ALL_OR_NONE),
+        (CHUNKED_WIDTH, torch.bfloat16, ALL_OR_NONE),
         (ODD_VOCABULARY, torch.bfloat16, ALL_OR_NONE),
         (USUAL, torch.float16, ALL_OR_NONE),
         (USUAL, torch.float32, ALL_OR_NONE),
     ]
     if thorough:
-        shapes = (USUAL, ODD_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
+        shapes = (USUAL, ODD_WIDTH, CHUNKED_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
         plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, DTYPES)]
     for shape, dtype, settings in plan:
         for setting in settings:
