@@ -88,6 +88,8 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     for shape, dtype, settings in plan:
         for setting in settings:
             yield project_case(architecture, shape, dtype, *setting)
+    for setting in ALL_OR_NONE:
+        yield project_case(architecture, USUAL, torch.bfloat16, *setting, hidden_padding=1)
 
 
 def project_case(
@@ -98,19 +100,23 @@ def project_case(
     has_bias: bool,
     has_softcap: bool,
     tile: Tile | None = None,
+    hidden_padding: int = 0,
 ) -> Case:
-    """tile: None for that of the table."""
+    """tile: None for that of the table. hidden_padding: entries behind each row of hidden states; one, and the rows are
+    not aligned, whatever the weight's are."""
     head = _head(shape, dtype, has_bias, has_softcap)
-    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), head.weight)
-    hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
+    hidden = _empty(shape.rows, shape.width + hidden_padding, dtype=dtype)[:, : shape.width]
+    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), hidden, head.weight)
+    targets = _empty(shape.rows, dtype=torch.int64)
     exponentials = _block(shape, direction_dtype(dtype)) if stores else None
+    is_aligned = has_aligned_rows(hidden) and has_aligned_rows(head.weight)
     needs = [] if dtype == torch.float32 else [TENSOR_CORES[architecture]]
-    if has_aligned_rows(head.weight):
+    if is_aligned:
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
-    is_plain = has_aligned_rows(head.weight) and not (has_bias or has_softcap or tile.flatten)
+    is_plain = is_aligned and not (has_bias or has_softcap or tile.flatten)
     return Case(
         "project",
-        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
+        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}{' loose hidden' * hidden_padding}",
         partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
         forbids=(ANY_TENSOR_CORES,) if dtype == torch.float32 else (),  # they would round float32 factors
@@ -172,9 +178,9 @@ def _totals(
     """Each width of tiles, with the totals of such, and the rows, head and targets that they are of."""
     head = _head(shape, dtype, has_bias, has_softcap)
     keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
-    for width in sorted({table_tile(key, head.weight).vocabulary for key in keys}):
+    rows = _empty(shape.rows, shape.width, dtype=dtype)
+    for width in sorted({table_tile(key, rows, head.weight).vocabulary for key in keys}):
         total = _empty(-(-shape.vocabulary // width), shape.rows)
-        rows = _empty(shape.rows, shape.width, dtype=dtype)
         yield width, (total, rows, head, _empty(shape.rows, dtype=torch.int64))
 
 

@@ -17,11 +17,12 @@ from fastflow_kernels.tiles import UNALIGNED_TILE, Tile, has_aligned_rows
 def as_on_cuda(name: str, dtype: torch.dtype, tile: Tile | None, multiprocessors: int) -> Iterator[None]:
     """Within it calls take the implementation of this name, with factors of this type.
 
-    tile: that of the projection where the weight's rows are aligned; None for the interpreter's own.
+    tile: that of the projection where rows are aligned; None for the interpreter's own.
     """
 
-    def choose(weight: Tensor, **_use) -> Tile:
-        return tile if not tile.tma or has_aligned_rows(weight) else UNALIGNED_TILE
+    def choose(hidden: Tensor, weight: Tensor, **_use) -> Tile:
+        is_aligned = has_aligned_rows(hidden) and has_aligned_rows(weight)
+        return tile if not tile.tma or is_aligned else UNALIGNED_TILE
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(forced(name))

@@ -119,7 +119,7 @@ class FusedProjector(TritonProjector):
             "has_bias": head.bias is not None,
             "has_softcap": head.softcap is not None,
         }
-        default = tile_for(head.weight, **use)
+        default = tile_for(hidden, head.weight, **use)
         if not hidden.is_cuda or not autotune.is_requested():
             return default
         return autotune.fastest(
