@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
-from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
+from fastflow_kernels.tiles import Tile, has_aligned_rows, has_whole_chunks, multiprocessors
 
 
 @triton.jit
@@ -186,6 +186,8 @@ def project(
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:
     from triton.tools.tensor_descriptor import TensorDescriptor
+
+    assert exponentials is None or has_whole_chunks(exponentials), "exponentials need rows of whole 16-byte chunks"
 
     def describe(matrix: Tensor, block: list[int]) -> TensorDescriptor:
         return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block)

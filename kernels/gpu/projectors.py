@@ -53,7 +53,8 @@ class TritonProjector(Projector):
         """Bytes of block memory per row and vocabulary entry."""
 
     def _block(self, row_count: int, dtype: torch.dtype) -> Tensor:
-        """(R, V) of the shared memory; rows start at multiples of 16 bytes."""
+        """(R, V) of the shared memory; rows start at multiples of 16 bytes, and a TMA store may overwrite the padding
+        between them."""
         if self._buffer is None:
             width = -(-self.head.vocabulary // 8) * 8
             rows = self.most_rows
