@@ -35,8 +35,8 @@ DEFECTS = (
     ),
     Defect(
         "project.py",
-        "places = vocabulary_tile.to(tl.int64) * row_count + rows",
-        "places = vocabulary_tile * row_count + rows",
+        "tl.store(tile_total + vocabulary_tile.to(tl.int64) * row_count + rows",
+        "tl.store(tile_total + vocabulary_tile * row_count + rows",
         "huge project",
     ),
     Defect(
@@ -66,6 +66,10 @@ DEFECTS = (
     Defect("row.py", "row = tl.program_id(0).to(tl.int64)", "row = tl.program_id(0)", "huge row"),
     Defect("target_logit.py", "row = tl.program_id(0).to(tl.int64)", "row = tl.program_id(0)", "huge target_logit"),
     Defect("finish.py", "rows.to(tl.int64) * direction_stride", "rows * direction_stride", "huge finish"),
+    Defect("excess.py", "rows.to(tl.int64)[:, None] * hidden_stride", "rows[:, None] * hidden_stride", "huge excess"),
+    Defect(
+        "excess.py", "columns.to(tl.int64)[None, :] * weight_stride", "columns[None, :] * weight_stride", "huge excess"
+    ),
     # bounds of rows and columns that are left out, or are those of something else
     Defect(
         "project.py", "tl.where(rows < row_count, rows, 0)", "tl.where(rows < row_count, rows, rows)", "fused float32"
@@ -85,8 +89,8 @@ DEFECTS = (
     ),
     Defect(
         "project.py",
-        "tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)",
-        "tl.store(tile_total + places, tl.sum(values, 1))",
+        "* row_count + rows, tl.sum(values, 1), mask=is_row)",
+        "* row_count + rows, tl.sum(values, 1))",
         "fused float32",
     ),
     Defect(
@@ -97,10 +101,12 @@ DEFECTS = (
     ),
     Defect(
         "settle.py",
-        "is_entry = is_row[:, None] & (columns < vocabulary)[None, :]",
-        "is_entry = is_row[:, None] & (columns < exponentials_stride)[None, :]",
+        "is_column = (within < TILE) & (columns < vocabulary)",
+        "is_column = (within < TILE) & (columns < exponentials_stride)",
         "settle ragged",
     ),
+    Defect("excess.py", "mask=is_row[:, None] & inside[None, :]", "mask=inside[None, :]", "fused excess"),
+    Defect("excess.py", "bias + columns, mask=is_column, other=0.0", "bias + columns", "fused excess"),
     Defect(
         "combine.py", "tl.store(total + rows, running, mask=is_row)", "tl.store(total + rows, running)", "fused float32"
     ),
@@ -149,6 +155,7 @@ DEFECTS = (
         "counts = within != place[:, None]",
         "fused float32",
     ),
+    Defect("combine.py", "tl.where(out_of_range, 0.0, parts)", "parts", "fused excess"),
     # tiles that two programs take, or none
     Defect("project.py", "rows = min(row_tiles - first_row, GROUP)", "rows = GROUP", "fused float32"),
     Defect(

@@ -63,7 +63,8 @@ def launch_cases() -> tuple[LaunchCase, ...]:
         LaunchCase("huge target_logit", lambda: target_logits(_empty(ROWS, WIDTH), _head(WIDTH), _targets()), sample=2),
         LaunchCase("huge row", _row, sample=1),
         LaunchCase("huge settle", _settle, sample=1),
-        LaunchCase("huge combine", lambda: combine(_empty(70, 2**25 + 1), _empty(70, 2**25 + 1)), sample=2),
+        LaunchCase("huge combine", _combine, sample=2),
+        LaunchCase("huge excess", _excess, sample=1),
         LaunchCase("huge finish", lambda: _finish(ROWS, _block(BFLOAT16), _targets()), sample=9),
         LaunchCase("huge upstream", lambda: _upstream(_empty(2**31 + 9), BFLOAT16), sample=2),
         LaunchCase("settle ragged", _settle_ragged, sample=None),
@@ -84,10 +85,7 @@ def thorough_launch_cases() -> Iterator[LaunchCase]:
         )
     for width in (64, 128, 256):
         yield LaunchCase(f"huge settle {width}", lambda width=width: _settle(rows, vocabulary, width), sample=20)
-        statistics = _empty(-(-vocabulary // width), rows)
-        yield LaunchCase(
-            f"huge combine {width}", lambda statistics=statistics: combine(statistics, statistics), sample=2
-        )
+        yield LaunchCase(f"huge combine {width}", lambda width=width: _combine(rows, vocabulary, width), sample=2)
     late = 2**33
     for block in (
         SequenceBlock(late, late + 9000, 1, 5),
@@ -115,16 +113,41 @@ def _row() -> None:
     row_pass(block, head, _targets(vocabulary=vocabulary), block)
 
 
+def _combine(rows: int = 2**25 + 1, vocabulary: int = 70 * 64, width: int = 64) -> None:
+    total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
+    combine(total, _empty(rows), of_rows, head, targets, width)
+
+
 def _settle(rows: int = ROWS, vocabulary: int = 5_000_011, width: int = 64) -> None:
-    statistics = _empty(-(-vocabulary // width), rows)
-    settle_(_block(BFLOAT16, rows, vocabulary), statistics, _empty(rows), width)
+    total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
+    settle_(_block(BFLOAT16, rows, vocabulary), total, _empty(rows), _empty(rows), of_rows, head, targets, width)
+
+
+def _excess(tile: int = 256) -> None:
+    """Tiles that are taken once more: of many rows, then the last ones of many columns."""
+    for rows, vocabulary, width in ((2**25 + 1, tile, 72), (17, VOCABULARY, WIDTH)):
+        total = torch.zeros(-(-vocabulary // tile), rows)
+        total[-1] = torch.inf
+        of_rows, head, targets = _rows(rows, vocabulary, width)
+        combine(total, _empty(rows), of_rows, head, targets, tile)
+        block = _block(FLOAT32, rows, vocabulary)
+        settle_(block, total, _empty(rows), _empty(rows), of_rows, head, targets, tile)
+
+
+def _rows(rows: int, vocabulary: int, width: int = 8) -> tuple[Tensor, Head, Tensor]:
+    """Hidden states, head and targets."""
+    return _empty(rows, width), _head(width, vocabulary=vocabulary), _empty(rows, dtype=torch.int64)
 
 
 def _settle_ragged() -> None:
-    """Rows and columns beside whole tiles; each tile with a reference of its own."""
+    """Rows and columns beside whole tiles; some tiles are taken once more."""
     random = torch.Generator().manual_seed(0)
-    tile_reference, reference = torch.randn(9, 37, generator=random), torch.randn(37, generator=random)
-    settle_(torch.ones(37, 520)[:, :515], tile_reference, reference, 64)
+    total = torch.randn(9, 37, generator=random).abs()
+    total[::3, 5] = torch.inf
+    target_logit, reference = torch.randn(2, 37, generator=random)
+    hidden, weight = torch.randn(37, 8, generator=random), torch.randn(515, 8, generator=random)
+    targets = torch.randint(515, (37,), generator=random)
+    settle_(torch.ones(37, 520)[:, :515], total, target_logit, reference, hidden, Head(weight, None), targets, 64)
 
 
 def _finish(rows: int, direction: Tensor, targets: Tensor) -> None:

@@ -22,7 +22,7 @@ from fastflow_kernels.tiles import FLOAT32_TILE, INTERPRETER_TILE, UNALIGNED_TIL
 
 OPS = ("linear_logprob", "flow_loss")
 BOUNDS = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 2e-2)}  # relative 2-norms of log-probs and gradients
-# Logits of size 1; and of size 60, of which tiles far above the target's take a reference of their own.
+# Standard deviations; of large logits some stand so far above the target's that their tiles are taken once more.
 USUAL_LOGITS, LARGE_LOGITS = 3.0, 60.0
 
 
@@ -94,6 +94,7 @@ def op_cases() -> tuple[OpCase, ...]:
             block_rows=70,
         ),
         OpCase("fused unaligned", "fused", (33, 5), 70, 300, bfloat16, has_bias=True, tile=UNALIGNED_TILE),
+        OpCase("fused excess", "fused", (20, 1), 17, 130, float32, has_bias=True, logit_size=LARGE_LOGITS),
         OpCase("fused float32", "fused", (20, 1), 17, 130, float32, **settings, block_rows=16),
         OpCase("rows float32", "rows", (20, 0, 1), 17, 1100, float32, **settings, block_rows=16),
         OpCase("rows bfloat16", "rows", (3,), 1100, 70, bfloat16),

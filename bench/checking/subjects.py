@@ -10,7 +10,7 @@ FOLDER = Path(gpu.__file__).parent
 
 # Outputs that a kernel must not leave gaps in, by their names in the kernel's signature.
 WHOLLY_WRITTEN = {
-    "project_kernel": ("tile_reference", "tile_total", "exponentials"),
+    "project_kernel": ("tile_total", "exponentials"),
     "combine_kernel": ("reference", "total"),
     "row_kernel": ("target_logit", "reference", "total", "exponentials"),
     "target_logit_kernel": ("out",),
