@@ -28,6 +28,7 @@ class Resources:
     tensor_memory_columns: int  # sm_100's memory for accumulators
     warps: int
     instructions: Counter[str]  # occurrences in the machine code, not executions
+    warnings: tuple[str, ...] = ()  # of the assembler: products that wait for each other
     epilogue: int = 0  # instructions behind the last product of a warp group (sm_90), in the order of the code
 
     def count(self, pattern: str) -> int:
@@ -87,8 +88,17 @@ def count_epilogue(text: str) -> int:
     return names[::-1].index("HGMMA") if "HGMMA" in names else 0
 
 
-def resources_of(compiled) -> Resources:
-    """Of a kernel that Triton compiled.
+def read_warnings(log: str) -> tuple[str, ...]:
+    """What ptxas warns of in its messages C75xx, products of a warp group that it could not leave in flight.
+
+    >>> read_warnings("ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized")
+    ('C7510: Potential Performance Loss: wgmma.mma_async instructions are serialized',)
+    """
+    return tuple(f"{code}: {words}" for code, words in re.findall(r"\((C75\d\d)\) (.*\S)", log))
+
+
+def resources_of(compiled, log: str = "") -> Resources:
+    """Of a kernel that Triton compiled, with what ptxas said of it.
 
     Raises:
         FileNotFoundError: a tool is missing.
@@ -109,6 +119,7 @@ def resources_of(compiled) -> Resources:
         tensor_memory,
         metadata.num_warps,
         count_instructions(listing),
+        read_warnings(log),
         count_epilogue(listing),
     )
 
