@@ -28,6 +28,7 @@ class Resources:
     tensor_memory_columns: int  # sm_100's memory for accumulators
     warps: int
     instructions: Counter[str]  # occurrences in the machine code, not executions
+    warnings: tuple[str, ...] = ()  # of the assembler: products that wait for each other
     epilogue: int = 0  # instructions behind the last product of a warp group (sm_90), in the order of the code
 
     def count(self, pattern: str) -> int:
@@ -100,8 +101,17 @@ def count_between(text: str, codes: tuple[str, ...], around: str) -> int:
     return sum(inside.count(code) for code in codes)
 
 
-def resources_of(compiled) -> Resources:
-    """Of a kernel that Triton compiled.
+def read_warnings(log: str) -> tuple[str, ...]:
+    """What ptxas warns of in its messages C75xx, products of a warp group that it could not leave in flight.
+
+    >>> read_warnings("ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized")
+    ('C7510: Potential Performance Loss: wgmma.mma_async instructions are serialized',)
+    """
+    return tuple(f"{code}: {words}" for code, words in re.findall(r"\((C75\d\d)\) (.*\S)", log))
+
+
+def resources_of(compiled, log: str = "") -> Resources:
+    """Of a kernel that Triton compiled, with what ptxas said of it.
 
     Raises:
         FileNotFoundError: a tool is missing.
@@ -112,11 +122,11 @@ def resources_of(compiled) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(compiled.asm["cubin"])
-        return read_cubin(binary, metadata.shared, tensor_memory, metadata.num_warps)
+        return read_cubin(binary, metadata.shared, tensor_memory, metadata.num_warps, log)
 
 
-def read_cubin(binary: Path, shared_bytes: int, tensor_memory_columns: int, warps: int) -> Resources:
-    """Of the kernel in a file; what its machine code does not tell is the caller's.
+def read_cubin(binary: Path, shared_bytes: int, tensor_memory_columns: int, warps: int, log: str = "") -> Resources:
+    """Of the kernel in a file; what its machine code does not tell is the caller's, the compiler's log too.
 
     Raises:
         FileNotFoundError: a tool is missing.
@@ -132,6 +142,7 @@ def read_cubin(binary: Path, shared_bytes: int, tensor_memory_columns: int, warp
         tensor_memory_columns,
         warps,
         count_instructions(listing),
+        read_warnings(log),
         count_epilogue(listing),
     )
 

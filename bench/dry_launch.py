@@ -6,12 +6,25 @@ which compiles and stops. Argument types, alignment, constants and options are t
 """
 
 import contextlib
+import io
+import os
 from collections.abc import Iterator
+from typing import NamedTuple
 from unittest import mock
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+# The assembler speaks of a kernel only while it assembles it, so that one out of Triton's cache would say nothing.
+TALKATIVE = {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
+
+
+class Compiled(NamedTuple):
+    """A kernel as Triton's warm-up returns it, and what the assembler, ptxas, said of it."""
+
+    kernel: object
+    log: str
 
 
 class _NamedTarget:
@@ -31,8 +44,8 @@ class _NamedTarget:
 
 
 @contextlib.contextmanager
-def compiling_for(architecture: int) -> Iterator[list]:
-    """Within it nothing is launched: each launch appends the kernel that it compiled to the list.
+def compiling_for(architecture: int) -> Iterator[list[Compiled]]:
+    """Within it nothing is launched: each launch appends what it compiled to the list.
 
     architecture: 90 for compute capability 9.0.
     """
@@ -40,9 +53,12 @@ def compiling_for(architecture: int) -> Iterator[list]:
     run = JITFunction.run
 
     def compile_only(kernel, *arguments, grid, warmup, **options):
-        compiled.append(run(kernel, *arguments, grid=grid, warmup=True, **options))
+        with contextlib.redirect_stdout(io.StringIO()) as log:
+            done = run(kernel, *arguments, grid=grid, warmup=True, **options)
+        compiled.append(Compiled(done, log.getvalue()))
 
     with (
+        mock.patch.dict(os.environ, TALKATIVE),
         mock.patch.object(driver, "_active", _NamedTarget(architecture)),
         mock.patch.object(JITFunction, "run", compile_only),
     ):

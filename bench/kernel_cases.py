@@ -27,6 +27,7 @@ from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, 
 
 USUAL = Shape(4096, 1536, 151936)
 ODD_WIDTH = Shape(4096, 1537, 151936)  # rows that are not aligned to 16 bytes: neither TMA nor cp.async
+CHUNKED_WIDTH = Shape(4096, 1544, 151936)  # in bfloat16, rows of a multiple of 16 bytes but not of 16 entries
 ODD_VOCABULARY = Shape(4096, 1536, 50257)  # exponentials in rows of 50264, a multiple of 16 bytes but not of 16 entries
 SMALLEST = Shape(1, 1, 1)  # a size of 1 becomes a constant, which the compiler may reject where a variable would do
 OTHER_WIDTHS = tuple(Shape(4096, width, 151936) for width in (2048, 3584, 4096))
@@ -77,16 +78,19 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     plan = [
         (USUAL, torch.bfloat16, EVERY_SETTING),
         (ODD_WIDTH, torch.bfloat16, ALL_OR_NONE),
+        (CHUNKED_WIDTH, torch.bfloat16, ALL_OR_NONE),
         (ODD_VOCABULARY, torch.bfloat16, ALL_OR_NONE),
         (USUAL, torch.float16, ALL_OR_NONE),
         (USUAL, torch.float32, ALL_OR_NONE),
     ]
     if thorough:
-        shapes = (USUAL, ODD_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
+        shapes = (USUAL, ODD_WIDTH, CHUNKED_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
         plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, DTYPES)]
     for shape, dtype, settings in plan:
         for setting in settings:
             yield project_case(architecture, shape, dtype, *setting)
+    for setting in ALL_OR_NONE:
+        yield project_case(architecture, USUAL, torch.bfloat16, *setting, hidden_padding=1)
 
 
 def project_case(
@@ -97,19 +101,23 @@ def project_case(
     has_bias: bool,
     has_softcap: bool,
     tile: Tile | None = None,
+    hidden_padding: int = 0,
 ) -> Case:
-    """tile: None for that of the table."""
+    """tile: None for that of the table. hidden_padding: entries behind each row of hidden states; one, and the rows are
+    not aligned, whatever the weight's are."""
     head = _head(shape, dtype, has_bias, has_softcap)
-    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), head.weight)
-    hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
+    hidden = _empty(shape.rows, shape.width + hidden_padding, dtype=dtype)[:, : shape.width]
+    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), hidden, head.weight)
+    targets = _empty(shape.rows, dtype=torch.int64)
     exponentials = _block(shape, direction_dtype(dtype)) if stores else None
+    is_aligned = has_aligned_rows(hidden) and has_aligned_rows(head.weight)
     needs = [] if dtype == torch.float32 else [TENSOR_CORES[architecture]]
-    if has_aligned_rows(head.weight):
+    if is_aligned:
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
-    is_plain = has_aligned_rows(head.weight) and not (has_bias or has_softcap or tile.flatten)
+    is_plain = is_aligned and not (has_bias or has_softcap or tile.flatten)
     return Case(
         "project",
-        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
+        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}{' loose hidden' * hidden_padding}",
         partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
         forbids=(ANY_TENSOR_CORES,) if dtype == torch.float32 else (),  # they would round float32 factors
@@ -169,9 +177,9 @@ def _totals(
     """Each width of tiles, with the totals of such, and the rows, head and targets that they are of."""
     head = _head(shape, dtype, has_bias, has_softcap)
     keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
-    for width in sorted({table_tile(key, head.weight).vocabulary for key in keys}):
+    rows = _empty(shape.rows, shape.width, dtype=dtype)
+    for width in sorted({table_tile(key, rows, head.weight).vocabulary for key in keys}):
         totals = Totals(_empty(-(-shape.vocabulary // width), shape.rows), width)
-        rows = _empty(shape.rows, shape.width, dtype=dtype)
         yield width, (totals, rows, head, _empty(shape.rows, dtype=torch.int64))
 
 

@@ -45,6 +45,7 @@ def breaches(
         ),
         (not _fit(resources, shared_limit, programs), f"{programs} programs do not fit a multiprocessor"),
     ]
+    rules += [(True, f"the assembler warns, {warning}") for warning in resources.warnings]
     if most_epilogue is not None:
         words = f"{resources.epilogue} instructions follow the last product, of which {most_epilogue} are allowed"
         rules.append((resources.epilogue > most_epilogue, words))

@@ -119,7 +119,7 @@ def judge(case, architecture: int) -> dict:
         return line | {"breaches": [f"does not compile: {type(error).__name__}: {reason[:300]}"]}
     if len(compiled) != 1:
         return line | {"breaches": [f"{len(compiled)} launches where there should be one"]}
-    resources = resources_of(compiled[0])
+    resources = resources_of(compiled[0].kernel, compiled[0].log)
     return line | {
         "registers": resources.registers,
         "stack_bytes": resources.stack_bytes,

@@ -83,15 +83,15 @@ def _check(case: Case, device: str) -> list[str]:
     forward, backward = BOUNDS[case.dtype, device]
     wrong = []
     for name in ("flow_loss", "linear_logprob"):
-        exact = _answers(getattr(reference, name), problem, more, "cpu", torch.float64)
-        found = errors_of(_answers(getattr(fastflow_kernels, name), problem, more, device, dtype), exact)
+        exact = answers(getattr(reference, name), problem, more, "cpu", torch.float64)
+        found = errors_of(answers(getattr(fastflow_kernels, name), problem, more, device, dtype), exact)
         bounds = {key: backward for key in found if key.startswith("d_") and key.endswith("_norm")}
         bounds["token_logprob_max" if case.dtype == "float32" else "token_logprob_abs"] = forward
         wrong += [f"{name}: {key} {found[key]:.1e}, bound {most}" for key, most in bounds.items() if found[key] > most]
     return wrong
 
 
-def _answers(op, problem, more: dict, device: str, dtype) -> dict:
+def answers(op, problem, more: dict, device: str, dtype) -> dict:
     """Log-probs and gradients of one of the ops, its head cast to this type, back on the CPU."""
     import torch
 

@@ -39,7 +39,7 @@ def tile_rows(shape: Shape, problem: Problem) -> Iterator[dict]:
     room = -(-shape.vocabulary // 8) * 8
     for stores in (True, False):
         block = hidden.new_empty(len(hidden), room)[:, : shape.vocabulary] if stores else None
-        default = tile_for(head.weight, stores=stores, has_bias=False, has_softcap=False)
+        default = tile_for(hidden, head.weight, stores=stores, has_bias=False, has_softcap=False)
         for tile in (default, *candidates_for(head.weight)):
 
             def launch(tile, block=block):

@@ -113,19 +113,30 @@ def has_aligned_rows(matrix: Tensor) -> bool:
     return is_aligned and matrix.stride(1) == 1
 
 
-def tile_for(weight: Tensor, *, stores: bool, has_bias: bool, has_softcap: bool) -> Tile:
-    """The tile for a head's weight in the type of the products, on its device."""
+def has_whole_chunks(matrix: Tensor) -> bool:
+    """Whether each row, the last one too, has memory to the end of its last chunk of 16 bytes.
+
+    A TMA store may write such chunks as a whole, of a row that ends within one the padding behind it.
+    """
+    entries = 16 // matrix.element_size()
+    padded = -(-matrix.shape[1] // entries) * entries
+    end = matrix.storage_offset() + (matrix.shape[0] - 1) * matrix.stride(0) + padded
+    return matrix.stride(0) >= padded and end * matrix.element_size() <= matrix.untyped_storage().nbytes()
+
+
+def tile_for(hidden: Tensor, weight: Tensor, *, stores: bool, has_bias: bool, has_softcap: bool) -> Tile:
+    """The tile for these factors of the projection, in the type of the products, on their device."""
     if not weight.is_cuda:
         return INTERPRETER_TILE
     architecture, _ = _device(weight.device.index)
-    return table_tile(TileKey(architecture, stores, has_bias, has_softcap), weight)
+    return table_tile(TileKey(architecture, stores, has_bias, has_softcap), hidden, weight)
 
 
-def table_tile(key: TileKey, weight: Tensor) -> Tile:
+def table_tile(key: TileKey, hidden: Tensor, weight: Tensor) -> Tile:
     """The same for a named architecture."""
     if weight.element_size() > 2:
         return FLOAT32_TILE
-    return TILES[key] if has_aligned_rows(weight) else UNALIGNED_TILE
+    return TILES[key] if has_aligned_rows(hidden) and has_aligned_rows(weight) else UNALIGNED_TILE
 
 
 def candidates_for(weight: Tensor) -> tuple[Tile, ...]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
-from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
+from fastflow_kernels.tiles import Tile, has_aligned_rows, has_whole_chunks, multiprocessors
 
 
 @triton.jit
@@ -59,6 +59,7 @@ def project_kernel(
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
     TMA: tl.constexpr,
+    STRIDE_MULTIPLE: tl.constexpr,  # entries; Triton itself sees multiples of 16 only, and no cp.async below that
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
@@ -85,8 +86,11 @@ def project_kernel(
             positions = tl.arange(0, BLOCK_WIDTH)
             left_rows = tl.where(rows < row_count, rows, 0).to(tl.int64)
             right_rows = tl.where(columns < vocabulary, columns, 0).to(tl.int64)
-            left_pointers = hidden + left_rows[:, None] * hidden_stride + positions[None, :]
-            right_pointers = weight + right_rows[None, :] * weight_stride + positions[:, None]
+            left_starts, right_starts = left_rows * hidden_stride, right_rows * weight_stride
+            left_starts = tl.multiple_of(left_starts, STRIDE_MULTIPLE)
+            right_starts = tl.multiple_of(right_starts, STRIDE_MULTIPLE)
+            left_pointers = hidden + left_starts[:, None] + positions[None, :]
+            right_pointers = weight + right_starts[None, :] + positions[:, None]
             for step in range(tl.cdiv(WIDTH, BLOCK_WIDTH)):
                 inside = positions < WIDTH - step * BLOCK_WIDTH
                 left = tl.load(left_pointers, mask=inside[None, :], other=0.0)
@@ -141,7 +145,8 @@ def project(
         return total
     programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
     operands = hidden, head.weight, exponentials
-    use_tma = tile.tma and all(operand is None or has_aligned_rows(operand) for operand in operands)
+    is_aligned = all(operand is None or has_aligned_rows(operand) for operand in operands)
+    use_tma = tile.tma and is_aligned
     if use_tma:
         operands = _descriptors(hidden, head.weight, exponentials, tile)
     project_kernel[(min(programs, row_tiles * vocabulary_tiles),)](
@@ -164,6 +169,7 @@ def project(
         HAS_SOFTCAP=head.softcap is not None,
         STORE=exponentials is not None,
         TMA=use_tma,
+        STRIDE_MULTIPLE=16 // hidden.element_size() if is_aligned else 1,
         BLOCK_ROWS=tile.rows,
         BLOCK_VOCABULARY=tile.vocabulary,
         BLOCK_WIDTH=tile.width,
@@ -180,6 +186,8 @@ def project(
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:
     from triton.tools.tensor_descriptor import TensorDescriptor
+
+    assert exponentials is None or has_whole_chunks(exponentials), "exponentials need rows of whole 16-byte chunks"
 
     def describe(matrix: Tensor, block: list[int]) -> TensorDescriptor:
         return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), block)

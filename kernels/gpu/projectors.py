@@ -54,7 +54,8 @@ class TritonProjector(Projector):
         """Bytes of block memory per row and vocabulary entry."""
 
     def _block(self, row_count: int, dtype: torch.dtype) -> Tensor:
-        """(R, V) of the shared memory; rows start at multiples of 16 bytes."""
+        """(R, V) of the shared memory; rows start at multiples of 16 bytes, and a TMA store may overwrite the padding
+        between them."""
         if self._buffer is None:
             width = -(-self.head.vocabulary // 8) * 8
             rows = self.most_rows
@@ -123,7 +124,7 @@ class FusedProjector(TritonProjector):
             "has_bias": head.bias is not None,
             "has_softcap": head.softcap is not None,
         }
-        default = tile_for(head.weight, **use)
+        default = tile_for(hidden, head.weight, **use)
         if not hidden.is_cuda or not autotune.is_requested():
             return default
         return autotune.fastest(

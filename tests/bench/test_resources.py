@@ -96,6 +96,7 @@ def test_a_clean_kernel_has_no_breach():
         ({"instructions": Counter(STL=3, LDL=2)}, {}, "registers spill: 3 STL, 2 LDL"),
         ({"shared_bytes": LIMIT + 1}, {}, "232449 bytes of shared memory, of which there are 232448"),
         ({"tensor_memory_columns": 1024}, {}, "1024 columns of tensor memory, of which there are 512"),
+        ({"warnings": ("C7510: serialized",)}, {}, "the assembler warns, C7510: serialized"),
         ({}, {"needs": ("UTC*MMA",)}, "no tensor cores (UTC*MMA)"),
         ({}, {"needs": ("UTMASTG",)}, "no TMA stores (UTMASTG)"),
         ({}, {"forbids": ("*MMA",)}, "tensor cores (*MMA), which round float32"),

@@ -10,7 +10,7 @@ from fastflow_kernels import linear_logprob
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
 from fastflow_kernels.gpu import autotune
-from fastflow_kernels.tiles import CANDIDATES, TILES, Tile
+from fastflow_kernels.tiles import CANDIDATES, TILES, UNALIGNED_TILE, Tile, table_tile
 
 SLOW, FAST, TOO_LARGE = Tile(1, 1, 1, warps=1, stages=1), Tile(2, 2, 2, 1, 1), Tile(3, 3, 3, 1, 1)
 
@@ -54,3 +54,16 @@ def test_nothing_is_searched_unasked(monkeypatch):
 def test_every_architecture_has_its_tiles_and_candidates():
     assert {key.architecture for key in TILES} == set(CANDIDATES)
     assert not any(tile.tma for key, tile in TILES.items() if key.architecture == 80)
+
+
+def test_a_tile_for_aligned_rows_needs_both_factors_aligned():
+    def factors(hidden_padding: int, weight_padding: int) -> list[torch.Tensor]:
+        padded = ((30, 1536, hidden_padding), (900, 1536, weight_padding))
+        return [
+            torch.empty(rows, width + padding, dtype=torch.bfloat16, device="meta")[:, :width]
+            for rows, width, padding in padded
+        ]
+
+    key = next(key for key, tile in TILES.items() if tile.tma)
+    assert table_tile(key, *factors(0, 8)) == TILES[key]
+    assert {table_tile(key, *factors(*padding)) for padding in ((0, 1), (1, 0), (1, 1))} == {UNALIGNED_TILE}
