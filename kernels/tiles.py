@@ -43,14 +43,13 @@ _SMALL = Tile(128, 128, 32, warps=8, stages=3)
 _AMPERE = Tile(128, 128, 32, warps=8, stages=4)
 _WIDE = Tile(128, 256, 64, warps=8, stages=3, tma=True)
 _NARROW = Tile(128, 128, 64, warps=8, stages=3, tma=True)
-_PLAIN = {80: _AMPERE, 90: _WIDE, 100: _WIDE, 120: _SMALL}
-_WITH_BIAS = _PLAIN | {100: _NARROW}
-_WITH_SOFTCAP = _PLAIN | {90: _NARROW, 100: _NARROW}
+_PLAIN = {80: _AMPERE, 90: _WIDE, 100: _NARROW, 120: _SMALL}
+_WITH_SOFTCAP = _PLAIN | {90: _NARROW}
 TILES = {
     TileKey(architecture, stores, has_bias, has_softcap): tile
     for has_bias, has_softcap, tiles in (
         (False, False, _PLAIN),
-        (True, False, _WITH_BIAS),
+        (True, False, _PLAIN),
         (False, True, _WITH_SOFTCAP),
         (True, True, _WITH_SOFTCAP),
     )

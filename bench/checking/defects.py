@@ -59,8 +59,8 @@ DEFECTS = (
     ),
     Defect(
         "combine.py",
-        "places = tiles.to(tl.int64)[:, None] * row_count + rows[None, :]",
-        "places = tiles[:, None] * row_count + rows[None, :]",
+        "places = tiles.to(tl.int64)[:, None] * total_stride",
+        "places = tiles[:, None] * total_stride",
         "huge combine",
     ),
     Defect("row.py", "row = tl.program_id(0).to(tl.int64)", "row = tl.program_id(0)", "huge row"),

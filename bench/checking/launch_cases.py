@@ -16,6 +16,7 @@ from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu import project as project_module
 from fastflow_kernels.gpu import upstream as upstream_module
 from fastflow_kernels.gpu.combine import combine
+from fastflow_kernels.gpu.excess import Totals
 from fastflow_kernels.gpu.finish import finish
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
@@ -115,12 +116,13 @@ def _row() -> None:
 
 def _combine(rows: int = 2**25 + 1, vocabulary: int = 70 * 64, width: int = 64) -> None:
     total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
-    combine(total, _empty(rows), of_rows, head, targets, width)
+    combine(Totals(total, width), _empty(rows), of_rows, head, targets)
 
 
 def _settle(rows: int = ROWS, vocabulary: int = 5_000_011, width: int = 64) -> None:
     total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
-    settle_(_block(BFLOAT16, rows, vocabulary), total, _empty(rows), _empty(rows), of_rows, head, targets, width)
+    totals = Totals(total, width)
+    settle_(_block(BFLOAT16, rows, vocabulary), totals, _empty(rows), _empty(rows), of_rows, head, targets)
 
 
 def _excess(tile: int = 256) -> None:
@@ -129,9 +131,10 @@ def _excess(tile: int = 256) -> None:
         total = torch.zeros(-(-vocabulary // tile), rows)
         total[-1] = torch.inf
         of_rows, head, targets = _rows(rows, vocabulary, width)
-        combine(total, _empty(rows), of_rows, head, targets, tile)
+        totals = Totals(total, tile)
+        combine(totals, _empty(rows), of_rows, head, targets)
         block = _block(FLOAT32, rows, vocabulary)
-        settle_(block, total, _empty(rows), _empty(rows), of_rows, head, targets, tile)
+        settle_(block, totals, _empty(rows), _empty(rows), of_rows, head, targets)
 
 
 def _rows(rows: int, vocabulary: int, width: int = 8) -> tuple[Tensor, Head, Tensor]:
@@ -147,7 +150,8 @@ def _settle_ragged() -> None:
     target_logit, reference = torch.randn(2, 37, generator=random)
     hidden, weight = torch.randn(37, 8, generator=random), torch.randn(515, 8, generator=random)
     targets = torch.randint(515, (37,), generator=random)
-    settle_(torch.ones(37, 520)[:, :515], total, target_logit, reference, hidden, Head(weight, None), targets, 64)
+    block = torch.ones(37, 520)[:, :515]
+    settle_(block, Totals(total, 64), target_logit, reference, hidden, Head(weight, None), targets)
 
 
 def _finish(rows: int, direction: Tensor, targets: Tensor) -> None:
