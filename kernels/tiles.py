@@ -36,9 +36,9 @@ class TileKey:
 # Shared memory that a program may have, bytes.
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 
-# For factors of two bytes. All of them unmeasured: taken from the compiler's report, which shows no spills, tensor
-# cores and shared memory within the limit (python -m bench.resources). On sm_120, descriptors cost a stack frame in
-# triton 3.6.
+# For factors of two bytes. That of sm_90 was the fastest on an H200 (bench/results). The others are unmeasured: taken
+# from the compiler's report, which shows no spills, tensor cores and shared memory within the limit (python -m
+# bench.resources). On sm_120, descriptors cost a stack frame in triton 3.6.
 _SMALL = Tile(128, 128, 32, warps=8, stages=3)
 _AMPERE = Tile(128, 128, 32, warps=8, stages=4)
 _WIDE = Tile(128, 256, 64, warps=8, stages=3, tma=True)
