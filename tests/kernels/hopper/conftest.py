@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
+from torch import Tensor
 
 from fastflow_kernels import matmul
 from fastflow_kernels.hopper.support import device_obstacle
@@ -43,6 +44,16 @@ def rounding_interpreter(monkeypatch):
 
 @pytest.fixture
 def hopper(monkeypatch):
-    """Both ops take the path, with factors in bfloat16 whatever this CPU multiplies."""
+    """Both ops take the path, with factors in bfloat16 whatever this CPU multiplies.
+
+    Products of the gradient leave in float32, as a tensor core's do, where the CPU's would round.
+    """
     monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: True)
     monkeypatch.setenv("FASTFLOW_KERNELS", "hopper")
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(matmul, "_multiply_", multiplied)
+
+
+def multiplied(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -> Tensor:
+    product = left.float() @ right.float()
+    return total.copy_(product if overwrite else total + product)
