@@ -20,6 +20,8 @@ from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
+from fastflow_kernels.hopper.support import head_obstacle
+from fastflow_kernels.hopper.tiles import TILE, tile_count
 from fastflow_kernels.matmul import direction_dtype
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
@@ -152,8 +154,8 @@ def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     """With each width of tiles that the projection may have left."""
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
         for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
-            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
-                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+            for tiles, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, {tiles}"
                 totals, *others = given
                 yield Case(
                     "settle",
@@ -165,22 +167,25 @@ def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
 def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
         for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
-            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
-                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+            for tiles, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, {tiles}"
                 totals, *others = given
                 yield Case("combine", words, partial(combine, totals, _empty(shape.rows), *others))
 
 
 def _totals(
     architecture: int, shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool
-) -> Iterator[tuple[int, tuple]]:
-    """Each width of tiles, with the totals of such, and the rows, head and targets that they are of."""
-    head = _head(shape, dtype, has_bias, has_softcap)
+) -> Iterator[tuple[str, tuple]]:
+    """Each width of tiles, in words, with the totals of such, and the rows, head and targets that they are of."""
+    head, rows = _head(shape, dtype, has_bias, has_softcap), _empty(shape.rows, shape.width, dtype=dtype)
+    targets = _empty(shape.rows, dtype=torch.int64)
     keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
-    rows = _empty(shape.rows, shape.width, dtype=dtype)
     for width in sorted({table_tile(key, rows, head.weight).vocabulary for key in keys}):
         totals = Totals(_empty(-(-shape.vocabulary // width), shape.rows), width)
-        yield width, (totals, rows, head, _empty(shape.rows, dtype=torch.int64))
+        yield f"tiles of {width}", (totals, rows, head, targets)
+    if (architecture, dtype) == (90, torch.bfloat16) and head_obstacle(head) is None:
+        totals = Totals(_empty(shape.rows, tile_count(shape.vocabulary)).t(), TILE, _empty(shape.rows))
+        yield f"hopper's tiles of {TILE}", (totals, rows, head, targets)
 
 
 def _finish_cases(thorough: bool) -> Iterator[Case]:

@@ -25,7 +25,7 @@ from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
 
-FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
+FORWARD_ROWS = 16384  # the totals of these take 4 * 16384 * V / 256 bytes: 39 MB at V = 152,000
 
 
 class TritonProjector(Projector):

@@ -132,6 +132,6 @@ def settle_(
             BLOCK_TILES=BLOCK_TILES,
             BLOCK_ROWS=BLOCK_ROWS,
             BLOCK_WIDTH=BLOCK_WIDTH,
-            UPCAST=not hidden.is_cuda,
+            UPCAST=hidden.device.type == "cpu",
             num_warps=8,
         )

@@ -256,5 +256,5 @@ def test_what_is_forced_is_taken_or_refused(force):
     with pytest.raises(RuntimeError, match=r"cannot serve this call: .*float64.*; unset it"):
         explain(hidden.double(), weight.double())
     force("tritn")
-    with pytest.raises(ValueError, match="must be one of torch, native, rows, cuda, fused, got 'tritn'"):
+    with pytest.raises(ValueError, match="must be one of torch, native, rows, cuda, fused, hopper, got 'tritn'"):
         explain(hidden, weight)

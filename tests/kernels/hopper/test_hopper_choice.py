@@ -1,0 +1,107 @@
+"""What the Hopper path serves, and what it says where it does not."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from fastflow_kernels import explain, implementation
+from fastflow_kernels.head import Head
+from fastflow_kernels.hopper import support
+from kernel_problems import make_problem, on_device
+
+pytestmark = [pytest.mark.usefixtures("hopper"), *([pytest.mark.gpu] if torch.cuda.is_available() else [])]
+
+
+def zeros(device: torch.device, vocabulary: int = 128, width: int = 16, dtype=torch.bfloat16):
+    return (torch.zeros(count, width, dtype=dtype, device=device) for count in (2, vocabulary))
+
+
+def test_it_is_named_where_it_serves(device):
+    assert explain(*zeros(device)) == "hopper: FASTFLOW_KERNELS asks for it"
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({"vocabulary": 100}, r"it takes a vocabulary that is a multiple of 128, not 100"),
+        ({"vocabulary": 50257}, r"it takes a vocabulary that is a multiple of 128, not 50257"),
+        ({"width": 12}, r"it takes a width that is a multiple of 8, not 12"),
+        ({"dtype": torch.float32}, r"its products take bfloat16, not torch\.float32"),
+    ],
+)
+def test_explain_says_why_not(device, head, words):
+    with pytest.raises(RuntimeError, match=f"FASTFLOW_KERNELS=hopper cannot serve this call: {words}; unset it"):
+        explain(*zeros(device, **head))
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        ({"vocabulary": 100}, "a vocabulary that is a multiple of 128, not 100"),
+        ({"padding": 1, "vocabulary": 127}, "a vocabulary that is a multiple of 128, not 127"),
+        ({"width": 12}, "a width that is a multiple of 8, not 12"),
+        ({"with_bias": True}, "no bias"),
+        ({"softcap": 20.0}, "no softcap"),
+        ({"with_bias": True, "softcap": 20.0}, "no bias and no softcap"),
+    ],
+)
+def test_an_op_says_what_it_cannot_serve(device, problem, words):
+    problem = make_problem([3, 4], **({"width": 16, "vocabulary": 128} | problem)).cast(torch.bfloat16)
+    with pytest.raises(RuntimeError, match=f"FASTFLOW_KERNELS=hopper cannot serve this call: it takes {words};"):
+        on_device(problem, device).run()
+
+
+def test_an_op_refuses_other_types(device):
+    problem = make_problem([3, 4], width=16, vocabulary=128).cast(torch.float32)
+    with pytest.raises(RuntimeError, match=r"its products take bfloat16, not torch\.float32"):
+        on_device(problem, device).run()
+
+
+def test_a_sharded_head_is_refused():
+    head = Head(torch.zeros(128, 16).bfloat16(), None, shard=object())
+    assert support.head_obstacle(head) == "it takes no shard"
+
+
+def pretend(monkeypatch, capability: tuple[int, int], missing: tuple[str, ...] = ()) -> None:
+    """A CUDA device of this capability, and these packages away."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in missing else object() if name in support.PACKAGES else find(name, *rest),
+    )
+
+
+def test_missing_packages_are_named(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    pretend(monkeypatch, (9, 0), missing=("quack",))
+    assert support.device_obstacle(cuda, torch.bfloat16) == "quack not installed (pip install 'fastflow[hopper]')"
+    with pytest.raises(RuntimeError, match=r"hopper cannot serve this call: quack not installed \(pip install"):
+        implementation.choose(cuda, torch.bfloat16)
+    pretend(monkeypatch, (9, 0))
+    assert support.device_obstacle(cuda, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_architectures_are_refused(monkeypatch, capability):
+    pretend(monkeypatch, capability)
+    obstacle = support.device_obstacle(torch.device("cuda", 0), torch.bfloat16)
+    assert obstacle == "its products need compute capability 9.0"
+
+
+@pytest.mark.parametrize("unasked", [False, True])
+def test_unasked_it_serves_what_it_takes_or_nothing(monkeypatch, unasked):
+    """A head that it does not take goes to `fused` without an error."""
+    monkeypatch.delenv("FASTFLOW_KERNELS")
+    pretend(monkeypatch, (9, 0))
+    monkeypatch.setattr(implementation, "HOPPER_UNASKED", unasked)
+    cuda, weight = torch.device("cuda", 0), torch.zeros(128, 16).bfloat16()
+    found = [
+        implementation.choose(cuda, torch.bfloat16, head).name
+        for head in (Head(weight, None), Head(weight, None, softcap=20.0), Head(weight[:100], None), None)
+    ]
+    assert found == ["hopper" if unasked else "fused", "fused", "fused", "fused"]
