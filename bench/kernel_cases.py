@@ -129,15 +129,22 @@ def project_case(
 
 
 def _row_cases(thorough: bool) -> Iterator[Case]:
+    """For factors of each type: bfloat16 logits come with the targets' apart, and none of float32 do."""
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
-        logits, targets = _block(shape, torch.float32), _empty(shape.rows, dtype=torch.int64)
-        narrow = _block(shape, torch.bfloat16)
+        wide, narrow = _block(shape, torch.float32), _block(shape, torch.bfloat16)
+        targets = _empty(shape.rows, dtype=torch.int64)
         for stores, has_bias, has_softcap in EVERY_SETTING if thorough else ALL_OR_NONE:
             head = _head(shape, torch.float32, has_bias, has_softcap)
-            for exponentials in (logits, narrow) if stores else (None,):
-                dtype = torch.float32 if exponentials is None else exponentials.dtype
+            for dtype, logits, matrix, target_logit in (
+                (torch.float32, wide, wide, None),
+                (torch.float16, wide, narrow, None),
+                (torch.bfloat16, narrow, narrow, _empty(shape.rows)),
+            ):
+                if not stores and dtype == torch.float16:
+                    continue  # as float32
                 words = _words(shape, dtype, stores, has_bias, has_softcap)
-                yield Case("row", words, partial(row_pass, logits, head, targets, exponentials))
+                launch = partial(row_pass, logits, head, targets, matrix if stores else None, target_logit)
+                yield Case("row", words, launch)
 
 
 def _target_logit_cases(thorough: bool) -> Iterator[Case]:

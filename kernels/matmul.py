@@ -4,7 +4,8 @@ By the type of the inputs:
 
     float64             float64
     float32             float32
-    bfloat16 on CUDA    bfloat16 factors, float32 accumulators and results (tensor cores)
+    bfloat16 on CUDA    bfloat16 factors, float32 accumulators and results (tensor cores); where a projector keeps logits
+                        that the library multiplied, they are rounded once on their way into its block
     bfloat16 on a CPU   bfloat16 factors where the CPU multiplies them (AVX-512 BF16, AMX); torch's CPU products
                         have no wider result, so one product rounds its entries once, as an eager head's does.
                         Sums of products stay in float32. On other CPUs float32: the head is upcast, once a call
@@ -105,10 +106,15 @@ def cuda_multiplies_float16(index: int) -> bool:
 
 
 def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """hidden (R, D) @ weight (V, D)^T, (R, V) in the product type; into `out` where given."""
+    """hidden (R, D) @ weight (V, D)^T, (R, V) in the product type; into `out` and in its type where given.
+
+    out: of the product type or the factors', to which sums in float32 are rounded once.
+    """
     if out is None and _is_for_onednn(hidden, weight):
         return _onednn_product(hidden, weight)
-    dtype = product_dtype(hidden.dtype, hidden.device)
+    dtype = product_dtype(hidden.dtype, hidden.device) if out is None else out.dtype
+    if out is not None and _may_be_split(out):
+        return out.copy_(torch.mm(hidden, weight.t(), out_dtype=torch.float32))
     if hidden.dtype == dtype:
         return torch.mm(hidden, weight.t(), out=out)
     return torch.mm(hidden, weight.t(), out_dtype=dtype, out=out)
@@ -129,7 +135,7 @@ def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bo
 
 def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -> Tensor:
     """total += left @ right, or = where `overwrite`."""
-    if total.dtype == torch.bfloat16 and total.device.type != "cpu" and overwrite and total.numel() < SPLIT_ENTRIES:
+    if overwrite and _may_be_split(total):
         return total.copy_(torch.mm(left, right, out_dtype=torch.float32))
     if total.dtype == right.dtype:
         return torch.addmm(total, left, right, beta=0 if overwrite else 1, out=total)
@@ -142,6 +148,11 @@ def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -
         product = torch.mm(piece, right)
         part.copy_(product) if overwrite else part.add_(product)
     return total
+
+
+def _may_be_split(result: Tensor) -> bool:
+    """Whether a library might sum parts of this product in the result's own type, since that is bfloat16."""
+    return result.dtype == torch.bfloat16 and result.device.type != "cpu" and result.numel() < SPLIT_ENTRIES
 
 
 def _is_for_onednn(left: Tensor, weight: Tensor) -> bool:

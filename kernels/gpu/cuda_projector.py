@@ -10,5 +10,8 @@ from fastflow_kernels.row_statistics import RowStatistics
 class CudaRowsProjector(RowsProjector):
     """Reads a row of logits once where the Triton kernel reads it twice; where the row fits on the chip."""
 
-    def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
-        return self._over_shards(RowStatistics(*cuda_native.row_pass()(logits, self.head, columns, matrix)), columns)
+    def _row_pass(
+        self, logits: Tensor, columns: Tensor, matrix: Tensor | None, target_logit: Tensor | None = None
+    ) -> RowStatistics:
+        found = cuda_native.row_pass()(logits, self.head, columns, matrix, target_logit)
+        return self._over_shards(RowStatistics(*found), columns)

@@ -139,29 +139,48 @@ class FusedProjector(TritonProjector):
 
 
 class RowsProjector(TritonProjector):
-    """The vendor library's product, then one Triton kernel over its rows."""
+    """The vendor library's product, then one Triton kernel over its rows.
+
+    By the type of the factors, with the bytes of an entry of a block:
+
+        float32    4    logits in float32, exponentials in their place
+        bfloat16   2    logits rounded once to bfloat16, as an eager head's are, and exponentials in their place; the
+                        target's logit apart, in float32. row.py says what the rounding costs
+        float16    6    logits in float32: float16 ends at 65,504, and the library writes products of its factors in
+                        no third type. Exponentials in bfloat16 beside them
+    """
+
+    @classmethod
+    def entry_bytes(cls, factor_dtype: torch.dtype) -> int:
+        logits, matrix = cls._logit_dtype(factor_dtype), direction_dtype(factor_dtype)
+        return logits.itemsize + (0 if matrix == logits else matrix.itemsize)
 
     @staticmethod
-    def entry_bytes(factor_dtype: torch.dtype) -> int:
-        own = 0 if factor_dtype == torch.float32 else factor_dtype.itemsize
-        return accumulator_dtype(factor_dtype).itemsize + own
+    def _logit_dtype(factor_dtype: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if factor_dtype == torch.bfloat16 else accumulator_dtype(factor_dtype)
 
     def __init__(self, head: Head, most_rows: int):
         super().__init__(head, most_rows)
         self._narrow: Tensor | None = None
 
     def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._row_pass(self._logits(hidden), columns, None)
+        return self._row_pass(self._logits(hidden), columns, None, self._exact_target_logit(hidden, columns))
 
     def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
-        statistics = self._row_pass(logits, columns, matrix)
+        statistics = self._row_pass(logits, columns, matrix, self._exact_target_logit(hidden, columns))
         return Exponentials([Panel(0, matrix)], statistics)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        out = self._block(hidden.shape[0], accumulator_dtype(self.head.weight.dtype))
+        out = self._block(hidden.shape[0], self._logit_dtype(self.head.weight.dtype))
         return library_project(hidden, self.head.weight, out=out)
+
+    def _exact_target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor | None:
+        """(R,) float32, nats, of targets among this head's columns; None where the logits themselves are float32."""
+        if self._logit_dtype(self.head.weight.dtype) == torch.float32:
+            return None
+        return target_logits(hidden, self.head, columns).mul_(NATS_PER_BIT)
 
     def _matrix_for(self, logits: Tensor) -> Tensor:
         """The logits' own memory, or a second block in the type of the products."""
@@ -172,8 +191,12 @@ class RowsProjector(TritonProjector):
             self._narrow = torch.empty_like(self._buffer, dtype=dtype)
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
-    def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
-        return self._over_shards(RowStatistics(*row_pass(logits, self.head, columns, matrix)), columns)
+    def _row_pass(
+        self, logits: Tensor, columns: Tensor, matrix: Tensor | None, target_logit: Tensor | None = None
+    ) -> RowStatistics:
+        """target_logit: (R,) nats; None for that among the logits."""
+        found = row_pass(logits, self.head, columns, matrix, target_logit)
+        return self._over_shards(RowStatistics(*found), columns)
 
     def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
         """With the target's logit of the rank that holds it."""

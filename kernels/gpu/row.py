@@ -1,6 +1,11 @@
 """One sweep for statistics, one for exponentials, over rows of logits that a library's product has written.
 
 For the types whose products are best left to the vendor's library (float32). One program a row.
+
+Logits of bfloat16 factors arrive in bfloat16, and their exponentials take their place: 2 bytes an entry, where float32
+logits beside a bfloat16 matrix are 6. The rounding moves each logit by at most 2^-9 of itself. In the sum over a row
+that averages out where many entries share it; where a single one other than the target has nearly all of it, the
+log-prob moves by as much as its logit. The target's own logit comes from elsewhere, in float32 (target_logit.py).
 """
 
 import torch
@@ -11,7 +16,7 @@ from torch import Tensor
 from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 
-BLOCK_VOCABULARY = 1024  # four entries a thread; 16 spill a register or two with some settings
+BLOCK_BYTES = 4096  # of a row at a time: 16 of each thread; 64 spill a register or two with some settings
 
 
 @triton.jit
@@ -27,10 +32,10 @@ def _logits_at(logits, bias, row_start, columns, inside, inverse_temperature, so
 
 @triton.jit
 def row_kernel(
-    logits,  # (R, V) float32
+    logits,  # (R, V) float32 or bfloat16
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of these logits; outside of them where another shard has them
-    target_logit,  # (R,) float32, `absent` for a target that is not here
+    target_logit,  # (R,) float32, `absent` for a target that is not here; or unused
     reference,  # (R,) float32: the largest logit of the row
     total,  # (R,) float32: sum of exp(logit - reference), the target's left out
     exponentials,  # (R, V): may be `logits` itself; or unused
@@ -43,16 +48,19 @@ def row_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
+    TAKE_TARGET: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_start = row * logits_stride
     target = tl.load(targets + row)
-    is_here = (target >= 0) & (target < vocabulary)
-    column = tl.where(is_here, target, 0)
-    _own_capped, own_logit = _logits_at(  # not _, which the loop below gives another shape
-        logits, bias, row_start, column, True, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
-    )
+    if TAKE_TARGET:
+        is_here = (target >= 0) & (target < vocabulary)
+        column = tl.where(is_here, target, 0)
+        _own_capped, own_logit = _logits_at(  # not _, which the loop below gives another shape
+            logits, bias, row_start, column, True, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
+        )
+        tl.store(target_logit + row, tl.where(is_here, own_logit, absent))
 
     highest = tl.full((BLOCK_VOCABULARY,), float("-inf"), tl.float32)
     running = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
@@ -71,7 +79,6 @@ def row_kernel(
     row_reference = tl.max(highest, 0)
     against = tl.where(highest == float("-inf"), 0.0, row_reference)
     row_total = tl.sum(running * tl.exp(highest - against), 0)
-    tl.store(target_logit + row, tl.where(is_here, own_logit, absent))
     tl.store(reference + row, row_reference)
     tl.store(total + row, row_total)
 
@@ -90,13 +97,19 @@ def row_kernel(
             tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=inside)
 
 
-def row_pass(logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """(target_logit, reference, total), each (R,) float32; fills `exponentials` (R, V), which may be `logits`.
+def row_pass(
+    logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor | None, target_logit: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(target_logit, reference, total), each (R,) float32, nats; fills `exponentials` (R, V), which may be `logits`.
 
-    logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here.
+    logits: (R, V) float32 or bfloat16, hidden @ weight^T alone: bias, soft-cap and temperature are applied here.
+    target_logit: (R,) float32, nats, where the caller has it more exactly than `logits`: it is handed back as it is.
     """
     row_count, vocabulary = logits.shape
-    outputs = tuple(torch.empty(row_count, dtype=torch.float32, device=logits.device) for _ in range(3))
+    takes_target = target_logit is None
+    if takes_target:
+        target_logit = logits.new_empty(row_count, dtype=torch.float32)
+    outputs = (target_logit, torch.empty_like(target_logit), torch.empty_like(target_logit))
     if row_count:
         row_kernel[(row_count,)](
             logits,
@@ -113,7 +126,8 @@ def row_pass(logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor |
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             STORE=exponentials is not None,
-            BLOCK_VOCABULARY=min(BLOCK_VOCABULARY, triton.next_power_of_2(vocabulary)),
+            TAKE_TARGET=takes_target,
+            BLOCK_VOCABULARY=min(BLOCK_BYTES // logits.itemsize, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )
     return outputs
