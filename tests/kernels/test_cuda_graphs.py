@@ -88,6 +88,31 @@ def test_linear_logprob_replays_with_new_inputs(dtype):
         assert relative_error(gradient.cpu(), fresh[name].grad.cpu()) <= (1e-5 if dtype == torch.float32 else 0.01)
 
 
+@pytest.mark.gpu
+@needs_cuda
+def test_a_plain_head_is_captured_whatever_serves_it():
+    """One that the implementation hopper takes where it is installed: its kernels too must go to the capturing stream."""
+    random = torch.Generator("cuda").manual_seed(0)
+    options = {"device": "cuda", "dtype": torch.bfloat16, "generator": random}
+    hidden, weight = torch.randn(200, 64, **options), torch.randn(1024, 64, **options)
+    targets = torch.randint(1024, (200,), device="cuda", generator=random)
+    outcome = {}
+
+    def step():
+        leaf = hidden.detach().requires_grad_()
+        outcome["logprob"] = linear_logprob(leaf, weight, targets)
+        (outcome["gradient"],) = torch.autograd.grad(outcome["logprob"].sum(), leaf)
+
+    graph = captured(step)
+    replayed = dict(outcome)
+    with torch.no_grad():
+        hidden.copy_(torch.randn(200, 64, **options))
+    graph.replay()
+    step()
+    for name, value in replayed.items():
+        torch.testing.assert_close(value, outcome[name], rtol=0.01, atol=1e-4)
+
+
 def test_offsets_on_both_sides_change_nothing(device):
     problem = on_device(make_problem([3, 0, 9, 1], with_bias=True).cast(torch.float32), device)
     want = on_cpu(problem.run(block_rows=4))
