@@ -91,7 +91,7 @@ def test_linear_logprob_replays_with_new_inputs(dtype):
 @pytest.mark.gpu
 @needs_cuda
 def test_a_plain_head_is_captured_whatever_serves_it():
-    """One that the implementation hopper takes where it is installed: its kernels too must go to the capturing stream."""
+    """One that hopper takes where it is installed: its kernels, too, must go to the capturing stream."""
     random = torch.Generator("cuda").manual_seed(0)
     options = {"device": "cuda", "dtype": torch.bfloat16, "generator": random}
     hidden, weight = torch.randn(200, 64, **options), torch.randn(1024, 64, **options)
