@@ -12,7 +12,7 @@ from bench.shapes import Shape
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.project import TileStatistics, project
 from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.segment import settle_sequences_
 from fastflow_kernels.gpu.settle import settle_
@@ -22,6 +22,7 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
+from fastflow_kernels.tilt import Tilt
 
 USUAL = Shape(4096, 1536, 151936)
 ODD_WIDTH = Shape(4096, 1537, 151936)  # rows that are not aligned to 16 bytes: neither TMA nor cp.async
@@ -31,6 +32,7 @@ OTHER_WIDTHS = tuple(Shape(4096, width, 151936) for width in (2048, 3584, 4096))
 
 EVERY_SETTING = tuple(product((False, True), repeat=3))  # stores, bias, soft-cap
 ALL_OR_NONE = ((False, False, False), (True, True, True))
+MOMENTS, TILT = "moments", "tilt"  # what a call for statistics, or for a gradient of them, asks for besides
 
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products in bfloat16
 ANY_TENSOR_CORES = "*MMA"
@@ -81,6 +83,13 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     for shape, dtype, settings in plan:
         for setting in settings:
             yield project_case(architecture, shape, dtype, *setting)
+            for further in _further(setting) if thorough or shape == USUAL else ():
+                yield project_case(architecture, shape, dtype, *setting, further=further)
+
+
+def _further(setting: tuple[bool, bool, bool]) -> tuple[str, ...]:
+    """Only what is stored can be tilted."""
+    return (MOMENTS, TILT) if setting[0] else (MOMENTS,)
 
 
 def project_case(
@@ -91,10 +100,13 @@ def project_case(
     has_bias: bool,
     has_softcap: bool,
     tile: Tile | None = None,
+    further: str | None = None,
 ) -> Case:
-    """tile: None for that of the table."""
+    """tile: None for that of the table. further: MOMENTS, TILT or None."""
     head = _head(shape, dtype, has_bias, has_softcap)
-    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), head.weight)
+    key = TileKey(architecture, stores, has_bias, has_softcap, further is not None)
+    tile = tile or table_tile(key, head.weight)
+    options = _options(further, shape)
     hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
     exponentials = _block(shape, dtype) if stores else None
     needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
@@ -102,8 +114,8 @@ def project_case(
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
     return Case(
         "project",
-        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}",
-        partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials),
+        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap, further)}",
+        partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials, **options),
         needs=tuple(needs),
         forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
@@ -116,10 +128,12 @@ def _row_cases(thorough: bool) -> Iterator[Case]:
         narrow = _block(shape, torch.bfloat16)
         for stores, has_bias, has_softcap in EVERY_SETTING if thorough else ALL_OR_NONE:
             head = _head(shape, torch.float32, has_bias, has_softcap)
-            for exponentials in (logits, narrow) if stores else (None,):
+            places = (logits, narrow) if stores else (None,)
+            for exponentials, further in product(places, (None, *_further((stores, has_bias, has_softcap)))):
                 dtype = torch.float32 if exponentials is None else exponentials.dtype
-                words = _words(shape, dtype, stores, has_bias, has_softcap)
-                yield Case("row", words, partial(row_pass, logits, head, targets, exponentials))
+                options = {"with_moments": further == MOMENTS, "affine": _rows(shape, 2) if further == TILT else None}
+                words = _words(shape, dtype, stores, has_bias, has_softcap, further)
+                yield Case("row", words, partial(row_pass, logits, head, targets, exponentials, **options))
 
 
 def _target_logit_cases(thorough: bool) -> Iterator[Case]:
@@ -146,8 +160,9 @@ def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
 
 def _combine_cases(thorough: bool) -> Iterator[Case]:
     for tile_count, row_count in ((594, 4096), (1, 1)) if thorough else ((594, 4096),):
-        statistics = _empty(tile_count, row_count), _empty(tile_count, row_count)
-        yield Case("combine", f"{tile_count} tiles, {row_count} rows", partial(combine, *statistics))
+        for count, words in ((2, ""), (4, ", moments")):
+            tiles = TileStatistics(*(_empty(tile_count, row_count) for _ in range(count)))
+            yield Case("combine", f"{tile_count} tiles, {row_count} rows{words}", partial(combine, tiles))
 
 
 def _finish_cases(thorough: bool) -> Iterator[Case]:
@@ -198,6 +213,16 @@ def _block(shape: Shape, dtype: torch.dtype) -> Tensor:
     return _empty(shape.rows, -(-shape.vocabulary // 8) * 8, dtype=dtype)[:, : shape.vocabulary]
 
 
+def _rows(shape: Shape, count: int) -> tuple[Tensor, ...]:
+    """`count` numbers for each row."""
+    return tuple(_empty(shape.rows) for _ in range(count))
+
+
+def _options(further: str | None, shape: Shape) -> dict:
+    """Of the projection."""
+    return {"with_moments": further == MOMENTS, "tilt": Tilt(*_rows(shape, 4)) if further == TILT else None}
+
+
 def _head(shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool) -> Head:
     weight = _empty(shape.vocabulary, shape.width, dtype=dtype)
     return Head(weight, _empty(shape.vocabulary) if has_bias else None, softcap=30.0 if has_softcap else None)
@@ -209,10 +234,13 @@ def _tile_words(tile: Tile) -> str:
     return " ".join([words, *(name for name, is_set in flags.items() if is_set)])
 
 
-def _words(shape: Shape, dtype: torch.dtype, stores=False, has_bias=False, has_softcap=False) -> str:
+def _words(
+    shape: Shape, dtype: torch.dtype, stores=False, has_bias=False, has_softcap=False, further: str | None = None
+) -> str:
     sizes = {
         f"D {shape.width}": shape.width != USUAL.width,
         f"V {shape.vocabulary}": shape.vocabulary != USUAL.vocabulary,
     }
     flags = sizes | {"bias": has_bias, "softcap": has_softcap, "stores": stores}
-    return " ".join([str(dtype).removeprefix("torch."), *(name for name, is_set in flags.items() if is_set)])
+    found = [name for name, is_set in flags.items() if is_set] + ([further] if further else [])
+    return " ".join([str(dtype).removeprefix("torch."), *found])

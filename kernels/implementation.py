@@ -59,12 +59,14 @@ class Choice:
         return f"{self.name}: {self.reason}"
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Choice:
+def choose(device: torch.device, dtype: torch.dtype, *, statistics: bool = False) -> Choice:
     """For inputs on this device that enter the products in this type.
+
+    statistics: whether the call asks for TokenStatistics.
 
     Raises:
         ValueError: FASTFLOW_KERNELS names no implementation.
-        RuntimeError: it names one that cannot serve this device and type.
+        RuntimeError: it names one that cannot serve this call.
     """
     forced = os.environ.get(FORCE)
     if forced is None:
@@ -72,6 +74,8 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
     if forced not in NAMES:
         raise ValueError(f"{FORCE} must be one of {', '.join(NAMES)}, got {forced!r}; correct it or unset it.")
     obstacle = _obstacle(forced, device, dtype)
+    if statistics and forced == "cuda":
+        obstacle = "the CUDA kernels take log-probs alone, and no statistics"
     if obstacle:
         raise RuntimeError(f"{FORCE}={forced} cannot serve this call: {obstacle}; unset it, or set it to torch.")
     return Choice(forced, f"{FORCE} asks for it")

@@ -14,21 +14,36 @@ the bytes of a float32 logit. The target's own logit is a natural reference: it 
 other logit stands far above it, all tiles of a row share one reference and `settle` has nothing to do. MARGIN
 keeps every exponential finite, also after a sum over the vocabulary and a product in bfloat16.
 
+Two more sums per row and tile, and a tilt of what is stored, are compiled in where statistics or their gradients are
+asked for (moments.py, tilt.py).
+
 Tiles run down the rows first, a group of rows at a time: the rows' hidden states stay in the L2 cache while the
 head's weight streams by once a group. Operands come through tensor descriptors (TMA) where the device has them
 and the rows are aligned to 16 bytes, else through pointers.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, NATS_PER_BIT, bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
+from fastflow_kernels.tilt import Tilt
 
 MARGIN = tl.constexpr(43.0)  # bits, 30 nats
+
+
+class TileStatistics(NamedTuple):
+    """Of each vocabulary tile and row, (T, R) float32; the last two where moments are asked for (moments.py)."""
+
+    reference: Tensor  # bits
+    total: Tensor
+    weighted: Tensor | None = None  # sum of exponential times exponent, the target's left out; bits
+    logit_sum: Tensor | None = None  # the target's included; before the scale
 
 
 @triton.jit
@@ -52,6 +67,11 @@ def project_kernel(
     tile_reference,  # (vocabulary tiles, R) float32, bits
     tile_total,  # (vocabulary tiles, R) float32
     exponentials,  # (R, V), pointer or descriptor, or unused
+    tile_weighted,  # (vocabulary tiles, R) float32, bits, or unused
+    tile_logits,  # (vocabulary tiles, R) float32, or unused
+    tilt_constant,  # (R,) float32, or unused
+    tilt_slope,  # (R,) float32, per bit, or unused
+    tilt_centre,  # (R,) float32, bits, or unused
     row_count,
     vocabulary,
     hidden_stride,
@@ -63,6 +83,8 @@ def project_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    TILT: tl.constexpr,
     TMA: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
@@ -104,6 +126,10 @@ def project_kernel(
         if HAS_SOFTCAP:
             logits = soft_capped(logits, softcap)
         is_row = rows < row_count
+        places = vocabulary_tile.to(tl.int64) * row_count + rows
+        if MOMENTS:
+            inside = tl.arange(0, BLOCK_VOCABULARY)[None, :] < vocabulary - first_column
+            tl.store(tile_logits + places, tl.sum(tl.where(inside, logits, 0.0), 1), mask=is_row)
         offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
         place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
         if (first_column + BLOCK_VOCABULARY > vocabulary) | (
@@ -116,9 +142,17 @@ def project_kernel(
         largest = tl.max(logits, 1) * scale
         reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
         values = tl.exp2(logits * scale - reference[:, None])
-        places = vocabulary_tile.to(tl.int64) * row_count + rows
         tl.store(tile_reference + places, reference, mask=is_row)
         tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
+        if MOMENTS:
+            weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+            tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)
+        if TILT:
+            slope = tl.load(tilt_slope + rows, mask=is_row, other=0.0)
+            centre = tl.load(tilt_centre + rows, mask=is_row, other=0.0) - (reference - own_logit)
+            constant = tl.load(tilt_constant + rows, mask=is_row, other=0.0) - slope * centre
+            exponents = tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+            values *= constant[:, None] + slope[:, None] * exponents
         if STORE:
             if HAS_SOFTCAP:
                 values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
@@ -131,9 +165,17 @@ def project_kernel(
 
 
 def project(
-    hidden: Tensor, head: Head, targets: Tensor, target_logit: Tensor, tile: Tile, exponentials: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(reference, total) of every vocabulary tile and row, (T, R) float32; fills `exponentials` (R, V) if given.
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    target_logit: Tensor,
+    tile: Tile,
+    exponentials: Tensor | None,
+    *,
+    with_moments: bool = False,
+    tilt: Tilt | None = None,
+) -> TileStatistics:
+    """The statistics of every vocabulary tile and row; fills `exponentials` (R, V) if given, tilted by `tilt`.
 
     hidden: (R, D), in the type of head.weight; targets and target_logit: (R,). References and target_logit in bits.
     """
@@ -141,9 +183,10 @@ def project(
     row_tiles = triton.cdiv(row_count, tile.rows)
     vocabulary_tiles = triton.cdiv(head.vocabulary, tile.vocabulary)
     shape = (vocabulary_tiles, row_count)
-    reference, total = (torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(2))
+    columns = [torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(4 if with_moments else 2)]
+    statistics = TileStatistics(*columns)
     if not row_count:
-        return reference, total
+        return statistics
     programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
     operands = hidden, head.weight, exponentials
     use_tma = tile.tma and all(operand is None or has_aligned_rows(operand) for operand in operands)
@@ -155,9 +198,12 @@ def project(
         head.bias,
         targets,
         target_logit,
-        reference,
-        total,
+        statistics.reference,
+        statistics.total,
         operands[2],
+        statistics.weighted,
+        statistics.logit_sum,
+        *((None,) * 3 if tilt is None else _in_bits(tilt)),
         row_count,
         head.vocabulary,
         hidden.stride(0),
@@ -169,6 +215,8 @@ def project(
         HAS_BIAS=head.bias is not None,
         HAS_SOFTCAP=head.softcap is not None,
         STORE=exponentials is not None,
+        MOMENTS=with_moments,
+        TILT=tilt is not None,
         TMA=use_tma,
         BLOCK_ROWS=tile.rows,
         BLOCK_VOCABULARY=tile.vocabulary,
@@ -179,7 +227,12 @@ def project(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return reference, total
+    return statistics
+
+
+def _in_bits(tilt: Tilt) -> tuple[Tensor, Tensor, Tensor]:
+    """(constant, slope per bit, centre in bits)."""
+    return tilt.logprob - tilt.logsumexp, tilt.entropy * NATS_PER_BIT, tilt.centre / NATS_PER_BIT
 
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:

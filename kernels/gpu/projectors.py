@@ -1,6 +1,8 @@
 """The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.logit import NATS_PER_BIT
+from fastflow_kernels.gpu.logit import NATS_PER_BIT, bits_per_logit
 from fastflow_kernels.gpu.project import project
 from fastflow_kernels.gpu.row import row_pass
 from fastflow_kernels.gpu.settle import settle_
@@ -17,10 +19,12 @@ from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.matmul import project as library_project
+from fastflow_kernels.moments import Moments
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
+from fastflow_kernels.tilt import Tilt
 
 FORWARD_ROWS = 16384  # the statistics of these take 2 * 4 * 16384 * V / 256 bytes: 78 MB at V = 152,000
 
@@ -77,37 +81,57 @@ class FusedProjector(TritonProjector):
         super().__init__(head, most_rows)
         self._tile: Tile | None = None  # of the last block
 
-    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._project(hidden, columns, None)[1]
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
+        return self._project(hidden, columns, None, with_moments=with_moments)[1]
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+    def _exponentials(
+        self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False, tilt: Tilt | None = None
+    ) -> Exponentials:
         matrix = self._block(hidden.shape[0], self.head.weight.dtype)
-        return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
+        found = self._project(hidden, columns, matrix, with_moments=with_moments, tilt=tilt)
+        return Exponentials([Panel(0, matrix)], *found)
 
-    def _project(self, hidden: Tensor, columns: Tensor, matrix: Tensor | None) -> tuple[Tensor, RowStatistics]:
+    def _project(
+        self,
+        hidden: Tensor,
+        columns: Tensor,
+        matrix: Tensor | None,
+        *,
+        with_moments: bool = False,
+        tilt: Tilt | None = None,
+    ) -> tuple[Tensor, RowStatistics]:
+        """The tiles' references, and what all tiles of a row come down to."""
         head = self.head
         target_logit = target_logits(hidden, head, columns)
         if head.shard is not None:
             head.shard.sum_(target_logit)
-        self._tile = self._choose_tile(hidden, columns, target_logit, matrix)
-        tile_reference, tile_total = project(hidden, head, columns, target_logit, self._tile, matrix)
-        return tile_reference, RowStatistics(target_logit, *combine(tile_reference, tile_total), scale=NATS_PER_BIT)
+        launch = partial(
+            project, hidden, head, columns, target_logit, exponentials=matrix, with_moments=with_moments, tilt=tilt
+        )
+        self._tile = self._choose_tile(launch, matrix is not None, with_moments, tilt is not None)
+        tiles = launch(self._tile)
+        rows = combine(tiles)
+        moments = None
+        if with_moments:  # logits of RowStatistics are in bits here
+            logit_sum = rows.logit_sum * bits_per_logit(head)
+            moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
+        return tiles.reference, RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
 
-    def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
+    def _choose_tile(
+        self, launch: Callable[[Tile], object], stores: bool, with_moments: bool, has_tilt: bool
+    ) -> Tile:
         head = self.head
         use = {
-            "stores": matrix is not None,
+            "stores": stores,
             "has_bias": head.bias is not None,
             "has_softcap": head.softcap is not None,
+            "has_further": with_moments or has_tilt,
         }
         default = tile_for(head.weight, **use)
-        if not hidden.is_cuda or not autotune.is_requested():
+        if not head.weight.is_cuda or not autotune.is_requested():
             return default
-        return autotune.fastest(
-            (head.weight.device, head.weight.dtype, head.weight.shape, *use.values()),
-            lambda tile: project(hidden, head, columns, target_logit, tile, matrix),
-            (default, *candidates_for(head.weight)),
-        )
+        key = (head.weight.device, head.weight.dtype, head.weight.shape, *use.values(), has_tilt)
+        return autotune.fastest(key, launch, (default, *candidates_for(head.weight)))
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
         settle_(exponentials.panels[0].matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
@@ -125,13 +149,18 @@ class RowsProjector(TritonProjector):
         super().__init__(head, most_rows)
         self._narrow: Tensor | None = None
 
-    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._row_pass(self._logits(hidden), columns, None)
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
+        return self._row_pass(self._logits(hidden), columns, None, with_moments=with_moments)
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+    def _exponentials(
+        self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False, tilt: Tilt | None = None
+    ) -> Exponentials:
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
-        statistics = self._row_pass(logits, columns, matrix)
+        affine = None
+        if tilt is not None:  # whose origin is the target's logit, which another shard may have
+            affine = tilt.affine(self._row_pass(logits, columns, None).target_below_reference())
+        statistics = self._row_pass(logits, columns, matrix, with_moments=with_moments, affine=affine)
         return Exponentials([Panel(0, matrix)], statistics.reference.unsqueeze(0), statistics)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -146,8 +175,21 @@ class RowsProjector(TritonProjector):
             self._narrow = torch.empty_like(self._buffer, dtype=self.head.weight.dtype)
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
-    def _row_pass(self, logits: Tensor, columns: Tensor, matrix: Tensor | None) -> RowStatistics:
-        statistics = RowStatistics(*row_pass(logits, self.head, columns, matrix))
+    def _row_pass(
+        self,
+        logits: Tensor,
+        columns: Tensor,
+        matrix: Tensor | None,
+        *,
+        with_moments: bool = False,
+        affine: tuple[Tensor, Tensor] | None = None,
+    ) -> RowStatistics:
+        found = row_pass(logits, self.head, columns, matrix, with_moments=with_moments, affine=affine)
+        moments = Moments(*found[3:], self.head.vocabulary) if with_moments else None
+        return self._over_all_shards(RowStatistics(*found[:3], moments=moments))
+
+    def _over_all_shards(self, statistics: RowStatistics) -> RowStatistics:
+        """Their targets' logits."""
         if self.head.shard is not None:
             self.head.shard.sum_(statistics.target_logit)
         return statistics

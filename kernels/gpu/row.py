@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 
 BLOCK_VOCABULARY = 1024  # four entries a thread; 16 spill a register or two with some settings
@@ -34,6 +34,10 @@ def row_kernel(
     reference,  # (R,) float32: the largest logit of the row
     total,  # (R,) float32: sum of exp(logit - reference), the target's left out
     exponentials,  # (R, V): may be `logits` itself; or unused
+    weighted_sum,  # (R,) float32: sum of exp(u) u, u = logit - reference, the target's left out; or unused
+    logit_sum,  # (R,) float32, the target's included; or unused
+    tilt_constant,  # (R,) float32, or unused
+    tilt_slope,  # (R,) float32, or unused
     vocabulary,
     logits_stride,
     exponentials_stride,
@@ -43,6 +47,8 @@ def row_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    TILT: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -56,6 +62,8 @@ def row_kernel(
 
     highest = tl.full((BLOCK_VOCABULARY,), float("-inf"), tl.float32)
     running = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
+    running_weighted = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
+    running_logits = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
     for start in range(0, vocabulary, BLOCK_VOCABULARY):
         columns = start + tl.arange(0, BLOCK_VOCABULARY)
         inside = columns < vocabulary
@@ -66,6 +74,11 @@ def row_kernel(
         # lanes that have seen nothing yet hold -inf: exp(-inf - -inf) is nan, so they measure against 0
         against = tl.where(higher == float("-inf"), 0.0, higher)
         others = tl.where(inside & (columns != target), scaled, float("-inf"))
+        if MOMENTS:
+            shift = tl.maximum(highest - against, LEAST_EXPONENT)
+            running_weighted = (running_weighted + running * shift) * tl.exp(highest - against)
+            running_weighted += tl.exp(others - against) * tl.maximum(others - against, LEAST_EXPONENT)
+            running_logits += tl.where(inside, scaled, 0.0)
         running = running * tl.exp(highest - against) + tl.exp(others - against)
         highest = higher
     row_reference = tl.max(highest, 0)
@@ -74,6 +87,11 @@ def row_kernel(
     tl.store(target_logit + row, tl.where(is_here, own_logit, absent))
     tl.store(reference + row, row_reference)
     tl.store(total + row, row_total)
+    if MOMENTS:
+        shift = tl.maximum(highest - against, LEAST_EXPONENT)
+        running_weighted = (running_weighted + running * shift) * tl.exp(highest - against)
+        tl.store(weighted_sum + row, tl.sum(running_weighted, 0))
+        tl.store(logit_sum + row, tl.sum(running_logits, 0))
 
     if STORE:
         for start in range(0, vocabulary, BLOCK_VOCABULARY):
@@ -83,6 +101,9 @@ def row_kernel(
                 logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
             )
             values = tl.exp(scaled - row_reference)
+            if TILT:
+                exponents = tl.maximum(scaled - row_reference, LEAST_EXPONENT)
+                values *= tl.load(tilt_constant + row) + tl.load(tilt_slope + row) * exponents
             if HAS_SOFTCAP:
                 values *= soft_cap_slope(capped, softcap)
             values = tl.where(columns == target, 0.0, values)
@@ -90,20 +111,33 @@ def row_kernel(
             tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=inside)
 
 
-def row_pass(logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def row_pass(
+    logits: Tensor,
+    head: Head,
+    targets: Tensor,
+    exponentials: Tensor | None,
+    *,
+    with_moments: bool = False,
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
     """(target_logit, reference, total), each (R,) float32; fills `exponentials` (R, V), which may be `logits`.
 
-    logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here.
+    logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here. with_moments:
+    returns two more, the sums of exponential times exponent, the target's left out, and of all logits. affine:
+    (constant, slope), (R,) each; what is stored is multiplied by constant + slope * (logit - reference).
     """
     row_count, vocabulary = logits.shape
-    outputs = tuple(torch.empty(row_count, dtype=torch.float32, device=logits.device) for _ in range(3))
+    count = 5 if with_moments else 3
+    outputs = tuple(torch.empty(row_count, dtype=torch.float32, device=logits.device) for _ in range(count))
     if row_count:
         row_kernel[(row_count,)](
             logits,
             head.bias,
             targets,
-            *outputs,
+            *outputs[:3],
             exponentials,
+            *(outputs[3:] or (None, None)),
+            *(affine or (None, None)),
             vocabulary,
             logits.stride(0),
             0 if exponentials is None else exponentials.stride(0),
@@ -113,6 +147,8 @@ def row_pass(logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor |
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             STORE=exponentials is not None,
+            MOMENTS=with_moments,
+            TILT=affine is not None,
             BLOCK_VOCABULARY=min(BLOCK_VOCABULARY, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )
