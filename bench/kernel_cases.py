@@ -12,8 +12,9 @@ from bench.shapes import Shape
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.project import TileStatistics, project
+from fastflow_kernels.gpu.project import TileStatistics, project, project_tilted
 from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.row_tilt import tilt_rows
 from fastflow_kernels.gpu.segment import settle_sequences_
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
@@ -22,7 +23,6 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
-from fastflow_kernels.tilt import Tilt
 
 USUAL = Shape(4096, 1536, 151936)
 ODD_WIDTH = Shape(4096, 1537, 151936)  # rows that are not aligned to 16 bytes: neither TMA nor cp.async
@@ -104,18 +104,20 @@ def project_case(
 ) -> Case:
     """tile: None for that of the table. further: MOMENTS, TILT or None."""
     head = _head(shape, dtype, has_bias, has_softcap)
-    key = TileKey(architecture, stores, has_bias, has_softcap, further is not None)
-    tile = tile or table_tile(key, head.weight)
-    options = _options(further, shape)
+    flags = {"has_moments": further == MOMENTS, "has_tilt": further == TILT}
+    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap, **flags), head.weight)
     hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
     exponentials = _block(shape, dtype) if stores else None
+    launch = partial(project, with_moments=further == MOMENTS)
+    if further == TILT:
+        launch = partial(project_tilted, affine=(_empty(shape.rows), _empty(shape.rows)))
     needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
     if has_aligned_rows(head.weight):
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
     return Case(
         "project",
         f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap, further)}",
-        partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials, **options),
+        partial(launch, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
         forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
@@ -128,12 +130,15 @@ def _row_cases(thorough: bool) -> Iterator[Case]:
         narrow = _block(shape, torch.bfloat16)
         for stores, has_bias, has_softcap in EVERY_SETTING if thorough else ALL_OR_NONE:
             head = _head(shape, torch.float32, has_bias, has_softcap)
-            places = (logits, narrow) if stores else (None,)
-            for exponentials, further in product(places, (None, *_further((stores, has_bias, has_softcap)))):
+            for exponentials in (logits, narrow) if stores else (None,):
                 dtype = torch.float32 if exponentials is None else exponentials.dtype
-                options = {"with_moments": further == MOMENTS, "affine": _rows(shape, 2) if further == TILT else None}
-                words = _words(shape, dtype, stores, has_bias, has_softcap, further)
-                yield Case("row", words, partial(row_pass, logits, head, targets, exponentials, **options))
+                words = partial(_words, shape, dtype, stores, has_bias, has_softcap)
+                launch = partial(row_pass, logits, head, targets, exponentials)
+                yield Case("row", words(), launch)
+                yield Case("row", words(MOMENTS), partial(launch, with_moments=True))
+                if stores:
+                    rows = _empty(shape.rows)
+                    yield Case("row_tilt", words(), partial(tilt_rows, logits, head, rows, (rows, rows), exponentials))
 
 
 def _target_logit_cases(thorough: bool) -> Iterator[Case]:
@@ -211,16 +216,6 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _block(shape: Shape, dtype: torch.dtype) -> Tensor:
     """(N, V) as a projector allocates it, with rows at multiples of 16 bytes."""
     return _empty(shape.rows, -(-shape.vocabulary // 8) * 8, dtype=dtype)[:, : shape.vocabulary]
-
-
-def _rows(shape: Shape, count: int) -> tuple[Tensor, ...]:
-    """`count` numbers for each row."""
-    return tuple(_empty(shape.rows) for _ in range(count))
-
-
-def _options(further: str | None, shape: Shape) -> dict:
-    """Of the projection."""
-    return {"with_moments": further == MOMENTS, "tilt": Tilt(*_rows(shape, 4)) if further == TILT else None}
 
 
 def _head(shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool) -> Head:

@@ -15,7 +15,7 @@ from fastflow_kernels.implementation import choose
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.tilt import tilt_of
+from fastflow_kernels.tilt import Tilt
 from fastflow_kernels.validate import check_target_range
 
 
@@ -85,7 +85,7 @@ def run_backward(
     accumulator = accumulator_dtype(product_dtype)
     tilt = None
     if upstream_entropy is not None or upstream_logsumexp is not None:
-        tilt = tilt_of(
+        tilt = Tilt.of(
             logprob,
             entropy,
             upstream_logprob=upstream,

@@ -86,21 +86,21 @@ class Projector(ABC):
     def tilted_directions(self, hidden: Tensor, targets: Tensor, tilt: Tilt) -> Directions:
         """The gradient of log-probs, entropies and logsumexps together, their upstream gradients taken in."""
         columns = self.head.columns(targets)
-        exponentials = self._exponentials(hidden, columns, tilt=tilt)
-        statistics = exponentials.statistics.merged(self.head.shard)
-        self._settle_(exponentials, statistics.reference)
-        self._set_target_entries_(exponentials.panels, columns, statistics, tilt.target_entry(statistics))
-        return Directions(exponentials.panels, statistics.factor() / self.head.temperature)
+        panels, statistics = self._tilted(hidden, columns, tilt)
+        self._set_target_entries_(panels, columns, statistics, tilt.target_entry(statistics))
+        return Directions(panels, statistics.factor() / self.head.temperature)
 
     @abstractmethod
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
         """Forward only."""
 
     @abstractmethod
-    def _exponentials(
-        self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False, tilt: Tilt | None = None
-    ) -> Exponentials:
-        """With the matrix that the gradient needs, tilted where there is a tilt; moments of such a one are not taken."""
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
+        """With the matrix that the gradient needs."""
+
+    @abstractmethod
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        """Panels of the tilted direction, whatever at the targets; the statistics are the tilt's."""
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
         """Brings the matrix to the row's final reference, which other shards may have raised."""

@@ -30,7 +30,8 @@ class TileKey:
     stores: bool  # whether exponentials are stored
     has_bias: bool  # a number per column, which needs as many registers as the logits on sm_100
     has_softcap: bool  # whose slope needs registers where exponentials are stored
-    has_further: bool = False  # moments are summed, or what is stored is tilted
+    has_moments: bool = False  # sums for token statistics
+    has_tilt: bool = False  # of what is stored
 
 
 # Shared memory that a program may have, bytes.
@@ -47,7 +48,7 @@ _PLAIN = {80: _AMPERE, 90: _WIDE, 100: _WIDE, 120: _SMALL}
 _WITH_BIAS = _PLAIN | {100: _NARROW}
 _WITH_SOFTCAP = _PLAIN | {90: _NARROW, 100: _NARROW}
 TILES = {
-    TileKey(architecture, stores, has_bias, has_softcap, has_further): tile
+    TileKey(architecture, stores, has_bias, has_softcap, **further): tile
     for has_bias, has_softcap, tiles in (
         (False, False, _PLAIN),
         (True, False, _WITH_BIAS),
@@ -56,7 +57,7 @@ TILES = {
     )
     for architecture, tile in tiles.items()
     for stores in (False, True)
-    for has_further in (False, True)
+    for further in ({}, {"has_moments": True}, {"has_tilt": True})
 }
 # Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
 UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
@@ -115,12 +116,12 @@ def has_aligned_rows(matrix: Tensor) -> bool:
     return is_aligned and matrix.stride(1) == 1
 
 
-def tile_for(weight: Tensor, *, stores: bool, has_bias: bool, has_softcap: bool, has_further: bool = False) -> Tile:
-    """The tile for a head's weight in the type of the products, on its device."""
+def tile_for(weight: Tensor, **use: bool) -> Tile:
+    """The tile for a head's weight in the type of the products, on its device. use: of TileKey, but the architecture."""
     if not weight.is_cuda:
         return INTERPRETER_TILE
     architecture, _ = _device(weight.device.index)
-    return table_tile(TileKey(architecture, stores, has_bias, has_softcap, has_further), weight)
+    return table_tile(TileKey(architecture, **use), weight)
 
 
 def table_tile(key: TileKey, weight: Tensor) -> Tile:

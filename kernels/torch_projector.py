@@ -60,9 +60,7 @@ class TorchProjector(Projector):
             reference = raised
         return self._as_statistics(hidden, columns, target_logit, reference, total, moments)
 
-    def _exponentials(
-        self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False, tilt: Tilt | None = None
-    ) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         head, panels, maxima = self.head, [], []
         for part in self._column_ranges(len(hidden), KEPT_PANEL_BYTES):
             products = project(hidden, head.weight[part])
@@ -71,16 +69,9 @@ class TorchProjector(Projector):
         reference = self._capped(torch.stack(maxima).amax(dim=0))
         total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
         moments = Moments.zeros(reference) if with_moments else None
-        affine = None if tilt is None else self._affine(hidden, columns, panels, reference, tilt)
         for panel in panels:
             sums = self._row_exponentials_(
-                panel.matrix,
-                panel.columns,
-                columns,
-                _finite(reference),
-                store=True,
-                with_moments=with_moments,
-                affine=affine,
+                panel.matrix, panel.columns, columns, _finite(reference), store=True, with_moments=with_moments
             )
             total += sums[0]
             target_logit += sums[1]
@@ -89,21 +80,30 @@ class TorchProjector(Projector):
         statistics = self._as_statistics(hidden, columns, target_logit, reference, total, moments)
         return Exponentials(panels, statistics.reference.unsqueeze(0), statistics)
 
-    def _affine(
-        self, hidden: Tensor, columns: Tensor, panels: list[Panel], reference: Tensor, tilt: Tilt
-    ) -> tuple[Tensor, Tensor]:
-        """The tilt as a function of what is in the panels, whose products are still there."""
-        target_logit, row = torch.zeros_like(reference), torch.arange(len(columns), device=columns.device)
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        parts = self._column_ranges(len(hidden), KEPT_PANEL_BYTES)
+        panels = [Panel(part.start, project(hidden, self.head.weight[part])) for part in parts]
+        target_logit = self._target_logit(hidden, columns, self._logits_in(panels, columns))
+        statistics = tilt.statistics(target_logit, scale=1.0 / self.head.temperature)
+        affine = tilt.affine(statistics)
+        for panel in panels:
+            self._row_exponentials_(
+                panel.matrix, panel.columns, columns, statistics.reference, store=True, affine=affine
+            )
+        return panels, statistics
+
+    def _logits_in(self, panels: list[Panel], columns: Tensor) -> Tensor:
+        """(R,) the targets' logits before the temperature, from panels of products; 0 where they are in none."""
+        found, row = 0.0, torch.arange(len(columns), device=columns.device)
         for panel in panels:
             column = columns - panel.start
             is_here = (column >= 0) & (column < panel.matrix.shape[1])
             column = column.clamp(0, panel.matrix.shape[1] - 1)
-            product = panel.matrix[row, column].to(reference.dtype)
+            product = panel.matrix[row, column].to(accumulator_dtype(panel.matrix.dtype))
             bias = self._bias(panel.columns)
-            found = self._capped(product if bias is None else product + bias[column])
-            target_logit += found.masked_fill(~is_here, 0.0)
-        target_logit = self._target_logit(hidden, columns, target_logit)
-        return tilt.affine((target_logit - _finite(reference)) / self.head.temperature)
+            logit = self._capped(product if bias is None else product + bias[column])
+            found = found + logit.masked_fill(~is_here, 0.0)
+        return found
 
     def _row_exponentials_(
         self,
@@ -113,7 +113,7 @@ class TorchProjector(Projector):
         reference: Tensor,
         *,
         store: bool,
-        with_moments: bool,
+        with_moments: bool = False,
         affine: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         return self.sweeps().row_exponentials_(

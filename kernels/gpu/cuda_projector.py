@@ -11,7 +11,7 @@ class CudaRowsProjector(RowsProjector):
     """Reads a row of logits once where the Triton kernel reads it twice; where the row fits on the chip."""
 
     def _row_pass(
-        self, logits: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool = False, affine: None = None
+        self, logits: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool = False
     ) -> RowStatistics:
-        """Without moments and tilt: implementation.py refuses calls that need them."""
+        """Without moments: implementation.py refuses calls that need them."""
         return self._over_all_shards(RowStatistics(*cuda_native.row_pass()(logits, self.head, columns, matrix)))

@@ -14,8 +14,8 @@ the bytes of a float32 logit. The target's own logit is a natural reference: it 
 other logit stands far above it, all tiles of a row share one reference and `settle` has nothing to do. MARGIN
 keeps every exponential finite, also after a sum over the vocabulary and a product in bfloat16.
 
-Two more sums per row and tile, and a tilt of what is stored, are compiled in where statistics or their gradients are
-asked for (moments.py, tilt.py).
+Where statistics are asked for, two more sums per row and tile are compiled in (moments.py). For their gradients all
+tiles measure against one reference that is known beforehand, reduce nothing, and store a tilted direction (tilt.py).
 
 Tiles run down the rows first, a group of rows at a time: the rows' hidden states stay in the L2 cache while the
 head's weight streams by once a group. Operands come through tensor descriptors (TMA) where the device has them
@@ -29,10 +29,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import LEAST_EXPONENT, NATS_PER_BIT, bits_per_logit, soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
-from fastflow_kernels.tilt import Tilt
 
 MARGIN = tl.constexpr(43.0)  # bits, 30 nats
 
@@ -40,8 +39,8 @@ MARGIN = tl.constexpr(43.0)  # bits, 30 nats
 class TileStatistics(NamedTuple):
     """Of each vocabulary tile and row, (T, R) float32; the last two where moments are asked for (moments.py)."""
 
-    reference: Tensor  # bits
-    total: Tensor
+    reference: Tensor | None  # bits; None, as the next, where a tilt knows all of it beforehand
+    total: Tensor | None
     weighted: Tensor | None = None  # sum of exponential times exponent, the target's left out; bits
     logit_sum: Tensor | None = None  # the target's included; before the scale
 
@@ -63,15 +62,14 @@ def project_kernel(
     weight,  # (V, D), pointer or descriptor
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
-    target_logit,  # (R,) float32, bits
-    tile_reference,  # (vocabulary tiles, R) float32, bits
-    tile_total,  # (vocabulary tiles, R) float32
+    target_logit,  # (R,) float32, bits; with a tilt, the reference of all tiles
+    tile_reference,  # (vocabulary tiles, R) float32, bits; unused with a tilt
+    tile_total,  # (vocabulary tiles, R) float32; unused with a tilt
     exponentials,  # (R, V), pointer or descriptor, or unused
     tile_weighted,  # (vocabulary tiles, R) float32, bits, or unused
     tile_logits,  # (vocabulary tiles, R) float32, or unused
     tilt_constant,  # (R,) float32, or unused
     tilt_slope,  # (R,) float32, per bit, or unused
-    tilt_centre,  # (R,) float32, bits, or unused
     row_count,
     vocabulary,
     hidden_stride,
@@ -126,10 +124,9 @@ def project_kernel(
         if HAS_SOFTCAP:
             logits = soft_capped(logits, softcap)
         is_row = rows < row_count
-        places = vocabulary_tile.to(tl.int64) * row_count + rows
         if MOMENTS:
             inside = tl.arange(0, BLOCK_VOCABULARY)[None, :] < vocabulary - first_column
-            tl.store(tile_logits + places, tl.sum(tl.where(inside, logits, 0.0), 1), mask=is_row)
+            logit_sum = tl.sum(tl.where(inside, logits, 0.0), 1)
         offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
         place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
         if (first_column + BLOCK_VOCABULARY > vocabulary) | (
@@ -139,20 +136,23 @@ def project_kernel(
             counts = (within < vocabulary - first_column) & (within != place[:, None])
             logits = tl.where(counts, logits, float("-inf"))
         own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
-        largest = tl.max(logits, 1) * scale
-        reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
-        values = tl.exp2(logits * scale - reference[:, None])
-        tl.store(tile_reference + places, reference, mask=is_row)
-        tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
-        if MOMENTS:
-            weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
-            tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)
         if TILT:
+            exponents = logits * scale - own_logit[:, None]
+            constant = tl.load(tilt_constant + rows, mask=is_row, other=0.0)
             slope = tl.load(tilt_slope + rows, mask=is_row, other=0.0)
-            centre = tl.load(tilt_centre + rows, mask=is_row, other=0.0) - (reference - own_logit)
-            constant = tl.load(tilt_constant + rows, mask=is_row, other=0.0) - slope * centre
-            exponents = tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
-            values *= constant[:, None] + slope[:, None] * exponents
+            values = tl.exp2(exponents)
+            values *= slope[:, None] * tl.maximum(exponents, LEAST_EXPONENT) + constant[:, None]
+        else:
+            largest = tl.max(logits, 1) * scale
+            reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
+            values = tl.exp2(logits * scale - reference[:, None])
+            places = vocabulary_tile.to(tl.int64) * row_count + rows
+            tl.store(tile_reference + places, reference, mask=is_row)
+            if MOMENTS:  # ahead of the total: the other way round, a tile of 128 x 256 spills registers
+                weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+                tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)
+                tl.store(tile_logits + places, logit_sum, mask=is_row)
+            tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
         if STORE:
             if HAS_SOFTCAP:
                 values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
@@ -173,20 +173,49 @@ def project(
     exponentials: Tensor | None,
     *,
     with_moments: bool = False,
-    tilt: Tilt | None = None,
 ) -> TileStatistics:
-    """The statistics of every vocabulary tile and row; fills `exponentials` (R, V) if given, tilted by `tilt`.
+    """The statistics of every vocabulary tile and row; fills `exponentials` (R, V) if given.
 
     hidden: (R, D), in the type of head.weight; targets and target_logit: (R,). References and target_logit in bits.
     """
-    row_count, width = hidden.shape
-    row_tiles = triton.cdiv(row_count, tile.rows)
-    vocabulary_tiles = triton.cdiv(head.vocabulary, tile.vocabulary)
-    shape = (vocabulary_tiles, row_count)
+    shape = (triton.cdiv(head.vocabulary, tile.vocabulary), hidden.shape[0])
     columns = [torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(4 if with_moments else 2)]
     statistics = TileStatistics(*columns)
+    _launch(hidden, head, targets, target_logit, tile, exponentials, statistics, (None, None))
+    return statistics
+
+
+def project_tilted(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    reference: Tensor,
+    tile: Tile,
+    direction: Tensor,
+    *,
+    affine: tuple[Tensor, Tensor],
+) -> None:
+    """Fills direction (R, V) with e (constant + slope u), e = 2^u, u = logit - reference, 0 at the targets.
+
+    hidden and targets as above; reference: (R,) in bits; affine: constant, and slope per bit, (R,) each.
+    """
+    _launch(hidden, head, targets, reference, tile, direction, TileStatistics(None, None), affine)
+
+
+def _launch(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    target_logit: Tensor,
+    tile: Tile,
+    exponentials: Tensor | None,
+    statistics: TileStatistics,
+    affine: tuple[Tensor | None, Tensor | None],
+) -> None:
+    row_count, width = hidden.shape
     if not row_count:
-        return statistics
+        return
+    row_tiles, vocabulary_tiles = triton.cdiv(row_count, tile.rows), triton.cdiv(head.vocabulary, tile.vocabulary)
     programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
     operands = hidden, head.weight, exponentials
     use_tma = tile.tma and all(operand is None or has_aligned_rows(operand) for operand in operands)
@@ -203,7 +232,7 @@ def project(
         operands[2],
         statistics.weighted,
         statistics.logit_sum,
-        *((None,) * 3 if tilt is None else _in_bits(tilt)),
+        *affine,
         row_count,
         head.vocabulary,
         hidden.stride(0),
@@ -215,8 +244,8 @@ def project(
         HAS_BIAS=head.bias is not None,
         HAS_SOFTCAP=head.softcap is not None,
         STORE=exponentials is not None,
-        MOMENTS=with_moments,
-        TILT=tilt is not None,
+        MOMENTS=statistics.weighted is not None,
+        TILT=affine[0] is not None,
         TMA=use_tma,
         BLOCK_ROWS=tile.rows,
         BLOCK_VOCABULARY=tile.vocabulary,
@@ -227,12 +256,6 @@ def project(
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
-    return statistics
-
-
-def _in_bits(tilt: Tilt) -> tuple[Tensor, Tensor, Tensor]:
-    """(constant, slope per bit, centre in bits)."""
-    return tilt.logprob - tilt.logsumexp, tilt.entropy * NATS_PER_BIT, tilt.centre / NATS_PER_BIT
 
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:

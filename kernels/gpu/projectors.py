@@ -12,8 +12,9 @@ from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
 from fastflow_kernels.gpu.logit import NATS_PER_BIT, bits_per_logit
-from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.project import project, project_tilted
 from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.row_tilt import tilt_rows
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
@@ -84,32 +85,20 @@ class FusedProjector(TritonProjector):
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
         return self._project(hidden, columns, None, with_moments=with_moments)[1]
 
-    def _exponentials(
-        self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False, tilt: Tilt | None = None
-    ) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         matrix = self._block(hidden.shape[0], self.head.weight.dtype)
-        found = self._project(hidden, columns, matrix, with_moments=with_moments, tilt=tilt)
-        return Exponentials([Panel(0, matrix)], *found)
+        return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix, with_moments=with_moments))
 
     def _project(
-        self,
-        hidden: Tensor,
-        columns: Tensor,
-        matrix: Tensor | None,
-        *,
-        with_moments: bool = False,
-        tilt: Tilt | None = None,
+        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
     ) -> tuple[Tensor, RowStatistics]:
         """The tiles' references, and what all tiles of a row come down to."""
-        head = self.head
-        target_logit = target_logits(hidden, head, columns)
-        if head.shard is not None:
-            head.shard.sum_(target_logit)
+        head, target_logit = self.head, self._target_logit(hidden, columns)
         launch = partial(
-            project, hidden, head, columns, target_logit, exponentials=matrix, with_moments=with_moments, tilt=tilt
+            project, hidden, head, columns, target_logit, exponentials=matrix, with_moments=with_moments
         )
-        self._tile = self._choose_tile(launch, matrix is not None, with_moments, tilt is not None)
-        tiles = launch(self._tile)
+        self._tile = self._choose_tile(launch, stores=matrix is not None, has_moments=with_moments)
+        tiles = launch(tile=self._tile)
         rows = combine(tiles)
         moments = None
         if with_moments:  # logits of RowStatistics are in bits here
@@ -117,21 +106,34 @@ class FusedProjector(TritonProjector):
             moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
         return tiles.reference, RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
 
-    def _choose_tile(
-        self, launch: Callable[[Tile], object], stores: bool, with_moments: bool, has_tilt: bool
-    ) -> Tile:
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        matrix = self._block(hidden.shape[0], self.head.weight.dtype)
+        statistics = tilt.statistics(self._target_logit(hidden, columns), NATS_PER_BIT)
+        constant, slope = tilt.affine(statistics)
+        affine = constant, slope * NATS_PER_BIT
+        launch = partial(
+            project_tilted, hidden, self.head, columns, statistics.reference, direction=matrix, affine=affine
+        )
+        launch(tile=self._choose_tile(launch, stores=True, has_tilt=True))
+        return [Panel(0, matrix)], statistics
+
+    def _target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """(R,) over all shards, bits."""
+        target_logit = target_logits(hidden, self.head, columns)
+        return target_logit if self.head.shard is None else self.head.shard.sum_(target_logit)
+
+    def _choose_tile(self, launch: Callable[..., object], **use: bool) -> Tile:
+        """use: what of TileKey depends on the call."""
         head = self.head
-        use = {
-            "stores": stores,
-            "has_bias": head.bias is not None,
-            "has_softcap": head.softcap is not None,
-            "has_further": with_moments or has_tilt,
-        }
+        use |= {"has_bias": head.bias is not None, "has_softcap": head.softcap is not None}
         default = tile_for(head.weight, **use)
         if not head.weight.is_cuda or not autotune.is_requested():
             return default
-        key = (head.weight.device, head.weight.dtype, head.weight.shape, *use.values(), has_tilt)
-        return autotune.fastest(key, launch, (default, *candidates_for(head.weight)))
+        return autotune.fastest(
+            (head.weight.device, head.weight.dtype, head.weight.shape, *sorted(use.items())),
+            lambda tile: launch(tile=tile),
+            (default, *candidates_for(head.weight)),
+        )
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
         settle_(exponentials.panels[0].matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
@@ -152,16 +154,19 @@ class RowsProjector(TritonProjector):
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
         return self._row_pass(self._logits(hidden), columns, None, with_moments=with_moments)
 
-    def _exponentials(
-        self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False, tilt: Tilt | None = None
-    ) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
-        affine = None
-        if tilt is not None:  # whose origin is the target's logit, which another shard may have
-            affine = tilt.affine(self._row_pass(logits, columns, None).target_below_reference())
-        statistics = self._row_pass(logits, columns, matrix, with_moments=with_moments, affine=affine)
+        statistics = self._row_pass(logits, columns, matrix, with_moments=with_moments)
         return Exponentials([Panel(0, matrix)], statistics.reference.unsqueeze(0), statistics)
+
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        """The first sweep is for the targets' logits, which this way rounds as the products are."""
+        logits = self._logits(hidden)
+        matrix = self._matrix_for(logits)
+        statistics = tilt.statistics(self._row_pass(logits, columns, None).target_logit, scale=1.0)
+        tilt_rows(logits, self.head, statistics.reference, tilt.affine(statistics), matrix)
+        return [Panel(0, matrix)], statistics
 
     def _logits(self, hidden: Tensor) -> Tensor:
         out = self._block(hidden.shape[0], accumulator_dtype(self.head.weight.dtype))
@@ -182,9 +187,8 @@ class RowsProjector(TritonProjector):
         matrix: Tensor | None,
         *,
         with_moments: bool = False,
-        affine: tuple[Tensor, Tensor] | None = None,
     ) -> RowStatistics:
-        found = row_pass(logits, self.head, columns, matrix, with_moments=with_moments, affine=affine)
+        found = row_pass(logits, self.head, columns, matrix, with_moments=with_moments)
         moments = Moments(*found[3:], self.head.vocabulary) if with_moments else None
         return self._over_all_shards(RowStatistics(*found[:3], moments=moments))
 

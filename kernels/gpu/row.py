@@ -15,7 +15,7 @@ BLOCK_VOCABULARY = 1024  # four entries a thread; 16 spill a register or two wit
 
 
 @triton.jit
-def _logits_at(logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP):
+def logits_at(logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP):
     """Logits before the temperature, and after it."""
     values = tl.load(logits + row_start + columns, mask=inside, other=float("-inf")).to(tl.float32)
     if HAS_BIAS:
@@ -36,8 +36,6 @@ def row_kernel(
     exponentials,  # (R, V): may be `logits` itself; or unused
     weighted_sum,  # (R,) float32: sum of exp(u) u, u = logit - reference, the target's left out; or unused
     logit_sum,  # (R,) float32, the target's included; or unused
-    tilt_constant,  # (R,) float32, or unused
-    tilt_slope,  # (R,) float32, or unused
     vocabulary,
     logits_stride,
     exponentials_stride,
@@ -48,7 +46,6 @@ def row_kernel(
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
     MOMENTS: tl.constexpr,
-    TILT: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -56,7 +53,7 @@ def row_kernel(
     target = tl.load(targets + row)
     is_here = (target >= 0) & (target < vocabulary)
     column = tl.where(is_here, target, 0)
-    _own_capped, own_logit = _logits_at(  # not _, which the loop below gives another shape
+    _own_capped, own_logit = logits_at(  # not _, which the loop below gives another shape
         logits, bias, row_start, column, True, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
     )
 
@@ -67,7 +64,7 @@ def row_kernel(
     for start in range(0, vocabulary, BLOCK_VOCABULARY):
         columns = start + tl.arange(0, BLOCK_VOCABULARY)
         inside = columns < vocabulary
-        _, scaled = _logits_at(
+        _, scaled = logits_at(
             logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
         )
         higher = tl.maximum(highest, tl.where(inside, scaled, float("-inf")))
@@ -97,13 +94,10 @@ def row_kernel(
         for start in range(0, vocabulary, BLOCK_VOCABULARY):
             columns = start + tl.arange(0, BLOCK_VOCABULARY)
             inside = columns < vocabulary
-            capped, scaled = _logits_at(
+            capped, scaled = logits_at(
                 logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
             )
             values = tl.exp(scaled - row_reference)
-            if TILT:
-                exponents = tl.maximum(scaled - row_reference, LEAST_EXPONENT)
-                values *= tl.load(tilt_constant + row) + tl.load(tilt_slope + row) * exponents
             if HAS_SOFTCAP:
                 values *= soft_cap_slope(capped, softcap)
             values = tl.where(columns == target, 0.0, values)
@@ -118,13 +112,11 @@ def row_pass(
     exponentials: Tensor | None,
     *,
     with_moments: bool = False,
-    affine: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
     """(target_logit, reference, total), each (R,) float32; fills `exponentials` (R, V), which may be `logits`.
 
     logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here. with_moments:
-    returns two more, the sums of exponential times exponent, the target's left out, and of all logits. affine:
-    (constant, slope), (R,) each; what is stored is multiplied by constant + slope * (logit - reference).
+    returns two more, the sums of exponential times exponent, the target's left out, and of all logits.
     """
     row_count, vocabulary = logits.shape
     count = 5 if with_moments else 3
@@ -137,7 +129,6 @@ def row_pass(
             *outputs[:3],
             exponentials,
             *(outputs[3:] or (None, None)),
-            *(affine or (None, None)),
             vocabulary,
             logits.stride(0),
             0 if exponentials is None else exponentials.stride(0),
@@ -148,7 +139,6 @@ def row_pass(
             HAS_SOFTCAP=head.softcap is not None,
             STORE=exponentials is not None,
             MOMENTS=with_moments,
-            TILT=affine is not None,
             BLOCK_VOCABULARY=min(BLOCK_VOCABULARY, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )
