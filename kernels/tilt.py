@@ -45,10 +45,13 @@ class Tilt(NamedTuple):
         upstream_entropy: Tensor | None,
         upstream_logsumexp: Tensor | None,
     ) -> "Tilt":
-        """From the forward pass's outputs and their upstream gradients, (N,) each; None for 0."""
+        """From the forward pass's outputs and their upstream gradients, (N,) each; None for 0.
+
+        All are made contiguous, as kernels read them: the gradient of a sum is one number with a stride of 0.
+        """
         upstream = (upstream_logprob, upstream_entropy, upstream_logsumexp)
         known = (torch.zeros_like(logprob) if values is None else values.to(logprob.dtype) for values in upstream)
-        return cls(*known, logprob, entropy)
+        return cls(*(values.contiguous() for values in (*known, logprob, entropy)))
 
     def rows(self, rows: slice) -> "Tilt":
         """Views of these rows."""
