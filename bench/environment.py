@@ -13,6 +13,7 @@ DISTRIBUTIONS = (
     "transformers",
     "liger-kernel",
     "cut-cross-entropy",
+    "trl",
     "quack-kernels",
     "nvidia-cutlass-dsl",
     "verl",
@@ -23,7 +24,7 @@ def describe(device: str) -> dict:
     """Plain values, fit for JSON."""
     import torch
 
-    found = {name: _version(name) for name in DISTRIBUTIONS}
+    found = {name: _version(name) for name in DISTRIBUTIONS} | {"torch": torch.__version__}  # with its CUDA build
     described = {
         "date": datetime.date.today().isoformat(),
         "device": device,

@@ -20,6 +20,7 @@ from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
+from fastflow_kernels.matmul import direction_dtype
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
@@ -34,8 +35,10 @@ EVERY_SETTING = tuple(product((False, True), repeat=3))  # stores, bias, soft-ca
 ALL_OR_NONE = ((False, False, False), (True, True, True))
 MOMENTS, TILT = "moments", "tilt"  # what a call for statistics, or for a gradient of them, asks for besides
 
-TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products in bfloat16
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of the factors
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products of two-byte types
 ANY_TENSOR_CORES = "*MMA"
+MOST_EPILOGUE = 1250  # of the projection on sm_90: 128 exponentials a thread, about nine instructions each
 TMA_LOAD, TMA_STORE, ASYNCHRONOUS_COPY = "UTMALDG", "UTMASTG", "LDGSTS"
 
 
@@ -49,6 +52,7 @@ class Case:
     needs: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
     programs: int = 1  # that are to be on a multiprocessor together
+    most_epilogue: int | None = None  # instructions that may follow the last product
 
 
 def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
@@ -57,7 +61,7 @@ def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
     yield from _row_cases(thorough)
     yield from _target_logit_cases(thorough)
     yield from _settle_cases(architecture, thorough)
-    yield from _combine_cases(thorough)
+    yield from _combine_cases(architecture, thorough)
     yield from _finish_cases(thorough)
     yield from _upstream_cases()
     yield from _segment_cases()
@@ -75,11 +79,12 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
         (USUAL, torch.bfloat16, EVERY_SETTING),
         (ODD_WIDTH, torch.bfloat16, ALL_OR_NONE),
         (ODD_VOCABULARY, torch.bfloat16, ALL_OR_NONE),
+        (USUAL, torch.float16, ALL_OR_NONE),
         (USUAL, torch.float32, ALL_OR_NONE),
     ]
     if thorough:
         shapes = (USUAL, ODD_WIDTH, ODD_VOCABULARY, SMALLEST, *OTHER_WIDTHS)
-        plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, (torch.bfloat16, torch.float32))]
+        plan = [(shape, dtype, EVERY_SETTING) for shape, dtype in product(shapes, DTYPES)]
     for shape, dtype, settings in plan:
         for setting in settings:
             yield project_case(architecture, shape, dtype, *setting)
@@ -107,20 +112,22 @@ def project_case(
     flags = {"has_moments": further == MOMENTS, "has_tilt": further == TILT}
     tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap, **flags), head.weight)
     hidden, targets = _empty(shape.rows, shape.width, dtype=dtype), _empty(shape.rows, dtype=torch.int64)
-    exponentials = _block(shape, dtype) if stores else None
+    exponentials = _block(shape, direction_dtype(dtype)) if stores else None
+    needs = [] if dtype == torch.float32 else [TENSOR_CORES[architecture]]
     launch = partial(project, with_moments=further == MOMENTS)
     if further == TILT:
         launch = partial(project_tilted, affine=(_empty(shape.rows), _empty(shape.rows)))
-    needs = [TENSOR_CORES[architecture]] if dtype == torch.bfloat16 else []
     if has_aligned_rows(head.weight):
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
+    is_plain = has_aligned_rows(head.weight) and not (has_bias or has_softcap or tile.flatten or further)
     return Case(
         "project",
         f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap, further)}",
         partial(launch, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
-        forbids=() if dtype == torch.bfloat16 else (ANY_TENSOR_CORES,),  # they would round float32 factors
+        forbids=(ANY_TENSOR_CORES,) if dtype == torch.float32 else (),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
+        most_epilogue=MOST_EPILOGUE if (architecture, dtype) == (90, torch.bfloat16) and is_plain else None,
     )
 
 
@@ -143,7 +150,7 @@ def _row_cases(thorough: bool) -> Iterator[Case]:
 
 def _target_logit_cases(thorough: bool) -> Iterator[Case]:
     for shape in (USUAL, ODD_WIDTH, SMALLEST) if thorough else (USUAL,):
-        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+        for dtype, (_, has_bias, has_softcap) in product(DTYPES, ALL_OR_NONE):
             head, hidden = _head(shape, dtype, has_bias, has_softcap), _empty(shape.rows, shape.width, dtype=dtype)
             words = _words(shape, dtype, False, has_bias, has_softcap)
             yield Case(
@@ -154,20 +161,41 @@ def _target_logit_cases(thorough: bool) -> Iterator[Case]:
 def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     """With each width of tiles that the projection may have left."""
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
-        for dtype in (torch.bfloat16, torch.float32):
-            weight = _empty(shape.vocabulary, shape.width, dtype=dtype)
-            tiles = [table_tile(TileKey(architecture, *setting), weight) for setting in EVERY_SETTING if setting[0]]
-            for width in sorted({tile.vocabulary for tile in tiles}):
-                tile_reference = _empty(-(-shape.vocabulary // width), shape.rows)
-                launch = partial(settle_, _block(shape, dtype), tile_reference, _empty(shape.rows), width)
-                yield Case("settle", f"{_words(shape, dtype)}, tiles of {width}", launch)
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+                total, *others = given
+                yield Case(
+                    "settle",
+                    words,
+                    partial(
+                        settle_, _block(shape, dtype), total, _empty(shape.rows), _empty(shape.rows), *others, width
+                    ),
+                )
 
 
-def _combine_cases(thorough: bool) -> Iterator[Case]:
-    for tile_count, row_count in ((594, 4096), (1, 1)) if thorough else ((594, 4096),):
-        for count, words in ((2, ""), (4, ", moments")):
-            tiles = TileStatistics(*(_empty(tile_count, row_count) for _ in range(count)))
-            yield Case("combine", f"{tile_count} tiles, {row_count} rows{words}", partial(combine, tiles))
+def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:
+    for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
+        for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
+            for width, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
+                words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, tiles of {width}"
+                total, *others = given
+                for count, further in ((1, ""), (3, ", moments")):
+                    tiles = TileStatistics(*[total] * count)
+                    launch = partial(combine, tiles, _empty(shape.rows), *others, width)
+                    yield Case("combine", words + further, launch)
+
+
+def _totals(
+    architecture: int, shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool
+) -> Iterator[tuple[int, tuple]]:
+    """Each width of tiles, with the totals of such, and the rows, head and targets that they are of."""
+    head = _head(shape, dtype, has_bias, has_softcap)
+    keys = (TileKey(architecture, stores, has_bias, has_softcap) for stores in (False, True))
+    for width in sorted({table_tile(key, head.weight).vocabulary for key in keys}):
+        total = _empty(-(-shape.vocabulary // width), shape.rows)
+        rows = _empty(shape.rows, shape.width, dtype=dtype)
+        yield width, (total, rows, head, _empty(shape.rows, dtype=torch.int64))
 
 
 def _finish_cases(thorough: bool) -> Iterator[Case]:

@@ -4,7 +4,8 @@
 
 Ops and their counted work: ops.py. The problem: problem.py. The limit: limits.py. Errors and their bounds:
 errors.py. Who takes part, and how a user must run it: `--list`, providers/. Others give log-probs of tokens, and
-the harness writes the sequence loss around them in plain torch, as a user would; ours takes the whole loss.
+the harness writes the sequence loss around them in plain torch, as a user would; ours takes the whole loss. Ours at
+other sizes of blocks are further points of the plot, which shows time against extra memory: `--also fastflow@2048`.
 Calls are interleaved, problems rotate, medians are reported with their quartiles. A provider that is missing,
 fails or is wrong gets a row that says so; only a wrong answer of ours makes the exit status 1.
 """
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         providers = select(options.provider, quick=options.quick)
+        if options.also:
+            providers = select([provider.name for provider in providers] + options.also, quick=options.quick)
     except ValueError as error:
         parser.error(str(error))
     if options.list:

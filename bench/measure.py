@@ -13,7 +13,7 @@ from bench.exact import exact_answer
 from bench.ops import Step
 from bench.problem import Problem, problems_of
 from bench.providers.provider import Provider, Unavailable, why_not
-from bench.rows import enter_times, failure, new_row
+from bench.rows import enter_peak, enter_times, failure, new_row
 from bench.shapes import Group
 from bench.timing import interleaved, seconds_of, summarise
 
@@ -132,9 +132,9 @@ def _first_calls(
             row["error"] = errors.errors_of(outputs, exact)
         outputs.clear()
         if settings.memory and group.device == "cuda":
-            row["peak_bytes"] = memory.cuda_peak(step, problem)
+            enter_peak(row, group, memory.cuda_peak(step, problem))
         elif settings.memory:
-            row["peak_bytes"] = memory.cpu_peak(provider, group, settings.mean_length)
+            enter_peak(row, group, memory.cpu_peak(provider, group, settings.mean_length))
     except Unavailable as reason:
         return f"skipped: {reason}"
     except Exception as error:

@@ -33,6 +33,13 @@ def bytes_moved(group: Group) -> int:
     return (1 if group.op == "logprob" else 2) * tensors + rows * (8 + 4)
 
 
+def bytes_returned(group: Group) -> int:
+    """What an op hands out, which no implementation can do without: log-probs, or gradients of head and rows."""
+    rows, width, vocabulary = group.shape
+    item = {"float32": 4, "bfloat16": 2}[group.dtype]
+    return rows * 4 + (0 if group.op == "logprob" else (rows + vocabulary) * width * item)
+
+
 def token_step(op: str, logprob: TokenLogprob) -> Step:
     """The step of a provider that gives differentiable log-probs of tokens."""
     return {"flow_loss": _loss_step, "linear_logprob": _linear_step, "logprob": _forward_step}[op](logprob)

@@ -16,7 +16,7 @@ def parse_shape(text: str) -> Shape:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
@@ -37,11 +37,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--op", choices=OP_NAMES, action="append", help="an op; may be repeated (default: all)")
     add("--dtype", choices=("float32", "bfloat16"), action="append", help="type of the head; may be repeated")
     add("--provider", action="append", metavar="NAME", help="a provider; may be repeated (default: all; see --list)")
+    add("--also", action="append", metavar="NAME", help="one more than those: fastflow@2048, blocks of 2048 rows")
     add("--list", action="store_true", help="print the providers and what they do, and end")
-    add("--repeats", type=_count, help="timed calls of each provider (default: cuda 10, cpu 5, quick 3)")
+    add("--repeats", type=count, help="timed calls of each provider (default: cuda 10, cpu 5, quick 3)")
     add("--group-seconds", type=float, default=60.0, help="end the repeats of a group after this time (default: 60)")
     add("--budget", type=float, metavar="SECONDS", help="after this time in all, start fastflow and gemms only")
-    add("--mean-length", type=_count, help="mean response length (default: 900, less where N is small)")
+    add("--mean-length", type=count, help="mean response length (default: 900, less where N is small)")
     add("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     add("--in-process", action="store_true", help="on CUDA too, measure in this process: easier to debug")
     add("--json", type=Path, metavar="FILE", help="write rows, limits and environment here")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench import errors
 
-COLUMNS = ("provider", "NDV", "median ms", "quartiles", "x limit", "% of limit", "GFLOP/s", "peak MB")
+COLUMNS = ("provider", "NDV", "median ms", "quartiles", "x limit", "% of limit", "GFLOP/s", "peak MB", "extra MB")
 ERROR_COLUMNS = ("log-prob error", "gradient error")
 
 
@@ -57,7 +57,7 @@ def group_table(result) -> str:
     timed = [row for row in result.rows if row["median_s"] is not None]
     timed.sort(key=lambda row: row["median_s"])
     lines = [f"### {result.group}", "", _limit_line(result.limit), ""]
-    lines += _aligned([COLUMNS + ERROR_COLUMNS, *(_cells(row) for row in timed)])
+    lines += aligned([COLUMNS + ERROR_COLUMNS, *(_cells(row) for row in timed)])
     median = {row["provider"]: row["median_s"] for row in timed}
     if "gemms" in median and "fastflow" in median:
         lines += ["", f"fastflow takes {median['fastflow'] / median['gemms']:.3f} times its products alone (gemms)."]
@@ -97,7 +97,7 @@ def _cells(row: dict) -> tuple[str, ...]:
         f"{ratio:.3f}" if ratio else "-",
         f"{100 / ratio:.0f}" if ratio else "-",
         f"{row['flops'] / row['median_s'] / 1e9:.0f}",
-        "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}",
+        *("-" if row[name] is None else f"{row[name] / 1e6:.0f}" for name in ("peak_bytes", "extra_bytes")),
         *_error_cells(row["error"]),
     )
 
@@ -111,7 +111,7 @@ def _error_cells(found: dict | None) -> tuple[str, str]:
     return tuple("-" if value is None else f"{value:.1e}" for value in (forward, gradient))
 
 
-def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+def aligned(table: list[tuple[str, ...]]) -> list[str]:
     """Lines of a Markdown table: the first column to the left, numbers to the right."""
     widths = [max(len(cells[column]) for cells in table) for column in range(len(table[0]))]
 
@@ -130,6 +130,8 @@ def notes(rows: list[dict]) -> str:
         [
             "NDV: work counted, in multiples of N D V; GFLOP/s are of that work. x limit: median over limit. "
             "(!): beyond our error bounds.",
+            "peak MB: memory of one call above its inputs; extra MB: the same without the gradients or log-probs that "
+            "it must return.",
             "Errors against float64 on the same inputs: largest of the tokens' log-probs, nats; worst 2-norm of the "
             "gradients, relative.",
             "linear_logprob is set against 8 N D V, what it takes without holding the logits; holding them takes 6.",
@@ -153,15 +155,15 @@ def write(record: Record, *, json_file: Path | None, folder: Path | None, name: 
 
 
 def _write_json(record: Record, path: Path) -> None:
-    path.write_text(json.dumps(_plain(record.as_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain(record.as_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _plain(value):
+def plain(value):
     """JSON has no infinity: an infinite error is the string "inf"."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

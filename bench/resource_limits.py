@@ -23,11 +23,12 @@ def breaches(
     needs: tuple[str, ...] = (),
     forbids: tuple[str, ...] = (),
     programs: int = 1,
+    most_epilogue: int | None = None,
 ) -> list[str]:
     """What is wrong with a kernel, in words; empty where nothing is.
 
     shared_limit: bytes that a program may have. needs, forbids: instructions, as patterns among MEANING. programs:
-    how many are to be on a multiprocessor together.
+    how many are to be on a multiprocessor together. most_epilogue: instructions that may follow the last product.
     """
     spills, restores = resources.count("STL"), resources.count("LDL")
     rules = [
@@ -44,6 +45,9 @@ def breaches(
         ),
         (not _fit(resources, shared_limit, programs), f"{programs} programs do not fit a multiprocessor"),
     ]
+    if most_epilogue is not None:
+        words = f"{resources.epilogue} instructions follow the last product, of which {most_epilogue} are allowed"
+        rules.append((resources.epilogue > most_epilogue, words))
     rules += [(not resources.count(name), f"no {MEANING[name]} ({name})") for name in needs]
     rules += [(resources.count(name) > 0, f"{MEANING[name]} ({name}), which round float32") for name in forbids]
     return [words for is_breach, words in rules if is_breach]

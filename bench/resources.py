@@ -28,6 +28,7 @@ COLUMNS = {  # heading: key of the report's lines
     "TMA loads": "tma_loads",
     "TMA stores": "tma_stores",
     "cp.async": "asynchronous_copies",
+    "epilogue": "epilogue_instructions",
 }
 
 
@@ -130,8 +131,14 @@ def judge(case, architecture: int) -> dict:
         "tma_loads": resources.count("UTMALDG"),
         "tma_stores": resources.count("UTMASTG"),
         "asynchronous_copies": resources.count("LDGSTS"),
+        "epilogue_instructions": resources.epilogue or None,
         "breaches": breaches(
-            resources, SHARED_MEMORY[architecture], needs=case.needs, forbids=case.forbids, programs=case.programs
+            resources,
+            SHARED_MEMORY[architecture],
+            needs=case.needs,
+            forbids=case.forbids,
+            programs=case.programs,
+            most_epilogue=case.most_epilogue,
         ),
     }
 

@@ -1,6 +1,7 @@
-"""The row of a provider: everything that the tables, JSON and CSV say about it."""
+"""The row of a provider: everything that the tables, the plot, JSON and CSV say about it."""
 
 from bench.limits import Limit
+from bench.ops import bytes_returned
 from bench.providers.provider import Provider
 from bench.shapes import Group
 from bench.timing import summarise
@@ -11,6 +12,8 @@ def new_row(provider: Provider, group: Group) -> dict:
     multiple = provider.flops[group.op]
     return {
         "provider": provider.name,
+        "is_ours": provider.is_ours,
+        "has_answer": provider.has_answer,
         "op": group.op,
         "dtype": group.dtype,
         "device": group.device,
@@ -24,7 +27,8 @@ def new_row(provider: Provider, group: Group) -> dict:
         "ratio_to_limit": None,
         "flops_ndv": multiple,
         "flops": multiple * group.shape.products,
-        "peak_bytes": None,
+        "peak_bytes": None,  # above what was there before the call
+        "extra_bytes": None,  # the same without what the op must return
         "first_call_s": None,
         "error": None,
         "within_bounds": None,
@@ -43,6 +47,12 @@ def enter_times(row: dict, seconds: list[float], limit: Limit | None) -> None:
     }
     if limit:
         row |= {"limit_s": limit.seconds, "ratio_to_limit": summary.median / limit.seconds}
+
+
+def enter_peak(row: dict, group: Group, peak_bytes: int | None) -> None:
+    """Peak memory of one call; what the allocator rounds, and a page that was there already, may go either way."""
+    row["peak_bytes"] = peak_bytes
+    row["extra_bytes"] = None if peak_bytes is None else max(0, peak_bytes - bytes_returned(group))
 
 
 def failure(error: Exception) -> str:

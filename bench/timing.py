@@ -12,6 +12,7 @@ from bench.ops import Step
 from bench.problem import Problem
 
 FEWEST_ROUNDS = 3
+HEAD_START_CYCLES = 10_000_000  # of the device's clock, 5 to 7 ms
 
 
 class Summary(NamedTuple):
@@ -34,7 +35,11 @@ def summarise(seconds: list[float]) -> Summary:
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:
-    """Time of one call: CUDA events around it on an idle device, else the wall clock."""
+    """Time of one call: the wall clock's, or on CUDA that between two events.
+
+    The CUDA device is kept busy for some milliseconds first. In them the host prepares the call's first kernels, as it
+    does in training, where the device has work from before; a call that waits for the device gains nothing by it.
+    """
     if device != "cuda":
         start = time.perf_counter()
         result = call()  # kept until the clock has stopped
@@ -43,6 +48,7 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
         return seconds
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    torch.cuda._sleep(HEAD_START_CYCLES)
     start.record()
     call()
     stop.record()

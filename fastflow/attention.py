@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,11 +23,27 @@ NAME = "fastflow_packed"
 PackedAttention = Callable[..., torch.Tensor]
 
 
+@dataclass(frozen=True)
+class SequenceLengths:
+    """Tokens of each packed sequence, on the host.
+
+    An object, since torch.compile writes code for each value of a tuple that it sees, and none for what is in here.
+    """
+
+    counts: tuple[int, ...]
+
+
 def register() -> None:
     """Make `fastflow_packed` known to transformers. Safe to call twice."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, packed_attention)
+    AttentionInterface.register(NAME, _outside_compiled_layers())
+
+
+@functools.cache
+def _outside_compiled_layers() -> PackedAttention:
+    """The attention function as torch.compile leaves it alone: it reads lengths on the host."""
+    return torch.compiler.disable(packed_attention)
 
 
 def packed_attention(
@@ -39,13 +57,13 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    sequence_lengths: tuple[int, ...] | None = None,
+    sequence_lengths: SequenceLengths | None = None,
     packed_kernel: str = "sdpa",
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Attention over query (1, H, T, E), key and value (1, H_kv, T, E); returns (1, T, H, E).
 
-    cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same as host-side counts.
+    cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same on the host.
     Raises RuntimeError without boundaries, with a mask, or with a KV cache.
     """
     if cu_seq_lens_q is None or sequence_lengths is None:
@@ -53,11 +71,12 @@ def packed_attention(
             f"{NAME} needs cu_seq_lens_q and sequence_lengths: call the model through fastflow.models, or switch "
             "its attention implementation before calling it directly"
         )
-    if attention_mask is not None or key.shape[2] != sum(sequence_lengths) or query.shape[0] != 1:
+    lengths = sequence_lengths.counts
+    if attention_mask is not None or key.shape[2] != sum(lengths) or query.shape[0] != 1:
         raise RuntimeError(f"{NAME} takes one packed row without attention mask or KV cache (pass use_cache=False)")
-    if sliding_window is not None and max(sequence_lengths) > sliding_window and packed_kernel == "sdpa":
+    if sliding_window is not None and max(lengths) > sliding_window and packed_kernel == "sdpa":
         raise FastflowError(
-            f"a sequence of {max(sequence_lengths)} tokens exceeds the model's sliding window of {sliding_window}, "
+            f"a sequence of {max(lengths)} tokens exceeds the model's sliding window of {sliding_window}, "
             "which model.attention = sdpa does not implement; lower data.max_prompt_tokens or "
             "rollout.max_response_tokens"
         )
@@ -65,14 +84,17 @@ def packed_attention(
     # under autocast, rotary embeddings and norms leave query and key in float32; not every kernel casts by itself
     query, key = query.to(value.dtype), key.to(value.dtype)
     attend = _KERNELS[packed_kernel]
-    output = attend(
-        query[0], key[0], value[0], cu_seq_lens_q, sequence_lengths, scaling=scaling, dropout=dropout, window=window
-    )
+    output = attend(query[0], key[0], value[0], cu_seq_lens_q, lengths, scaling=scaling, dropout=dropout, window=window)
     return output.unsqueeze(0), None
 
 
 def choose_kernel(requested: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The kernel that serves `model.attention` on this device: "sdpa", "varlen" or "flash_attn"."""
+    """The kernel that serves `model.attention` on this device: "sdpa", "varlen" or "flash_attn".
+
+    auto follows a rule and times nothing, so that a seed fixes the run: in half precision on CUDA flash-attn where it
+    is installed, whose kernels are the newer ones, else torch's varlen; both take a whole micro-batch in one call and
+    pad nothing. Elsewhere SDPA over sequences of similar length, the only one of the three that runs there.
+    """
     half_on_cuda = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     has_flash_attn = importlib.util.find_spec("flash_attn") is not None
     if requested == "auto":
@@ -143,14 +165,25 @@ def _varlen(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window)
 
     if dropout:
         raise FastflowError("model.attention = varlen has no attention dropout; set the model's attention_dropout to 0")
-    repeats = query.shape[0] // key.shape[0]  # enable_gqa exists only from torch 2.13 on
+    options = {}
+    if query.shape[0] != key.shape[0]:
+        if varlen_shares_heads():
+            options["enable_gqa"] = True
+        else:
+            key, value = (states.repeat_interleave(query.shape[0] // len(states), 0) for states in (key, value))
     longest = max(lengths)
     return varlen_attn(
-        query.transpose(0, 1),
-        key.repeat_interleave(repeats, 0).transpose(0, 1),
-        value.repeat_interleave(repeats, 0).transpose(0, 1),
-        cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(window, 0),
+        *(states.transpose(0, 1) for states in (query, key, value)),
+        cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(window, 0), **options,
     )  # fmt: skip
+
+
+@functools.cache
+def varlen_shares_heads() -> bool:
+    """Whether torch's varlen attention takes fewer heads of keys than of queries: from torch 2.13 on."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def _flash_attn(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):

@@ -29,7 +29,19 @@ class ModelConfig(Section):
         "auto",
         "Packed attention: per-sequence SDPA, torch's varlen_attn (CUDA), flash-attn (CUDA), or the best available",
     )
-    gradient_checkpointing: bool = setting(False, "Recompute activations in the backward pass to save memory")
+    fused_layers: Literal["auto", "liger", "off"] = setting(
+        "auto",
+        "RMSNorm, SwiGLU and rotary embeddings by Liger's kernels (CUDA): where installed (auto), always or never",
+    )
+    compile: Literal["off", "layers"] = setting(
+        "off",
+        "layers: torch.compile each decoder layer, once for all lengths; the first update waits for the compiler",
+    )
+    checkpoint_share: float = setting(
+        0.0,
+        "Share of the decoder layers that recompute their activations in the backward pass to save memory; 1 is all",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model; only for sources you trust")
 
 
@@ -230,6 +242,11 @@ class Config:
         if self.data.system is not None and not self.data.chat_template:
             raise FastflowError(
                 "data.system is set but data.chat_template is off; switch the template on or drop data.system"
+            )
+        if self.model.fused_layers == "liger" and self.model.compile == "layers":
+            raise FastflowError(
+                "model.fused_layers = liger and model.compile = layers both replace the decoder layers' own code; keep "
+                "one of them"
             )
         if self.lora.rank and self.model.base is not None:
             raise FastflowError(

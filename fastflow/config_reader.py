@@ -133,7 +133,28 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     for key in _dotted_keys(tree):
         if key not in known:
             raise FastflowError(f"{file}: unknown setting {key}: {suggest(key, known)}")
+    tree = _with_off_as_word(tree, _settings_with_off())
     return {key: value for key, value in tree.items() if not (value is None and key in sections())}
+
+
+def _settings_with_off() -> set[str]:
+    return {
+        f"{name}.{entry}"
+        for name, section in sections().items()
+        for entry, hint in typing.get_type_hints(section).items()
+        if "off" in typing.get_args(hint)
+    }
+
+
+def _with_off_as_word(tree: dict[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
+    """The tree with an unquoted `off`, which YAML reads as false, as the choice that it means."""
+    changed = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            value = _with_off_as_word(value, names, f"{name}.")
+        changed[key] = "off" if value is False and name in names else value
+    return changed
 
 
 def _dotted_keys(tree: dict[str, Any]) -> Iterable[str]:

@@ -84,7 +84,10 @@ class Learner:
         if config.objective.log_z == "learned":
             self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device)
             trained.append({"params": list(self.log_z_head.parameters()), "lr": optim.log_z_lr})
-        self.optimizer = torch.optim.AdamW(trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
+            fused=True,  # one pass over each parameter, on CUDA and on a CPU, and no temporaries
+        )  # fmt: skip
         self.schedule = LambdaLR(self.optimizer, lambda update: lr_factor(update, total_updates, optim))
 
     def update(

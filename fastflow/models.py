@@ -12,7 +12,10 @@ import torch
 
 from fastflow import attention
 from fastflow.config import LoraConfig, ModelConfig
+from fastflow.decoder_layers import arrange_layers, check_compiler
 from fastflow.errors import FastflowError, need
+from fastflow.frozen_weights import hold_in_bfloat16
+from fastflow.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
 from fastflow.packing import PackedBatch
 from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
@@ -30,14 +33,16 @@ class PackedModel:
     """A causal LM read over PackedBatches: hidden states without the head, and the head apart.
 
     model: a transformers causal LM, or a peft model around one. kernel: which packed attention serves it.
-    autocast: run the transformer body in bfloat16. version: optimiser updates that the weights have seen.
+    autocast: run the transformer body in bfloat16. layers: whose layers it has, for the announcement. version:
+    optimiser updates that the weights have seen.
     """
 
-    def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False):
+    def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False, layers: str = PLAIN):
         attention.register()
         self.model = model
         self.kernel = kernel
         self.autocast = autocast
+        self.layers = layers
         self.version = 0
         self.causal_lm.config._attn_implementation = attention.NAME
 
@@ -67,7 +72,7 @@ class PackedModel:
                 position_ids=batch.position_ids.unsqueeze(0),
                 use_cache=False,
                 cu_seq_lens_q=batch.cu_seqlens,
-                sequence_lengths=batch.lengths,
+                sequence_lengths=attention.SequenceLengths(batch.lengths),
                 packed_kernel=self.kernel,
             )
         return output.last_hidden_state[0]
@@ -171,15 +176,34 @@ def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, P
         "autocast": settings.autocast,
     }
     model = load_causal_lm(settings.path, settings).to(device)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    options["layers"] = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
     if lora.rank:
         policy = PackedModel(with_adapters(model, lora), **options)
         return policy, AdaptersOff(policy)
     policy = PackedModel(model, **options)
-    base = FrozenModel(load_causal_lm(settings.base or settings.path, settings).to(device), **options)
+    base_model = load_causal_lm(settings.base or settings.path, settings)
+    if settings.autocast:
+        hold_in_bfloat16(base_model)
+    options["layers"] = prepare_layers(base_model.to(device), settings)
+    base = FrozenModel(base_model, **options)
     check_same_vocabulary(policy, base, settings)
     return policy, base
+
+
+def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_share: float = 0.0) -> str:
+    """Fuse, compile and checkpoint the decoder layers of a model on its device. Returns which layers it has now:
+    "liger", "compiled" or "plain".
+
+    Raises FastflowError where model.fused_layers or model.compile cannot be had.
+    """
+    compiled = settings.compile == "layers"
+    layers = choose_layers(settings.fused_layers, model.device, suitable=fits(model.config), compiled=compiled)
+    if layers == LIGER:
+        fuse_layers(model)
+    if compiled:
+        check_compiler(model.device)
+    arrange_layers(model, compiled=compiled, checkpoint_share=checkpoint_share)
+    return "compiled" if compiled else layers
 
 
 def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: ModelConfig) -> None:

@@ -16,7 +16,7 @@ _PAPER = {
     "batch.responses_per_prompt": 16,
     "batch.updates_per_rollout": 8,
     "optim.lr": 5e-7,
-    "model.gradient_checkpointing": True,
+    "model.checkpoint_share": 1.0,
     "model.autocast": True,
     "run.save_every": 50,
 }

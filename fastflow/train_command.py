@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastflow.config import Config
+from fastflow.decoder_layers import recomputed_layers
+from fastflow.models import FrozenModel
 from fastflow.trainer import Trainer
 from fastflow_kernels import explain
 
@@ -62,8 +64,23 @@ def describe(trainer: Trainer) -> str:
     return (
         f"{config.objective.name} at alpha {config.objective.alpha:g} (log_z {config.objective.log_z}) on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
+        f"{describe_body(trainer)}\n"
         f"kernels {explain(rows, head)}\n"
         f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
     )
+
+
+def describe_body(trainer: Trainer) -> str:
+    """How the models' layers run, and in what the base is held."""
+    learner, share = trainer.learner, trainer.config.model.checkpoint_share
+    parts = [f"layers {learner.policy.layers}"]
+    if share:
+        layers = learner.policy.causal_lm.config.num_hidden_layers
+        parts.append(f"{recomputed_layers(layers, share)} of {layers} recomputed in the backward pass")
+    if isinstance(learner.base, FrozenModel):
+        weights = list(learner.base.model.parameters())
+        narrow = sum(weight.numel() for weight in weights if weight.dtype == torch.bfloat16)
+        parts.append(f"{narrow / sum(weight.numel() for weight in weights):.0%} of the base in bfloat16")
+    return ", ".join(parts)

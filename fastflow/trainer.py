@@ -206,6 +206,6 @@ def _cause(stop: BaseException) -> str:
     if isinstance(stop, torch.OutOfMemoryError):
         return (
             "out of GPU memory: lower rollout.max_sequences if it was sampling, batch.tokens_per_microbatch if not, or "
-            "set model.gradient_checkpointing or lora.rank"
+            "raise model.checkpoint_share or set lora.rank"
         )
     return str(stop)

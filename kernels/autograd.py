@@ -33,8 +33,8 @@ def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor
     A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, to need half
     the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.
 
-    In place where the type stays, since the gradient of a head is large; a graph being traced has no places. An upstream
-    gradient of one costs nothing there: the host knows it on a CPU, and on CUDA the kernel finds out.
+    In place where the type stays, since the gradient of a head is large; a graph being traced has no places. There an
+    upstream gradient of one costs nothing: the host knows it on a CPU, and on CUDA the kernel finds out.
     """
     if type(gradient) is not Tensor:
         return (gradient * upstream).to(dtype)

@@ -70,6 +70,7 @@ def flow_loss(
     vocabulary: int | None = ...,
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
+    block_bytes: int | None = ...,
     statistics: Literal[False] = ...,
 ) -> FlowLoss: ...
 
@@ -95,6 +96,7 @@ def flow_loss(
     vocabulary: int | None = ...,
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
+    block_bytes: int | None = ...,
     statistics: Literal[True],
 ) -> tuple[FlowLoss, TokenStatistics]: ...
 
@@ -105,6 +107,7 @@ def flow_loss(
     targets: Tensor,  # (N,) int64 or int32, in [0, V)
     cu_seqlens: Tensor,  # (S+1,) int32 or int64
     *,
+    device_cu_seqlens: Tensor | None = None,  # (S+1,) int32 or int64
     log_z: Tensor,  # (S,) float
     log_target: Tensor,  # (S,) float
     length_scale: Tensor,  # (S,) float
@@ -119,6 +122,7 @@ def flow_loss(
     vocabulary: int | None = None,
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
+    block_bytes: int | None = None,
     statistics: bool = False,
 ) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
     """Weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
@@ -131,6 +135,9 @@ def flow_loss(
             keep it on the CPU to spare a CUDA device the wait. A sequence may be empty: it adds nothing to
             the loss or any gradient, whatever its other inputs hold, and reports logprob 0, residual 0, ratio
             1.
+        device_cu_seqlens: the same offsets on the device of hidden, which spares their copy; needed where a CUDA graph
+            captures the call. Nothing compares the two. A replay keeps the blocks that cu_seqlens was cut into: other
+            lengths need another capture.
         log_z: log normaliser, in the unit of length_scale * logprob (per token where length_scale is
             1/length).
         log_target: log of the unnormalised target, in the same unit.
@@ -149,6 +156,8 @@ def flow_loss(
             take no part and get gradient 0. None: all rows.
         shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
+        block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
+            gradient of the head where that is more; larger blocks are taken where they need less memory in all.
         statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the
             vocabulary. With shards those of the whole vocabulary, on every rank.
 
@@ -160,7 +169,7 @@ def flow_loss(
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
         RuntimeError: on a second backward through the same loss (outside of torch.compile, where it works), or
-            with create_graph=True.
+            with create_graph=True; or a CUDA graph captures the call without offsets on both host and device.
 
     Worked example, two tokens of probability 1/3 each: logprob = -2 log 3 = -2.1972, ratio = exp(0) = 1,
     residual = 0.5 + (1/2)(-2.1972) - 0 = -0.5986, loss = 0.5986^2 = 0.3583, d loss / d log_z = -1.1972.
@@ -191,8 +200,9 @@ def flow_loss(
         vocabulary=vocabulary,
         shard=shard,
         block_rows=block_rows,
+        block_bytes=block_bytes,
     )
-    check_cu_seqlens(cu_seqlens)
+    check_cu_seqlens(cu_seqlens, device_cu_seqlens, like=hidden)
     constants = {
         "log_target": log_target,
         "length_scale": length_scale,
@@ -214,6 +224,7 @@ def flow_loss(
         statistics=statistics,
         log_z=log_z,
         cu_seqlens=cu_seqlens,
+        device_cu_seqlens=device_cu_seqlens,
         clip_low=float(clip_low),
         clip_high=float(clip_high),
         ratio=ratio,

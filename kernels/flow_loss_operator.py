@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward
 from fastflow_kernels.blocks import sequence_blocks
-from fastflow_kernels.device import running_on
+from fastflow_kernels.device import copied_to, is_being_captured, running_on
 from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import finished_dtype
@@ -22,7 +22,7 @@ from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.validate import check_boundaries, check_target_range
+from fastflow_kernels.validate import check_boundaries, check_captured_offsets, check_target_range
 
 RESULTS = 6  # loss, logprob, residual, weight, raw_ratio, token_logprob
 GRADIENTS = RESULTS + len(TokenStatistics._fields)  # where they begin: behind the statistics
@@ -36,6 +36,7 @@ def run(
     log_z: Tensor,
     targets: Tensor,
     cu_seqlens: Tensor,
+    device_cu_seqlens: Optional[Tensor],  # noqa: UP045
     log_target: Tensor,
     length_scale: Tensor,
     behaviour_logprob: Tensor,
@@ -47,9 +48,11 @@ def run(
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
+    block_bytes: Optional[int],  # noqa: UP045
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
     statistics: bool,
     need_hidden: bool,
     need_weight: bool,
@@ -64,21 +67,23 @@ def run(
     The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
 
     Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
-    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start and shard_group, a
-    VocabularyShard's start and the name of its group, or None.
+    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
+    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest.
     """
+    if is_being_captured(hidden.device):
+        check_captured_offsets(cu_seqlens, device_cu_seqlens)
     boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
-    shard = VocabularyShard.named(shard_start, shard_group)
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
     with running_on(hidden.device):
+        offsets = copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
         flow = FlowLossPass(
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
-            # a blocking copy would wait for the device
-            cu_seqlens.long().contiguous().to(hidden.device, non_blocking=True),
+            offsets.long().contiguous(),
             head,
             weight=weight,
             bias=bias,
@@ -96,7 +101,9 @@ def run(
             need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
             with_statistics=statistics,
         )
-        gradients = flow.run(sequence_blocks(boundaries, block_rows or flow.default_block_rows()))
+        gradients = flow.run(
+            sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, block_bytes))
+        )
     terms, dtype = flow.terms, flow.dtype
     sums = (terms.loss.sum(), terms.logprob, terms.residual, terms.weight, terms.raw_ratio)
     return (

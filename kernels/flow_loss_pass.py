@@ -1,5 +1,6 @@
 """The pass of `flow_loss` over its blocks, free of autograd; flow_loss.py explains the algorithm."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.projector import Projector
 from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms, settle_sequences_
+from fastflow_kernels.shard import SumsUnderWay
 
 
 class FlowLossGradients(NamedTuple):
@@ -72,10 +74,18 @@ class FlowLossPass:
         )
         self.terms = SequenceTerms.zeros(like=sequences.log_z)
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
+        self.d_hidden_sums = SumsUnderWay(head.shard)
 
-    def default_block_rows(self) -> int:
-        with_gradient = self.need.hidden or self.need.head
-        return self.projector_class.default_rows(self.head, with_gradient=with_gradient, with_weight=self.need.weight)
+    def default_block_rows(self, boundaries: list[int], block_bytes: int | None) -> int:
+        """boundaries: cu_seqlens as a host list."""
+        return self.projector_class.default_rows(
+            self.head,
+            row_count=boundaries[-1],
+            with_gradient=self.need.hidden or self.need.head,
+            weight=self.parameters[0],
+            longest=max((stop - start for start, stop in itertools.pairwise(boundaries)), default=0),
+            block_bytes=block_bytes,
+        )
 
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
@@ -91,8 +101,9 @@ class FlowLossPass:
             else:
                 projector.logprobs(self.hidden[block.rows], self.targets[block.rows], *self._outputs(block.rows))
                 self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
-        if self.d_hidden is not None and self.head.shard is not None:
-            self.head.shard.sum_(self.d_hidden)
+        del projector  # with the memory of its block, before a sum is rounded into memory of its own
+        self.long_d_head = None
+        self.d_hidden_sums.wait()
         return FlowLossGradients(self.d_hidden, *self.d_head.finish(), self.terms.d_log_z if self.need.log_z else None)
 
     def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
@@ -106,6 +117,7 @@ class FlowLossPass:
             self.head,
             self.d_hidden[block.rows] if self.d_hidden is not None else None,
             (self.long_d_head if block.is_part else self.d_head) if self.need.head else None,
+            hidden_is_done=None if block.is_part else self.d_hidden_sums.start_,
         )
         if block.is_part and block.closes:
             self._scale_long_sequence(block)
@@ -122,6 +134,6 @@ class FlowLossPass:
         """Its parts went in with coefficient one; the last of them has made the coefficient known."""
         d_logprob = self.terms.d_logprob[block.sequences].to(self.dtype)
         if self.d_hidden is not None:
-            self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob)
+            self.d_hidden_sums.start_(self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob))
         if self.need.head:
             self.d_head.take_scaled(self.long_d_head, d_logprob)

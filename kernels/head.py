@@ -1,12 +1,13 @@
 """A language-model head in the types its products multiply in, and the logits that it means."""
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.shard import VocabularyShard
 
 
@@ -43,10 +44,22 @@ class Head:
     def vocabulary(self) -> int:
         return self.weight.shape[0]
 
+    @functools.cached_property
+    def direction_weight(self) -> Tensor:
+        """The weight in the type that it is multiplied in by a direction; made once, where that is another type."""
+        return self.weight.to(direction_dtype(self.weight.dtype))
+
+    def like_the_largest_shard(self) -> "Head":
+        """Its stand-in where a size is chosen that all ranks must share: the weight's shape, none of its values."""
+        if self.shard is None:
+            return self
+        vocabulary = self.shard.largest_vocabulary(self.vocabulary, self.weight.device)
+        return replace(self, weight=self.weight[:1].expand(vocabulary, -1))
+
     @property
     def absent_logit(self) -> float:
-        """Stands for the logit of a target that is no column here: 0, which other shards add to; else nan, which
-        spreads to all that depends on a target that does not exist."""
+        """Stands for the logit of a target that is no column here: 0, which other shards add to (shard.py); else nan,
+        which spreads to all that depends on a target that does not exist."""
         return math.nan if self.shard is None else 0.0
 
     def columns(self, targets: Tensor) -> Tensor:

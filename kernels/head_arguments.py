@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastflow_kernels.matmul import factor_dtype
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.validate import check_block_rows, check_head, check_logit_options
+from fastflow_kernels.validate import check_count, check_head, check_logit_options
 
 
 def checked_head_arguments(
@@ -20,11 +20,13 @@ def checked_head_arguments(
     vocabulary: int | None,
     shard: VocabularyShard | None,
     block_rows: int | None,
+    block_bytes: int | None,
 ) -> dict[str, Any]:
     """Keyword arguments of either operator. Raises TypeError, ValueError: one has the wrong type, shape or range."""
     check_head(hidden, weight, targets, bias)
     check_logit_options(temperature, softcap, vocabulary, weight)
-    check_block_rows(block_rows)
+    check_count("block_rows", block_rows)
+    check_count("block_bytes", block_bytes)
     return {
         "hidden": hidden,
         "weight": weight,
@@ -34,7 +36,9 @@ def checked_head_arguments(
         "softcap": None if softcap is None else float(softcap),
         "vocabulary": vocabulary,
         "block_rows": block_rows,
+        "block_bytes": block_bytes,
         "product_dtype": factor_dtype(hidden, weight),
         "shard_start": 0 if shard is None else shard.start,
         "shard_group": None if shard is None else shard.group.group_name,
+        "shard_largest": None if shard is None else shard.largest,
     }

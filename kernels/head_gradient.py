@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastflow_kernels.blocks import HeadSum
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulate_, accumulator_dtype
 from fastflow_kernels.panel import Panel
@@ -14,6 +15,16 @@ def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> 
     In float16 it would lose the small entries that a loss scale, the upstream gradient, is there to save.
     """
     return torch.bfloat16 if parameter_dtype == torch.bfloat16 else accumulator_dtype(product_dtype)
+
+
+def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype, entry_bytes: int) -> HeadSum:
+    """The gradient of a head's weight beside blocks of entry_bytes a row and vocabulary entry, in rows of these."""
+    finished, summed = finished_dtype(parameter_dtype, factor_dtype), accumulator_dtype(factor_dtype)
+    return HeadSum(
+        finished=-(-width * finished.itemsize // entry_bytes),
+        summed=-(-width * summed.itemsize // entry_bytes),
+        is_rounded=finished == factor_dtype != summed,
+    )
 
 
 class HeadGradient:

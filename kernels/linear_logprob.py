@@ -31,6 +31,7 @@ def linear_logprob(
     vocabulary: int | None = ...,
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
+    block_bytes: int | None = ...,
     statistics: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -47,6 +48,7 @@ def linear_logprob(
     vocabulary: int | None = ...,
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
+    block_bytes: int | None = ...,
     statistics: Literal[True],
 ) -> tuple[Tensor, TokenStatistics]: ...
 
@@ -62,6 +64,7 @@ def linear_logprob(
     vocabulary: int | None = None,
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
+    block_bytes: int | None = None,
     statistics: bool = False,
 ) -> Tensor | tuple[Tensor, TokenStatistics]:
     """log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
@@ -76,6 +79,8 @@ def linear_logprob(
             take no part and get gradient 0. None: all rows.
         shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
+        block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
+            gradient of the head where that is more; larger blocks are taken where they need less memory in all.
         statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the
             vocabulary. With shards those of the whole vocabulary, on every rank.
 
@@ -109,6 +114,7 @@ def linear_logprob(
         vocabulary=vocabulary,
         shard=shard,
         block_rows=block_rows,
+        block_bytes=block_bytes,
     )
     logprob, *found = linear_logprob_operator.operator(**head, statistics=statistics)
     return (logprob, TokenStatistics(*found)) if statistics else logprob

@@ -28,16 +28,18 @@ def run(
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
+    block_bytes: Optional[int],  # noqa: UP045
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(N,) log-probs, then TokenStatistics; its parts are empty where it is not asked for.
 
-    Arguments as in `linear_logprob`; product_dtype, shard_start and shard_group as in flow_loss_operator.run.
+    Arguments as in `linear_logprob`; product_dtype and what follows it as in flow_loss_operator.run.
     """
-    shard = VocabularyShard.named(shard_start, shard_group)
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
@@ -47,7 +49,7 @@ def run(
         choice = choose(hidden.device, product_dtype, statistics=statistics)
         found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(product_dtype))
         logprob = logprob_pass.logprobs(
-            rows, targets.long().contiguous(), head, choice, block_rows, found if statistics else None
+            rows, targets.long().contiguous(), head, choice, block_rows, block_bytes, found if statistics else None
         )
         return logprob, *found
 
@@ -66,9 +68,11 @@ def run_backward(
     softcap: Optional[float],  # noqa: UP045
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
+    block_bytes: Optional[int],  # noqa: UP045
     product_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
+    shard_largest: Optional[int],  # noqa: UP045
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
@@ -78,7 +82,7 @@ def run_backward(
     upstream, upstream_entropy, upstream_logsumexp: gradients (N,) of those outputs of `run`, None for 0. logprob and
     entropy: those outputs, wanted only where one of the latter two is given.
     """
-    shard = VocabularyShard.named(shard_start, shard_group)
+    shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
@@ -102,6 +106,7 @@ def run_backward(
             head,
             choose(hidden.device, product_dtype),
             block_rows,
+            block_bytes,
             need_hidden=need_hidden,
             weight=weight if need_weight else None,
             bias=bias if need_bias else None,

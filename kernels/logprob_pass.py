@@ -10,6 +10,7 @@ from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.shard import SumsUnderWay
 from fastflow_kernels.tilt import Tilt
 
 
@@ -18,12 +19,15 @@ def logprobs(
     targets: Tensor,
     head: Head,
     choice: Choice,
-    block_rows: int | None,
+    block_rows: int | None = None,
+    block_bytes: int | None = None,
     statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """(N,) log-probs; hidden (N, D) in the type of the head. Fills statistics (N,), where they are asked for."""
     projector_class = choice.projector()
-    rows_at_once = block_rows or projector_class.default_rows(head, with_gradient=False, with_weight=False)
+    rows_at_once = block_rows or projector_class.default_rows(
+        head, row_count=hidden.shape[0], with_gradient=False, block_bytes=block_bytes
+    )
     blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))
@@ -40,6 +44,7 @@ def gradients(
     head: Head,
     choice: Choice,
     block_rows: int | None,
+    block_bytes: int | None,
     *,
     need_hidden: bool,
     weight: Tensor | None,
@@ -52,13 +57,15 @@ def gradients(
     """
     needs_head = weight is not None or bias is not None
     projector_class = choice.projector()
-    with_weight = weight is not None
-    rows_at_once = block_rows or projector_class.default_rows(head, with_gradient=True, with_weight=with_weight)
+    rows_at_once = block_rows or projector_class.default_rows(
+        head, row_count=hidden.shape[0], with_gradient=True, weight=weight, block_bytes=block_bytes
+    )
     blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None
     d_head = HeadGradient(head, weight, bias, block_count=len(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))  # as in the forward pass
+    sums = SumsUnderWay(head.shard)
     for rows in blocks:
         if isinstance(upstream, Tilt):
             direction = projector.tilted_directions(hidden[rows], targets[rows], upstream.rows(rows))
@@ -67,9 +74,16 @@ def gradients(
             direction = projector.directions(hidden[rows], targets[rows], logprob[rows])
             row_factor = direction.factor * upstream[rows]
         own_d_hidden = d_hidden[rows] if d_hidden is not None else None
-        spend_directions(direction.panels, row_factor, hidden[rows], head, own_d_hidden, d_head if needs_head else None)
-    if d_hidden is not None and head.shard is not None:
-        head.shard.sum_(d_hidden)
+        spend_directions(
+            direction.panels,
+            row_factor,
+            hidden[rows],
+            head,
+            own_d_hidden,
+            d_head if needs_head else None,
+            hidden_is_done=sums.start_,
+        )
+    sums.wait()
     return d_hidden, *d_head.finish()
 
 

@@ -9,18 +9,34 @@ By the type of the inputs:
                         have no wider result, so one product rounds its entries once, as an eager head's does.
                         Sums of products stay in float32. On other CPUs float32: the head is upcast, once a call
                         (4 V D bytes while the call runs)
-    float16             float32 everywhere: its range is too narrow for gradient coefficients
+    float16 on CUDA     float16 factors for the logits, float32 accumulators and results (tensor cores). The gradient's
+                        two products in bfloat16: float16 keeps no entry below 6e-8 of the largest and overflows at
+                        65,504, where bfloat16 rounds every entry by 2^-9 and has float32's range, so that no loss
+                        scale is needed. A copy of the head in bfloat16 (2 V D bytes) stands while the call runs.
+                        Only where hidden and weight are both float16, or autocast says so: other types have more
+                        range, and with them it is float32
+    float16 elsewhere   float32: on a CPU it is far slower, and devices before 8.0 have no bfloat16 tensor cores
 
 float32 factors are rounded to TF32 on CUDA where torch.set_float32_matmul_precision asks for that, and on a CPU to
 what torch.backends.mkldnn.matmul.fp32_precision asks for.
 
 Which library multiplies float32 on an x86 CPU: oneDNN where the weight is the right factor of a large product, else
-torch.mm (MKL). GF/s on two EPYC cores at D = 1024, V = 152,000, with 128, 256 and 512 rows:
+torch.mm (MKL). GF/s on two EPYC cores with AVX-512 at D = 1024, V = 152,000, with 128, 256 and 512 rows:
 
                                              MKL              oneDNN
     hidden @ weight^T                        94  109  158     162  177  171
     direction @ weight                       155 172  163     168  193  169
     direction^T @ hidden, onto a sum         177 156  155     78   115  117
+
+Without AVX-512, MKL also takes direction @ weight. GF/s of one such core, oneDNN held to AVX2 (MKL uses no more on an
+AMD processor anyway), with 64 and 512 rows at V = 32,000, and 512 at 152,000:
+
+                                             MKL              oneDNN
+    hidden @ weight^T                        44  69   64      67   79   75
+    direction @ weight                       62  81   72      50   72   69
+    direction^T @ hidden, onto a sum         87  88   76
+
+A rule and not a timer at first use: what a busy machine would choose must not decide the last digits of a run.
 
 bfloat16 products are oneDNN's in torch.mm already: 340 to 390.
 """
@@ -32,6 +48,8 @@ import torch
 from torch import Tensor
 
 ONEDNN_PRODUCTS = 2**23  # multiply-adds from which oneDNN's float32 product is the faster one, by its call's overhead
+# cuBLAS may split a product with a smaller result among multiprocessors, and sums their bfloat16 parts in bfloat16.
+SPLIT_ENTRIES = 2**24
 PIECE_BYTES = 8 * 2**20  # of a bfloat16 product on its way into a float32 sum: it stays in the cache
 
 
@@ -47,8 +65,13 @@ def product_dtype(factor_dtype: torch.dtype, device: torch.device) -> torch.dtyp
     )
 
 
+def direction_dtype(factor_dtype: torch.dtype) -> torch.dtype:
+    """Type in which a direction is kept and multiplied, for factors of this type of the logits; not of more bytes."""
+    return torch.bfloat16 if factor_dtype == torch.float16 else factor_dtype
+
+
 def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Type in which the two enter their product, by the table above.
+    """Type in which the two enter their first product, the logits, by the table above; direction_dtype has the others'.
 
     The narrower type counts where they differ, float16 before bfloat16, and autocast's where that is on and the inputs
     are float32.
@@ -59,6 +82,11 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.bfloat16 and (device == "cuda" or (device == "cpu" and cpu_multiplies_bfloat16())):
         return torch.bfloat16
+    if device == "cuda" and dtype == torch.float16 and cuda_multiplies_float16(hidden.device.index):
+        is_all_float16 = hidden.dtype == weight.dtype == torch.float16
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if is_all_float16 or autocast == torch.float16:
+            return torch.float16
     return accumulator_dtype(dtype)
 
 
@@ -68,6 +96,12 @@ def cpu_multiplies_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+@torch.compiler.assume_constant_result
+def cuda_multiplies_float16(index: int) -> bool:
+    """Whether this CUDA device has tensor cores for it and for bfloat16, as NVIDIA's have from 8.0 on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
@@ -82,7 +116,7 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor
 
 def back_project_(total: Tensor, direction: Tensor, weight: Tensor, *, overwrite: bool) -> Tensor:
     """total (R, D) += direction (R, V) @ weight (V, D), or = where `overwrite`."""
-    if _is_for_onednn(direction, weight):
+    if _is_for_onednn(direction, weight) and _has_avx512():
         product = _onednn_product(direction, weight.t())
         return total.copy_(product) if overwrite else total.add_(product)
     return _multiply_(total, direction.to(weight.dtype), weight, overwrite=overwrite)
@@ -95,9 +129,11 @@ def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bo
 
 def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -> Tensor:
     """total += left @ right, or = where `overwrite`."""
+    if total.dtype == torch.bfloat16 and total.device.type != "cpu" and overwrite and total.numel() < SPLIT_ENTRIES:
+        return total.copy_(torch.mm(left, right, out_dtype=torch.float32))
     if total.dtype == right.dtype:
         return torch.addmm(total, left, right, beta=0 if overwrite else 1, out=total)
-    if total.is_cuda:
+    if total.device.type != "cpu":
         if overwrite:
             return torch.mm(left, right, out_dtype=total.dtype, out=total)
         return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
@@ -123,6 +159,12 @@ def _is_for_onednn(left: Tensor, weight: Tensor) -> bool:
 def _has_onednn() -> bool:
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere nothing was measured
     return is_x86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def _has_avx512() -> bool:
+    """As ATen sees it, which ATEN_CPU_CAPABILITY=avx2 holds to less."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def _onednn_product(left: Tensor, weight: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ gpu/projectors.py).
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,15 +16,13 @@ from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tilt import Tilt
 
-SHARDED_ROWS = 1024  # whatever a rank's part of the vocabulary: the ranks meet once a block
-
 
 class Exponentials(NamedTuple):
     """exp(logit - reference) of a block, times the soft-cap's slope; 0 at the target."""
 
     panels: list[Panel]  # of (R, V)
-    tile_reference: Tensor  # (T, R): what each tile of columns was measured against
     statistics: RowStatistics  # of this head's columns; target_logit over all shards
+    block: Any = None  # what the projector needs to settle them
 
 
 class Directions(NamedTuple):
@@ -42,20 +40,37 @@ class Projector(ABC):
         self.most_rows = most_rows
 
     @classmethod
-    def default_rows(cls, head: Head, *, with_gradient: bool, with_weight: bool) -> int:
-        """Rows of a block when the caller names none; with_weight: the gradient of the weight stands beside it."""
-        if head.shard is not None:
-            return SHARDED_ROWS
-        return cls._gradient_rows(head, with_weight=with_weight) if with_gradient else cls._forward_rows(head)
+    def default_rows(
+        cls,
+        head: Head,
+        *,
+        row_count: int,
+        with_gradient: bool,
+        weight: Tensor | None = None,
+        longest: int = 0,
+        block_bytes: int | None = None,
+    ) -> int:
+        """Rows of a block when the caller names none.
+
+        row_count: of the call. weight: the parameter, where its gradient is needed. longest: rows of the longest
+        sequence, which had better not be cut. block_bytes: memory of a block; None for the device's default. The ranks
+        of a sharded head meet once a block, so all of them take the largest shard's.
+        """
+        head = head.like_the_largest_shard()
+        if not with_gradient:
+            return cls._forward_rows(head, block_bytes)
+        return cls._gradient_rows(head, weight, row_count, longest, block_bytes)
 
     @classmethod
     @abstractmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
         """For blocks whose gradient is wanted."""
 
     @classmethod
     @abstractmethod
-    def _forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         """For blocks of which only log-probs are wanted."""
 
     def logprobs(

@@ -1,10 +1,14 @@
 """A head whose vocabulary is cut over several ranks, and the reductions that make one row of it."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
+
+from fastflow_kernels.device import is_being_captured
 
 
 @dataclass(frozen=True)
@@ -12,17 +16,58 @@ class VocabularyShard:
     """Rows [start, start + V) of the head are on this rank; those of the other ranks of `group` are the rest.
 
     The shards may differ in size, and every rank passes the same hidden states and the same targets, numbered
-    over the whole vocabulary. Gradients: that of the weight and the bias is the rank's own; that of the hidden
-    states is summed over the group, so each rank holds all of it.
+    over the whole vocabulary, and the same options. Gradients: that of the weight and the bias is the rank's own; that
+    of the hidden states is summed over the group, so each rank holds all of it.
+
+    largest: V of the group's largest shard, the same number on every rank; the ranks cut the rows into blocks by it.
+    Where it is None and the op gets no block_rows, each call asks the group for it, and the host waits for the answer.
+
+    Raises:
+        ValueError: largest is below 1.
     """
 
     start: int
     group: dist.ProcessGroup
+    largest: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        if self.largest is not None and self.largest < 1:
+            raise ValueError(f"largest must be the rows of the largest shard, got {self.largest}; leave it out to ask.")
 
     @classmethod
-    def named(cls, start: int, group_name: str | None) -> "VocabularyShard | None":
+    def named(cls, start: int, group_name: str | None, largest: int | None) -> "VocabularyShard | None":
         """From the name that an operator's schema can carry; None for a head that is whole."""
-        return None if group_name is None else cls(start, _resolve_process_group(group_name))
+        return None if group_name is None else cls(start, _resolve_process_group(group_name), largest=largest)
+
+    def largest_vocabulary(self, own: int, device: torch.device) -> int:
+        """V of the largest shard; own: V of this one, on this device.
+
+        Raises:
+            ValueError: `largest` is less than this shard's own.
+            RuntimeError: it would have to be asked for while a CUDA graph is captured.
+        """
+        if self.largest is None:
+            if is_being_captured(device):
+                raise RuntimeError(
+                    "A CUDA graph is being captured, where the ranks cannot ask each other for the size of their "
+                    "largest shard; pass VocabularyShard(..., largest=...) or block_rows."
+                )
+            return int(self.maximum_(torch.tensor(own, device=device)))
+        if self.largest < own:
+            raise ValueError(
+                f"VocabularyShard.largest is {self.largest}, but this rank's shard has {own} rows; "
+                "pass the rows of the largest shard of the group, the same number on every rank."
+            )
+        return self.largest
+
+    def target_logit(self, found: Tensor, is_here: Tensor) -> Tensor:
+        """(R,) logits of the targets over all ranks, in one reduction.
+
+        found: (R,) this rank's, 0 where the target is not among its rows; is_here: (R,), whether it is. NaN for a
+        target that no rank holds, or more than one: it does not exist, or the shards overlap.
+        """
+        total, owners = self.sum_(torch.stack([found, is_here.to(found.dtype)]))
+        return total.masked_fill_(owners != 1, math.nan)
 
     def sum_(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, dist.ReduceOp.SUM, group=self.group)
@@ -31,3 +76,22 @@ class VocabularyShard:
     def maximum_(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
         return values
+
+
+class SumsUnderWay:
+    """Sums over the ranks of a shard that run beside what follows; for a head that is whole, nothing to sum."""
+
+    def __init__(self, shard: VocabularyShard | None):
+        self._shard = shard
+        self._started: list[dist.Work] = []
+
+    def start_(self, values: Tensor) -> None:
+        """values: contiguous, summed in place; not to be touched before `wait`."""
+        if self._shard is not None:
+            self._started.append(dist.all_reduce(values, dist.ReduceOp.SUM, group=self._shard.group, async_op=True))
+
+    def wait(self) -> None:
+        """Until all of them are in; on CUDA the current stream waits, not the host."""
+        for work in self._started:
+            work.wait()
+        self._started.clear()

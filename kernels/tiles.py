@@ -20,6 +20,7 @@ class Tile:
     programs_per_multiprocessor: int = 1
     flatten: bool = False  # one loop over tiles and slices: the next tile loads while this one ends
     tma: bool = False
+    halves: bool = False  # exponentials leave in two halves, so that they wait in half the shared memory
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,13 @@ CANDIDATES = {
     80: (Tile(128, 256, 32, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=3)),
     90: (
         replace(_WIDE, flatten=True),
-        replace(_WIDE, stages=4),
-        replace(_WIDE, group=8),
-        replace(_WIDE, group=32),
-        Tile(256, 128, 64, warps=8, stages=3, tma=True),
-        Tile(128, 128, 64, warps=4, stages=3, programs_per_multiprocessor=2, tma=True),
-        Tile(128, 128, 64, warps=8, stages=2, programs_per_multiprocessor=2, tma=True),
-        Tile(64, 256, 64, warps=4, stages=2, programs_per_multiprocessor=2, tma=True),
-        Tile(128, 256, 64, warps=8, stages=3),
+        replace(_WIDE, stages=4, halves=True),
+        replace(_WIDE, stages=4, halves=True, flatten=True),
+        replace(_WIDE, halves=True),
+        replace(_WIDE, stages=4, halves=True, group=8),
+        replace(_WIDE, stages=4, halves=True, group=32),
+        Tile(128, 256, 128, warps=8, stages=2, tma=True, halves=True),
+        Tile(256, 128, 64, warps=8, stages=4, tma=True, halves=True),
     ),
     100: (Tile(128, 128, 64, warps=4, stages=4, tma=True), replace(_WIDE, flatten=True)),
     120: (Tile(64, 128, 64, warps=4, stages=3), Tile(128, 64, 64, warps=4, stages=3)),

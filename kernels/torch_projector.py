@@ -29,15 +29,21 @@ class TorchProjector(Projector):
         return row_sweeps
 
     @classmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
-        beside = head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize if with_weight else 0
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head), beside)
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
+        beside = 0 if weight is None else head.weight.numel() * accumulator_dtype(head.weight.dtype).itemsize
+        return default_block_rows(
+            head.vocabulary, head.weight.device.type, cls._entry_bytes(head), beside, block_bytes=block_bytes
+        )
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
-        if head.weight.device.type == "cpu":
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        if head.weight.device.type == "cpu" and block_bytes is None:
             return PASSING_ROWS
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls._entry_bytes(head))
+        return default_block_rows(
+            head.vocabulary, head.weight.device.type, cls._entry_bytes(head), block_bytes=block_bytes
+        )
 
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
         """Each panel is measured against the largest logit so far, and gone before the next is made."""
@@ -78,7 +84,7 @@ class TorchProjector(Projector):
             if moments is not None:
                 moments = moments.plus(*sums[2:], columns=panel.matrix.shape[1])
         statistics = self._as_statistics(hidden, columns, target_logit, reference, total, moments)
-        return Exponentials(panels, statistics.reference.unsqueeze(0), statistics)
+        return Exponentials(panels, statistics)
 
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
         parts = self._column_ranges(len(hidden), KEPT_PANEL_BYTES)
@@ -148,7 +154,7 @@ class TorchProjector(Projector):
             product = hidden.to(found.dtype).mul_(head.weight[column]).sum(dim=1)
             found = self._capped(product if head.bias is None else product + head.bias[column])
         target_logit = torch.where(is_here, found, head.absent_logit)
-        return target_logit if head.shard is None else head.shard.sum_(target_logit)
+        return target_logit if head.shard is None else head.shard.target_logit(target_logit, is_here)
 
     def _capped(self, values: Tensor) -> Tensor:
         """Logits of products that have their bias."""

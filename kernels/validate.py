@@ -86,14 +86,31 @@ def check_target_range(targets: Tensor, vocabulary: int, shard: VocabularyShard 
         )
 
 
-def check_cu_seqlens(cu_seqlens: Tensor) -> None:
-    """A tensor (S+1,) of integers."""
+def check_cu_seqlens(cu_seqlens: Tensor, device_cu_seqlens: Tensor | None, like: Tensor) -> None:
+    """A tensor (S+1,) of integers, and where it is given, such a one on the device of `like`."""
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens must be a tensor of row offsets, got {type(cu_seqlens).__name__}; pass one.")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"cu_seqlens must have shape (S+1,), got {_shape(cu_seqlens)}; pass S+1 row offsets.")
     if cu_seqlens.dtype not in INTEGERS:
         raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}; convert it.")
+    if device_cu_seqlens is not None:
+        check_tensor("device_cu_seqlens", device_cu_seqlens, tuple(cu_seqlens.shape), INTEGERS, like=like)
+
+
+def check_captured_offsets(cu_seqlens: Tensor, device_cu_seqlens: Tensor | None) -> None:
+    """What stands in a CUDA graph: offsets on both sides, so that nothing is copied while it is captured."""
+    captured = "flow_loss is being captured in a CUDA graph, where the host can"
+    if cu_seqlens.is_cuda:
+        raise RuntimeError(
+            f"{captured}not read cu_seqlens from {cu_seqlens.device}; pass it on the CPU, and the same offsets on the "
+            "device as device_cu_seqlens."
+        )
+    if device_cu_seqlens is None:
+        raise RuntimeError(
+            f"{captured}not copy cu_seqlens to the device; pass the same offsets, copied there before the capture, "
+            "as device_cu_seqlens."
+        )
 
 
 def check_boundaries(cu_seqlens: Tensor, row_count: int) -> list[int]:
@@ -148,10 +165,11 @@ def check_name(name: str, value: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}; did you mean {near!r}?")
 
 
-def check_block_rows(block_rows: object) -> None:
-    if block_rows is None:
+def check_count(name: str, value: object) -> None:
+    """A whole number above 0, or None for the default."""
+    if value is None:
         return
-    if isinstance(block_rows, bool) or not isinstance(block_rows, int):
-        raise TypeError(f"block_rows must be a whole number or None, got {type(block_rows).__name__}; pass an int.")
-    if block_rows < 1:
-        raise ValueError(f"block_rows must be at least 1, got {block_rows}; leave it out for the default.")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number or None, got {type(value).__name__}; pass an int.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}; leave it out for the default.")

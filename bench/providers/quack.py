@@ -1,32 +1,47 @@
 """QuACK (CuTe DSL).
 
 Its chunked kernel gives the mean or the sum over rows only. A sequence-level loss gets its gradient from it by
-one call per sequence, each of which holds a gradient of the whole head until the backward pass.
+one call per sequence, each of which holds a gradient of the whole head until the backward pass. Since 0.6.5 there are
+two such kernels: logits that a row kernel overwrites, and exponentials out of the projection's epilogue
+(`use_scaled_exp`), which QuACK takes by itself where it can.
 """
+
+import functools
+import inspect
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from bench.ops import SequenceLogprob, Step, TokenLogprob, sequence_step
 from bench.problem import Problem
-from bench.providers.provider import BFLOAT16, CUDA, MATERIALISING, Provider, from_tokens
+from bench.providers.provider import BFLOAT16, CUDA, MATERIALISING, Provider, Unavailable, from_tokens
 from bench.shapes import Group
 
 CHUNK_ROWS = 4096  # QuACK's default
 
 
-def _negative_sum(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    from quack.linear_cross_entropy import chunked_linear_cross_entropy
+@functools.cache
+def _sum(scaled_exponentials: bool | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(hidden, weight, targets) -> the sum of all log-probs. None leaves the choice of the kernel to QuACK."""
+    from quack.linear_cross_entropy import chunked_linear_cross_entropy as kernel
 
-    return -chunked_linear_cross_entropy(hidden, weight, targets, chunk_size=CHUNK_ROWS, reduction="sum")
+    options = {"chunk_size": CHUNK_ROWS, "reduction": "sum"}
+    if scaled_exponentials is not None:
+        if "use_scaled_exp" not in inspect.signature(kernel).parameters:
+            raise Unavailable("this quack has no scaled exponentials, which came with 0.6.5")
+        options["use_scaled_exp"] = scaled_exponentials
+    return lambda hidden, weight, targets: -kernel(hidden, weight, targets, **options)
 
 
 def _per_sequence() -> SequenceLogprob:
+    total = _sum(None)
+
     def logprob(problem: Problem) -> Tensor:
         lengths = problem.cu_seqlens.diff().tolist()
         parts = zip(problem.hidden.split(lengths), problem.targets.split(lengths), strict=True)
         # a copy of the targets: a kernel may want them aligned to more than one of them
-        return torch.stack([_negative_sum(rows, problem.weight, targets.clone()) for rows, targets in parts])
+        return torch.stack([total(rows, problem.weight, targets.clone()) for rows, targets in parts])
 
     return logprob
 
@@ -35,13 +50,18 @@ def _make_per_sequence(op: str, problem: Problem) -> Step:
     return sequence_step(_per_sequence())
 
 
-def _make_sum(op: str, problem: Problem) -> Step:
-    def step(problem: Problem) -> dict[str, Tensor]:
-        total = _negative_sum(problem.hidden, problem.weight, problem.targets)
-        torch.autograd.grad(total, (problem.hidden, problem.weight))
-        return {}
+def _make_sum(scaled_exponentials: bool) -> Callable[[str, Problem], Step]:
+    def make(op: str, problem: Problem) -> Step:
+        total = _sum(scaled_exponentials)
 
-    return step
+        def step(problem: Problem) -> dict[str, Tensor]:
+            inputs = problem.hidden, problem.weight
+            d_hidden, d_weight = torch.autograd.grad(total(*inputs, problem.targets), inputs)
+            return {"d_hidden": d_hidden, "d_weight": d_weight}
+
+        return step
+
+    return make
 
 
 def _materialised() -> TokenLogprob:
@@ -89,10 +109,18 @@ PROVIDERS = (
     ),
     _provider(
         "quack_sum",
-        _make_sum,
+        _make_sum(scaled_exponentials=False),
         {"flow_loss": 6},
-        "The same over all rows at once: the gradient of the plain sum. No answer to this problem; "
-        "a time to compare with.",
+        "The same over all rows at once, without scaled exponentials: the gradient of the plain sum. No answer to this "
+        "problem; a time to compare with.",
+        has_answer=False,
+    ),
+    _provider(
+        "quack_sum_scaled",
+        _make_sum(scaled_exponentials=True),
+        {"flow_loss": 6},
+        "The same with scaled exponentials. No answer to this problem; a time to compare with.",
+        refuses=_needs_hopper,
         has_answer=False,
     ),
     _provider(

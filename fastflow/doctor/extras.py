@@ -27,7 +27,8 @@ EXTRAS = (
     Extra("httpx", "import httpx", "server", "rollout.engine = vllm-server"),
     Extra("flash-attn", "from flash_attn import flash_attn_varlen_func", "flash-attn", "model.attention = flash_attn",
           needs_cuda=True),
-    Extra("liger-kernel", "import liger_kernel", "liger", "a competitor in the kernel benchmarks"),
+    Extra("liger-kernel", "from liger_kernel.transformers import apply_liger_kernel_to_qwen2", "liger",
+          "model.fused_layers = liger", needs_cuda=True),
 )  # fmt: skip
 
 

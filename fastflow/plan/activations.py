@@ -9,11 +9,14 @@ the kernels' signatures and have not been measured.
     linear inputs   of q, k, v together and of gate, up together, r D; autocast, and LoRA on bfloat16 parameters, make
                     a copy for each
     attention       p (2 Q + 2 K) of queries, keys, values and output and 4 a head; what o_proj reads, p Q, where the
-                    kernel's output is gathered first (sdpa); keys and values as wide as the queries (varlen, and
-                    sdpa in float32 on CUDA)
+                    kernel's output is gathered first (sdpa); keys and values as wide as the queries (varlen of
+                    torch below 2.13, and sdpa in float32 on CUDA)
     query norms     4 (Q + K), p (Q + K) where they are trained, one number a head (Qwen3)
     MLP             p I of gate, up and silu each, and what down_proj reads
     adapters        rank numbers for each of the seven linear layers; with dropout a copy of each one's input and a mask
+
+Liger's layers keep a norm's input as it is and one number a token, r D + 4 (query norms p (Q + K) and one a head), and
+of the MLP gate and up alone. What torch.compile keeps is not counted: at most what the plain layers keep.
 """
 
 from __future__ import annotations
@@ -24,15 +27,17 @@ from fastflow.plan.sizes import ModelSizes
 
 FLOAT = 4
 WIDE_SDPA = "sdpa with repeated keys"  # in float32 on CUDA
+SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a forward pass is held. kernel: sdpa, WIDE_SDPA, varlen or flash_attn."""
+    """How a forward pass is held. kernel: sdpa, WIDE_SDPA, varlen, SHARING_VARLEN or flash_attn."""
 
     bfloat16: bool
     autocast: bool
     kernel: str
+    fused_layers: bool = False
     lora_rank: int = 0
     lora_dropout: bool = False
 
@@ -54,13 +59,11 @@ class Numbers:
 
 def layer_bytes(model: ModelSizes, numbers: Numbers) -> int:
     """Saved bytes of one layer per token."""
-    trains_norms = not numbers.lora_rank
-    norm = FLOAT * model.hidden + FLOAT + numbers.residual * model.hidden * trains_norms
     shared = _inputs(model.hidden, 3, numbers) + _inputs(model.hidden, 2, numbers)
-    mlp = 3 * numbers.product * model.intermediate + _output_read_on(model.intermediate, numbers)
-    return (
-        2 * norm + shared + _attention(model, numbers) + _query_norms(model, numbers) + mlp + _adapters(model, numbers)
-    )
+    products = 2 if numbers.fused_layers else 3
+    mlp = products * numbers.product * model.intermediate + _output_read_on(model.intermediate, numbers)
+    norms = 2 * _norm(model, numbers) + _query_norms(model, numbers)
+    return norms + shared + _attention(model, numbers) + mlp + _adapters(model, numbers)
 
 
 def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
@@ -70,13 +73,18 @@ def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
 
 def outer_bytes(model: ModelSizes, numbers: Numbers) -> int:
     """Saved bytes outside of the layers per token: the last norm, rotary tables, token ids and positions."""
-    norm = FLOAT * model.hidden + FLOAT + numbers.residual * model.hidden * (not numbers.lora_rank)
-    return norm + 2 * numbers.residual * model.head_dim + 3 * 8
+    return _norm(model, numbers) + 2 * numbers.residual * model.head_dim + 3 * 8
 
 
 def in_flight_bytes(model: ModelSizes, numbers: Numbers) -> int:
     """Gradients that exist at once while one layer goes backward, per token: three of the MLP, two of the residual."""
     return 3 * numbers.product * model.intermediate + 2 * FLOAT * model.hidden
+
+
+def _norm(model: ModelSizes, numbers: Numbers) -> int:
+    if numbers.fused_layers:
+        return numbers.residual * model.hidden + FLOAT
+    return FLOAT * model.hidden + FLOAT + numbers.residual * model.hidden * (not numbers.lora_rank)
 
 
 def _inputs(width: int, readers: int, numbers: Numbers) -> int:
@@ -105,6 +113,8 @@ def _query_norms(model: ModelSizes, numbers: Numbers) -> int:
     if not model.normalises_queries:
         return 0
     width, heads = model.query + model.key, model.heads + model.key_value_heads
+    if numbers.fused_layers:
+        return numbers.product * width + FLOAT * heads
     normalised = numbers.product * width * (not numbers.lora_rank)
     return FLOAT * width + normalised + FLOAT * heads
 

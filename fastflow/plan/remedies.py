@@ -16,6 +16,7 @@ from fastflow.plan.trainer_rows import longest_sequence, sequences_at_once
 
 LORA_RANK = 16
 FEWEST_SEQUENCES = 8
+SHARES = (0.25, 0.5, 0.75, 1.0)
 FRACTIONS = tuple(round(0.05 * step, 2) for step in range(19, 0, -1))
 
 
@@ -67,8 +68,8 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
     """Settings with the values to try, mildest first; the first that makes the run fit is taken, else the last."""
     batch, rollout = config.batch, config.rollout
     yield "batch.tokens_per_microbatch", _halvings(batch.tokens_per_microbatch, longest_sequence(config))
-    if not config.model.gradient_checkpointing:
-        yield "model.gradient_checkpointing", [True]
+    if config.model.checkpoint_share < 1:
+        yield "model.checkpoint_share", [share for share in SHARES if share > config.model.checkpoint_share]
     if not config.model.autocast and config.model.dtype == "float32":
         yield "model.autocast", [True]
     if not config.lora.rank and config.model.base is None and importlib.util.find_spec("peft"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastflow import fused_layers
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models import FAMILIES, loading, with_adapters
@@ -31,9 +32,10 @@ class Adapters:
 class ModelSizes:
     """Counts and widths of one causal LM; tied weights count once.
 
-    parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers.
-    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. context: tokens
-    that the model has positions for, where it says so.
+    parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers; matrices: with
+    the embedding and the head. vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or
+    values. context: tokens that the model has positions for, where it says so. bfloat16: whether its checkpoint is.
+    fusable: whether Liger has its layers.
     """
 
     layers: int
@@ -46,9 +48,12 @@ class ModelSizes:
     parameters: int
     tensors: int
     body_linear: int
+    matrices: int
     tied: bool
     normalises_queries: bool
     context: int | None
+    bfloat16: bool
+    fusable: bool
 
     @property
     def query(self) -> int:
@@ -103,6 +108,7 @@ def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
     config, parameters = model.config, list(model.parameters())
     head = model.get_output_embeddings().weight
     linear = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
+    outer = {id(weight): weight.numel() for weight in (head, model.get_input_embeddings().weight)}
     try:
         heads = config.num_attention_heads
         return ModelSizes(
@@ -116,9 +122,12 @@ def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
             parameters=sum(entry.numel() for entry in parameters),
             tensors=len(parameters),
             body_linear=sum(weight.numel() for weight in linear),
+            matrices=sum(weight.numel() for weight in linear) + sum(outer.values()),
             tied=head is model.get_input_embeddings().weight,
             normalises_queries=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
             context=getattr(config, "max_position_embeddings", None),
+            bfloat16=config.dtype == torch.bfloat16,
+            fusable=fused_layers.fits(config),
         )
     except AttributeError as error:
         raise FastflowError(f"the config.json of {path} does not tell the model's sizes: {error}") from error

@@ -6,13 +6,16 @@ import torch
 
 from fastflow import attention
 from fastflow.config import Config
+from fastflow.decoder_layers import recomputed_layers
+from fastflow.fused_layers import LIGER, choose_layers
 from fastflow.log_z import LearnedLogZ
 from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device
-from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, STEP, TRAINING, Row
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Row
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.matmul import cpu_multiplies_bfloat16
+from fastflow_kernels.workspace import Workspace, flow_loss_workspace
 
 FLOAT = 4
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
@@ -54,10 +57,19 @@ def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations
     kernel = attention.choose_kernel(settings.attention, torch.device(device.type), product)
     if device.is_gpu and kernel == "sdpa" and product == torch.float32:
         kernel = activations.WIDE_SDPA
+    elif kernel == "varlen" and attention.varlen_shares_heads():
+        kernel = activations.SHARING_VARLEN
+    layers = choose_layers(
+        settings.fused_layers,
+        torch.device(device.type),
+        suitable=model.fusable,
+        compiled=settings.compile == "layers",
+    )
     return activations.Numbers(
         bfloat16=bfloat16,
         autocast=settings.autocast,
         kernel=kernel,
+        fused_layers=layers == LIGER,
         lora_rank=config.lora.rank,
         lora_dropout=config.lora.dropout > 0,
     )
@@ -76,7 +88,10 @@ def _weights(config: Config, model: ModelSizes, base: ModelSizes | None, adapter
         rows.append(Row("adapters", "trainer", adapters.parameters * FLOAT, how))
     if base is not None:
         what = f"{base.parameters:,} in {dtype}" if config.model.base else "a second copy of the policy"
-        rows.append(Row("frozen base", "trainer", base.parameters * each, what))
+        narrow = base.matrices if base.bfloat16 and config.model.autocast and dtype == "float32" else 0
+        if narrow:
+            what = f"{narrow:,} in bfloat16, which its config.json names, {base.parameters - narrow:,} in float32"
+        rows.append(Row("frozen base", "trainer", base.parameters * each - narrow * (FLOAT - 2), what))
     return rows
 
 
@@ -89,8 +104,6 @@ def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, dev
         Row("gradients", "trainer", bytes_, "as the trained parameters", TRAINING),
         Row("AdamW's moments", "trainer", 2 * bytes_ + FLOAT * tensors, "2 x the trained parameters"),
     ]
-    if device.is_gpu:  # torch's default there takes all tensors at once
-        rows.append(Row("AdamW's temporaries", "trainer", bytes_, "as the trained parameters", (STEP,)))
     if config.objective.log_z == "learned":
         with torch.device("meta"):
             head = sum(entry.numel() for entry in LearnedLogZ(model.hidden).parameters())
@@ -104,18 +117,21 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
     layer, outer = activations.layer_bytes(model, numbers), activations.outer_bytes(model, numbers)
     flight = activations.in_flight_bytes(model, numbers)
     graph = (FORWARD, LOSS, BACKWARD)
-    cast = 2 * model.body_linear if numbers.autocast and not numbers.bfloat16 else 0
-    casts = f"{model.body_linear:,} linear weights x 2 B, made by autocast"
-    checkpoints = config.model.gradient_checkpointing
-    kept, what = (activations.checkpoint_bytes(model, numbers), "layers' inputs") if checkpoints else (layer, "layers")
-    how = f"{tokens:,} tokens x ({model.layers} {what} x {kept:,} B + {outer:,})"
-    rows = [Row("activations", "trainer", tokens * (model.layers * kept + outer), how, graph)]
-    if checkpoints:
-        again = f"{tokens:,} tokens x {layer:,} B"
-        rows.append(Row("one layer, recomputed", "trainer", tokens * layer + cast // model.layers, again, (BACKWARD,)))
-        # adapters leave the large weights without gradient, and autocast's cache holds copies of trained ones only
-        cast, graph = (0 if numbers.lora_rank else cast), (FORWARD,)
-    rows.append(Row("bfloat16 copies of the weights", "trainer", cast, casts, graph))
+    again = recomputed_layers(model.layers, config.model.checkpoint_share)
+    whole, entry = model.layers - again, activations.checkpoint_bytes(model, numbers)
+    kind = "Liger's layers" if numbers.fused_layers else "layers"
+    held = [f"{whole} {kind} x {layer:,} B"] * (whole > 0) + [f"{again} layers' inputs x {entry:,} B"] * (again > 0)
+    how = f"{tokens:,} tokens x ({' + '.join(held)} + {outer:,})"
+    rows = [Row("activations", "trainer", tokens * (whole * layer + again * entry + outer), how, graph)]
+    cast = 2 * model.body_linear // model.layers if numbers.autocast and not numbers.bfloat16 else 0
+    casts = f"{model.body_linear // model.layers:,} linear weights of a layer x 2 B, made by autocast"
+    if not whole:  # else it takes the place of layers that have gone backward
+        bytes_, how = tokens * layer + cast, f"{tokens:,} tokens x {layer:,} B"
+        rows.append(Row("one layer, recomputed", "trainer", bytes_, how, (BACKWARD,)))
+    rows.append(Row("bfloat16 copies of the weights", "trainer", whole * cast, f"{whole} x {casts}", graph))
+    if not numbers.lora_rank:  # autocast keeps copies of trained weights only
+        how = f"{again} x {casts}, kept until the forward pass ends"
+        rows.append(Row("bfloat16 copies in recomputed layers", "trainer", again * cast, how, (FORWARD,)))
     how = f"{tokens:,} tokens x {flight:,} B of one layer"
     return [*rows, Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,))]
 
@@ -125,16 +141,21 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
     factor = 2 if numbers.product == 2 and (device.is_gpu or cpu_multiplies_bfloat16()) else FLOAT
     vocabulary, head = model.vocab_size, model.vocab_size * model.hidden
-    beside = 0 if device.is_gpu or config.lora.rank else head * FLOAT
-    block_rows = default_block_rows(vocabulary, device.type, factor, beside)
-    block = min(block_rows, tokens)
+    workspace = _workspace_on_gpu(config, model, factor) if device.is_gpu else None
+    if workspace:
+        block_bytes = workspace.block
+    else:
+        beside = 0 if config.lora.rank else head * FLOAT
+        block_rows = default_block_rows(vocabulary, device.type, factor, beside)
+        block_bytes = min(block_rows, tokens) * -(-vocabulary // 8) * 8 * factor
+    shown_rows = block_bytes // (-(-vocabulary // 8) * 8 * factor)
     narrowed = numbers.product if numbers.product != numbers.residual else 0
     each = 2 * numbers.residual + narrowed + FLOAT
     rows = [
         Row("hidden states and their gradient", "trainer", tokens * model.hidden * each,
             f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD)),
-        Row("a block of logits", "trainer", block * -(-vocabulary // 8) * 8 * factor,
-            f"{block:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,)),
+        Row("a block of logits", "trainer", block_bytes,
+            f"{shown_rows:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,)),
     ]  # fmt: skip
     if factor != parameter_bytes(config):
         rows.append(
@@ -146,13 +167,31 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     finished = parameter_bytes(config)
     how = f"vocabulary x width, finished in {finished} B"
     rows.append(Row("gradient of the head", "trainer", head * finished, how, until))
-    if finished != FLOAT and (tokens > block_rows or factor != finished):
+    if workspace:
+        is_summed, is_cut = workspace.head_sum > 0, workspace.long_sum > 0
+    else:
+        is_summed = finished != FLOAT and (tokens > block_rows or factor != finished)
+        is_cut = min(config.rollout.max_response_tokens, tokens) > block_rows
+    if is_summed:
         rows.append(Row("its sum over blocks", "trainer", head * FLOAT, "in float32", (LOSS,)))
-    if min(config.rollout.max_response_tokens, tokens) > block_rows:
-        how = f"a response may be longer than a block of {block_rows:,} rows"
+    if is_cut:
+        how = "a response may be longer than a block"
         rows.append(Row("the same for long sequences", "trainer", head * FLOAT, how, (LOSS,)))
     dense = head * parameter_bytes(config)
     return [*rows, Row("gradient of the embedding", "trainer", dense, "dense, before it is added", (EMBEDDING,))]
+
+
+def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int) -> Workspace:
+    """For a micro-batch of the longest responses; factor: bytes of the products' type."""
+    tokens, longest = microbatch_tokens(config), config.rollout.max_response_tokens
+    return flow_loss_workspace(
+        [*range(0, tokens, longest), tokens],
+        model.hidden,
+        model.vocab_size,
+        parameter_dtype=torch.bfloat16 if parameter_bytes(config) == 2 else torch.float32,
+        factor_dtype=torch.bfloat16 if factor == 2 else torch.float32,
+        trains_head=not config.lora.rank,
+    )
 
 
 def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:

@@ -1,39 +1,56 @@
-"""From the numbers per row and vocabulary tile to those per row."""
+"""From the sums per row and vocabulary tile to those per row."""
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from fastflow_kernels.gpu.logit import LEAST_EXPONENT
+from torch import Tensor
+
+from fastflow_kernels.gpu.excess import is_excess, tile_logits
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, bits_per_logit
 from fastflow_kernels.gpu.project import TileStatistics
+from fastflow_kernels.head import Head
 
-BLOCK_ROWS, BLOCK_TILES = 32, 64
+BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
 
 
-@triton.jit(do_not_specialize=["row_count"])
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["targets"])
 def combine_kernel(
-    tile_reference,  # (T, R) float32, bits
     tile_total,  # (T, R) float32
+    target_logit,  # (R,) float32, bits
     reference,  # (R,) float32, bits
     total,  # (R,) float32
-    tile_weighted,  # (T, R) float32, bits, or unused, as the next three
-    tile_logits,  # (T, R) float32
+    tile_weighted,  # (T, R) float32, bits, or unused, as the next three (TileStatistics)
+    tile_logit_sum,  # (T, R) float32
     weighted,  # (R,) float32, bits
     logit_sum,  # (R,) float32
+    hidden,  # (R, D), as what follows for tiles whose total is no use
+    weight,  # (V, D)
+    bias,  # (V,) float32, or unused
+    targets,  # (R,) int64, columns of this head
     tile_count,
     row_count,
+    vocabulary,
+    width,
+    hidden_stride,
+    weight_stride,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
     MOMENTS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_VOCABULARY: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
-    highest = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
-    for start in range(0, tile_count, BLOCK_TILES):
-        tiles = start + tl.arange(0, BLOCK_TILES)
-        places = tiles.to(tl.int64)[:, None] * row_count + rows[None, :]
-        inside = (tiles < tile_count)[:, None] & is_row[None, :]
-        found = tl.load(tile_reference + places, mask=inside, other=float("-inf"))
-        highest = tl.maximum(highest, tl.max(found, 0))
+    own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
+    highest = own_logit
+    is_known = highest == highest  # without a target there is nothing to measure
     running = tl.zeros((BLOCK_ROWS,), tl.float32)
     running_weighted = tl.zeros((BLOCK_ROWS,), tl.float32)
     running_logits = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -41,15 +58,54 @@ def combine_kernel(
         tiles = start + tl.arange(0, BLOCK_TILES)
         places = tiles.to(tl.int64)[:, None] * row_count + rows[None, :]
         inside = (tiles < tile_count)[:, None] & is_row[None, :]
-        found = tl.load(tile_reference + places, mask=inside, other=float("-inf"))
-        part = tl.load(tile_total + places, mask=inside, other=0.0)
-        shift = found - highest[None, :]
-        running += tl.sum(part * tl.exp2(shift), 0)
+        parts = tl.load(tile_total + places, mask=inside, other=0.0)
+        out_of_range = is_excess(parts) & is_known[None, :]
+        shift = own_logit - highest  # 0, unless an earlier tile has been taken again
+        in_range = tl.sum(tl.where(out_of_range, 0.0, parts), 0)
+        running += in_range * tl.exp2(shift)
         if MOMENTS:
-            own = tl.load(tile_weighted + places, mask=inside, other=0.0)
-            own = (own + part * tl.maximum(shift, LEAST_EXPONENT)) * tl.exp2(shift)
-            running_weighted += tl.sum(own, 0)
-            running_logits += tl.sum(tl.load(tile_logits + places, mask=inside, other=0.0), 0)
+            own_weighted = tl.load(tile_weighted + places, mask=inside, other=0.0)
+            own_weighted = tl.sum(tl.where(out_of_range, 0.0, own_weighted), 0)
+            running_weighted += (own_weighted + in_range * tl.maximum(shift, LEAST_EXPONENT)) * tl.exp2(shift)
+            running_logits += tl.sum(tl.load(tile_logit_sum + places, mask=inside, other=0.0), 0)
+        if tl.max(tl.max(out_of_range.to(tl.int32), 1), 0) > 0:
+            for step in range(0, min(BLOCK_TILES, tile_count - start)):
+                part = tl.load(tile_total + rows + (start + step) * row_count.to(tl.int64), mask=is_row, other=0.0)
+                is_out = is_excess(part) & is_known
+                if tl.max(is_out.to(tl.int32), 0) > 0:
+                    within = tl.arange(0, BLOCK_VOCABULARY)
+                    columns = (start + step) * TILE + within
+                    is_column = (within < TILE) & (columns < vocabulary)
+                    logits = tile_logits(
+                        hidden,
+                        weight,
+                        bias,
+                        rows,
+                        columns,
+                        is_row,
+                        is_column,
+                        width,
+                        hidden_stride,
+                        weight_stride,
+                        softcap,
+                        HAS_BIAS,
+                        HAS_SOFTCAP,
+                        BLOCK_ROWS,
+                        BLOCK_VOCABULARY,
+                        BLOCK_WIDTH,
+                    )
+                    target = tl.load(targets + rows, mask=is_row, other=-1)
+                    counts = is_out[:, None] & is_column[None, :] & (columns[None, :] != target[:, None])
+                    bits = tl.where(counts, logits * scale, float("-inf"))
+                    higher = tl.maximum(highest, tl.max(bits, 1))
+                    values = tl.exp2(bits - higher[:, None])
+                    if MOMENTS:
+                        rise = tl.maximum(highest - higher, LEAST_EXPONENT)
+                        running_weighted = (running_weighted + running * rise) * tl.exp2(highest - higher)
+                        exponents = tl.maximum(bits - higher[:, None], LEAST_EXPONENT)
+                        running_weighted += tl.sum(values * exponents, 1)
+                    running = running * tl.exp2(highest - higher) + tl.sum(values, 1)
+                    highest = higher
     tl.store(reference + rows, highest, mask=is_row)
     tl.store(total + rows, running, mask=is_row)
     if MOMENTS:
@@ -57,24 +113,52 @@ def combine_kernel(
         tl.store(logit_sum + rows, running_logits, mask=is_row)
 
 
-def combine(tiles: TileStatistics) -> TileStatistics:
-    """(T, R) -> (R,): the highest reference of each row, and the sums of the rest, measured against that."""
-    tile_count, row_count = tiles.reference.shape
-    rows = TileStatistics(*(None if values is None else torch.empty_like(values[0]) for values in tiles))
+class CombinedStatistics(NamedTuple):
+    """(R,) float32 each; the last two where the tiles have them."""
+
+    reference: Tensor  # the target's logit, in bits, or the largest where that stands far above it
+    total: Tensor  # sum of 2^(z - reference) over the other columns
+    weighted: Tensor | None  # sum of exponential times exponent over the other columns, bits
+    logit_sum: Tensor | None  # over all columns, before the scale
+
+
+def combine(
+    tiles: TileStatistics, target_logit: Tensor, hidden: Tensor, head: Head, targets: Tensor, tile: int
+) -> CombinedStatistics:
+    """Of rows whose tiles are `tile` columns wide. hidden (R, D), target_logit and targets (R,) of the rows."""
+    tile_count, row_count = tiles.total.shape
+    further = (None if values is None else torch.empty_like(target_logit) for values in tiles[1:])
+    rows = CombinedStatistics(torch.empty_like(target_logit), torch.empty_like(target_logit), *further)
     if row_count:
         combine_kernel[(triton.cdiv(row_count, BLOCK_ROWS),)](
-            tiles.reference,
             tiles.total,
+            target_logit,
             rows.reference,
             rows.total,
             tiles.weighted,
             tiles.logit_sum,
             rows.weighted,
             rows.logit_sum,
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
             tile_count,
             row_count,
+            head.vocabulary,
+            hidden.shape[1],
+            hidden.stride(0),
+            head.weight.stride(0),
+            bits_per_logit(head),
+            head.softcap or 0.0,
+            HAS_BIAS=head.bias is not None,
+            HAS_SOFTCAP=head.softcap is not None,
             MOMENTS=tiles.weighted is not None,
+            TILE=tile,
+            BLOCK_VOCABULARY=triton.next_power_of_2(tile),
             BLOCK_TILES=BLOCK_TILES,
             BLOCK_ROWS=BLOCK_ROWS,
+            BLOCK_WIDTH=BLOCK_WIDTH,
+            num_warps=8,
         )
     return rows

@@ -14,4 +14,4 @@ class CudaRowsProjector(RowsProjector):
         self, logits: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool = False
     ) -> RowStatistics:
         """Without moments: implementation.py refuses calls that need them."""
-        return self._over_all_shards(RowStatistics(*cuda_native.row_pass()(logits, self.head, columns, matrix)))
+        return self._over_shards(RowStatistics(*cuda_native.row_pass()(logits, self.head, columns, matrix)), columns)

@@ -1,21 +1,19 @@
-"""The projection to logits, whose epilogue keeps two numbers per row and tile, and at most the exponentials.
+"""The projection to logits, whose epilogue keeps one number per row and tile, and at most the exponentials.
 
 A persistent matrix product over tiles of (rows, vocabulary), float32 accumulators. The logits never leave the
-registers. They are measured in bits, z = logit * scale with scale = log2(e) / temperature, so that an exponential is
-one multiply-add and one instruction of the special-function unit. With z_t that of the row's target, each tile reduces
-its row to
+registers. They are measured in bits, z = logit * scale with scale = log2(e) / temperature, and against the logit z_t of
+their row's target, so that an exponential is one multiply-add and one instruction of the special-function unit. Each
+tile reduces its row to
 
-    reference = z_t, or the largest z of the tile where that exceeds z_t by more than MARGIN
-    total     = sum over the tile's columns, the target's left out, of 2^(z - reference)
+    total = sum over the tile's columns, the target's left out, of 2^(z - z_t)
 
-and, where the gradient will need them, stores 2^(z - reference) in the type of the products. In bfloat16 that
-is a relative error of 2^-9 on a probability, where a stored logit would have an absolute one, and it is half
-the bytes of a float32 logit. The target's own logit is a natural reference: it was sampled, so nearly always no
-other logit stands far above it, all tiles of a row share one reference and `settle` has nothing to do. MARGIN
-keeps every exponential finite, also after a sum over the vocabulary and a product in bfloat16.
+and, where the gradient will need them, stores 2^(z - z_t) in the type of the products. In bfloat16 that is a relative
+error of 2^-9 on a probability, where a stored logit would have an absolute one, and it is half the bytes of a float32
+logit. The target's own logit is a natural reference: it was sampled, so nearly always no other logit stands far above
+it. A tile in which one does leaves a total above LIMIT (excess.py), and that tile is taken again.
 
 Where statistics are asked for, two more sums per row and tile are compiled in (moments.py). For their gradients all
-tiles measure against one reference that is known beforehand, reduce nothing, and store a tilted direction (tilt.py).
+tiles measure against a reference that no logit exceeds, sum nothing, and store a tilted direction (tilt.py).
 
 Tiles run down the rows first, a group of rows at a time: the rows' hidden states stay in the L2 cache while the
 head's weight streams by once a group. Operands come through tensor descriptors (TMA) where the device has them
@@ -33,14 +31,11 @@ from fastflow_kernels.gpu.logit import LEAST_EXPONENT, bits_per_logit, soft_cap_
 from fastflow_kernels.head import Head
 from fastflow_kernels.tiles import Tile, has_aligned_rows, multiprocessors
 
-MARGIN = tl.constexpr(43.0)  # bits, 30 nats
-
 
 class TileStatistics(NamedTuple):
     """Of each vocabulary tile and row, (T, R) float32; the last two where moments are asked for (moments.py)."""
 
-    reference: Tensor | None  # bits; None, as the next, where a tilt knows all of it beforehand
-    total: Tensor | None
+    total: Tensor | None  # None where a tilt knows the sums beforehand
     weighted: Tensor | None = None  # sum of exponential times exponent, the target's left out; bits
     logit_sum: Tensor | None = None  # the target's included; before the scale
 
@@ -62,12 +57,11 @@ def project_kernel(
     weight,  # (V, D), pointer or descriptor
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
-    target_logit,  # (R,) float32, bits; with a tilt, the reference of all tiles
-    tile_reference,  # (vocabulary tiles, R) float32, bits; unused with a tilt
-    tile_total,  # (vocabulary tiles, R) float32; unused with a tilt
+    target_logit,  # (R,) float32, bits; with a tilt, its reference
+    tile_total,  # (vocabulary tiles, R) float32
     exponentials,  # (R, V), pointer or descriptor, or unused
     tile_weighted,  # (vocabulary tiles, R) float32, bits, or unused
-    tile_logits,  # (vocabulary tiles, R) float32, or unused
+    tile_logit_sum,  # (vocabulary tiles, R) float32, or unused
     tilt_constant,  # (R,) float32, or unused
     tilt_slope,  # (R,) float32, per bit, or unused
     row_count,
@@ -90,6 +84,7 @@ def project_kernel(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     vocabulary_tiles = tl.cdiv(vocabulary, BLOCK_VOCABULARY)
@@ -124,39 +119,38 @@ def project_kernel(
         if HAS_SOFTCAP:
             logits = soft_capped(logits, softcap)
         is_row = rows < row_count
-        if MOMENTS:
-            inside = tl.arange(0, BLOCK_VOCABULARY)[None, :] < vocabulary - first_column
-            logit_sum = tl.sum(tl.where(inside, logits, 0.0), 1)
         offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
         place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
-        if (first_column + BLOCK_VOCABULARY > vocabulary) | (
-            tl.max(place, 0) >= 0
-        ):  # few tiles: the others need no mask
-            within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        if MOMENTS:
+            logit_sum = tl.sum(tl.where(within < vocabulary - first_column, logits, 0.0), 1)
+        # Few tiles have a target or end the vocabulary, the others need no mask. A flattened loop takes no branches.
+        if FLATTEN or (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
             counts = (within < vocabulary - first_column) & (within != place[:, None])
             logits = tl.where(counts, logits, float("-inf"))
-        own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
+        reference = tl.load(target_logit + rows, mask=is_row, other=0.0)
+        values = tl.exp2(logits * scale - reference[:, None])
+        if MOMENTS:  # ahead of the total: the other way round, a tile of 128 x 256 spills registers
+            places = vocabulary_tile.to(tl.int64) * row_count + rows
+            weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+            tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)
+            tl.store(tile_logit_sum + places, logit_sum, mask=is_row)
         if TILT:
-            exponents = logits * scale - own_logit[:, None]
             constant = tl.load(tilt_constant + rows, mask=is_row, other=0.0)
             slope = tl.load(tilt_slope + rows, mask=is_row, other=0.0)
-            values = tl.exp2(exponents)
-            values *= slope[:, None] * tl.maximum(exponents, LEAST_EXPONENT) + constant[:, None]
+            exponents = tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+            values *= slope[:, None] * exponents + constant[:, None]
         else:
-            largest = tl.max(logits, 1) * scale
-            reference = tl.where(largest > own_logit + MARGIN, largest, own_logit)
-            values = tl.exp2(logits * scale - reference[:, None])
-            places = vocabulary_tile.to(tl.int64) * row_count + rows
-            tl.store(tile_reference + places, reference, mask=is_row)
-            if MOMENTS:  # ahead of the total: the other way round, a tile of 128 x 256 spills registers
-                weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
-                tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)
-                tl.store(tile_logits + places, logit_sum, mask=is_row)
-            tl.store(tile_total + places, tl.sum(values, 1), mask=is_row)
+            tl.store(tile_total + vocabulary_tile.to(tl.int64) * row_count + rows, tl.sum(values, 1), mask=is_row)
         if STORE:
             if HAS_SOFTCAP:
                 values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
-            if TMA:
+            if TMA and HALVES:
+                pair = values.to(exponentials.dtype).reshape(BLOCK_ROWS, 2, BLOCK_VOCABULARY // 2).permute(0, 2, 1)
+                left_half, right_half = tl.split(pair)
+                exponentials.store([first_row, first_column], left_half)
+                exponentials.store([first_row, first_column + BLOCK_VOCABULARY // 2], right_half)
+            elif TMA:
                 exponentials.store([first_row, first_column], values.to(exponentials.dtype))
             else:
                 pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
@@ -174,13 +168,13 @@ def project(
     *,
     with_moments: bool = False,
 ) -> TileStatistics:
-    """The statistics of every vocabulary tile and row; fills `exponentials` (R, V) if given.
+    """The sums of every vocabulary tile and row; fills `exponentials` (R, V) if given.
 
-    hidden: (R, D), in the type of head.weight; targets and target_logit: (R,). References and target_logit in bits.
+    hidden: (R, D), in the type of head.weight; targets: (R,); target_logit: (R,), bits.
     """
     shape = (triton.cdiv(head.vocabulary, tile.vocabulary), hidden.shape[0])
-    columns = [torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(4 if with_moments else 2)]
-    statistics = TileStatistics(*columns)
+    sums = [torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(3 if with_moments else 1)]
+    statistics = TileStatistics(*sums)
     _launch(hidden, head, targets, target_logit, tile, exponentials, statistics, (None, None))
     return statistics
 
@@ -195,11 +189,11 @@ def project_tilted(
     *,
     affine: tuple[Tensor, Tensor],
 ) -> None:
-    """Fills direction (R, V) with e (constant + slope u), e = 2^u, u = logit - reference, 0 at the targets.
+    """Fills direction (R, V) with e (constant + slope u), e = 2^u, u = z - reference, 0 at the targets.
 
     hidden and targets as above; reference: (R,) in bits; affine: constant, and slope per bit, (R,) each.
     """
-    _launch(hidden, head, targets, reference, tile, direction, TileStatistics(None, None), affine)
+    _launch(hidden, head, targets, reference, tile, direction, TileStatistics(None), affine)
 
 
 def _launch(
@@ -227,7 +221,6 @@ def _launch(
         head.bias,
         targets,
         target_logit,
-        statistics.reference,
         statistics.total,
         operands[2],
         statistics.weighted,
@@ -253,8 +246,10 @@ def _launch(
         GROUP=tile.group,
         PROGRAMS=programs,
         FLATTEN=tile.flatten,
+        HALVES=tile.halves,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        enable_fp_fusion=True,  # an exponent is one instruction: not left to a default that differs among versions
     )
 
 
@@ -267,5 +262,5 @@ def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, ti
     return (
         describe(hidden, [tile.rows, tile.width]),
         describe(weight, [tile.vocabulary, tile.width]),
-        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary]),
+        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary // (1 + tile.halves)]),
     )

@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import default_block_rows
+from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows
 from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.finish import finish
@@ -18,7 +19,8 @@ from fastflow_kernels.gpu.row_tilt import tilt_rows
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
-from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.head_gradient import head_sum
+from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.moments import Moments
 from fastflow_kernels.panel import Panel
@@ -38,12 +40,17 @@ class TritonProjector(Projector):
         self._buffer: Tensor | None = None
 
     @classmethod
-    def _gradient_rows(cls, head: Head, *, with_weight: bool) -> int:
-        return default_block_rows(head.vocabulary, head.weight.device.type, cls.entry_bytes(head.weight.dtype))
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
+        factors, (vocabulary, width) = head.weight.dtype, head.weight.shape
+        entry_bytes = cls.entry_bytes(factors)
+        total = None if weight is None else head_sum(width, weight.dtype, factors, entry_bytes)
+        return cuda_block_rows(vocabulary, entry_bytes, row_count, longest, total, block_bytes)
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
-        return cls._gradient_rows(head, with_weight=False)
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        return cuda_block_rows(head.vocabulary, cls.entry_bytes(head.weight.dtype), 0, 0, None, block_bytes)
 
     @staticmethod
     @abstractmethod
@@ -54,7 +61,10 @@ class TritonProjector(Projector):
         """(R, V) of the shared memory; rows start at multiples of 16 bytes."""
         if self._buffer is None:
             width = -(-self.head.vocabulary // 8) * 8
-            self._buffer = self.head.weight.new_empty(self.most_rows, width, dtype=dtype)
+            rows = self.most_rows
+            if self.head.weight.device.type != "cpu":
+                rows += -rows % BUFFER_QUANTUM
+            self._buffer = self.head.weight.new_empty(rows, width, dtype=dtype)
         return self._buffer[:row_count, : self.head.vocabulary]
 
     def _finish(
@@ -70,44 +80,47 @@ class TritonProjector(Projector):
 class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
 
+    class Block(NamedTuple):
+        """What `settle_` needs to know of a block's exponentials."""
+
+        total: Tensor  # (T, R)
+        target_logit: Tensor  # (R,) bits
+        hidden: Tensor  # (R, D)
+        columns: Tensor  # (R,) int64
+        tile: int  # columns of a tile
+
     @staticmethod
     def entry_bytes(factor_dtype: torch.dtype) -> int:
         return factor_dtype.itemsize
 
     @classmethod
-    def _forward_rows(cls, head: Head) -> int:
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         return FORWARD_ROWS
 
-    def __init__(self, head: Head, most_rows: int):
-        super().__init__(head, most_rows)
-        self._tile: Tile | None = None  # of the last block
-
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
-        return self._project(hidden, columns, None, with_moments=with_moments)[1]
+        return self._project(hidden, columns, None, with_moments=with_moments)[0]
 
     def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
-        matrix = self._block(hidden.shape[0], self.head.weight.dtype)
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
         return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix, with_moments=with_moments))
 
     def _project(
         self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
-    ) -> tuple[Tensor, RowStatistics]:
-        """The tiles' references, and what all tiles of a row come down to."""
+    ) -> tuple[RowStatistics, "FusedProjector.Block"]:
         head, target_logit = self.head, self._target_logit(hidden, columns)
-        launch = partial(
-            project, hidden, head, columns, target_logit, exponentials=matrix, with_moments=with_moments
-        )
-        self._tile = self._choose_tile(launch, stores=matrix is not None, has_moments=with_moments)
-        tiles = launch(tile=self._tile)
-        rows = combine(tiles)
+        launch = partial(project, hidden, head, columns, target_logit, exponentials=matrix, with_moments=with_moments)
+        tile = self._choose_tile(launch, stores=matrix is not None, has_moments=with_moments)
+        tiles = launch(tile=tile)
+        rows = combine(tiles, target_logit, hidden, head, columns, tile.vocabulary)
         moments = None
         if with_moments:  # logits of RowStatistics are in bits here
             logit_sum = rows.logit_sum * bits_per_logit(head)
             moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
-        return tiles.reference, RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
+        statistics = RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
+        return statistics, self.Block(tiles.total, target_logit, hidden, columns, tile.vocabulary)
 
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
-        matrix = self._block(hidden.shape[0], self.head.weight.dtype)
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
         statistics = tilt.statistics(self._target_logit(hidden, columns), NATS_PER_BIT)
         constant, slope = tilt.affine(statistics)
         affine = constant, slope * NATS_PER_BIT
@@ -119,8 +132,8 @@ class FusedProjector(TritonProjector):
 
     def _target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor:
         """(R,) over all shards, bits."""
-        target_logit = target_logits(hidden, self.head, columns)
-        return target_logit if self.head.shard is None else self.head.shard.sum_(target_logit)
+        head, found = self.head, target_logits(hidden, self.head, columns)
+        return found if head.shard is None else head.shard.target_logit(found, head.holds(columns))
 
     def _choose_tile(self, launch: Callable[..., object], **use: bool) -> Tile:
         """use: what of TileKey depends on the call."""
@@ -136,7 +149,8 @@ class FusedProjector(TritonProjector):
         )
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        settle_(exponentials.panels[0].matrix, exponentials.tile_reference, reference, self._tile.vocabulary)
+        total, target_logit, hidden, columns, tile = exponentials.block
+        settle_(exponentials.panels[0].matrix, total, target_logit, reference, hidden, self.head, columns, tile)
 
 
 class RowsProjector(TritonProjector):
@@ -158,7 +172,7 @@ class RowsProjector(TritonProjector):
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
         statistics = self._row_pass(logits, columns, matrix, with_moments=with_moments)
-        return Exponentials([Panel(0, matrix)], statistics.reference.unsqueeze(0), statistics)
+        return Exponentials([Panel(0, matrix)], statistics)
 
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
         """The first sweep is for the targets' logits, which this way rounds as the products are."""
@@ -174,26 +188,24 @@ class RowsProjector(TritonProjector):
 
     def _matrix_for(self, logits: Tensor) -> Tensor:
         """The logits' own memory, or a second block in the type of the products."""
-        if self.head.weight.dtype == logits.dtype:
+        dtype = direction_dtype(self.head.weight.dtype)
+        if dtype == logits.dtype:
             return logits
         if self._narrow is None:
-            self._narrow = torch.empty_like(self._buffer, dtype=self.head.weight.dtype)
+            self._narrow = torch.empty_like(self._buffer, dtype=dtype)
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
     def _row_pass(
-        self,
-        logits: Tensor,
-        columns: Tensor,
-        matrix: Tensor | None,
-        *,
-        with_moments: bool = False,
+        self, logits: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool = False
     ) -> RowStatistics:
         found = row_pass(logits, self.head, columns, matrix, with_moments=with_moments)
         moments = Moments(*found[3:], self.head.vocabulary) if with_moments else None
-        return self._over_all_shards(RowStatistics(*found[:3], moments=moments))
+        return self._over_shards(RowStatistics(*found[:3], moments=moments), columns)
 
-    def _over_all_shards(self, statistics: RowStatistics) -> RowStatistics:
-        """Their targets' logits."""
-        if self.head.shard is not None:
-            self.head.shard.sum_(statistics.target_logit)
-        return statistics
+    def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
+        """With the target's logit of the rank that holds it."""
+        head = self.head
+        if head.shard is None:
+            return statistics
+        found = head.shard.target_logit(statistics.target_logit, head.holds(columns))
+        return statistics._replace(target_logit=found)

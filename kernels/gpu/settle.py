@@ -1,62 +1,131 @@
-"""Brings exponentials that tiles took against different references to the one reference of their row.
+"""Brings exponentials that were taken against the target's logit to a higher reference of their row.
 
-Nearly always there is nothing to do (project.py says why) and a program ends after reading its references.
+Nearly always there is nothing to do (project.py says why) and a program ends after reading its totals.
 """
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_ROWS, BLOCK_TILES = 32, 64
+from fastflow_kernels.gpu.excess import is_excess, tile_logits
+from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope
+from fastflow_kernels.head import Head
+
+BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
 
 
-@triton.jit(do_not_specialize=["row_count"])
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["targets"])
 def settle_kernel(
     exponentials,  # (R, V)
-    tile_reference,  # (T, R) float32, bits
+    tile_total,  # (T, R) float32
+    target_logit,  # (R,) float32, bits
     reference,  # (R,) float32, bits
-    row_count,
+    hidden,  # (R, D), as what follows for tiles whose exponentials are no use
+    weight,  # (V, D)
+    bias,  # (V,) float32, or unused
+    targets,  # (R,) int64, columns of this head
     tile_count,
+    row_count,
     vocabulary,
+    width,
     exponentials_stride,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_TILES: tl.constexpr,
+    hidden_stride,
+    weight_stride,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
+    BLOCK_TILES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
-    first_tile = tl.program_id(1).to(tl.int64) * BLOCK_TILES
-    tiles = first_tile + tl.arange(0, BLOCK_TILES)
-    is_tile = (tiles < tile_count)[:, None] & is_row[None, :]
     goal = tl.load(reference + rows, mask=is_row, other=0.0)
-    found = tl.load(tile_reference + tiles[:, None] * row_count + rows[None, :], mask=is_tile, other=0.0)
-    if tl.max(tl.max(tl.where(is_tile & (found != goal[None, :]), 1, 0), 1), 0) > 0:
+    shift = tl.load(target_logit + rows, mask=is_row, other=0.0) - goal
+    if tl.max((shift != 0.0).to(tl.int32), 0) > 0:
+        first_tile = tl.program_id(1).to(tl.int64) * BLOCK_TILES
         for step in range(0, min(BLOCK_TILES, tile_count - first_tile)):
             tile = first_tile + step
-            own = tl.load(tile_reference + tile * row_count + rows, mask=is_row, other=0.0)
-            shift = tl.where(is_row, own - goal, 0.0)
-            if tl.max(tl.where(shift != 0.0, 1, 0), 0) > 0:
-                columns = tile * BLOCK_VOCABULARY + tl.arange(0, BLOCK_VOCABULARY)
-                pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
-                is_entry = is_row[:, None] & (columns < vocabulary)[None, :]
-                values = tl.load(pointers, mask=is_entry, other=0.0).to(tl.float32) * tl.exp2(shift)[:, None]
+            within = tl.arange(0, BLOCK_VOCABULARY)
+            columns = tile * TILE + within
+            is_column = (within < TILE) & (columns < vocabulary)
+            pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
+            is_out = is_excess(tl.load(tile_total + tile * row_count + rows, mask=is_row, other=0.0))
+            is_entry = (is_row & ~is_out)[:, None] & is_column[None, :]
+            values = tl.load(pointers, mask=is_entry, other=0.0).to(tl.float32) * tl.exp2(shift)[:, None]
+            tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=is_entry)
+            if tl.max(is_out.to(tl.int32), 0) > 0:
+                logits = tile_logits(
+                    hidden,
+                    weight,
+                    bias,
+                    rows,
+                    columns,
+                    is_row,
+                    is_column,
+                    width,
+                    hidden_stride,
+                    weight_stride,
+                    softcap,
+                    HAS_BIAS,
+                    HAS_SOFTCAP,
+                    BLOCK_ROWS,
+                    BLOCK_VOCABULARY,
+                    BLOCK_WIDTH,
+                )
+                values = tl.exp2(logits * scale - goal[:, None])
+                if HAS_SOFTCAP:
+                    values *= soft_cap_slope(logits, softcap)
+                target = tl.load(targets + rows, mask=is_row, other=-1)
+                values = tl.where(columns[None, :] == target[:, None], 0.0, values)
+                is_entry = (is_row & is_out)[:, None] & is_column[None, :]
                 tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=is_entry)
 
 
-def settle_(exponentials: Tensor, tile_reference: Tensor, reference: Tensor, tile_vocabulary: int) -> None:
-    """Multiplies the tiles of (R, V) by 2^(tile_reference (T, R) - reference (R,)), where that is not one."""
-    row_count, vocabulary = exponentials.shape
-    tile_count = tile_reference.shape[0]
+def settle_(
+    exponentials: Tensor,
+    tile_total: Tensor,
+    target_logit: Tensor,
+    reference: Tensor,
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    tile: int,
+) -> None:
+    """Makes exponentials (R, V) those against reference (R,), where that is not target_logit (R,); both in bits.
+
+    tile_total: (T, R), of tiles of `tile` columns. hidden (R, D) and targets (R,) of the rows.
+    """
+    row_count = exponentials.shape[0]
+    tile_count = tile_total.shape[0]
     if row_count:
         settle_kernel[(triton.cdiv(row_count, BLOCK_ROWS), triton.cdiv(tile_count, BLOCK_TILES))](
             exponentials,
-            tile_reference,
+            tile_total,
+            target_logit,
             reference,
-            row_count,
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
             tile_count,
-            vocabulary,
+            row_count,
+            head.vocabulary,
+            hidden.shape[1],
             exponentials.stride(0),
-            BLOCK_ROWS=BLOCK_ROWS,
+            hidden.stride(0),
+            head.weight.stride(0),
+            bits_per_logit(head),
+            head.softcap or 0.0,
+            HAS_BIAS=head.bias is not None,
+            HAS_SOFTCAP=head.softcap is not None,
+            TILE=tile,
+            BLOCK_VOCABULARY=triton.next_power_of_2(tile),
             BLOCK_TILES=BLOCK_TILES,
-            BLOCK_VOCABULARY=tile_vocabulary,
+            BLOCK_ROWS=BLOCK_ROWS,
+            BLOCK_WIDTH=BLOCK_WIDTH,
+            num_warps=8,
         )

@@ -114,7 +114,16 @@ def test_after_the_budget_only_ours_and_the_products_run(tmp_path):
     }
 
 
-@pytest.mark.parametrize("arguments", [["--shape", "3x4"], ["--provider", "nobody"], ["--repeats", "0"]])
+def test_ours_at_another_size_joins_those_asked_for(tmp_path):
+    arguments = ["--provider", "gemms", "--also", "fastflow@7", "--op", "logprob", "--dtype", "float32"]
+    status, result = run(tmp_path, *arguments)
+    assert status == 0
+    assert {row["provider"]: row["status"] for row in result["rows"]} == {"fastflow@7": "ok", "gemms": "ok"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--shape", "3x4"], ["--provider", "nobody"], ["--also", "nobody@3"], ["--repeats", "0"]]
+)
 def test_arguments_are_checked(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

@@ -16,7 +16,9 @@ from bench.timing import interleaved, summarise
 GROUP = Group("flow_loss", Shape(100, 10, 1000), "bfloat16", "cpu")
 
 
-@pytest.mark.parametrize("name", ["bench.shapes", "bench.timing", "bench.providers"])
+@pytest.mark.parametrize(
+    "name", ["bench.shapes", "bench.timing", "bench.providers", "bench.providers.fastflow", "bench.step"]
+)
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted and not result.failed

@@ -56,6 +56,15 @@ def test_examples_in_docstrings():
     assert result.attempted and not result.failed
 
 
+def test_what_follows_the_last_product_is_counted():
+    assert compile_report.count_epilogue(LISTING) == 2
+    assert compile_report.count_epilogue(LISTING.replace("HGMMA", "HMMA")) == 0
+    long = dataclasses.replace(CLEAN, epilogue=1251)
+    (breach,) = breaches(long, LIMIT, most_epilogue=1250)
+    assert "1251 instructions follow the last product" in breach
+    assert not breaches(long, LIMIT) and not breaches(CLEAN, LIMIT, most_epilogue=1250)
+
+
 def test_usage_is_the_most_of_any_function():
     assert read_usage(USAGE) == (218, 16, 8)
 

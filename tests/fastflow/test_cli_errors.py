@@ -382,6 +382,7 @@ class TestMain:
             ("objective.format_pattern", "(", "no regular expression"),
             ("objective.reward", "nowhere:function", "cannot be imported"),
             ("data.path", "bad.jsonl", "bad.jsonl:1"),
+            ("model.fused_layers", "liger", "needs a CUDA device, and the model is on cpu"),
         ],
     )
     def test_dry_run_checks_what_needs_no_model(self, capsys, tmp_path, monkeypatch, option, value, words):

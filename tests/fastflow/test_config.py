@@ -158,6 +158,12 @@ class TestYaml:
         assert dotted == read_config(yaml_file("optim:\n  lr: 1e-3\n"))[0]
         assert dotted.optim.lr == 1e-3
 
+    @pytest.mark.parametrize("text", ["model:\n  compile: off\nrollout:\n  sleep: off\n", "rollout.sleep: off\n"])
+    def test_off_without_quotes_is_the_word(self, yaml_file, text):
+        config = read_config(yaml_file(text))[0]
+        assert (config.model.compile, config.rollout.sleep) == ("off", "off")
+        assert read_config(yaml_file("run:\n  report: off\n"))[0].run.report is False
+
     @pytest.mark.parametrize("text", ["", "# nothing\n", "optim:\n", "optim: {}\n", "optim:\nrun:\n  # steps: 3\n"])
     def test_an_empty_file_or_section_changes_nothing(self, yaml_file, text):
         assert read_config(yaml_file(text))[0] == Config()
@@ -270,6 +276,8 @@ class TestRefusals:
             ("rollout.top_p", "1.01", "at most 1"),
             ("rollout.temperature", "0", "above 0"),
             ("lora.rank", "-1", "at least 0"),
+            ("model.checkpoint_share", "-0.1", "at least 0"),
+            ("model.checkpoint_share", "1.1", "at most 1"),
             ("lora.dropout", "1", "below 1"),
             ("run.threads", "-1", "at least 0"),
         ],
@@ -297,6 +305,8 @@ class TestRefusals:
         ("name", "value", "choice"),
         [
             ("model.dtype", "float16", "bfloat16"),
+            ("model.fused_layers", "ligre", "liger"),
+            ("model.compile", "layer", "layers"),
             ("objective.name", "power_flow", "powerflow"),
             ("optim.schedule", "cosin", "cosine"),
             ("importance.ratio", "token", "token_mean"),

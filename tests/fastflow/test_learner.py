@@ -53,6 +53,27 @@ def test_gradient_does_not_depend_on_micro_batches(log_z, tokens, rng):
     assert_same_gradient(whole, packed)
 
 
+def test_the_fused_optimiser_steps_as_the_plain_one(device, rng):
+    groups, weights = make_groups(rng), []
+    for fused in (True, False):
+        config = Config(optim=OptimConfig(lr=1e-2, weight_decay=0.1), batch=BatchConfig(tokens_per_microbatch=100))
+        policy, base = PackedModel(make_causal_lm().to(device)), FrozenModel(make_causal_lm(seed=1).to(device))
+        torch.manual_seed(0)  # the log_z head
+        learner = Learner(policy, base, config, total_updates=10)
+        assert all(group["fused"] for group in learner.optimizer.param_groups)
+        if not fused:
+            for group in learner.optimizer.param_groups:
+                group["fused"] = group["foreach"] = False
+        for _ in range(3):
+            learner.update(groups)
+        weights.append([parameter.detach().clone() for parameter in policy.parameters()])
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+    assert any(
+        (one - other).abs().max() > 1e-3
+        for one, other in zip(weights[0], make_causal_lm().to(device).parameters(), strict=True)
+    )
+
+
 @pytest.mark.parametrize("log_z", ["learned", "group_mean"])
 def test_gradient_does_not_depend_on_packing_order(log_z, rng):
     groups = make_groups(rng)

@@ -21,11 +21,11 @@ from fastflow.models import load_models
 from fastflow.packing import pack
 from fastflow.plan import device as plan_device
 from fastflow.plan import trainer_rows
-from fastflow.plan.activations import WIDE_SDPA, Numbers, checkpoint_bytes, layer_bytes, outer_bytes
+from fastflow.plan.activations import SHARING_VARLEN, WIDE_SDPA, Numbers, checkpoint_bytes, layer_bytes, outer_bytes
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate
 from fastflow.plan.remedies import changed, combination, remedies
-from fastflow.plan.rows import ALWAYS, BACKWARD, LOSS, PHASES, SAMPLING, STEP, size
+from fastflow.plan.rows import ALWAYS, BACKWARD, FORWARD, LOSS, PHASES, SAMPLING, size
 from fastflow.plan.sizes import count_adapters, read_sizes
 from fastflow.plan.table import verdict
 from fastflow.plan.trainer_rows import microbatch_tokens, numbers_of
@@ -110,6 +110,18 @@ class TestCounts:
         assert ("trainer", "frozen base") not in rows
         assert ("trainer", "gradient of the head") not in rows
 
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("autocast", ["true", "false"])
+    def test_a_bfloat16_base_under_autocast_takes_half(self, models, tmp_path, tied, autocast):
+        path = save_model(tmp_path / "narrow", family="qwen2", tied=tied, dtype=torch.bfloat16)
+        config = configure(path, model__autocast=autocast)
+        policy, base = load_models(config.model, config.lora)
+        rows = rows_of(config)
+        assert rows["trainer", "policy's parameters"].bytes == total_bytes(policy.parameters())
+        assert rows["trainer", "frozen base"].bytes == total_bytes(base.model.parameters())
+        ratio = rows["trainer", "frozen base"].bytes / rows["trainer", "policy's parameters"].bytes
+        assert 0.5 < ratio < 0.53 if autocast == "true" else ratio == 1
+
     def test_another_base_is_counted_for_itself(self, models, tmp_path):
         deep = save_model(tmp_path / "deep", num_hidden_layers=5, head_dim=16)
         rows = rows_of(configure(models / "llama", model__base=deep))
@@ -129,9 +141,9 @@ CASES = [
     ({"lora__rank": 4, "lora__dropout": 0.1}, 1.15),  # a mask takes one byte on CUDA and four on a CPU
     ({"lora__rank": 4, "lora__dropout": 0.1, "model__autocast": "true"}, 1.15),
     ({"lora__rank": 4, "lora__dropout": 0.1, "model__dtype": "bfloat16"}, 1.15),
-    ({"model__gradient_checkpointing": "true"}, 1.0),
-    ({"model__gradient_checkpointing": "true", "model__autocast": "true"}, 1.0),
-    ({"model__gradient_checkpointing": "true", "lora__rank": 4}, 1.0),
+    ({"model__checkpoint_share": 1}, 1.0),
+    ({"model__checkpoint_share": 1, "model__autocast": "true"}, 1.0),
+    ({"model__checkpoint_share": 1, "lora__rank": 4}, 1.0),
 ]
 
 
@@ -149,7 +161,7 @@ class TestActivations:
             saved[layers], tokens = saved_bytes(config)
         model = read_sizes(str(path), config.model)
         numbers = numbers_of(config, model, CPU)
-        if config.model.gradient_checkpointing:
+        if config.model.checkpoint_share:
             expected = tokens * checkpoint_bytes(model, numbers)
         else:
             casts = 2 * model.body_linear // model.layers if numbers.autocast and not numbers.bfloat16 else 0
@@ -166,14 +178,45 @@ class TestActivations:
         assert rows_of(config)["trainer", "activations"].bytes == saved
 
     @pytest.mark.parametrize(
-        ("changes", "kernel"),
-        [({}, WIDE_SDPA), ({"model__autocast": "true"}, "varlen"), ({"model__dtype": "bfloat16"}, "varlen"),
-         ({"model__autocast": "true", "model__attention": "sdpa"}, "sdpa")],
+        ("changes", "shares_heads", "kernel"),
+        [({}, True, WIDE_SDPA), ({"model__autocast": "true"}, False, "varlen"),
+         ({"model__dtype": "bfloat16"}, True, SHARING_VARLEN),
+         ({"model__autocast": "true", "model__attention": "sdpa"}, True, "sdpa")],
     )  # fmt: skip
-    def test_kernels_of_a_gpu(self, models, changes, kernel, monkeypatch):
+    def test_kernels_of_a_gpu(self, models, changes, shares_heads, kernel, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # whether or not flash-attn is installed
+        monkeypatch.setattr("fastflow.attention.varlen_shares_heads", lambda: shares_heads)
         config = configure(models / "llama", model__device="cuda", **changes)
         assert numbers_of(config, read_sizes(config.model.path, config.model), GPU).kernel == kernel
+
+    @pytest.mark.parametrize("changes", [{}, {"model__autocast": "true"}], ids=str)
+    def test_the_row_of_a_share_that_recomputes(self, tmp_path, changes):
+        path = save_model(tmp_path / "model", num_hidden_layers=4, **WIDTHS)
+        config = configure(path, model__checkpoint_share=0.5, data__max_prompt_tokens=9,
+                           rollout__max_response_tokens=56, batch__tokens_per_microbatch=256, **changes)  # fmt: skip
+        saved, _ = saved_bytes(config)
+        rows = rows_of(config)
+        copies = rows.get(("trainer", "bfloat16 copies of the weights"))
+        assert rows["trainer", "activations"].bytes + (copies.bytes if copies else 0) == saved
+        assert ("trainer", "one layer, recomputed") not in rows
+        again = rows.get(("trainer", "bfloat16 copies in recomputed layers"))
+        assert (again is None) is (not changes)
+        assert again is None or (again.bytes == copies.bytes and again.moments == (FORWARD,))
+
+    def test_ligers_layers_save_less(self, models, monkeypatch):
+        """By the formulas: 15 numbers of the width and the MLP's silu less in bfloat16 parameters; see test_devices."""
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "liger_kernel")
+        for family, dtype in (("llama", "float32"), ("qwen3", "bfloat16")):
+            config = configure(models / family, model__device="cuda", model__dtype=dtype)
+            model = read_sizes(config.model.path, config.model)
+            numbers = numbers_of(config, model, GPU)
+            assert numbers.fused_layers
+            plain = numbers_of(changed(config, "model.fused_layers", "off"), model, GPU)
+            compiled = numbers_of(changed(config, "model.compile", "layers"), model, GPU)
+            assert not plain.fused_layers and compiled == plain
+            size, normalised = (4, 0) if dtype == "float32" else (2, model.query + model.key)
+            less = 2 * 4 * model.hidden + size * model.intermediate + 4 * normalised
+            assert layer_bytes(model, plain) - layer_bytes(model, numbers) == less
 
     def test_tokens_of_the_largest_microbatch(self, models):
         lengths = {"data__max_prompt_tokens": 10, "rollout__max_response_tokens": 91}
@@ -213,11 +256,11 @@ class TestLoss:
         """One block of bfloat16 entries, the head in the products' type, its float32 gradient, twice where needed."""
         config = configure(models / "large", model__autocast="true")
         rows, head = rows_of(config, GPU), 4096 * 256
-        assert rows["trainer", "a block of logits"].bytes == 8192 * 4096 * 2
+        assert rows["trainer", "a block of logits"].bytes == 16384 * 4096 * 2
         assert rows["trainer", "copy of the head"].bytes == 2 * head
         assert rows["trainer", "gradient of the head"].bytes == 4 * head
         assert ("trainer", "the same for long sequences") not in rows
-        longer = rows_of(changed(config, "rollout.max_response_tokens", 9000), GPU)
+        longer = rows_of(changed(config, "rollout.max_response_tokens", 17_000), GPU)
         assert longer["trainer", "the same for long sequences"].bytes == 4 * head
 
     def test_bfloat16_parameters_on_a_cpu_that_multiplies_them(self, models, monkeypatch):
@@ -387,7 +430,7 @@ class TestRemedies:
         device = Device("cuda", GIB, "a test")
         settings = {one.setting for one in remedies(config, device, estimate(config, device))}
         assert settings >= {
-            "batch.tokens_per_microbatch", "model.gradient_checkpointing", "model.autocast", "lora.rank",
+            "batch.tokens_per_microbatch", "model.checkpoint_share", "model.autocast", "lora.rank",
             "rollout.sleep",
         }  # fmt: skip
 
@@ -461,7 +504,7 @@ class TestCommand:
         arguments = ("--preset", "paper-creative", "--config", file, "--memory", 80, "--json", json_file)
         assert invoke(capsys, *arguments)[0] == 0
         names = [row["name"] for row in json.loads(json_file.read_text())["rows"]]
-        assert "one layer, recomputed" in names  # the preset's gradient checkpointing
+        assert "one layer, recomputed" in names  # the preset's checkpoint_share
 
     def test_help(self, capsys):
         code, out, _ = invoke(capsys, "--help")
@@ -561,11 +604,8 @@ def test_the_peak_of_real_updates(tmp_path, changes):
     assert int(done.stdout) == pytest.approx(result.peak("training")[1] - own, rel=0.15)
 
 
-def test_moments_of_a_gpus_step_include_adamws_temporaries(models):
-    rows = rows_of(configure(models / "large"), GPU)
-    assert rows["trainer", "AdamW's temporaries"].moments == (STEP,)
-    assert rows["trainer", "a block of logits"].moments == (LOSS,)
-    assert ("trainer", "AdamW's temporaries") not in rows_of(configure(models / "large"))
+def test_a_block_of_logits_exists_in_the_loss_only(models):
+    assert rows_of(configure(models / "large"), GPU)["trainer", "a block of logits"].moments == (LOSS,)
 
 
 def test_outer_bytes_without_trained_norms_are_fewer(models):

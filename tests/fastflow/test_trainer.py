@@ -11,9 +11,10 @@ from rich.console import Console
 from fastflow.config_reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
-from fastflow.train_command import describe, train
+from fastflow.train_command import describe, describe_body, train
 from fastflow.trainer import Trainer
 from fastflow_kernels import explain
+from small_models import make_causal_lm
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_several_updates_per_rollout_are_weighed(settings):
         {"rollout__temperature": 0.7, "rollout__top_p": 0.9, "importance__source": "recompute"},
         {"lora__rank": 2, "importance__source": "recompute"},
         {"objective__format_pattern": "[0-9]", "run__tensorboard": "true"},
-        {"model__gradient_checkpointing": "true", "optim__schedule": "cosine", "optim__warmup_updates": 1},
+        {"model__checkpoint_share": 0.5, "optim__schedule": "cosine", "optim__warmup_updates": 1},
     ],
 )
 def test_every_switch_trains(settings, changes):
@@ -254,7 +255,17 @@ def test_the_announcement_names_what_computes_the_loss(settings):
     announcement = describe(Trainer(configure(settings), Console(quiet=True)))
     kernels = explain(torch.zeros(1, 1), torch.zeros(1, 1))
     assert kernels.startswith(("native: compiled sweeps", "torch: "))
-    assert f"attention sdpa\nkernels {kernels}\n" in announcement
+    assert f"attention sdpa\nlayers plain, 0% of the base in bfloat16\nkernels {kernels}\n" in announcement
+
+
+def test_the_announcement_names_what_the_layers_do(settings, tmp_path):
+    make_causal_lm(tied=False).bfloat16().save_pretrained(tmp_path / "base")
+    changes = {"model__checkpoint_share": 0.5, "model__autocast": "true"}
+    full = Trainer(configure(settings, model__base=tmp_path / "base", **changes), Console(quiet=True))
+    found = describe_body(full)
+    assert found == "layers plain, 1 of 2 recomputed in the backward pass, 99% of the base in bfloat16"
+    adapters = Trainer(configure(settings, lora__rank=2, **changes), Console(quiet=True))
+    assert describe_body(adapters) == "layers plain, 1 of 2 recomputed in the backward pass"
 
 
 def test_an_earlier_run_is_never_overwritten_unasked(settings):

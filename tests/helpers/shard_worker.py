@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, projector, reference
+from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, reference
+from fastflow_kernels.head import Head
+from fastflow_kernels.implementation import Choice
 from kernel_problems import FlowLoss, Problem, assert_matches, make_problem, relative_error
 
 
 def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str) -> None:
     """Compares this rank's part of both ops with the whole head in float64; raises where they differ."""
     torch.set_num_threads(1)
-    projector.SHARDED_ROWS = 16  # several blocks also where no size is given
+    cut_small_blocks(implementation)
     os.environ["FASTFLOW_KERNELS"] = implementation
     os.environ["TRITON_INTERPRET"] = "1"  # gloo reduces on the CPU, also where there is a GPU
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=len(sizes))
     try:
         shard = VocabularyShard(start=sum(sizes[:rank]), group=dist.group.WORLD)
         own = slice(shard.start, shard.start + sizes[rank])
+        knowing = replace(shard, largest=max(sizes))
+        check_the_largest(sizes, rank, shard, knowing)
         for options in ({}, {"temperature": 0.7, "softcap": 20.0, "with_bias": True}, {"logit_limit": 60.0}):
             problem = make_problem([9, 0, 40, 3], width=7, vocabulary=sum(sizes), ratio="token_mean", **options)
             check_flow_loss(problem, shard, own)
-            check_linear_logprob(problem, shard, own)
-            check_linear_logprob(problem, shard, own, statistics=True)
+            check_linear_logprob(problem, knowing, own)
+            check_linear_logprob(problem, knowing, own, statistics=True)
+        check_absent_targets(sum(sizes), shard, own)
         if implementation == "torch":
             check_linear_logprob(without_the_last_rank(sizes), shard, own)
             check_linear_logprob(without_the_last_rank(sizes), shard, own, statistics=True)
     finally:
         dist.destroy_process_group()
+
+
+def cut_small_blocks(implementation: str) -> None:
+    """Several blocks also where no size is given, and such as would differ from rank to rank by their own shards."""
+    projector = Choice(implementation, "").projector()
+    projector._gradient_rows = classmethod(lambda cls, head, *, with_weight: 1000 // head.vocabulary)
+    projector._forward_rows = classmethod(lambda cls, head: 1000 // head.vocabulary)
+
+
+def check_the_largest(sizes: list[int], rank: int, shard: VocabularyShard, knowing: VocabularyShard) -> None:
+    """Asked of the group or given, the ranks cut the same blocks; of nobody where it is given."""
+    head = Head.of(torch.zeros(sizes[rank], 7), None, torch.float32, shard=shard)
+    assert head.like_the_largest_shard().weight.shape == (max(sizes), 7)
+    assert knowing.largest_vocabulary(sizes[rank], torch.device("cpu")) == max(sizes)
+    with pytest.raises(ValueError, match=r"largest is 1, but this rank's shard has .* rows; pass the rows of the larg"):
+        replace(shard, largest=1).largest_vocabulary(max(sizes), torch.device("cpu"))
 
 
 def without_the_last_rank(sizes: list[int]) -> Problem:
@@ -54,6 +77,28 @@ def check_flow_loss(problem: Problem, shard: VocabularyShard, own: slice) -> Non
     for block_rows in (None, 16):  # also with a sequence longer than a block
         got = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows)
         assert_matches(got, (FlowLoss(*(value.detach() for value in result)), expected), forward=1e-5, gradient=1e-4)
+
+
+def check_absent_targets(vocabulary: int, shard: VocabularyShard, own: slice) -> None:
+    """A target that no rank holds makes NaN of its log-prob and of all that depends on it, and of nothing else."""
+    problem = make_problem([9, 20, 3], width=7, vocabulary=vocabulary, with_bias=True)
+    of_first, of_last = slice(0, 9), slice(29, 32)
+    problem.tensors["targets"][4], problem.tensors["targets"][30] = -100, vocabulary + 1
+    absent = torch.zeros(32, dtype=torch.bool).index_fill_(0, torch.tensor([4, 30]), True)
+    part = cut(problem, own)
+    result, gradients = part.run(op=flow_loss, shard=shard)
+    assert torch.equal(result.token_logprob.isnan(), absent)
+    assert result.loss.isnan() and torch.equal(result.logprob.isnan(), torch.tensor([True, False, True]))
+    assert gradients["weight"].isnan().all() and gradients["bias"].isnan().all()
+    assert gradients["hidden"][of_first].isnan().all() and gradients["hidden"][of_last].isnan().all()
+    assert gradients["hidden"][9:29].isfinite().all()
+
+    leaves = {name: part.tensors[name].detach().requires_grad_() for name in ("hidden", "weight", "bias")}
+    logprob = linear_logprob(**leaves, targets=part.tensors["targets"], shard=shard)
+    assert torch.equal(logprob.detach().isnan(), absent)
+    logprob.sum().backward()
+    assert torch.equal(leaves["hidden"].grad.isnan().all(dim=1), absent)
+    assert leaves["hidden"].grad[~absent].isfinite().all() and leaves["weight"].grad.isnan().all()
 
 
 def check_linear_logprob(problem: Problem, shard: VocabularyShard, own: slice, statistics: bool = False) -> None:

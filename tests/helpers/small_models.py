@@ -62,9 +62,37 @@ def save_model(
     pieces="abcdefghijklmnopqrstuvwxyz0123456789",
     vocab_size: int = VOCABULARY,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
     **changes,
 ):
     tokenizer = make_tokenizer(list(pieces))
-    make_causal_lm(vocab_size=vocab_size, seed=seed, **changes).save_pretrained(directory)
+    make_causal_lm(vocab_size=vocab_size, seed=seed, **changes).to(dtype).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def hidden_and_gradients(policy, batches) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Hidden states of each batch, and the gradients of a weighted sum of them all."""
+    policy.model.zero_grad()
+    torch.manual_seed(1)  # dropout, where there is any
+    outputs = []
+    for batch in batches:
+        hidden = policy.hidden_states(batch)
+        weights = torch.linspace(-1, 1, hidden.numel(), device=hidden.device).reshape(hidden.shape)
+        (hidden * weights).sum().backward()
+        outputs.append(hidden.detach())
+    return outputs, [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+
+
+def assert_near(found, expected, exact=None, *, tolerance: float = 1e-5) -> None:
+    """Two results of `hidden_and_gradients`: each tensor within the tolerance of its norm, and of twice the distance
+    that rounding puts between `expected` and `exact`.
+
+    A gradient that is nearly zero, as that of a key's bias is, counts beside all gradients.
+    """
+    exact = expected if exact is None else exact
+    noise = 1e-6 * torch.stack([gradient.float().norm() for gradient in exact[1]]).norm()
+    for kind in (0, 1):
+        for one, other, reference in zip(found[kind], expected[kind], exact[kind], strict=True):
+            one, other, reference = one.float(), other.float(), reference.float()
+            assert (one - other).norm() <= noise + tolerance * reference.norm() + 2 * (other - reference).norm()

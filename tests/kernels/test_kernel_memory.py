@@ -119,9 +119,9 @@ def test_a_panel_goes_before_the_next_is_used(monkeypatch):
     panels, counts = [], []
     spend, accumulate_ = flow_loss_pass.spend_directions, head_gradient.accumulate_
 
-    def remember(given, *arguments):
+    def remember(given, *arguments, **options):
         panels.extend(weakref.ref(panel.matrix) for panel in given)
-        return spend(given, *arguments)
+        return spend(given, *arguments, **options)
 
     def count(*arguments, **options):
         counts.append(sum(panel() is not None for panel in panels))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -15,6 +21,7 @@ needs_onednn = pytest.mark.skipif(not matmul._has_onednn(), reason="needs torch 
 @pytest.fixture(params=[pytest.param("onednn", marks=needs_onednn), "torch"])
 def library(request, monkeypatch):
     monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", 0 if request.param == "onednn" else 2**62)
+    monkeypatch.setattr(matmul, "_has_avx512", lambda: True)
 
 
 def factors(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,6 +74,32 @@ def test_large_products_of_float32_are_onednns(monkeypatch):
     assert len(asked) == 1
 
 
+@needs_onednn
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_without_avx512_mkl_takes_the_product_onto_the_hidden_states(has_avx512, monkeypatch):
+    asked = []
+    product = matmul._onednn_product
+    monkeypatch.setattr(matmul, "_onednn_product", lambda *factors: asked.append(factors) or product(*factors))
+    monkeypatch.setattr(matmul, "ONEDNN_PRODUCTS", 0)
+    monkeypatch.setattr(matmul, "_has_avx512", lambda: has_avx512)
+    hidden, weight, direction = factors(torch.float32)
+    matmul.project(hidden, weight)
+    assert len(asked) == 1
+    total = torch.empty(ROWS, WIDTH)
+    matmul.back_project_(total, direction, weight, overwrite=True)
+    assert len(asked) == 1 + has_avx512
+    assert relative_error(total, direction.double() @ weight.double()) <= 1e-6
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86 CPU")
+def test_what_aten_is_held_to_counts():
+    """In a process of its own, since ATen reads it once."""
+    show = "from fastflow_kernels import matmul; print(matmul._has_avx512())"
+    held = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
+    found = subprocess.run([sys.executable, "-c", show], env=held, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
 def test_the_types_of_the_table(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: True)
@@ -74,7 +107,31 @@ def test_the_types_of_the_table(monkeypatch):
     for dtype, factor in table.items():
         entry = torch.zeros(1, 1, dtype=dtype)
         assert matmul.factor_dtype(entry, entry) == matmul.product_dtype(factor, cpu) == factor
-    assert matmul.product_dtype(torch.bfloat16, torch.device("cuda")) == torch.float32
+    for factor in (torch.bfloat16, torch.float16):
+        assert matmul.product_dtype(factor, torch.device("cuda")) == torch.float32
+        assert matmul.direction_dtype(factor) == torch.bfloat16
     monkeypatch.setattr(matmul, "cpu_multiplies_bfloat16", lambda: False)
     entry = torch.zeros(1, 1, dtype=torch.bfloat16)
     assert matmul.factor_dtype(entry, entry) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("hidden", "weight", "autocast", "expected"),
+    [
+        (torch.float16, torch.float16, None, torch.float16),
+        (torch.float32, torch.float32, torch.float16, torch.float16),
+        (torch.float16, torch.float32, torch.float16, torch.float16),
+        (torch.float16, torch.float32, None, torch.float32),
+        (torch.float16, torch.bfloat16, None, torch.float32),
+        (torch.bfloat16, torch.float32, None, torch.bfloat16),
+    ],
+)
+@pytest.mark.parametrize("has_tensor_cores", [True, False])
+def test_float16_on_cuda(hidden, weight, autocast, expected, has_tensor_cores, monkeypatch):
+    """Only where nothing with more range is narrowed unasked, and the device multiplies it on tensor cores."""
+    monkeypatch.setattr(matmul, "cuda_multiplies_float16", lambda index: has_tensor_cores)
+    on_cuda = [SimpleNamespace(dtype=dtype, device=torch.device("cuda", 0)) for dtype in (hidden, weight)]
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: autocast is not None)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: autocast)
+    found = matmul.factor_dtype(*on_cuda)
+    assert found == (torch.float32 if expected == torch.float16 and not has_tensor_cores else expected)

@@ -14,23 +14,31 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 
 
 def flow_loss_arguments(
-    device, needs=(True, True, True, True), dtype=torch.float32, with_bias=True, statistics=False, **options
+    device,
+    needs=(True, True, True, True),
+    dtype=torch.float32,
+    with_bias=True,
+    on_both_sides=False,
+    statistics=False,
+    **options,
 ):
     problem = on_device(make_problem([3, 0, 9, 1], width=8, vocabulary=21, with_bias=with_bias).cast(dtype), device)
     tensors = {
         name: None if value is None else value.requires_grad_(name in GRADIENTS and needs[GRADIENTS.index(name)])
         for name, value in problem.tensors.items()
     }
-    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4} | options
+    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4, "block_bytes": None} | options
     return (
         *(tensors[name] for name in ("hidden", "weight", "bias", "log_z", "targets")),
         problem.cu_seqlens,
+        problem.cu_seqlens.to(device) if on_both_sides else None,
         *(tensors[name] for name in ("log_target", "length_scale", "behaviour_logprob")),
         *(problem.options[name] for name in ("clip_low", "clip_high", "ratio")),
         torch.tensor(float(problem.options["normaliser"]), dtype=torch.float64),
         *settings.values(),
         torch.float64 if dtype == torch.float64 else torch.float32,
         0,
+        None,
         None,
         statistics,
         *needs,
@@ -43,8 +51,8 @@ def linear_logprob_arguments(device, with_bias=True, statistics=False, **options
     for tensor in head[:3]:
         if tensor is not None:
             tensor.requires_grad_()
-    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5} | options
-    return (*head, *settings.values(), torch.float32, 0, None, statistics)
+    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5, "block_bytes": None} | options
+    return (*head, *settings.values(), torch.float32, 0, None, None, statistics)
 
 
 @pytest.mark.parametrize("check", OPCHECKS)
@@ -55,9 +63,10 @@ def linear_logprob_arguments(device, with_bias=True, statistics=False, **options
         {"needs": (True, False, False, True)},
         {"with_bias": False, "softcap": 30.0},
         {"vocabulary": 19},
+        {"on_both_sides": True},
         {"statistics": True},
     ],
-    ids=["all", "frozen head", "softcap", "padded", "statistics"],
+    ids=["all", "frozen head", "softcap", "padded", "offsets on both sides", "statistics"],
 )
 def test_opcheck_of_flow_loss(device, options, check):
     if options.get("vocabulary"):

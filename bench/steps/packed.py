@@ -1,0 +1,76 @@
+"""Our update: the trainer's own learner, its models and its packing, with marks between the phases."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from unittest import mock
+
+import torch
+
+from bench.steps.clock import PhaseClock
+from bench.steps.settings import Outcome, StepSettings
+from bench.steps.trajectories import sequence_lengths
+from fastflow import learner as learner_module
+from fastflow.learner import Learner
+from fastflow.models import load_models
+from fastflow.trajectory import Group
+
+TOTAL_UPDATES = 1000
+
+
+class PackedContestant:
+    """fastflow.learner.Learner as `fastflow train` makes it."""
+
+    def __init__(self, settings: StepSettings):
+        config = settings.config
+        policy, base = load_models(config.model, config.lora)
+        self.learner = Learner(policy, base, config, total_updates=TOTAL_UPDATES)
+        self.note = (
+            f"fastflow.learner on packed batches, attention by {policy.kernel}, layers of {_layers_of(policy.model)}. "
+            "The loss takes the head's gradient too."
+            + "".join(f" model.{name} = {value}." for name, value in settings.ours.items())
+        )
+
+    def update(self, groups: Sequence[Group], clock: PhaseClock) -> Outcome:
+        with _marks(self.learner, clock):
+            result = self.learner.update(groups)
+            self.learner.free_gradients()
+        return Outcome(result.loss, result.grad_norm, result.tokens, result.microbatches)
+
+    def slots(self, groups: Sequence[Group]) -> int:
+        return sum(sequence_lengths(groups))
+
+
+def _layers_of(model: torch.nn.Module) -> str:
+    """Whose code runs the norms and MLPs: Liger's where its functions took their place."""
+    modules = (getattr(module.forward, "__module__", "") for module in model.modules())
+    return "Liger" if any(name.startswith("liger_kernel") for name in modules) else "transformers"
+
+
+@contextlib.contextmanager
+def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
+    """The learner's steps, each with the mark of a phase before or after it; nothing else is changed."""
+    hidden_states, flow_loss, step = learner.policy.hidden_states, learner_module.flow_loss, learner._step
+
+    def timed_hidden_states(batch):
+        clock.enter("forward")
+        hidden = hidden_states(batch)
+        clock.enter("loss")
+        return hidden
+
+    def timed_flow_loss(*inputs, **options):
+        output = flow_loss(*inputs, **options)
+        clock.enter("backward")
+        return output
+
+    def timed_step(outputs):
+        clock.enter("optimiser")
+        found = step(outputs)
+        clock.enter("rest")
+        return found
+
+    with (
+        mock.patch.object(learner.policy, "hidden_states", timed_hidden_states),
+        mock.patch.object(learner_module, "flow_loss", timed_flow_loss),
+        mock.patch.object(learner, "_step", timed_step),
+    ):
+        yield

@@ -1,0 +1,32 @@
+"""A frozen base under autocast, held in half the memory."""
+
+from __future__ import annotations
+
+import torch
+
+
+@torch.no_grad()
+def hold_in_bfloat16(model: torch.nn.Module) -> int:
+    """Store in bfloat16 what autocast multiplies in it, where that changes no bit; returns the parameters stored so.
+
+    Autocast rounds the weights of linear layers to bfloat16 before each product. Those that are bfloat16 numbers
+    already, as in a checkpoint of that type, can be stored as such; so can the embedding, whose output returns to the
+    type it had. Norms and biases stay as they are, and so does every weight that rounding would change.
+    """
+    stored: dict[int, int] = {}  # tied weights are one parameter
+    for module in model.modules():
+        if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            continue
+        weight, dtype = module.weight, module.weight.dtype
+        if id(weight) not in stored:
+            if dtype != torch.float32 or not torch.equal((narrow := weight.to(torch.bfloat16)).float(), weight):
+                continue
+            weight.data = narrow
+            stored[id(weight)] = weight.numel()
+        if isinstance(module, torch.nn.Embedding):
+            module.register_forward_hook(_to_float32)
+    return sum(stored.values())
+
+
+def _to_float32(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output.float()

@@ -1,0 +1,78 @@
+"""A float16 head as CUDA takes it: logits of float16 factors, gradients of bfloat16 ones. Interpreted on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastflow_kernels import head_arguments, linear_logprob, reference
+from kernel_problems import head_tensors, make_problem, on_cpu, on_device, relative_error
+
+pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
+
+LENGTHS = [20, 0, 70, 3]
+SHAPE = {"width": 64, "vocabulary": 203}
+
+
+@pytest.fixture
+def on_tensor_cores(device, monkeypatch):
+    """The type and the implementation that CUDA chooses; the CPU would take float32."""
+    if device.type == "cpu":
+        monkeypatch.setattr(head_arguments, "factor_dtype", lambda hidden, weight: torch.float16)
+    monkeypatch.setenv("FASTFLOW_KERNELS", "fused")
+
+
+@pytest.mark.usefixtures("on_tensor_cores")
+@pytest.mark.parametrize("block_rows", [None, 32])
+def test_flow_loss(device, block_rows):
+    problem = make_problem(LENGTHS, ratio="token_mean", with_bias=True, softcap=20.0, temperature=0.7, **SHAPE)
+    problem = problem.cast(torch.float16)
+    result, gradients = on_cpu(on_device(problem, device).run(block_rows=block_rows))
+    expected, expected_gradients = problem.oracle()
+    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 1e-4
+    assert gradients["weight"].dtype == torch.float16
+    for name, gradient in expected_gradients.items():
+        assert relative_error(gradients[name], gradient) <= 0.01, name
+
+
+@pytest.mark.usefixtures("on_tensor_cores")
+@pytest.mark.parametrize("normaliser", [1e12, 1e-12])
+def test_coefficients_beyond_its_range_need_no_loss_scale(device, normaliser):
+    """Of a float32 model under autocast, whose gradients leave in float32."""
+    problem = make_problem(LENGTHS, ratio="token_mean", normaliser=normaliser, **SHAPE).cast(torch.float32)
+    with torch.autocast("cuda", torch.float16, enabled=device.type == "cuda"):
+        result, gradients = on_cpu(on_device(problem, device).run(block_rows=32))
+    expected, want = problem.oracle()
+    assert relative_error(result.loss, expected.loss.detach()) <= 1e-5
+    for name, gradient in want.items():
+        assert relative_error(gradients[name], gradient) <= 0.01, name
+
+
+@pytest.mark.usefixtures("on_tensor_cores")
+def test_improbable_targets(device):
+    """Exponentials against such a target's logit exceed what float16 holds, and the others' fall below it."""
+    tensors = head_tensors(60, **SHAPE, seed=0, logit_limit=60.0)
+    exact = {name: tensors[name].clone().requires_grad_() for name in ("hidden", "weight")}
+    leaves = {name: tensors[name].to(device, torch.float16).requires_grad_() for name in exact}
+    logprob = linear_logprob(**leaves, targets=tensors["targets"].to(device), block_rows=32)
+    expected = reference.linear_logprob(**exact, targets=tensors["targets"])
+    assert expected.min() < -40
+    torch.testing.assert_close(logprob.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=1e-4)
+    upstream = torch.linspace(-1, 1, 60)
+    logprob.backward(upstream.to(device))
+    expected.backward(upstream.double())
+    for name, leaf in exact.items():
+        assert relative_error(leaves[name].grad.cpu(), leaf.grad) <= 0.01, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@pytest.mark.parametrize("name", ["torch", "rows", "fused"])
+def test_every_implementation_on_a_gpu(name, monkeypatch):
+    monkeypatch.setenv("FASTFLOW_KERNELS", name)
+    problem = make_problem(LENGTHS, ratio="token_mean", with_bias=True, **SHAPE).cast(torch.float16)
+    result, gradients = on_cpu(on_device(problem, "cuda").run(block_rows=32))
+    expected = problem.oracle()
+    assert relative_error(result.token_logprob, expected[0].token_logprob.detach()) <= 1e-4
+    for key, gradient in expected[1].items():
+        assert relative_error(gradients[key], gradient) <= 0.01, key
