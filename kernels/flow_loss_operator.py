@@ -58,9 +58,7 @@ def run(
     need_weight: bool,
     need_bias: bool,
     need_log_z: bool,
-) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
-]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z; empty
     where not asked for or not needed.
 
@@ -131,7 +129,12 @@ def _fake(*arguments, **named):
         log_z.new_empty(log_z.shape, dtype=torch.float64) if call["need_log_z"] else None,
     )
     statistics = TokenStatistics.empty(hidden.shape[0] if call["statistics"] else 0, hidden, dtype)
-    return (*results, token_logprob, *statistics, *(hidden.new_empty(0) if part is None else part for part in gradients))
+    return (
+        *results,
+        token_logprob,
+        *statistics,
+        *(hidden.new_empty(0) if part is None else part for part in gradients),
+    )
 
 
 def _empty_gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:

@@ -42,7 +42,7 @@ class NeededGradients(NamedTuple):
 
 
 class FlowLossPass:
-    """One call: blocks go through in order, and leave log-probs, sequence terms and gradients; statistics where asked for."""
+    """One call: blocks go through in order, and leave log-probs, statistics, sequence terms and gradients."""
 
     def __init__(
         self,
@@ -69,9 +69,7 @@ class FlowLossPass:
 
         self.dtype = accumulator_dtype(hidden.dtype)
         self.token_logprob = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
-        self.token_statistics = (
-            TokenStatistics.empty(hidden.shape[0], hidden, self.dtype) if with_statistics else None
-        )
+        self.token_statistics = TokenStatistics.empty(hidden.shape[0], hidden, self.dtype) if with_statistics else None
         self.terms = SequenceTerms.zeros(like=sequences.log_z)
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
         self.d_hidden_sums = SumsUnderWay(head.shard)

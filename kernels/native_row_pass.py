@@ -91,14 +91,13 @@ class NativeRowPass:
         columns = _vector("columns", columns, logits.shape[0], torch.int64)
         tilt = () if affine is None else (_vector("affine", part, logits.shape[0], torch.float32) for part in affine)
         inputs = (reference, columns, *tilt)
-        outputs = [torch.empty_like(reference), torch.zeros_like(reference)]
-        outputs += [torch.empty_like(reference) for _ in range(2 if with_moments else 0)]
+        outputs = (torch.empty_like(reference), torch.zeros_like(reference))
+        outputs += tuple(torch.empty_like(reference) for _ in range(2 if with_moments else 0))
         self._shared.fastflow_row_exponentials(
             *_matrix(logits), _pointer(bias), scale, softcap or 0.0, store,
-            RowInputs(*(values.data_ptr() for values in inputs)), RowOutputs(*(values.data_ptr() for values in outputs)),
-            torch.get_num_threads(),
+            RowInputs(*map(_pointer, inputs)), RowOutputs(*map(_pointer, outputs)), torch.get_num_threads(),
         )  # fmt: skip
-        return tuple(outputs)
+        return outputs
 
 
 def _matrix(logits: Tensor) -> tuple[int, int, int, int, int]:

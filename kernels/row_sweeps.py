@@ -55,7 +55,8 @@ def row_exponentials_(
     is multiplied by constant + slope * exponent.
     """
     dtype, count = accumulator_dtype(products.dtype), products.shape[0]
-    sum_of_others, target_logit, *moments = (products.new_empty(count, dtype=dtype) for _ in range(4 if with_moments else 2))
+    outputs = (products.new_empty(count, dtype=dtype) for _ in range(4 if with_moments else 2))
+    sum_of_others, target_logit, *moments = outputs
     is_here = (columns >= 0) & (columns < products.shape[1])
     column = columns.clamp(0, products.shape[1] - 1)
     for rows in _pieces(products):

@@ -44,6 +44,7 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 _SMALL = Tile(128, 128, 32, warps=8, stages=3)
 _AMPERE = Tile(128, 128, 32, warps=8, stages=4)
 _WIDE = Tile(128, 256, 64, warps=8, stages=3, tma=True)
+_TALL = Tile(256, 128, 64, warps=8, stages=3, tma=True)
 _NARROW = Tile(128, 128, 64, warps=8, stages=3, tma=True)
 _PLAIN = {80: _AMPERE, 90: _WIDE, 100: _WIDE, 120: _SMALL}
 _WITH_BIAS = _PLAIN | {100: _NARROW}
@@ -59,6 +60,11 @@ TILES = {
     for architecture, tile in tiles.items()
     for stores in (False, True)
     for further in ({}, {"has_moments": True}, {"has_tilt": True})
+}
+# Where more numbers of an entry are alive at a time.
+TILES |= {key: _NARROW for key in TILES if key.architecture == 100 and (key.has_moments or key.has_tilt)}
+TILES |= {
+    key: _TALL for key in TILES if key.architecture == 90 and key.stores and key.has_moments and not key.has_softcap
 }
 # Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
 UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
@@ -117,7 +123,7 @@ def has_aligned_rows(matrix: Tensor) -> bool:
 
 
 def tile_for(weight: Tensor, **use: bool) -> Tile:
-    """The tile for a head's weight in the type of the products, on its device. use: of TileKey, but the architecture."""
+    """The tile for a head's weight in the type of the products, on its device. use: the rest of TileKey."""
     if not weight.is_cuda:
         return INTERPRETER_TILE
     architecture, _ = _device(weight.device.index)

@@ -1,7 +1,7 @@
 """The gradient of a row's log-prob, entropy and logsumexp taken together, as one direction.
 
-With the scaled logits y, p = softmax(y), H the entropy, and upstream gradients g of the log-prob, h of the entropy and l
-of the logsumexp, the gradient with respect to y_v is
+With the scaled logits y, p = softmax(y), the entropy H, and upstream gradients g of the log-prob, h of the entropy and
+l of the logsumexp, the gradient with respect to y_v is
 
     g (onehot_v - p_v) - h p_v (log p_v + H) + l p_v
 
@@ -9,8 +9,8 @@ With e and S as in row_statistics.py, and u_v = log e_v, so that log p_v = u_v -
 
     -(1 / S) * [e_v (g - l + h (u_v - log S + H)), with -g S_o + e_t (h (log p_t + H) - l) in the target's place]
 
-The bracket is the *tilted direction*: exponentials times an affine function of their own exponents. The forward pass has
-left log p_t and H, and with them S is known for any reference before the sweep that stores the bracket:
+The bracket is the *tilted direction*: exponentials times an affine function of their own exponents. The forward pass
+has left log p_t and H, and with them S is known for any reference before the sweep that stores the bracket:
 
     log S = u_t - log p_t
 

@@ -130,7 +130,7 @@ def project_kernel(
             logits = tl.where(counts, logits, float("-inf"))
         reference = tl.load(target_logit + rows, mask=is_row, other=0.0)
         values = tl.exp2(logits * scale - reference[:, None])
-        if MOMENTS:  # ahead of the total: the other way round, a tile of 128 x 256 spills registers
+        if MOMENTS:
             places = vocabulary_tile.to(tl.int64) * row_count + rows
             weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
             tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)

@@ -42,9 +42,7 @@ def row_tilt_kernel(
         tl.store(pointers, values.to(direction.dtype.element_ty), mask=inside)
 
 
-def tilt_rows(
-    logits: Tensor, head: Head, reference: Tensor, affine: tuple[Tensor, Tensor], direction: Tensor
-) -> None:
+def tilt_rows(logits: Tensor, head: Head, reference: Tensor, affine: tuple[Tensor, Tensor], direction: Tensor) -> None:
     """Fills direction (R, V), which may be `logits`, with e (constant + slope u), e = exp(u), u = logit - reference.
 
     logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here. reference: (R,),

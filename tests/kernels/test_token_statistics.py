@@ -7,7 +7,7 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from eager_head import exact_logits
 from fastflow_kernels import TokenStatistics, flow_loss, linear_logprob, native, reference, torch_projector
@@ -22,9 +22,7 @@ on_the_cpu = pytest.mark.parametrize("implementation", ["torch", pytest.param("n
 
 def run(op, tensors, upstream, dtype, **options):
     """Log-probs and statistics, and the gradients of their products with `upstream`, None for one without."""
-    leaves = {
-        name: tensors[name].detach().to(dtype).requires_grad_() for name in HEAD if tensors.get(name) is not None
-    }
+    leaves = {name: tensors[name].detach().to(dtype).requires_grad_() for name in HEAD if tensors.get(name) is not None}
     logprob, statistics = op(**leaves, targets=tensors["targets"], statistics=True, **options)
     outputs = (logprob, statistics.entropy, statistics.logsumexp)
     pairs = [(output, weight) for output, weight in zip(outputs, upstream, strict=True) if weight is not None]
@@ -289,7 +287,7 @@ def test_flow_loss_reports_them(implementation, block_rows, needs, monkeypatch):
 def test_the_cuda_kernels_refuse_by_name(monkeypatch):
     monkeypatch.setenv("FASTFLOW_KERNELS", "cuda")
     tensors = head_tensors(3, width=4, vocabulary=12, seed=2)
-    with pytest.raises(RuntimeError, match="FASTFLOW_KERNELS=cuda cannot serve this call: .*no statistics; unset it"):
+    with pytest.raises(RuntimeError, match=r"FASTFLOW_KERNELS=cuda cannot serve this call: .*no statistics; unset it"):
         linear_logprob(tensors["hidden"], tensors["weight"], tensors["targets"], statistics=True)
 
 

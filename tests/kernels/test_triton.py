@@ -199,6 +199,21 @@ def test_flow_loss_reports_statistics(name, implementation, block_rows):
 
 
 @IMPLEMENTATIONS
+@pytest.mark.parametrize("place", [3, 4999])
+def test_one_logit_far_above_a_target_and_all_others(name, implementation, place):
+    """More tiles than a pass of combine's, the tile that is taken again among the first or the last of them."""
+    logits = torch.linspace(0, 1, 5000)
+    logits[place] = 50.0
+    head = torch.ones(1, 1, device=DEVICE), logits.unsqueeze(1).to(DEVICE), torch.tensor([4500], device=DEVICE)
+    logprob, statistics = linear_logprob(*head, statistics=True)
+    every_logprob = logits.double().log_softmax(0)
+    assert logprob.item() == pytest.approx(every_logprob[4500].item(), rel=1e-6)
+    assert statistics.logsumexp.item() == pytest.approx(50.0, rel=1e-6)
+    assert statistics.mean_logit.item() == pytest.approx(logits.double().mean().item(), rel=1e-5)
+    assert statistics.entropy.item() == pytest.approx(-(every_logprob.exp() * every_logprob).sum().item(), abs=1e-5)
+
+
+@IMPLEMENTATIONS
 def test_the_entropy_of_a_target_far_below_the_others(name, implementation):
     """Tiles that disagree on the row's reference, and one of nothing but -inf."""
     logits = torch.zeros(200)
