@@ -13,8 +13,9 @@ from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.excess import Totals
 from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.project import project, project_tilted
 from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.row_tilt import tilt_rows
 from fastflow_kernels.gpu.segment import settle_sequences_
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
@@ -36,6 +37,7 @@ OTHER_WIDTHS = tuple(Shape(4096, width, 151936) for width in (2048, 3584, 4096))
 
 EVERY_SETTING = tuple(product((False, True), repeat=3))  # stores, bias, soft-cap
 ALL_OR_NONE = ((False, False, False), (True, True, True))
+MOMENTS, TILT = "moments", "tilt"  # what a call for statistics, or for a gradient of them, asks for besides
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of the factors
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTC*MMA", 120: "HMMA"}  # instructions of products of two-byte types
@@ -91,8 +93,15 @@ def _project_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     for shape, dtype, settings in plan:
         for setting in settings:
             yield project_case(architecture, shape, dtype, *setting)
+            for further in _further(setting) if thorough or shape == USUAL else ():
+                yield project_case(architecture, shape, dtype, *setting, further=further)
     for setting in ALL_OR_NONE:
         yield project_case(architecture, USUAL, torch.bfloat16, *setting, hidden_padding=1)
+
+
+def _further(setting: tuple[bool, bool, bool]) -> tuple[str, ...]:
+    """Only what is stored can be tilted."""
+    return (MOMENTS, TILT) if setting[0] else (MOMENTS,)
 
 
 def project_case(
@@ -104,23 +113,29 @@ def project_case(
     has_softcap: bool,
     tile: Tile | None = None,
     hidden_padding: int = 0,
+    further: str | None = None,
 ) -> Case:
     """tile: None for that of the table. hidden_padding: entries behind each row of hidden states; one, and the rows are
-    not aligned, whatever the weight's are."""
+    not aligned, whatever the weight's are. further: MOMENTS, TILT or None."""
     head = _head(shape, dtype, has_bias, has_softcap)
     hidden = _empty(shape.rows, shape.width + hidden_padding, dtype=dtype)[:, : shape.width]
-    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap), hidden, head.weight)
+    flags = {"has_moments": further == MOMENTS, "has_tilt": further == TILT}
+    tile = tile or table_tile(TileKey(architecture, stores, has_bias, has_softcap, **flags), hidden, head.weight)
     targets = _empty(shape.rows, dtype=torch.int64)
     exponentials = _block(shape, direction_dtype(dtype)) if stores else None
     is_aligned = has_aligned_rows(hidden) and has_aligned_rows(head.weight)
     needs = [] if dtype == torch.float32 else [TENSOR_CORES[architecture]]
+    launch = partial(project, with_moments=further == MOMENTS)
+    if further == TILT:
+        launch = partial(project_tilted, affine=(_empty(shape.rows), _empty(shape.rows)))
     if is_aligned:
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
-    is_plain = is_aligned and not (has_bias or has_softcap or tile.flatten)
+    is_plain = is_aligned and not (has_bias or has_softcap or tile.flatten or further)
+    words = _words(shape, dtype, stores, has_bias, has_softcap, further)
     return Case(
         "project",
-        f"{_tile_words(tile)}, {_words(shape, dtype, stores, has_bias, has_softcap)}{' loose hidden' * hidden_padding}",
-        partial(project, hidden, head, targets, _empty(shape.rows), tile, exponentials),
+        f"{_tile_words(tile)}, {words}{' loose hidden' * hidden_padding}",
+        partial(launch, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
         forbids=(ANY_TENSOR_CORES,) if dtype == torch.float32 else (),  # they would round float32 factors
         programs=tile.programs_per_multiprocessor,
@@ -142,9 +157,13 @@ def _row_cases(thorough: bool) -> Iterator[Case]:
             ):
                 if not stores and dtype == torch.float16:
                     continue  # as float32
-                words = _words(shape, dtype, stores, has_bias, has_softcap)
+                words = partial(_words, shape, dtype, stores, has_bias, has_softcap)
                 launch = partial(row_pass, logits, head, targets, matrix if stores else None, target_logit)
-                yield Case("row", words, launch)
+                yield Case("row", words(), launch)
+                yield Case("row", words(MOMENTS), partial(launch, with_moments=True))
+                if stores:
+                    rows = _empty(shape.rows)
+                    yield Case("row_tilt", words(), partial(tilt_rows, logits, head, rows, (rows, rows), matrix))
 
 
 def _target_logit_cases(thorough: bool) -> Iterator[Case]:
@@ -178,6 +197,10 @@ def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:
                 words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, {tiles}"
                 totals, *others = given
                 yield Case("combine", words, partial(combine, totals, _empty(shape.rows), *others))
+                if totals.target_product is None:
+                    moments = totals._replace(weighted=totals.total, logit_sum=totals.total)
+                    launch = partial(combine, moments, _empty(shape.rows), *others)
+                    yield Case("combine", f"{words}, moments", launch)
 
 
 def _totals(
@@ -254,10 +277,13 @@ def _tile_words(tile: Tile) -> str:
     return " ".join([words, *(name for name, is_set in flags.items() if is_set)])
 
 
-def _words(shape: Shape, dtype: torch.dtype, stores=False, has_bias=False, has_softcap=False) -> str:
+def _words(
+    shape: Shape, dtype: torch.dtype, stores=False, has_bias=False, has_softcap=False, further: str | None = None
+) -> str:
     sizes = {
         f"D {shape.width}": shape.width != USUAL.width,
         f"V {shape.vocabulary}": shape.vocabulary != USUAL.vocabulary,
     }
     flags = sizes | {"bias": has_bias, "softcap": has_softcap, "stores": stores}
-    return " ".join([str(dtype).removeprefix("torch."), *(name for name, is_set in flags.items() if is_set)])
+    found = [name for name, is_set in flags.items() if is_set] + ([further] if further else [])
+    return " ".join([str(dtype).removeprefix("torch."), *found])

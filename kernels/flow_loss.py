@@ -30,12 +30,14 @@ memory, the others after. Sums over a sequence and all (S,) arithmetic are in fl
 device, as long as cu_seqlens is on the host.
 """
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 from fastflow_kernels import flow_loss_operator
 from fastflow_kernels.head_arguments import checked_head_arguments
-from fastflow_kernels.result import FlowLoss
+from fastflow_kernels.result import FlowLoss, TokenStatistics
 from fastflow_kernels.sequence_terms import RATIOS
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import (
@@ -45,6 +47,58 @@ from fastflow_kernels.validate import (
     check_positive,
     check_sequence_tensors,
 )
+
+
+@overload
+def flow_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    log_z: Tensor,
+    log_target: Tensor,
+    length_scale: Tensor,
+    behaviour_logprob: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio: str = ...,
+    normaliser: float,
+    bias: Tensor | None = ...,
+    temperature: float = ...,
+    softcap: float | None = ...,
+    vocabulary: int | None = ...,
+    shard: VocabularyShard | None = ...,
+    block_rows: int | None = ...,
+    block_bytes: int | None = ...,
+    statistics: Literal[False] = ...,
+) -> FlowLoss: ...
+
+
+@overload
+def flow_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    log_z: Tensor,
+    log_target: Tensor,
+    length_scale: Tensor,
+    behaviour_logprob: Tensor,
+    clip_low: float,
+    clip_high: float,
+    ratio: str = ...,
+    normaliser: float,
+    bias: Tensor | None = ...,
+    temperature: float = ...,
+    softcap: float | None = ...,
+    vocabulary: int | None = ...,
+    shard: VocabularyShard | None = ...,
+    block_rows: int | None = ...,
+    block_bytes: int | None = ...,
+    statistics: Literal[True],
+) -> tuple[FlowLoss, TokenStatistics]: ...
 
 
 def flow_loss(
@@ -69,7 +123,8 @@ def flow_loss(
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
     block_bytes: int | None = None,
-) -> FlowLoss:
+    statistics: bool = False,
+) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
     """Weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
 
     Args:
@@ -103,10 +158,13 @@ def flow_loss(
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
         block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
             gradient of the head where that is more; larger blocks are taken where they need less memory in all.
+        statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the
+            vocabulary. With shards those of the whole vocabulary, on every rank.
 
     Returns:
         FlowLoss. Gradient flows from `loss` to hidden, weight, bias and log_z; it was computed in this call,
         only for the inputs that need it, and one backward hands it out.
+        With `statistics`, a pair of this and TokenStatistics, which carries no gradient here.
 
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
@@ -163,6 +221,7 @@ def flow_loss(
         **head,
         **constants,
         **needs,
+        statistics=statistics,
         log_z=log_z,
         cu_seqlens=cu_seqlens,
         device_cu_seqlens=device_cu_seqlens,
@@ -171,4 +230,6 @@ def flow_loss(
         ratio=ratio,
         normaliser=torch.full((), normaliser, dtype=torch.float64, device="cpu"),
     )
-    return FlowLoss(*outputs[: flow_loss_operator.RESULTS])
+    result = FlowLoss(*outputs[: flow_loss_operator.RESULTS])
+    found = TokenStatistics(*outputs[flow_loss_operator.RESULTS : flow_loss_operator.GRADIENTS])
+    return (result, found) if statistics else result

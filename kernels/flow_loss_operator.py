@@ -19,11 +19,13 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import finished_dtype
 from fastflow_kernels.implementation import choose
 from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import check_boundaries, check_captured_offsets, check_target_range
 
-RESULTS = 6  # loss, logprob, residual, weight, raw_ratio, token_logprob; after them the gradients
+RESULTS = 6  # loss, logprob, residual, weight, raw_ratio, token_logprob
+GRADIENTS = RESULTS + len(TokenStatistics._fields)  # where they begin: behind the statistics
 DIFFERENTIABLE = ("hidden", "weight", "bias", "log_z")
 
 
@@ -51,12 +53,14 @@ def run(
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
+    statistics: bool,
     need_hidden: bool,
     need_weight: bool,
     need_bias: bool,
     need_log_z: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The six results of FlowLoss, then the gradients of hidden, weight, bias and log_z; empty where not needed.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z; empty
+    where not asked for or not needed.
 
     The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
 
@@ -91,17 +95,19 @@ def run(
                 ratio=ratio,
                 normaliser=normaliser.item(),
             ),
-            choice=choose(hidden.device, product_dtype, head),
+            choice=choose(hidden.device, product_dtype, head, statistics=statistics),
             need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
+            with_statistics=statistics,
         )
         gradients = flow.run(
             sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, block_bytes))
         )
     terms, dtype = flow.terms, flow.dtype
-    statistics = (terms.loss.sum(), terms.logprob, terms.residual, terms.weight, terms.raw_ratio)
+    sums = (terms.loss.sum(), terms.logprob, terms.residual, terms.weight, terms.raw_ratio)
     return (
-        *(values.to(dtype) for values in statistics),
+        *(values.to(dtype) for values in sums),
         flow.token_logprob,
+        *(flow.token_statistics or TokenStatistics.empty(0, hidden, dtype)),
         *(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients),
     )
 
@@ -122,7 +128,13 @@ def _fake(*arguments, **named):
         _empty_gradient(bias, dtype) if call["need_bias"] and bias is not None else None,
         log_z.new_empty(log_z.shape, dtype=torch.float64) if call["need_log_z"] else None,
     )
-    return (*results, token_logprob, *(hidden.new_empty(0) if part is None else part for part in gradients))
+    statistics = TokenStatistics.empty(hidden.shape[0] if call["statistics"] else 0, hidden, dtype)
+    return (
+        *results,
+        token_logprob,
+        *statistics,
+        *(hidden.new_empty(0) if part is None else part for part in gradients),
+    )
 
 
 def _empty_gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -134,7 +146,7 @@ def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) 
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, log_z)]
     ctx.computed = inputs[-4:]
     ctx.input_count = len(inputs)
-    ctx.save_for_backward(*output[RESULTS:])
+    ctx.save_for_backward(*output[GRADIENTS:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 

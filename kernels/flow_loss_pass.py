@@ -13,6 +13,7 @@ from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.projector import Projector
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms, settle_sequences_
 from fastflow_kernels.shard import SumsUnderWay
 
@@ -41,7 +42,7 @@ class NeededGradients(NamedTuple):
 
 
 class FlowLossPass:
-    """One call: blocks go through in order, and leave log-probs, sequence terms and gradients."""
+    """One call: blocks go through in order, and leave log-probs, statistics, sequence terms and gradients."""
 
     def __init__(
         self,
@@ -54,6 +55,7 @@ class FlowLossPass:
         sequences: SequenceInputs,
         choice: Choice,
         need: NeededGradients,
+        with_statistics: bool = False,
     ):
         self.hidden, self.targets, self.offsets = hidden, targets, offsets
         self.head, self.sequences, self.need = head, sequences, need
@@ -67,6 +69,7 @@ class FlowLossPass:
 
         self.dtype = accumulator_dtype(hidden.dtype)
         self.token_logprob = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
+        self.token_statistics = TokenStatistics.empty(hidden.shape[0], hidden, self.dtype) if with_statistics else None
         self.terms = SequenceTerms.zeros(like=sequences.log_z)
         self.d_hidden = torch.empty_like(hidden, dtype=self.dtype) if need.hidden else None
         self.d_hidden_sums = SumsUnderWay(head.shard)
@@ -94,7 +97,7 @@ class FlowLossPass:
             if self.need.hidden or self.need.head:
                 self._block_with_gradient(projector, block)
             else:
-                projector.logprobs(self.hidden[block.rows], self.targets[block.rows], self.token_logprob[block.rows])
+                projector.logprobs(self.hidden[block.rows], self.targets[block.rows], *self._outputs(block.rows))
                 self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
         del projector  # with the memory of its block, before a sum is rounded into memory of its own
         self.long_d_head = None
@@ -103,7 +106,7 @@ class FlowLossPass:
 
     def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
         hidden = self.hidden[block.rows]
-        direction = projector.directions(hidden, self.targets[block.rows], self.token_logprob[block.rows])
+        direction = projector.directions(hidden, self.targets[block.rows], *self._outputs(block.rows))
         self._settle(block, direction.factor)
         spend_directions(
             direction.panels,
@@ -116,6 +119,10 @@ class FlowLossPass:
         )
         if block.is_part and block.closes:
             self._scale_long_sequence(block)
+
+    def _outputs(self, rows: slice) -> tuple[Tensor, TokenStatistics | None]:
+        """Where these rows' log-probs and statistics belong."""
+        return self.token_logprob[rows], None if self.token_statistics is None else self.token_statistics.rows(rows)
 
     def _settle(self, block: SequenceBlock, row_factor: Tensor) -> None:
         token_logprob = self.token_logprob[block.rows]

@@ -66,12 +66,14 @@ class Choice:
         return f"{self.name}: {self.reason}"
 
 
-def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None) -> Choice:
+def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *, statistics: bool = False) -> Choice:
     """For inputs on this device that enter the products in this type, and this head (None: one like any other).
+
+    statistics: whether the call asks for TokenStatistics.
 
     Raises:
         ValueError: FASTFLOW_KERNELS names no implementation.
-        RuntimeError: it names one that cannot serve this device, type and head.
+        RuntimeError: it names one that cannot serve this call.
     """
     forced = os.environ.get(FORCE)
     if forced is None:
@@ -79,6 +81,8 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None) -
     if forced not in NAMES:
         raise ValueError(f"{FORCE} must be one of {', '.join(NAMES)}, got {forced!r}; correct it or unset it.")
     obstacle = _obstacle(forced, device, dtype, head)
+    if statistics and forced == "cuda":
+        obstacle = "the CUDA kernels take log-probs alone, and no statistics"
     if obstacle:
         raise RuntimeError(f"{FORCE}={forced} cannot serve this call: {obstacle}; unset it, or set it to torch.")
     return Choice(forced, f"{FORCE} asks for it")

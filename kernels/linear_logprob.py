@@ -4,13 +4,53 @@ Forward: one block of logits at a time, 2 N D V flops; nothing is kept but the i
 block again, turned in place into the direction of its gradient (row_statistics.py), times the upstream gradient of
 each row: 6 N D V more, 8 in all. Where the upstream gradient is known before the head runs, as in
 `flow_loss`, the 2 N D V of the second projection are saved.
+
+Entropy, logsumexp and mean logit need two more sums over a row in the same sweep (moments.py). A gradient of the
+entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block.
 """
+
+from typing import Literal, overload
 
 from torch import Tensor
 
 from fastflow_kernels import linear_logprob_operator
 from fastflow_kernels.head_arguments import checked_head_arguments
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = ...,
+    bias: Tensor | None = ...,
+    softcap: float | None = ...,
+    vocabulary: int | None = ...,
+    shard: VocabularyShard | None = ...,
+    block_rows: int | None = ...,
+    block_bytes: int | None = ...,
+    statistics: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = ...,
+    bias: Tensor | None = ...,
+    softcap: float | None = ...,
+    vocabulary: int | None = ...,
+    shard: VocabularyShard | None = ...,
+    block_rows: int | None = ...,
+    block_bytes: int | None = ...,
+    statistics: Literal[True],
+) -> tuple[Tensor, TokenStatistics]: ...
 
 
 def linear_logprob(
@@ -25,7 +65,8 @@ def linear_logprob(
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
     block_bytes: int | None = None,
-) -> Tensor:
+    statistics: bool = False,
+) -> Tensor | tuple[Tensor, TokenStatistics]:
     """log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
 
     Args:
@@ -40,6 +81,8 @@ def linear_logprob(
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
         block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
             gradient of the head where that is more; larger blocks are taken where they need less memory in all.
+        statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the
+            vocabulary. With shards those of the whole vocabulary, on every rank.
 
     Returns:
         Log-probs in nats, (N,), never above 0: float64 for float64 inputs, else float32, taken from float32
@@ -47,13 +90,19 @@ def linear_logprob(
         the targets' (see matmul.py). Gradient flows to hidden, weight and bias; it is summed in float32
         (float64) and rounded to the type of the input at the end. It cannot be differentiated
         a second time (RuntimeError).
+        With `statistics`, a pair of these log-probs and TokenStatistics. Its entropy and logsumexp carry gradient,
+        too, also together with the log-probs' in one backward; its mean_logit carries none.
 
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
+        RuntimeError: FASTFLOW_KERNELS forces an implementation that cannot serve the call.
 
     >>> hidden, weight = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 5.0], [0.0, 7.0]])
     >>> linear_logprob(hidden, weight, torch.tensor([0]))  # both logits are 0: log(1/2)
     tensor([-0.6931])
+    >>> logprob, statistics = linear_logprob(hidden, weight, torch.tensor([0]), statistics=True)
+    >>> statistics.entropy
+    tensor([0.6931])
     """
     head = checked_head_arguments(
         hidden,
@@ -67,4 +116,5 @@ def linear_logprob(
         block_rows=block_rows,
         block_bytes=block_bytes,
     )
-    return linear_logprob_operator.operator(**head)
+    logprob, *found = linear_logprob_operator.operator(**head, statistics=statistics)
+    return (logprob, TokenStatistics(*found)) if statistics else logprob

@@ -13,7 +13,9 @@ from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import choose
 from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
+from fastflow_kernels.tilt import Tilt
 from fastflow_kernels.validate import check_target_range
 
 
@@ -31,8 +33,12 @@ def run(
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
-) -> Tensor:
-    """(N,) log-probs. Arguments as in `linear_logprob`; the last four as in flow_loss_operator.run."""
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(N,) log-probs, then TokenStatistics; its parts are empty where it is not asked for.
+
+    Arguments as in `linear_logprob`; product_dtype and what follows it as in flow_loss_operator.run.
+    """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
@@ -40,12 +46,20 @@ def run(
     )
     with running_on(hidden.device):
         rows = hidden.to(product_dtype).contiguous()
-        choice = choose(hidden.device, product_dtype, head)
-        return logprob_pass.logprobs(rows, targets.long().contiguous(), head, choice, block_rows, block_bytes)
+        choice = choose(hidden.device, product_dtype, head, statistics=statistics)
+        found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(product_dtype))
+        logprob = logprob_pass.logprobs(
+            rows, targets.long().contiguous(), head, choice, block_rows, block_bytes, found if statistics else None
+        )
+        return logprob, *found
 
 
 def run_backward(
-    upstream: Tensor,
+    upstream: Optional[Tensor],  # noqa: UP045
+    upstream_entropy: Optional[Tensor],  # noqa: UP045
+    upstream_logsumexp: Optional[Tensor],  # noqa: UP045
+    logprob: Optional[Tensor],  # noqa: UP045
+    entropy: Optional[Tensor],  # noqa: UP045
     hidden: Tensor,
     weight: Tensor,
     bias: Optional[Tensor],  # noqa: UP045
@@ -63,14 +77,30 @@ def run_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of hidden, weight and bias, in their types, for upstream (N,); empty where not needed."""
+    """Gradients of hidden, weight and bias, in their types; empty where not needed.
+
+    upstream, upstream_entropy, upstream_logsumexp: gradients (N,) of those outputs of `run`, None for 0. logprob and
+    entropy: those outputs, wanted only where one of the latter two is given.
+    """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
+    accumulator = accumulator_dtype(product_dtype)
+    tilt = None
+    if upstream_entropy is not None or upstream_logsumexp is not None:
+        tilt = Tilt.of(
+            logprob,
+            entropy,
+            upstream_logprob=upstream,
+            upstream_entropy=upstream_entropy,
+            upstream_logsumexp=upstream_logsumexp,
+        )
+    elif upstream is None:
+        upstream = hidden.new_zeros(hidden.shape[0], dtype=accumulator)
     with running_on(hidden.device):
         found = logprob_pass.gradients(
-            upstream,
+            upstream if tilt is None else tilt,
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
             head,
@@ -94,7 +124,11 @@ backward_operator = torch.library.custom_op("fastflow::linear_logprob_backward",
 @operator.register_fake
 def _fake(*arguments, **named):
     call = inspect.signature(run).bind(*arguments, **named).arguments
-    return call["hidden"].new_empty(call["hidden"].shape[0], dtype=accumulator_dtype(call["product_dtype"]))
+    hidden, dtype = call["hidden"], accumulator_dtype(call["product_dtype"])
+    row_count = hidden.shape[0]
+    return hidden.new_empty(row_count, dtype=dtype), *TokenStatistics.empty(
+        row_count if call["statistics"] else 0, hidden, dtype
+    )
 
 
 @backward_operator.register_fake
@@ -107,17 +141,20 @@ def _fake_backward(*arguments, **named):
     )
 
 
-def _setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.settings = inputs[4:]
+def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    logprob, entropy, _, mean_logit = output
+    ctx.settings, statistics = inputs[4:-1], inputs[-1]
+    ctx.save_for_backward(*inputs[:4], *((logprob, entropy) if statistics else (None, None)))
+    ctx.mark_non_differentiable(*((mean_logit,) if statistics else output[1:]))
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: FunctionCtx, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     refuse_create_graph("linear_logprob")
-    needs = ctx.needs_input_grad[:3]
-    gradients = backward_operator(upstream, *ctx.saved_tensors, *ctx.settings, *needs)
+    needs, (*head, logprob, entropy) = ctx.needs_input_grad[:3], ctx.saved_tensors
+    gradients = backward_operator(*upstream[:3], logprob, entropy, *head, *ctx.settings, *needs)
     handed = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needs, strict=True))
-    return (*handed, *(None,) * (1 + len(ctx.settings)))
+    return (*handed, *(None,) * (2 + len(ctx.settings)))
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)

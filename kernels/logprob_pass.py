@@ -9,7 +9,9 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.shard import SumsUnderWay
+from fastflow_kernels.tilt import Tilt
 
 
 def logprobs(
@@ -19,8 +21,9 @@ def logprobs(
     choice: Choice,
     block_rows: int | None = None,
     block_bytes: int | None = None,
+    statistics: TokenStatistics | None = None,
 ) -> Tensor:
-    """(N,) log-probs; hidden (N, D) in the type of the head."""
+    """(N,) log-probs; hidden (N, D) in the type of the head. Fills statistics (N,), where they are asked for."""
     projector_class = choice.projector()
     rows_at_once = block_rows or projector_class.default_rows(
         head, row_count=hidden.shape[0], with_gradient=False, block_bytes=block_bytes
@@ -29,12 +32,13 @@ def logprobs(
     projector = projector_class(head, most_rows=_longest(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))
     for rows in blocks:
-        projector.logprobs(hidden[rows], targets[rows], logprob[rows])
+        own = None if statistics is None else statistics.rows(rows)
+        projector.logprobs(hidden[rows], targets[rows], logprob[rows], own)
     return logprob
 
 
 def gradients(
-    upstream: Tensor,
+    upstream: Tensor | Tilt,
     hidden: Tensor,
     targets: Tensor,
     head: Head,
@@ -46,9 +50,10 @@ def gradients(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of hidden (N, D), in accumulator type, of weight and of bias, for upstream (N,).
+    """Gradients of hidden (N, D), in accumulator type, of weight and of bias.
 
-    weight, bias: the head's parameters where they need one, else None.
+    upstream: gradient (N,) of the log-probs, or a Tilt, which has those of the statistics as well. weight, bias: the
+    head's parameters where they need one, else None.
     """
     needs_head = weight is not None or bias is not None
     projector_class = choice.projector()
@@ -59,11 +64,15 @@ def gradients(
     projector = projector_class(head, most_rows=_longest(blocks))
     d_hidden = torch.empty_like(hidden, dtype=accumulator_dtype(hidden.dtype)) if need_hidden else None
     d_head = HeadGradient(head, weight, bias, block_count=len(blocks))
-    logprob = upstream.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))  # as in the forward pass
+    logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))  # as in the forward pass
     sums = SumsUnderWay(head.shard)
     for rows in blocks:
-        direction = projector.directions(hidden[rows], targets[rows], logprob[rows])
-        row_factor = direction.factor * upstream[rows]
+        if isinstance(upstream, Tilt):
+            direction = projector.tilted_directions(hidden[rows], targets[rows], upstream.rows(rows))
+            row_factor = direction.factor
+        else:
+            direction = projector.directions(hidden[rows], targets[rows], logprob[rows])
+            row_factor = direction.factor * upstream[rows]
         own_d_hidden = d_hidden[rows] if d_hidden is not None else None
         spend_directions(
             direction.panels,

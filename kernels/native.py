@@ -18,7 +18,7 @@ from fastflow_kernels.native_row_pass import NativeRowPass
 
 SWITCH = "FASTFLOW_NATIVE"
 FILE = Path(__file__).with_name("_native.so")
-ABI_VERSION = 2  # FASTFLOW_ABI_VERSION in csrc/cpu/row_pass.h
+ABI_VERSION = 3  # FASTFLOW_ABI_VERSION in csrc/cpu/row_pass.h
 REINSTALL = "pip install --force-reinstall --no-deps . in fastflow's source folder"
 
 

@@ -9,6 +9,18 @@ from torch import Tensor
 ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}  # fastflow_element in csrc/cpu/row_pass.h
 
 
+class RowInputs(ctypes.Structure):
+    """fastflow_row_inputs of csrc/cpu/row_pass.h."""
+
+    _fields_ = [(name, c_void_p) for name in ("reference", "target", "constant", "slope")]
+
+
+class RowOutputs(ctypes.Structure):
+    """fastflow_row_outputs of csrc/cpu/row_pass.h."""
+
+    _fields_ = [(name, c_void_p) for name in ("sum_of_others", "target_logit", "weighted_sum", "logit_sum")]
+
+
 class NativeRowPass:
     """Runs on torch.get_num_threads() threads. Autograd sees nothing of it."""
 
@@ -18,8 +30,9 @@ class NativeRowPass:
         matrix = (c_void_p, c_int, c_int64, c_int64, c_int64)  # data, element, rows, columns, row stride
         shared.fastflow_row_maximum.argtypes = (*matrix, c_void_p, c_void_p, c_int)
         shared.fastflow_row_maximum.restype = None
+        inputs, outputs = ctypes.POINTER(RowInputs), ctypes.POINTER(RowOutputs)
         shared.fastflow_row_exponentials.argtypes = (
-            *matrix, c_void_p, c_float, c_float, c_void_p, c_void_p, c_int, c_void_p, c_void_p, c_int
+            *matrix, c_void_p, c_float, c_float, c_int, inputs, outputs, c_int
         )  # fmt: skip
         shared.fastflow_row_exponentials.restype = None
         self._shared = shared
@@ -52,7 +65,9 @@ class NativeRowPass:
         reference: Tensor,
         columns: Tensor,
         store: bool,
-    ) -> tuple[Tensor, Tensor]:
+        with_moments: bool = False,
+        affine: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Sums of exp((z - reference) * scale) over the columns other than the target's, and the targets' z.
 
         z = cap(logits + bias), where cap(x) = softcap * tanh(x / softcap), or x for None.
@@ -64,18 +79,25 @@ class NativeRowPass:
         Returns sum_of_others (R,) and target_logit (R,), 0 where the target is not here; both float32. With `store`
         the logits become exp((z - reference) * scale) times the soft-cap's slope, 0 at the target; without, they stay.
 
+        with_moments: returns two more, sums of exponential times exponent (z - reference) * scale over the columns
+        other than the target's, and sums of z over all columns, (R,) float32 each. affine: (constant, slope), (R,)
+        each; what is stored is multiplied by constant + slope * exponent.
+
         Raises:
             ValueError: tensors of another kind or shape.
         """
         bias = _bias(bias, logits)
         reference = _vector("reference", reference, logits.shape[0], torch.float32)
         columns = _vector("columns", columns, logits.shape[0], torch.int64)
-        sum_of_others, target_logit = torch.empty_like(reference), torch.zeros_like(reference)
+        tilt = () if affine is None else (_vector("affine", part, logits.shape[0], torch.float32) for part in affine)
+        inputs = (reference, columns, *tilt)
+        outputs = (torch.empty_like(reference), torch.zeros_like(reference))
+        outputs += tuple(torch.empty_like(reference) for _ in range(2 if with_moments else 0))
         self._shared.fastflow_row_exponentials(
-            *_matrix(logits), _pointer(bias), scale, softcap or 0.0, reference.data_ptr(), columns.data_ptr(), store,
-            sum_of_others.data_ptr(), target_logit.data_ptr(), torch.get_num_threads(),
+            *_matrix(logits), _pointer(bias), scale, softcap or 0.0, store,
+            RowInputs(*map(_pointer, inputs)), RowOutputs(*map(_pointer, outputs)), torch.get_num_threads(),
         )  # fmt: skip
-        return sum_of_others, target_logit
+        return outputs
 
 
 def _matrix(logits: Tensor) -> tuple[int, int, int, int, int]:

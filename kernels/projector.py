@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fastflow_kernels.head import Head
 from fastflow_kernels.panel import Panel
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.row_statistics import RowStatistics
+from fastflow_kernels.tilt import Tilt
 
 
 class Exponentials(NamedTuple):
@@ -71,30 +73,49 @@ class Projector(ABC):
     def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         """For blocks of which only log-probs are wanted."""
 
-    def logprobs(self, hidden: Tensor, targets: Tensor, out: Tensor) -> None:
-        """Fills out (R,) with log-probs of the targets, nats.
+    def logprobs(
+        self, hidden: Tensor, targets: Tensor, out: Tensor, statistics_out: TokenStatistics | None = None
+    ) -> None:
+        """Fills out (R,) with log-probs of the targets, nats; and the statistics (R,), where they are asked for.
 
         hidden: (R, D) in the type of the head; targets: (R,) int64, numbered over all shards.
         """
         columns = self.head.columns(targets)
-        self._finish(self._statistics(hidden, columns).merged(self.head.shard), columns, out, panels=None)
+        statistics = self._statistics(hidden, columns, with_moments=statistics_out is not None)
+        statistics = statistics.merged(self.head.shard)
+        self._finish(statistics, columns, out, panels=None)
+        _hand_out(statistics, statistics_out)
 
-    def directions(self, hidden: Tensor, targets: Tensor, out: Tensor) -> Directions:
-        """Fills out (R,) with log-probs, and gives the direction of their gradient."""
+    def directions(
+        self, hidden: Tensor, targets: Tensor, out: Tensor, statistics_out: TokenStatistics | None = None
+    ) -> Directions:
+        """Fills out (R,) with log-probs, and gives the direction of their gradient. The rest as in `logprobs`."""
         columns = self.head.columns(targets)
-        exponentials = self._exponentials(hidden, columns)
+        exponentials = self._exponentials(hidden, columns, with_moments=statistics_out is not None)
         statistics = exponentials.statistics.merged(self.head.shard)
         self._settle_(exponentials, statistics.reference)
         factor = self._finish(statistics, columns, out, exponentials.panels)
+        _hand_out(statistics, statistics_out)
         return Directions(exponentials.panels, factor)
 
+    def tilted_directions(self, hidden: Tensor, targets: Tensor, tilt: Tilt) -> Directions:
+        """The gradient of log-probs, entropies and logsumexps together, their upstream gradients taken in."""
+        columns = self.head.columns(targets)
+        panels, statistics = self._tilted(hidden, columns, tilt)
+        self._set_target_entries_(panels, columns, statistics, tilt.target_entry(statistics))
+        return Directions(panels, statistics.factor() / self.head.temperature)
+
     @abstractmethod
-    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
         """Forward only."""
 
     @abstractmethod
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         """With the matrix that the gradient needs."""
+
+    @abstractmethod
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        """Panels of the tilted direction, whatever at the targets; the statistics are the tilt's."""
 
     def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
         """Brings the matrix to the row's final reference, which other shards may have raised."""
@@ -111,19 +132,27 @@ class Projector(ABC):
         out.copy_(statistics.logprob())
         if panels is None:
             return None
-        for panel in panels:
-            self._set_target_entries_(panel, columns, statistics)
+        self._set_target_entries_(panels, columns, statistics, -statistics.sum_of_others)
         return statistics.factor() / self.head.temperature
 
-    def _set_target_entries_(self, panel: Panel, columns: Tensor, statistics: RowStatistics) -> None:
-        head, matrix = self.head, panel.matrix
-        entry = -statistics.sum_of_others
+    def _set_target_entries_(
+        self, panels: list[Panel], columns: Tensor, statistics: RowStatistics, entry: Tensor
+    ) -> None:
+        """entry: (R,), ahead of the soft-cap's slope."""
+        head = self.head
         if head.softcap is not None:
             capped = statistics.target_logit * (statistics.scale * head.temperature)
             entry = entry * (1.0 - (capped / head.softcap).square())
-        row, column = torch.arange(len(columns), device=columns.device), columns - panel.start
-        entry = entry.to(matrix.dtype)
-        is_here = (column >= 0) & (column < matrix.shape[1])
-        column = column.clamp(0, matrix.shape[1] - 1)
-        # indexing, since scatter_ copies all of a bfloat16 matrix on the CPU
-        matrix[row, column] = torch.where(is_here, entry, matrix[row, column])
+        row = torch.arange(len(columns), device=columns.device)
+        for panel in panels:
+            matrix, column = panel.matrix, columns - panel.start
+            is_here = (column >= 0) & (column < matrix.shape[1])
+            column = column.clamp(0, matrix.shape[1] - 1)
+            # indexing, since scatter_ copies all of a bfloat16 matrix on the CPU
+            matrix[row, column] = torch.where(is_here, entry.to(matrix.dtype), matrix[row, column])
+
+
+def _hand_out(statistics: RowStatistics, out: TokenStatistics | None) -> None:
+    if out is not None:
+        for place, values in zip(out, statistics.token_statistics(), strict=True):
+            place.copy_(values)

@@ -9,7 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from fastflow_kernels.result import FlowLoss
+from fastflow_kernels.result import FlowLoss, TokenStatistics
 
 
 def linear_logprob(
@@ -21,7 +21,8 @@ def linear_logprob(
     bias: Tensor | None = None,
     softcap: float | None = None,
     vocabulary: int | None = None,
-) -> Tensor:
+    statistics: bool = False,
+) -> Tensor | tuple[Tensor, TokenStatistics]:
     """See `fastflow_kernels.linear_logprob`: (N, D), (V, D), (N,) -> (N,)."""
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     logits = hidden.to(dtype) @ weight.to(dtype).t()
@@ -30,7 +31,17 @@ def linear_logprob(
     logits = logits[:, :vocabulary]
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return torch.log_softmax(logits / temperature, dim=1).gather(1, targets.long().unsqueeze(1)).squeeze(1)
+    logits = logits / temperature
+    every_logprob = torch.log_softmax(logits, dim=1)
+    logprob = every_logprob.gather(1, targets.long().unsqueeze(1)).squeeze(1)
+    return (logprob, _token_statistics(logits, every_logprob)) if statistics else logprob
+
+
+def _token_statistics(logits: Tensor, logprob: Tensor) -> TokenStatistics:
+    """(N, V), (N, V) -> (N,) each; p log p is 0 where p is."""
+    surprise = -logprob.masked_fill(logprob == -torch.inf, 0.0)
+    entropy = (logprob.exp() * surprise).sum(dim=1)
+    return TokenStatistics(entropy, logits.logsumexp(dim=1), logits.mean(dim=1))
 
 
 def flow_loss(
@@ -51,7 +62,8 @@ def flow_loss(
     temperature: float = 1.0,
     softcap: float | None = None,
     vocabulary: int | None = None,
-) -> FlowLoss:
+    statistics: bool = False,
+) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
     """See `fastflow_kernels.flow_loss`: the same formulas, one line each."""
     head = {"temperature": temperature, "bias": bias, "softcap": softcap, "vocabulary": vocabulary}
     token_logprob = linear_logprob(hidden, weight, targets, **head)
@@ -74,4 +86,5 @@ def flow_loss(
     raw_ratio = log_ratio.exp()
     clipped_ratio = raw_ratio.clamp(1 - clip_low, 1 + clip_high).detach()
     loss = (clipped_ratio * residual.square()).sum() / normaliser
-    return FlowLoss(loss, logprob, residual, clipped_ratio, raw_ratio, token_logprob)
+    result = FlowLoss(loss, logprob, residual, clipped_ratio, raw_ratio, token_logprob)
+    return (result, linear_logprob(hidden, weight, targets, **head, statistics=True)[1]) if statistics else result

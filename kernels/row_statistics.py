@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastflow_kernels.moments import Moments, token_statistics
+from fastflow_kernels.result import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 
 FAR_BELOW = -50.0  # nats; its exponential is 0 beside 1
@@ -34,6 +36,7 @@ class RowStatistics(NamedTuple):
     reference: Tensor  # (R,) r
     sum_of_others: Tensor  # (R,) S_o
     scale: float = 1.0
+    moments: Moments | None = None  # where entropy, logsumexp and mean logit are asked for
 
     def merged(self, shard: VocabularyShard | None) -> "RowStatistics":
         """Over all shards; target_logit is already that of the rank that has the target."""
@@ -41,7 +44,15 @@ class RowStatistics(NamedTuple):
             return self
         reference = shard.maximum_(self.reference.clone())
         sum_of_others = shard.sum_(self.sum_of_others * self.ratio_to(reference))
-        return RowStatistics(self.target_logit, reference, sum_of_others, self.scale)
+        moments = None if self.moments is None else self._merged_moments(shard, reference)
+        return RowStatistics(self.target_logit, reference, sum_of_others, self.scale, moments)
+
+    def _merged_moments(self, shard: VocabularyShard, reference: Tensor) -> Moments:
+        """One reduction for all of them. A shard of nothing but -inf adds no probability."""
+        shift = ((self.reference - reference) * self.scale).clamp(min=torch.finfo(reference.dtype).min)
+        own = self.moments.rebased(self.sum_of_others, shift, self.ratio_to(reference))
+        columns = torch.full_like(own.weighted, own.columns)
+        return Moments(*shard.sum_(torch.stack([own.weighted, own.logit_sum, columns])))
 
     def ratio_to(self, reference: Tensor) -> Tensor:
         """What exponentials against the own reference are multiplied by, to be those against this one."""
@@ -55,6 +66,12 @@ class RowStatistics(NamedTuple):
         below = self.target_below_reference()
         near = -torch.log1p(self.sum_of_others * (-below).exp())
         return torch.where(below > FAR_BELOW, near, below - (self.sum_of_others + below.exp()).log())
+
+    def token_statistics(self) -> TokenStatistics:
+        """(R,) each, of rows whose moments were taken."""
+        return token_statistics(
+            self.moments, self.sum_of_others, self.target_below_reference(), self.reference, self.scale
+        )
 
     def factor(self) -> Tensor:
         """(R,) d log-prob / d logits = factor * direction."""

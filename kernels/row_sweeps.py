@@ -8,6 +8,7 @@ computed in float32 (float64), whatever type the products are stored in. A diffe
 it is scaled: next to the reference it is exact, where products with the scale would have been rounded.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,9 @@ def row_exponentials_(
     reference: Tensor,
     columns: Tensor,
     store: bool,
-) -> tuple[Tensor, Tensor]:
+    with_moments: bool = False,
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
     """Sums of exp((z - reference) * scale) over the columns other than the target's, and the targets' z.
 
     products: (R, C). bias: (C,) or None. reference: (R,), at least the row's largest z up to rounding. columns: (R,)
@@ -46,9 +49,14 @@ def row_exponentials_(
 
     Returns sum_of_others (R,), and target_logit (R,), 0 where the target is not here. With `store` the products
     become exp((z - reference) * scale) times the soft-cap's slope, 0 at the target; without, they are used up.
+
+    with_moments: returns two more, sums of exponential times exponent (z - reference) * scale over the columns other
+    than the target's, and sums of z over all columns, (R,) each. affine: (constant, slope), (R,) each; what is stored
+    is multiplied by constant + slope * exponent.
     """
     dtype, count = accumulator_dtype(products.dtype), products.shape[0]
-    sum_of_others, target_logit = (products.new_empty(count, dtype=dtype) for _ in range(2))
+    outputs = (products.new_empty(count, dtype=dtype) for _ in range(4 if with_moments else 2))
+    sum_of_others, target_logit, *moments = outputs
     is_here = (columns >= 0) & (columns < products.shape[1])
     column = columns.clamp(0, products.shape[1] - 1)
     for rows in _pieces(products):
@@ -56,17 +64,24 @@ def row_exponentials_(
         if bias is not None:
             values.add_(bias)
         slope = _soft_cap_(values, softcap, with_slope=store)
+        if with_moments:
+            moments[1][rows] = values.sum(dim=1)
         target_logit[rows] = _take_(values, column[rows], is_here[rows])
         values.sub_(reference[rows].unsqueeze(1))
         if scale != 1.0:
             values.mul_(scale)
+        line = None if affine is None else _line(values, *(part[rows].unsqueeze(1) for part in affine))
         values.exp_()
         sum_of_others[rows] = values.sum(dim=1)
+        if with_moments:
+            moments[0][rows] = torch.special.xlogy(values, values).sum(dim=1)
+        if line is not None:
+            values.mul_(line)
         if slope is not None:
             values.mul_(slope)
         if store and values.dtype != products.dtype:
             products[rows] = values
-    return sum_of_others, target_logit
+    return sum_of_others, target_logit, *moments
 
 
 def _pieces(products: Tensor) -> Iterator[slice]:
@@ -84,6 +99,12 @@ def _soft_cap_(values: Tensor, softcap: float | None, *, with_slope: bool) -> Te
     slope = fraction.square().neg_().add_(1.0) if with_slope else None
     values.mul_(softcap)
     return slope
+
+
+def _line(exponents: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+    """constant + slope * exponent; finite where an exponential is 0, so that their product is 0, too."""
+    least = math.log(torch.finfo(exponents.dtype).tiny) - 40.0
+    return exponents.clamp(min=least).mul_(slope).add_(constant)
 
 
 def _take_(values: Tensor, column: Tensor, is_here: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class TileKey:
     stores: bool  # whether exponentials are stored
     has_bias: bool  # a number per column, which needs as many registers as the logits on sm_100
     has_softcap: bool  # whose slope needs registers where exponentials are stored
+    has_moments: bool = False  # sums for token statistics
+    has_tilt: bool = False  # of what is stored
 
 
 # Shared memory that a program may have, bytes.
@@ -42,11 +44,12 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448, 120: 101_376}
 _SMALL = Tile(128, 128, 32, warps=8, stages=3)
 _AMPERE = Tile(128, 128, 32, warps=8, stages=4)
 _WIDE = Tile(128, 256, 64, warps=8, stages=3, tma=True)
+_TALL = Tile(256, 128, 64, warps=8, stages=3, tma=True)
 _NARROW = Tile(128, 128, 64, warps=8, stages=3, tma=True)
 _PLAIN = {80: _AMPERE, 90: _WIDE, 100: _NARROW, 120: _SMALL}
 _WITH_SOFTCAP = _PLAIN | {90: _NARROW}
 TILES = {
-    TileKey(architecture, stores, has_bias, has_softcap): tile
+    TileKey(architecture, stores, has_bias, has_softcap, **further): tile
     for has_bias, has_softcap, tiles in (
         (False, False, _PLAIN),
         (True, False, _PLAIN),
@@ -55,6 +58,12 @@ TILES = {
     )
     for architecture, tile in tiles.items()
     for stores in (False, True)
+    for further in ({}, {"has_moments": True}, {"has_tilt": True})
+}
+# Where more numbers of an entry are alive at a time.
+TILES |= {key: _NARROW for key in TILES if key.architecture == 100 and (key.has_moments or key.has_tilt)}
+TILES |= {
+    key: _TALL for key in TILES if key.architecture == 90 and key.stores and key.has_moments and not key.has_softcap
 }
 # Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
 UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
@@ -123,12 +132,13 @@ def has_whole_chunks(matrix: Tensor) -> bool:
     return matrix.stride(0) >= padded and end * matrix.element_size() <= matrix.untyped_storage().nbytes()
 
 
-def tile_for(hidden: Tensor, weight: Tensor, *, stores: bool, has_bias: bool, has_softcap: bool) -> Tile:
-    """The tile for these factors of the projection, in the type of the products, on their device."""
+def tile_for(hidden: Tensor, weight: Tensor, **use: bool) -> Tile:
+    """The tile for these factors of the projection, in the type of the products, on their device. use: the rest of
+    TileKey."""
     if not weight.is_cuda:
         return INTERPRETER_TILE
     architecture, _ = _device(weight.device.index)
-    return table_tile(TileKey(architecture, stores, has_bias, has_softcap), hidden, weight)
+    return table_tile(TileKey(architecture, **use), hidden, weight)
 
 
 def table_tile(key: TileKey, hidden: Tensor, weight: Tensor) -> Tile:

@@ -7,9 +7,11 @@ from fastflow_kernels import row_sweeps
 from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, product_dtype, project
+from fastflow_kernels.moments import Moments
 from fastflow_kernels.panel import Panel, column_ranges
 from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
+from fastflow_kernels.tilt import Tilt
 
 # On the CPU a panel for the gradient is large enough that malloc maps its memory and returns it when it goes (glibc
 # does from 32 MiB on), and one that only statistics are taken of small enough to be swept while it is in the cache.
@@ -43,23 +45,28 @@ class TorchProjector(Projector):
             head.vocabulary, head.weight.device.type, cls._entry_bytes(head), block_bytes=block_bytes
         )
 
-    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
         """Each panel is measured against the largest logit so far, and gone before the next is made."""
         dtype = accumulator_dtype(hidden.dtype)
         reference = hidden.new_full((len(hidden),), -torch.inf, dtype=dtype)
         total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
+        moments = Moments.zeros(reference) if with_moments else None
         for part in self._column_ranges(len(hidden), PASSING_PANEL_BYTES):
             products = project(hidden, self.head.weight[part])
             raised = torch.maximum(reference, self._capped(self.sweeps().row_maximum(products, self._bias(part))))
             against = _finite(raised)
-            part_total, part_target = self._row_exponentials_(products, part, columns, against, store=False)
+            sums = self._row_exponentials_(products, part, columns, against, store=False, with_moments=with_moments)
             del products
-            total = total * ((reference - against) / self.head.temperature).exp() + part_total
-            target_logit += part_target
+            ratio = ((reference - against) / self.head.temperature).exp()
+            if moments is not None:
+                shift = (_finite(reference) - against) / self.head.temperature
+                moments = moments.rebased(total, shift, ratio).plus(*sums[2:], columns=part.stop - part.start)
+            total = total * ratio + sums[0]
+            target_logit += sums[1]
             reference = raised
-        return self._as_statistics(hidden, columns, target_logit, reference, total)
+        return self._as_statistics(hidden, columns, target_logit, reference, total, moments)
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         head, panels, maxima = self.head, [], []
         for part in self._column_ranges(len(hidden), KEPT_PANEL_BYTES):
             products = project(hidden, head.weight[part])
@@ -67,16 +74,54 @@ class TorchProjector(Projector):
             panels.append(Panel(part.start, products))
         reference = self._capped(torch.stack(maxima).amax(dim=0))
         total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
+        moments = Moments.zeros(reference) if with_moments else None
         for panel in panels:
-            sums = self._row_exponentials_(panel.matrix, panel.columns, columns, _finite(reference), store=True)
+            sums = self._row_exponentials_(
+                panel.matrix, panel.columns, columns, _finite(reference), store=True, with_moments=with_moments
+            )
             total += sums[0]
             target_logit += sums[1]
-        statistics = self._as_statistics(hidden, columns, target_logit, reference, total)
+            if moments is not None:
+                moments = moments.plus(*sums[2:], columns=panel.matrix.shape[1])
+        statistics = self._as_statistics(hidden, columns, target_logit, reference, total, moments)
         return Exponentials(panels, statistics)
 
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        parts = self._column_ranges(len(hidden), KEPT_PANEL_BYTES)
+        panels = [Panel(part.start, project(hidden, self.head.weight[part])) for part in parts]
+        target_logit = self._target_logit(hidden, columns, self._logits_in(panels, columns))
+        statistics = tilt.statistics(target_logit, scale=1.0 / self.head.temperature)
+        affine = tilt.affine(statistics)
+        for panel in panels:
+            self._row_exponentials_(
+                panel.matrix, panel.columns, columns, statistics.reference, store=True, affine=affine
+            )
+        return panels, statistics
+
+    def _logits_in(self, panels: list[Panel], columns: Tensor) -> Tensor:
+        """(R,) the targets' logits before the temperature, from panels of products; 0 where they are in none."""
+        found, row = 0.0, torch.arange(len(columns), device=columns.device)
+        for panel in panels:
+            column = columns - panel.start
+            is_here = (column >= 0) & (column < panel.matrix.shape[1])
+            column = column.clamp(0, panel.matrix.shape[1] - 1)
+            product = panel.matrix[row, column].to(accumulator_dtype(panel.matrix.dtype))
+            bias = self._bias(panel.columns)
+            logit = self._capped(product if bias is None else product + bias[column])
+            found = found + logit.masked_fill(~is_here, 0.0)
+        return found
+
     def _row_exponentials_(
-        self, products: Tensor, part: slice, columns: Tensor, reference: Tensor, *, store: bool
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        products: Tensor,
+        part: slice,
+        columns: Tensor,
+        reference: Tensor,
+        *,
+        store: bool,
+        with_moments: bool = False,
+        affine: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         return self.sweeps().row_exponentials_(
             products,
             self._bias(part),
@@ -85,13 +130,21 @@ class TorchProjector(Projector):
             reference=reference,
             columns=columns - part.start,
             store=store,
+            with_moments=with_moments,
+            affine=affine,
         )
 
     def _as_statistics(
-        self, hidden: Tensor, columns: Tensor, target_logit: Tensor, reference: Tensor, total: Tensor
+        self,
+        hidden: Tensor,
+        columns: Tensor,
+        target_logit: Tensor,
+        reference: Tensor,
+        total: Tensor,
+        moments: Moments | None,
     ) -> RowStatistics:
         target_logit = self._target_logit(hidden, columns, target_logit)
-        return RowStatistics(target_logit, reference, total, scale=1.0 / self.head.temperature)
+        return RowStatistics(target_logit, reference, total, scale=1.0 / self.head.temperature, moments=moments)
 
     def _target_logit(self, hidden: Tensor, columns: Tensor, found: Tensor) -> Tensor:
         """(R,) over all shards. found: (R,) from the products, which are too coarse where they are rounded."""

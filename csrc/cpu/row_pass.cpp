@@ -12,41 +12,53 @@ struct Options {
   float scale;
   float softcap;
   bool store;
+  bool moments;  // or a tilt
 };
 
+// What is another for each row.
+struct Row {
+  float reference;
+  int64_t target;  // a column, or `nowhere`
+  Tilt tilt;
+  float *target_logit;
+};
+
+template <class Element, class Score, bool has_bias, bool store, bool moments>
+FASTFLOW_INLINE Sums sweep(Element *entries, int64_t columns, const Options &options, Score score, const Row &row) {
+  const Sweep<Element, Score, has_bias, store, moments> sweeping{score, options.scale, row.reference, row.tilt};
+  if (row.target != nowhere) *row.target_logit = sweeping.scored(entries, options.bias, row.target).logit;
+  return sweeping(entries, options.bias, columns, row.target);
+}
+
 template <class Element, class Score, bool has_bias>
-FASTFLOW_INLINE double sweep(Element *row, int64_t columns, const Options &options, Score score, float reference,
-                             int64_t target, float *target_logit) {
-  const Sweep<Element, Score, has_bias, true> storing{score, options.scale, reference};
-  const Sweep<Element, Score, has_bias, false> reading{score, options.scale, reference};
-  if (target != nowhere) *target_logit = reading.scored(row, options.bias, target).logit;
-  return options.store ? storing(row, options.bias, columns, target) : reading(row, options.bias, columns, target);
+FASTFLOW_INLINE Sums sweep(Element *entries, int64_t columns, const Options &options, Score score, const Row &row) {
+  if (options.moments)
+    return options.store ? sweep<Element, Score, has_bias, true, true>(entries, columns, options, score, row)
+                         : sweep<Element, Score, has_bias, false, true>(entries, columns, options, score, row);
+  return options.store ? sweep<Element, Score, has_bias, true, false>(entries, columns, options, score, row)
+                       : sweep<Element, Score, has_bias, false, false>(entries, columns, options, score, row);
 }
 
 template <class Element, class Score>
-FASTFLOW_INLINE double sweep(Element *row, int64_t columns, const Options &options, Score score, float reference,
-                             int64_t target, float *target_logit) {
-  return options.bias ? sweep<Element, Score, true>(row, columns, options, score, reference, target, target_logit)
-                      : sweep<Element, Score, false>(row, columns, options, score, reference, target, target_logit);
+FASTFLOW_INLINE Sums sweep(Element *entries, int64_t columns, const Options &options, Score score, const Row &row) {
+  return options.bias ? sweep<Element, Score, true>(entries, columns, options, score, row)
+                      : sweep<Element, Score, false>(entries, columns, options, score, row);
 }
 
 template <class Element>
-FASTFLOW_INLINE double sweep(Element *row, int64_t columns, const Options &options, float reference, int64_t target,
-                             float *target_logit) {
-  if (options.softcap == 0.0f) return sweep(row, columns, options, Plain{}, reference, target, target_logit);
-  return sweep(row, columns, options, Capped{options.softcap}, reference, target, target_logit);
+FASTFLOW_INLINE Sums sweep(Element *entries, int64_t columns, const Options &options, const Row &row) {
+  if (options.softcap == 0.0f) return sweep(entries, columns, options, Plain{}, row);
+  return sweep(entries, columns, options, Capped{options.softcap}, row);
 }
 
 // What is compiled per instruction set: clones cannot be templates, so that there is one function for each type.
 
-FASTFLOW_CLONES double sweep_row(float *row, int64_t columns, const Options &options, float reference, int64_t target,
-                                 float *target_logit) {
-  return sweep(row, columns, options, reference, target, target_logit);
+FASTFLOW_CLONES Sums sweep_row(float *entries, int64_t columns, const Options &options, const Row &row) {
+  return sweep(entries, columns, options, row);
 }
 
-FASTFLOW_CLONES double sweep_row(BFloat16 *row, int64_t columns, const Options &options, float reference,
-                                 int64_t target, float *target_logit) {
-  return sweep(row, columns, options, reference, target, target_logit);
+FASTFLOW_CLONES Sums sweep_row(BFloat16 *entries, int64_t columns, const Options &options, const Row &row) {
+  return sweep(entries, columns, options, row);
 }
 
 FASTFLOW_CLONES float maximum_of(const float *row, int64_t columns, const float *bias) {
@@ -73,14 +85,17 @@ void maximum_of_rows(const Element *logits, int64_t rows, int64_t columns, int64
 
 template <class Element>
 void sweep_rows(Element *logits, int64_t rows, int64_t columns, int64_t row_stride, const Options &options,
-                const float *reference, const int64_t *target, float *sum_of_others, float *target_logit,
-                [[maybe_unused]] int threads) {
+                const fastflow_row_inputs &in, const fastflow_row_outputs &out, [[maybe_unused]] int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows > 1)
   for (int64_t row = 0; row < rows; row++) {
-    const bool is_here = target[row] >= 0 && target[row] < columns;
-    Element *entries = row_of(logits, row, columns, row_stride);
-    sum_of_others[row] = static_cast<float>(sweep_row(entries, columns, options, reference[row],
-                                                      is_here ? target[row] : nowhere, target_logit + row));
+    const bool is_here = in.target[row] >= 0 && in.target[row] < columns;
+    const Tilt tilt = in.constant ? Tilt{in.constant[row], in.slope[row]} : Tilt{1.0f, 0.0f};
+    const Row own{in.reference[row], is_here ? in.target[row] : nowhere, tilt, out.target_logit + row};
+    const Sums sums = sweep_row(row_of(logits, row, columns, row_stride), columns, options, own);
+    out.sum_of_others[row] = static_cast<float>(sums.others);
+    if (!out.weighted_sum) continue;
+    out.weighted_sum[row] = static_cast<float>(sums.weighted);
+    out.logit_sum[row] = static_cast<float>(sums.logits);
   }
 }
 
@@ -99,15 +114,12 @@ void fastflow_row_maximum(const void *logits, int element, int64_t rows, int64_t
 }
 
 void fastflow_row_exponentials(void *logits, int element, int64_t rows, int64_t columns, int64_t row_stride,
-                               const float *bias, float scale, float softcap, const float *reference,
-                               const int64_t *target, int store, float *sum_of_others, float *target_logit,
-                               int threads) {
+                               const float *bias, float scale, float softcap, int store, const fastflow_row_inputs *in,
+                               const fastflow_row_outputs *out, int threads) {
   using namespace fastflow;
-  const Options options{bias, scale, softcap, store != 0};
+  const Options options{bias, scale, softcap, store != 0, in->constant || out->weighted_sum};
   if (element == FASTFLOW_BFLOAT16)
-    sweep_rows(static_cast<BFloat16 *>(logits), rows, columns, row_stride, options, reference, target, sum_of_others,
-               target_logit, threads);
+    sweep_rows(static_cast<BFloat16 *>(logits), rows, columns, row_stride, options, *in, *out, threads);
   else
-    sweep_rows(static_cast<float *>(logits), rows, columns, row_stride, options, reference, target, sum_of_others,
-               target_logit, threads);
+    sweep_rows(static_cast<float *>(logits), rows, columns, row_stride, options, *in, *out, threads);
 }

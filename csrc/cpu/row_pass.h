@@ -10,6 +10,7 @@
 //     1 - tanh(x)^2           3.5e-7 relative: no cancellation, however close the tanh is to 1
 //     sum_of_others           5.0e-7 relative for any number of columns, usually below 1e-7: sums of 8 exponentials in
 //                             float32, sums of those in float64
+//     weighted_sum            2.0e-7 * sum of exp(u) (|u| + 1), by the same sums
 //
 // The arguments x themselves carry the roundings of float32. Where there is a processor instruction for it, a product
 // and a sum are rounded once, so that instruction sets differ in last bits.
@@ -23,7 +24,7 @@
 #define FASTFLOW_API
 #endif
 
-#define FASTFLOW_ABI_VERSION 2
+#define FASTFLOW_ABI_VERSION 3
 
 enum fastflow_element { FASTFLOW_FLOAT32 = 0, FASTFLOW_BFLOAT16 = 1 };
 
@@ -45,29 +46,45 @@ FASTFLOW_API const char *fastflow_instruction_set(void);
 FASTFLOW_API void fastflow_row_maximum(const void *logits, int element, int64_t rows, int64_t columns,
                                        int64_t row_stride, const float *bias, float *maximum, int threads);
 
-// With z[r][v] = cap(logits[r][v] + bias[v]), where cap(x) = softcap * tanh(x / softcap), or x for softcap 0:
+// Of each row, arrays of (rows,).
+struct fastflow_row_inputs {
+  const float *reference;  // at least the largest z of the row; one that roundings have raised above it counts as it
+  const int64_t *target;   // outside of [0, columns) it is in another part of the vocabulary, and nothing is left out
+  const float *constant;   // the tilt's, or NULL for none
+  const float *slope;      // wanted with `constant`
+};
+
+// Of each row, arrays of (rows,), written.
+struct fastflow_row_outputs {
+  float *sum_of_others;
+  float *target_logit;  // left alone where the target is not in this part
+  float *weighted_sum;  // NULL where it and logit_sum are not wanted
+  float *logit_sum;
+};
+
+// With z[r][v] = cap(logits[r][v] + bias[v]), where cap(x) = softcap * tanh(x / softcap), or x for softcap 0, and
+// u[r][v] = (z[r][v] - reference[r]) * scale:
 //
-//     sum_of_others[r] = sum over v != target[r] of exp((z[r][v] - reference[r]) * scale)
+//     sum_of_others[r] = sum over v != target[r] of exp(u[r][v])
 //     target_logit[r]  = z[r][target[r]]
+//     weighted_sum[r]  = sum over v != target[r] of exp(u[r][v]) * u[r][v]
+//     logit_sum[r]     = sum over all v of z[r][v]
 //
 // and, where `store` is not 0, what the gradient of the logits is made of:
 //
-//     logits[r][v] = exp((z[r][v] - reference[r]) * scale) * (1 - tanh(x / softcap)^2), 0 for v = target[r]
+//     logits[r][v] = exp(u[r][v]) * (1 - tanh(x / softcap)^2) * (constant[r] + slope[r] * u[r][v]), 0 for v = target[r]
 //
-// rounded to nearest even; the last factor is there with a soft-cap only. The difference comes before the scale: next to
-// the reference it is exact, where products with the scale would have been rounded. NaN and infinities take the course that
-// these formulas give them, one by one: NaN stays NaN, z = -inf gives 0, -inf - -inf and inf - inf give NaN.
+// rounded to nearest even; the second factor is there with a soft-cap only, the third with a tilt only. The difference
+// comes before the scale: next to the reference it is exact, where products with the scale would have been rounded. NaN
+// and infinities take the course that these formulas give them, one by one: NaN stays NaN, z = -inf gives 0, -inf - -inf
+// and inf - inf give NaN. But what is multiplied by an exponential of 0 is 0, whatever u is.
 //
-// logits        (rows, columns) of type `element`, as above; left alone where `store` is 0, else rows may not overlap
-// bias          (columns,), or NULL for none
-// reference     (rows,), at least the largest z of the row; one that roundings have raised above it counts as it
-// target        (rows,); outside of [0, columns) it is in another part of the vocabulary, and nothing is left out
-// sum_of_others (rows,), written
-// target_logit  (rows,), written where the target is in this part, else left alone
+// logits  (rows, columns) of type `element`, as above; left alone where `store` is 0, else rows may not overlap
+// bias    (columns,), or NULL for none
 FASTFLOW_API void fastflow_row_exponentials(void *logits, int element, int64_t rows, int64_t columns,
                                             int64_t row_stride, const float *bias, float scale, float softcap,
-                                            const float *reference, const int64_t *target, int store,
-                                            float *sum_of_others, float *target_logit, int threads);
+                                            int store, const struct fastflow_row_inputs *in,
+                                            const struct fastflow_row_outputs *out, int threads);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,6 @@
-"""From a total per row and vocabulary tile to two numbers per row."""
+"""From the sums per row and vocabulary tile to those per row."""
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -6,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastflow_kernels.gpu.excess import Totals, is_excess, tile_logits
-from fastflow_kernels.gpu.logit import bits_per_logit
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, bits_per_logit
 from fastflow_kernels.head import Head
 
 BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
@@ -19,6 +21,10 @@ def combine_kernel(
     target_logit,  # (R,) float32, bits
     reference,  # (R,) float32, bits
     total,  # (R,) float32
+    tile_weighted,  # (T, R) float32, bits, or unused, as the next three
+    tile_logit_sum,  # (T, R) float32
+    weighted,  # (R,) float32, bits
+    logit_sum,  # (R,) float32
     hidden,  # (R, D), as what follows for tiles whose total is no use
     weight,  # (V, D)
     bias,  # (V,) float32, or unused
@@ -36,6 +42,7 @@ def combine_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     TARGET_INSIDE: tl.constexpr,
+    MOMENTS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
     BLOCK_TILES: tl.constexpr,
@@ -45,15 +52,26 @@ def combine_kernel(
 ):
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
-    highest = tl.load(target_logit + rows, mask=is_row, other=0.0)
+    own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
+    highest = own_logit
     is_known = highest == highest  # without a target there is nothing to measure
     running = tl.zeros((BLOCK_ROWS,), tl.float32)
+    running_weighted = tl.zeros((BLOCK_ROWS,), tl.float32)
+    running_logits = tl.zeros((BLOCK_ROWS,), tl.float32)
     for start in range(0, tile_count, BLOCK_TILES):
         tiles = start + tl.arange(0, BLOCK_TILES)
         places = tiles.to(tl.int64)[:, None] * total_stride + rows.to(tl.int64)[None, :] * row_stride
-        parts = tl.load(tile_total + places, mask=(tiles < tile_count)[:, None] & is_row[None, :], other=0.0)
+        inside = (tiles < tile_count)[:, None] & is_row[None, :]
+        parts = tl.load(tile_total + places, mask=inside, other=0.0)
         out_of_range = is_excess(parts) & is_known[None, :]
-        running += tl.sum(tl.where(out_of_range, 0.0, parts), 0)
+        shift = own_logit - highest  # 0, unless an earlier tile has been taken again
+        in_range = tl.sum(tl.where(out_of_range, 0.0, parts), 0)
+        running += in_range * tl.exp2(shift)
+        if MOMENTS:
+            own_weighted = tl.load(tile_weighted + places, mask=inside, other=0.0)
+            own_weighted = tl.sum(tl.where(out_of_range, 0.0, own_weighted), 0)
+            running_weighted += (own_weighted + in_range * tl.maximum(shift, LEAST_EXPONENT)) * tl.exp2(shift)
+            running_logits += tl.sum(tl.load(tile_logit_sum + places, mask=inside, other=0.0), 0)
         if tl.max(tl.max(out_of_range.to(tl.int32), 1), 0) > 0:
             for step in range(0, min(BLOCK_TILES, tile_count - start)):
                 tile = start + step + tl.zeros((BLOCK_ROWS,), tl.int64)
@@ -88,36 +106,56 @@ def combine_kernel(
                     counts = is_out[:, None] & is_column[None, :] & (columns[None, :] != target[:, None])
                     bits = tl.where(counts, logits * scale, float("-inf"))
                     higher = tl.maximum(highest, tl.max(bits, 1))
-                    running = running * tl.exp2(highest - higher) + tl.sum(tl.exp2(bits - higher[:, None]), 1)
+                    values = tl.exp2(bits - higher[:, None])
+                    if MOMENTS:
+                        rise = tl.maximum(highest - higher, LEAST_EXPONENT)
+                        running_weighted = (running_weighted + running * rise) * tl.exp2(highest - higher)
+                        exponents = tl.maximum(bits - higher[:, None], LEAST_EXPONENT)
+                        running_weighted += tl.sum(values * exponents, 1)
+                    running = running * tl.exp2(highest - higher) + tl.sum(values, 1)
                     highest = higher
     if TARGET_INSIDE:
         column = tl.load(targets + rows, mask=is_row, other=-1)
         is_here = is_row & (column >= 0) & (column < vocabulary)
         place = (tl.where(is_here, column, 0) // TILE) * total_stride + rows.to(tl.int64) * row_stride
         part = tl.load(tile_total + place, mask=is_here, other=0.0)
-        own = tl.load(target_logit + rows, mask=is_row, other=0.0)
-        term = tl.exp2(tl.load(target_product + rows, mask=is_here, other=0.0) * scale - own)
-        left = running - tl.where(is_here & ~is_excess(part), term * tl.exp2(own - highest), 0.0)
+        product = tl.load(target_product + rows, mask=is_here, other=0.0)
+        # the exponent rounded once, as it went in: else a nearly certain target would leave a rounding of its logit
+        term = tl.exp2((product.to(tl.float64) * scale - own_logit).to(tl.float32))
+        left = running - tl.where(is_here & ~is_excess(part), term * tl.exp2(own_logit - highest), 0.0)
         running = tl.where(left < 0.0, 0.0, left)  # not a maximum, in which nan would get lost
     tl.store(reference + rows, highest, mask=is_row)
     tl.store(total + rows, running, mask=is_row)
+    if MOMENTS:
+        tl.store(weighted + rows, running_weighted, mask=is_row)
+        tl.store(logit_sum + rows, running_logits, mask=is_row)
 
 
-def combine(totals: Totals, target_logit: Tensor, hidden: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(reference, total), each (R,): the target's logit, in bits, or the largest where that stands far above it, and
-    the sum of 2^(z - reference) over the other columns.
+class CombinedStatistics(NamedTuple):
+    """(R,) float32 each; the last two where the tiles have them."""
 
-    hidden (R, D) and targets (R,) of the rows.
-    """
+    reference: Tensor  # the target's logit, in bits, or the largest where that stands far above it
+    total: Tensor  # sum of 2^(z - reference) over the other columns
+    weighted: Tensor | None  # sum of exponential times exponent over the other columns, bits
+    logit_sum: Tensor | None  # over all columns, before the scale
+
+
+def combine(totals: Totals, target_logit: Tensor, hidden: Tensor, head: Head, targets: Tensor) -> CombinedStatistics:
+    """hidden (R, D), target_logit and targets (R,): of the rows that the totals are of."""
     tile_count, row_count = totals.total.shape
-    reference, total = torch.empty_like(target_logit), torch.empty_like(target_logit)
+    further = (None if values is None else torch.empty_like(target_logit) for values in totals[3:])
+    rows = CombinedStatistics(torch.empty_like(target_logit), torch.empty_like(target_logit), *further)
     if row_count:
         combine_kernel[(triton.cdiv(row_count, BLOCK_ROWS),)](
             totals.total,
             totals.target_product,
             target_logit,
-            reference,
-            total,
+            rows.reference,
+            rows.total,
+            totals.weighted,
+            totals.logit_sum,
+            rows.weighted,
+            rows.logit_sum,
             hidden,
             head.weight,
             head.bias,
@@ -134,6 +172,7 @@ def combine(totals: Totals, target_logit: Tensor, hidden: Tensor, head: Head, ta
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             TARGET_INSIDE=totals.target_product is not None,
+            MOMENTS=totals.weighted is not None,
             TILE=totals.width,
             BLOCK_VOCABULARY=triton.next_power_of_2(totals.width),
             BLOCK_TILES=BLOCK_TILES,
@@ -142,6 +181,5 @@ def combine(totals: Totals, target_logit: Tensor, hidden: Tensor, head: Head, ta
             UPCAST=hidden.device.type == "cpu",
             num_warps=8,
             num_stages=1,  # tiles are rarely taken again: more would cost registers that every program has
-            enable_fp_fusion=True,  # the target's term is taken out as it went in, with one rounding of its exponent
         )
-    return reference, total
+    return rows

@@ -16,14 +16,14 @@ from fastflow_kernels.gpu.logit import soft_capped
 class Totals(NamedTuple):
     """What a projection leaves of a block's tiles."""
 
-    total: Tensor  # (T, R) float32: by tile, the sum of 2^(z - z_t) over its columns
+    total: Tensor | None  # (T, R) float32, None where nobody asks: by tile, the sum of 2^(z - z_t) over its columns
     width: int  # columns of a tile, the last of which may be narrower
     target_product: Tensor | None = None  # (R,) float32: the target's, where its term is in the sums and must go
+    weighted: Tensor | None = None  # (T, R) float32, bits: the sum of 2^u u, u = z - z_t, the target's left out
+    logit_sum: Tensor | None = None  # (T, R) float32: the sum of the logits before the scale, the target's included
 
 
-LIMIT = tl.constexpr(
-    2.0**60
-)  # 41 nats. Sums of as large exponentials, and one over them, are numbers in bfloat16, too.
+LIMIT = tl.constexpr(2.0**60)  # 41 nats. Sums of as large terms, and one over them, are numbers in bfloat16, too.
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import triton.language as tl
 from fastflow_kernels.head import Head
 
 NATS_PER_BIT = math.log(2.0)
+LEAST_EXPONENT = tl.constexpr(-200.0)  # in nats or bits: exponentials are 0 there, and 0 * -inf would be nan
 
 
 def bits_per_logit(head: Head) -> float:

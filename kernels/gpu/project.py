@@ -12,6 +12,9 @@ error of 2^-9 on a probability, where a stored logit would have an absolute one,
 logit. The target's own logit is a natural reference: it was sampled, so nearly always no other logit stands far above
 it. A tile in which one does leaves a total above LIMIT (excess.py), and that tile is taken again.
 
+Where statistics are asked for, two more sums per row and tile are compiled in (moments.py). For their gradients all
+tiles measure against a reference that no logit exceeds, sum nothing, and store a tilted direction (tilt.py).
+
 Tiles run down the rows first, a group of rows at a time: the rows' hidden states stay in the L2 cache while the
 head's weight streams by once a group. Operands come through tensor descriptors (TMA) where the device has them
 and the rows are aligned to 16 bytes, else through pointers.
@@ -22,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import bits_per_logit, soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.excess import Totals
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, bits_per_logit, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 from fastflow_kernels.tiles import Tile, has_aligned_rows, has_whole_chunks, multiprocessors
 
@@ -44,9 +48,13 @@ def project_kernel(
     weight,  # (V, D), pointer or descriptor
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
-    target_logit,  # (R,) float32, bits
+    target_logit,  # (R,) float32, bits; with a tilt, its reference
     tile_total,  # (vocabulary tiles, R) float32
     exponentials,  # (R, V), pointer or descriptor, or unused
+    tile_weighted,  # (vocabulary tiles, R) float32, bits, or unused
+    tile_logit_sum,  # (vocabulary tiles, R) float32, or unused
+    tilt_constant,  # (R,) float32, or unused
+    tilt_slope,  # (R,) float32, per bit, or unused
     row_count,
     vocabulary,
     hidden_stride,
@@ -58,6 +66,8 @@ def project_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    TILT: tl.constexpr,
     TMA: tl.constexpr,
     STRIDE_MULTIPLE: tl.constexpr,  # entries; Triton itself sees multiples of 16 only, and no cp.async below that
     BLOCK_ROWS: tl.constexpr,
@@ -107,13 +117,26 @@ def project_kernel(
         offset = tl.load(targets + rows, mask=is_row, other=-1) - first_column
         place = tl.where((offset >= 0) & (offset < BLOCK_VOCABULARY), offset, -1).to(tl.int32)
         within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
+        if MOMENTS:
+            logit_sum = tl.sum(tl.where(within < vocabulary - first_column, logits, 0.0), 1)
         # Few tiles have a target or end the vocabulary, the others need no mask. A flattened loop takes no branches.
         if FLATTEN or (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
             counts = (within < vocabulary - first_column) & (within != place[:, None])
             logits = tl.where(counts, logits, float("-inf"))
         reference = tl.load(target_logit + rows, mask=is_row, other=0.0)
         values = tl.exp2(logits * scale - reference[:, None])
-        tl.store(tile_total + vocabulary_tile.to(tl.int64) * row_count + rows, tl.sum(values, 1), mask=is_row)
+        if MOMENTS:
+            places = vocabulary_tile.to(tl.int64) * row_count + rows
+            weighted = values * tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+            tl.store(tile_weighted + places, tl.sum(weighted, 1), mask=is_row)
+            tl.store(tile_logit_sum + places, logit_sum, mask=is_row)
+        if TILT:
+            constant = tl.load(tilt_constant + rows, mask=is_row, other=0.0)
+            slope = tl.load(tilt_slope + rows, mask=is_row, other=0.0)
+            exponents = tl.maximum(logits * scale - reference[:, None], LEAST_EXPONENT)
+            values *= slope[:, None] * exponents + constant[:, None]
+        else:
+            tl.store(tile_total + vocabulary_tile.to(tl.int64) * row_count + rows, tl.sum(values, 1), mask=is_row)
         if STORE:
             if HAS_SOFTCAP:
                 values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
@@ -131,18 +154,59 @@ def project_kernel(
 
 
 def project(
-    hidden: Tensor, head: Head, targets: Tensor, target_logit: Tensor, tile: Tile, exponentials: Tensor | None
-) -> Tensor:
-    """Totals of every vocabulary tile and row, (T, R) float32; fills `exponentials` (R, V) if given.
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    target_logit: Tensor,
+    tile: Tile,
+    exponentials: Tensor | None,
+    *,
+    with_moments: bool = False,
+) -> Totals:
+    """The sums of every vocabulary tile and row; fills `exponentials` (R, V) if given.
 
     hidden: (R, D), in the type of head.weight; targets: (R,); target_logit: (R,), bits.
     """
+    shape = (triton.cdiv(head.vocabulary, tile.vocabulary), hidden.shape[0])
+    total, *moments = (
+        torch.empty(shape, dtype=torch.float32, device=hidden.device) for _ in range(3 if with_moments else 1)
+    )
+    totals = Totals(total, tile.vocabulary, None, *moments)
+    _launch(hidden, head, targets, target_logit, tile, exponentials, totals, (None, None))
+    return totals
+
+
+def project_tilted(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    reference: Tensor,
+    tile: Tile,
+    direction: Tensor,
+    *,
+    affine: tuple[Tensor, Tensor],
+) -> None:
+    """Fills direction (R, V) with e (constant + slope u), e = 2^u, u = z - reference, 0 at the targets.
+
+    hidden and targets as above; reference: (R,) in bits; affine: constant, and slope per bit, (R,) each.
+    """
+    _launch(hidden, head, targets, reference, tile, direction, Totals(None, tile.vocabulary), affine)
+
+
+def _launch(
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    target_logit: Tensor,
+    tile: Tile,
+    exponentials: Tensor | None,
+    totals: Totals,
+    affine: tuple[Tensor | None, Tensor | None],
+) -> None:
     row_count, width = hidden.shape
-    row_tiles = triton.cdiv(row_count, tile.rows)
-    vocabulary_tiles = triton.cdiv(head.vocabulary, tile.vocabulary)
-    total = torch.empty((vocabulary_tiles, row_count), dtype=torch.float32, device=hidden.device)
     if not row_count:
-        return total
+        return
+    row_tiles, vocabulary_tiles = triton.cdiv(row_count, tile.rows), triton.cdiv(head.vocabulary, tile.vocabulary)
     programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
     operands = hidden, head.weight, exponentials
     is_aligned = all(operand is None or has_aligned_rows(operand) for operand in operands)
@@ -155,8 +219,11 @@ def project(
         head.bias,
         targets,
         target_logit,
-        total,
+        totals.total,
         operands[2],
+        totals.weighted,
+        totals.logit_sum,
+        *affine,
         row_count,
         head.vocabulary,
         hidden.stride(0),
@@ -168,6 +235,8 @@ def project(
         HAS_BIAS=head.bias is not None,
         HAS_SOFTCAP=head.softcap is not None,
         STORE=exponentials is not None,
+        MOMENTS=totals.weighted is not None,
+        TILT=affine[0] is not None,
         TMA=use_tma,
         STRIDE_MULTIPLE=16 // hidden.element_size() if is_aligned else 1,
         BLOCK_ROWS=tile.rows,
@@ -181,7 +250,6 @@ def project(
         num_stages=tile.stages,
         enable_fp_fusion=True,  # an exponent is one instruction: not left to a default that differs among versions
     )
-    return total
 
 
 def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, tile: Tile) -> tuple:

@@ -1,6 +1,8 @@
 """The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,19 +13,22 @@ from fastflow_kernels.gpu import autotune
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.excess import Totals
 from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.logit import NATS_PER_BIT
-from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.logit import NATS_PER_BIT, bits_per_logit
+from fastflow_kernels.gpu.project import project, project_tilted
 from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.row_tilt import tilt_rows
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import head_sum
 from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.matmul import project as library_project
+from fastflow_kernels.moments import Moments
 from fastflow_kernels.panel import Panel
 from fastflow_kernels.projector import Exponentials, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
+from fastflow_kernels.tilt import Tilt
 
 FORWARD_ROWS = 16384  # the totals of these take 4 * 16384 * V / 256 bytes: 39 MB at V = 152,000
 
@@ -93,43 +98,61 @@ class FusedProjector(TritonProjector):
     def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
         return FORWARD_ROWS
 
-    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._project(hidden, columns, None)[0]
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
+        return self._project(hidden, columns, None, with_moments=with_moments)[0]
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
-        return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix))
+        return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix, with_moments=with_moments))
 
     def _project(
-        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None
+        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
     ) -> tuple[RowStatistics, "FusedProjector.Block"]:
-        head = self.head
-        target_logit = target_logits(hidden, head, columns)
-        if head.shard is not None:
-            target_logit = head.shard.target_logit(target_logit, head.holds(columns))
-        totals = self._totals(hidden, columns, target_logit, matrix)
-        combined = combine(totals, target_logit, hidden, head, columns)
-        statistics = RowStatistics(target_logit, *combined, scale=NATS_PER_BIT)
+        head, target_logit = self.head, self._target_logit(hidden, columns)
+        totals = self._totals(hidden, columns, target_logit, matrix, with_moments=with_moments)
+        rows = combine(totals, target_logit, hidden, head, columns)
+        moments = None
+        if with_moments:  # logits of RowStatistics are in bits here
+            logit_sum = rows.logit_sum * bits_per_logit(head)
+            moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
+        statistics = RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
         return statistics, self.Block(totals, target_logit, hidden, columns)
 
-    def _totals(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Totals:
+    def _totals(
+        self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None, *, with_moments: bool
+    ) -> Totals:
         """Of each tile; and the exponentials, if there is a matrix for them."""
-        tile = self._choose_tile(hidden, columns, target_logit, matrix)
-        return Totals(project(hidden, self.head, columns, target_logit, tile, matrix), tile.vocabulary)
+        launch = partial(
+            project, hidden, self.head, columns, target_logit, exponentials=matrix, with_moments=with_moments
+        )
+        return launch(tile=self._choose_tile(hidden, launch, stores=matrix is not None, has_moments=with_moments))
 
-    def _choose_tile(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Tile:
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
+        statistics = tilt.statistics(self._target_logit(hidden, columns), NATS_PER_BIT)
+        constant, slope = tilt.affine(statistics)
+        affine = constant, slope * NATS_PER_BIT
+        launch = partial(
+            project_tilted, hidden, self.head, columns, statistics.reference, direction=matrix, affine=affine
+        )
+        launch(tile=self._choose_tile(hidden, launch, stores=True, has_tilt=True))
+        return [Panel(0, matrix)], statistics
+
+    def _target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """(R,) over all shards, bits."""
+        head, found = self.head, target_logits(hidden, self.head, columns)
+        return found if head.shard is None else head.shard.target_logit(found, head.holds(columns))
+
+    def _choose_tile(self, hidden: Tensor, launch: Callable[..., object], **use: bool) -> Tile:
+        """use: what of TileKey depends on the call."""
         head = self.head
-        use = {
-            "stores": matrix is not None,
-            "has_bias": head.bias is not None,
-            "has_softcap": head.softcap is not None,
-        }
+        use |= {"has_bias": head.bias is not None, "has_softcap": head.softcap is not None}
         default = tile_for(hidden, head.weight, **use)
-        if not hidden.is_cuda or not autotune.is_requested():
+        if not head.weight.is_cuda or not autotune.is_requested():
             return default
         return autotune.fastest(
-            (head.weight.device, head.weight.dtype, head.weight.shape, *use.values()),
-            lambda tile: project(hidden, head, columns, target_logit, tile, matrix),
+            (head.weight.device, head.weight.dtype, head.weight.shape, *sorted(use.items())),
+            lambda tile: launch(tile=tile),
             (default, *candidates_for(head.weight)),
         )
 
@@ -163,14 +186,25 @@ class RowsProjector(TritonProjector):
         super().__init__(head, most_rows)
         self._narrow: Tensor | None = None
 
-    def _statistics(self, hidden: Tensor, columns: Tensor) -> RowStatistics:
-        return self._row_pass(self._logits(hidden), columns, None, self._exact_target_logit(hidden, columns))
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
+        given = self._exact_target_logit(hidden, columns)
+        return self._row_pass(self._logits(hidden), columns, None, given, with_moments=with_moments)
 
-    def _exponentials(self, hidden: Tensor, columns: Tensor) -> Exponentials:
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
-        statistics = self._row_pass(logits, columns, matrix, self._exact_target_logit(hidden, columns))
+        given = self._exact_target_logit(hidden, columns)
+        statistics = self._row_pass(logits, columns, matrix, given, with_moments=with_moments)
         return Exponentials([Panel(0, matrix)], statistics)
+
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        """The first sweep is for the targets' logits, where the products are float32."""
+        logits = self._logits(hidden)
+        matrix = self._matrix_for(logits)
+        given = self._exact_target_logit(hidden, columns)
+        statistics = tilt.statistics(self._row_pass(logits, columns, None, given).target_logit, scale=1.0)
+        tilt_rows(logits, self.head, statistics.reference, tilt.affine(statistics), matrix)
+        return [Panel(0, matrix)], statistics
 
     def _logits(self, hidden: Tensor) -> Tensor:
         out = self._block(hidden.shape[0], self._logit_dtype(self.head.weight.dtype))
@@ -192,11 +226,18 @@ class RowsProjector(TritonProjector):
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
     def _row_pass(
-        self, logits: Tensor, columns: Tensor, matrix: Tensor | None, target_logit: Tensor | None = None
+        self,
+        logits: Tensor,
+        columns: Tensor,
+        matrix: Tensor | None,
+        target_logit: Tensor | None = None,
+        *,
+        with_moments: bool = False,
     ) -> RowStatistics:
         """target_logit: (R,) nats; None for that among the logits."""
-        found = row_pass(logits, self.head, columns, matrix, target_logit)
-        return self._over_shards(RowStatistics(*found), columns)
+        found = row_pass(logits, self.head, columns, matrix, target_logit, with_moments=with_moments)
+        moments = Moments(*found[3:], self.head.vocabulary) if with_moments else None
+        return self._over_shards(RowStatistics(*found[:3], moments=moments), columns)
 
     def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
         """With the target's logit of the rank that holds it."""

@@ -13,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastflow_kernels.gpu.logit import soft_cap_slope, soft_capped
+from fastflow_kernels.gpu.logit import LEAST_EXPONENT, soft_cap_slope, soft_capped
 from fastflow_kernels.head import Head
 
 BLOCK_BYTES = 4096  # of a row at a time: 16 of each thread; 64 spill a register or two with some settings
 
 
 @triton.jit
-def _logits_at(logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP):
+def logits_at(logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP):
     """Logits before the temperature, and after it."""
     values = tl.load(logits + row_start + columns, mask=inside, other=float("-inf")).to(tl.float32)
     if HAS_BIAS:
@@ -39,6 +39,8 @@ def row_kernel(
     reference,  # (R,) float32: the largest logit of the row
     total,  # (R,) float32: sum of exp(logit - reference), the target's left out
     exponentials,  # (R, V): may be `logits` itself; or unused
+    weighted_sum,  # (R,) float32: sum of exp(u) u, u = logit - reference, the target's left out; or unused
+    logit_sum,  # (R,) float32, the target's included; or unused
     vocabulary,
     logits_stride,
     exponentials_stride,
@@ -49,6 +51,7 @@ def row_kernel(
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
     TAKE_TARGET: tl.constexpr,
+    MOMENTS: tl.constexpr,
     BLOCK_VOCABULARY: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -57,23 +60,30 @@ def row_kernel(
     if TAKE_TARGET:
         is_here = (target >= 0) & (target < vocabulary)
         column = tl.where(is_here, target, 0)
-        _own_capped, own_logit = _logits_at(  # not _, which the loop below gives another shape
+        _own_capped, own_logit = logits_at(  # not _, which the loop below gives another shape
             logits, bias, row_start, column, True, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
         )
         tl.store(target_logit + row, tl.where(is_here, own_logit, absent))
 
     highest = tl.full((BLOCK_VOCABULARY,), float("-inf"), tl.float32)
     running = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
+    running_weighted = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
+    running_logits = tl.zeros((BLOCK_VOCABULARY,), tl.float32)
     for start in range(0, vocabulary, BLOCK_VOCABULARY):
         columns = start + tl.arange(0, BLOCK_VOCABULARY)
         inside = columns < vocabulary
-        _, scaled = _logits_at(
+        _, scaled = logits_at(
             logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
         )
         higher = tl.maximum(highest, tl.where(inside, scaled, float("-inf")))
         # lanes that have seen nothing yet hold -inf: exp(-inf - -inf) is nan, so they measure against 0
         against = tl.where(higher == float("-inf"), 0.0, higher)
         others = tl.where(inside & (columns != target), scaled, float("-inf"))
+        if MOMENTS:
+            shift = tl.maximum(highest - against, LEAST_EXPONENT)
+            running_weighted = (running_weighted + running * shift) * tl.exp(highest - against)
+            running_weighted += tl.exp(others - against) * tl.maximum(others - against, LEAST_EXPONENT)
+            running_logits += tl.where(inside, scaled, 0.0)
         running = running * tl.exp(highest - against) + tl.exp(others - against)
         highest = higher
     row_reference = tl.max(highest, 0)
@@ -81,12 +91,17 @@ def row_kernel(
     row_total = tl.sum(running * tl.exp(highest - against), 0)
     tl.store(reference + row, row_reference)
     tl.store(total + row, row_total)
+    if MOMENTS:
+        shift = tl.maximum(highest - against, LEAST_EXPONENT)
+        running_weighted = (running_weighted + running * shift) * tl.exp(highest - against)
+        tl.store(weighted_sum + row, tl.sum(running_weighted, 0))
+        tl.store(logit_sum + row, tl.sum(running_logits, 0))
 
     if STORE:
         for start in range(0, vocabulary, BLOCK_VOCABULARY):
             columns = start + tl.arange(0, BLOCK_VOCABULARY)
             inside = columns < vocabulary
-            capped, scaled = _logits_at(
+            capped, scaled = logits_at(
                 logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
             )
             values = tl.exp(scaled - row_reference)
@@ -98,25 +113,33 @@ def row_kernel(
 
 
 def row_pass(
-    logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor | None, target_logit: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor,
+    head: Head,
+    targets: Tensor,
+    exponentials: Tensor | None,
+    target_logit: Tensor | None = None,
+    *,
+    with_moments: bool = False,
+) -> tuple[Tensor, ...]:
     """(target_logit, reference, total), each (R,) float32, nats; fills `exponentials` (R, V), which may be `logits`.
 
     logits: (R, V) float32 or bfloat16, hidden @ weight^T alone: bias, soft-cap and temperature are applied here.
     target_logit: (R,) float32, nats, where the caller has it more exactly than `logits`: it is handed back as it is.
+    with_moments: returns two more, the sums of exponential times exponent, the target's left out, and of all logits.
     """
     row_count, vocabulary = logits.shape
     takes_target = target_logit is None
     if takes_target:
         target_logit = logits.new_empty(row_count, dtype=torch.float32)
-    outputs = (target_logit, torch.empty_like(target_logit), torch.empty_like(target_logit))
+    outputs = (target_logit, *(torch.empty_like(target_logit) for _ in range(4 if with_moments else 2)))
     if row_count:
         row_kernel[(row_count,)](
             logits,
             head.bias,
             targets,
-            *outputs,
+            *outputs[:3],
             exponentials,
+            *(outputs[3:] or (None, None)),
             vocabulary,
             logits.stride(0),
             0 if exponentials is None else exponentials.stride(0),
@@ -127,6 +150,7 @@ def row_pass(
             HAS_SOFTCAP=head.softcap is not None,
             STORE=exponentials is not None,
             TAKE_TARGET=takes_target,
+            MOMENTS=with_moments,
             BLOCK_VOCABULARY=min(BLOCK_BYTES // logits.itemsize, triton.next_power_of_2(vocabulary)),
             num_warps=8,
         )

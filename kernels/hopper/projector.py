@@ -16,7 +16,12 @@ class HopperProjector(FusedProjector):
         super().__init__(head, most_rows)
         self._parts = parts_of(head.vocabulary)
 
-    def _totals(self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None) -> Totals:
+    def _totals(
+        self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None, *, with_moments: bool
+    ) -> Totals:
+        """QuACK's epilogue has no moments: the projection that is asked for them is Triton's."""
+        if with_moments:
+            return super()._totals(hidden, columns, target_logit, matrix, with_moments=True)
         row_count = len(hidden)
         # each part's at a multiple of 16 bytes
         own_columns = columns.new_empty((len(self._parts), row_count + -row_count % 4), dtype=torch.int32)[

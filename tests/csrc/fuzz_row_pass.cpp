@@ -50,7 +50,7 @@ class ExactArray {
 
 struct Call {
   int64_t rows, columns, stride;
-  bool has_bias, store;
+  bool has_bias, store, moments, tilt;
   float scale, softcap;
   int threads;
 };
@@ -63,6 +63,8 @@ Call random_call(int64_t most_columns) {
           columns + (one_in(2) ? between(1, 9) : 0),
           one_in(2),
           one_in(2),
+          one_in(2),
+          one_in(3),
           one_in(2) ? 1.0f : 0.6f,
           caps[between(0, 3)],
           static_cast<int>(between(1, 3))};
@@ -75,10 +77,11 @@ double slope(double x, const Call &call) {
 }
 
 [[noreturn]] void fail(const char *what, const Call &call, int64_t row, double found, double expected) {
-  std::printf("%s of row %lld is %.9g, not %.9g: %lld x %lld, stride %lld, bias %d, store %d, scale %g, softcap %g\n",
+  std::printf("%s of row %lld is %.9g, not %.9g: %lld x %lld, stride %lld, bias %d, store %d, moments %d, tilt %d, "
+              "scale %g, softcap %g\n",
               what, static_cast<long long>(row), found, expected, static_cast<long long>(call.rows),
               static_cast<long long>(call.columns), static_cast<long long>(call.stride), call.has_bias, call.store,
-              call.scale, call.softcap);
+              call.moments, call.tilt, call.scale, call.softcap);
   std::exit(1);
 }
 
@@ -94,7 +97,8 @@ void run(int64_t most_columns, int element) {
   const int64_t odd_one_in = one_in(2) ? 0 : between(1, 500);
   ExactArray<Element> logits(size);
   ExactArray<float> bias(call.has_bias ? call.columns : 0), maximum(call.rows), reference(call.rows), sum(call.rows),
-      target_logit(call.rows);
+      target_logit(call.rows), weighted(call.moments ? call.rows : 0), logit_sum(call.moments ? call.rows : 0),
+      constant(call.tilt ? call.rows : 0), factor(call.tilt ? call.rows : 0);
   ExactArray<int64_t> target(call.rows);
   for (int64_t i = 0; i < size; i++) logits[i] = fastflow::narrowed<Element>(random_logit(odd_one_in));
   for (int64_t v = 0; v < call.columns && call.has_bias; v++) bias[v] = random_logit(0);
@@ -117,31 +121,49 @@ void run(int64_t most_columns, int element) {
     target[row] = one_in(4) ? between(-3, call.columns + 3) : between(0, call.columns);
     if (one_in(50)) target[row] = one_in(2) ? std::numeric_limits<int64_t>::min() : std::numeric_limits<int64_t>::max();
     target_logit[row] = 12345.0f;
+    if (call.tilt) constant[row] = random_logit(0), factor[row] = random_logit(0);
   }
 
+  const fastflow_row_inputs inputs{reference.data(), target.data(), call.tilt ? constant.data() : nullptr,
+                                   call.tilt ? factor.data() : nullptr};
+  const fastflow_row_outputs outputs{sum.data(), target_logit.data(), call.moments ? weighted.data() : nullptr,
+                                     call.moments ? logit_sum.data() : nullptr};
   fastflow_row_exponentials(logits_or_none, element, call.rows, call.columns, call.stride, bias_or_none, call.scale,
-                            call.softcap, reference.data(), target.data(), call.store, sum.data(), target_logit.data(),
-                            call.threads);
+                            call.softcap, call.store, &inputs, &outputs, call.threads);
   const double half_step = element == FASTFLOW_BFLOAT16 ? 1.0 / 256 : 0.0;
   for (int64_t row = 0; row < call.rows; row++) {
-    double expected_sum = 0.0, sum_allowed = 0.0;
+    double expected_sum = 0.0, sum_allowed = 0.0, expected_weighted = 0.0, weighted_allowed = 0.0;
+    double expected_logits = 0.0, logits_allowed = 0.0;
     const bool is_here = target[row] >= 0 && target[row] < call.columns;
     for (int64_t v = 0; v < call.columns; v++) {
-      const double logit = total(row, v), z = capped(logit, call), exponential = std::exp((z - reference[row]) * call.scale);
+      const double logit = total(row, v), z = capped(logit, call);
+      const double above = (z - reference[row]) * call.scale, exponential = std::exp(above);
+      const double exponent = above < -1000.0 ? -1000.0 : above > 0.0 ? 0.0 : above;  // not -inf, for a product with 0
       const double rounding = exponential ? epsilon * (4 + 3 * (std::fabs(z) + std::fabs(reference[row]))) : 0.0;
       const bool is_target = v == target[row];
       if (!is_target) {
         expected_sum += exponential;
         sum_allowed += exponential * rounding + smallest;
+        expected_weighted += exponential * exponent;
+        weighted_allowed += exponential * (rounding + 2 * epsilon) * (1 - exponent) + 200 * smallest;
       }
-      const double stored = is_target ? 0.0 : exponential * slope(logit, call);
+      expected_logits += z;
+      logits_allowed += 4 * epsilon * std::fabs(z) + smallest;
+      const double line = call.tilt ? constant[row] + factor[row] * exponent : 1.0;
+      const double size = call.tilt ? std::fabs(constant[row]) + std::fabs(factor[row]) * (1 - exponent) : 1.0;
+      const double stored = is_target ? 0.0 : exponential * slope(logit, call) * line;
       const double of_argument = call.softcap ? epsilon * 4 * std::fabs(logit / call.softcap) : 0.0;
       const Element &after = logits[row * call.stride + v];
       if (call.store)
         compare("entry", call, row, fastflow::widened(after), stored,
-                stored * (rounding + of_argument + half_step) + smallest);
+                is_target ? smallest
+                          : exponential * slope(logit, call) * size * ((call.tilt ? 2 : 1) * rounding + of_argument) +
+                                half_step * std::fabs(stored) +
+                                (call.tilt ? 500 : 1) * smallest);
     }
     compare("sum", call, row, sum[row], expected_sum, sum_allowed);
+    if (call.moments) compare("weighted sum", call, row, weighted[row], expected_weighted, weighted_allowed);
+    if (call.moments) compare("sum of logits", call, row, logit_sum[row], expected_logits, logits_allowed);
     const double expected_target = is_here ? capped(total(row, target[row]), call) : 12345.0;
     const double target_allowed = 3 * epsilon * std::fabs(expected_target) + smallest;
     compare("target's logit", call, row, target_logit[row], expected_target, target_allowed);

@@ -35,14 +35,15 @@ def capped(logits: torch.Tensor, bias: torch.Tensor | None, softcap: float | Non
     return softcap * fraction, 1 / (total / softcap).cosh().square()
 
 
-def sweep(row_pass, logits, columns, *, bias=None, softcap=None, scale=1.0, reference=None, store=True):
-    """(sum of others, targets' logits, logits afterwards); the reference is the row's maximum unless given."""
+def sweep(row_pass, logits, columns, *, bias=None, softcap=None, scale=1.0, reference=None, store=True, **further):
+    """(sum of others, targets' logits, any moments, logits afterwards); the reference is the row's maximum unless
+    given."""
     if reference is None:
         z, _ = capped(logits, bias, softcap)
         reference = z.amax(dim=1).float() if z.shape[1] else torch.zeros(len(z))
     logits = logits.clone(memory_format=torch.preserve_format)
     options = {"softcap": softcap, "scale": scale, "reference": reference, "columns": columns, "store": store}
-    return *row_pass.row_exponentials_(logits, bias, **options), logits
+    return *row_pass.row_exponentials_(logits, bias, **options, **further), logits
 
 
 class TestMaximum:
@@ -136,6 +137,86 @@ class TestExponentials:
         assert torch.equal(maximum, logits.amax(dim=1))
 
 
+class TestMomentsAndTilts:
+    @compiled_sets
+    @given(data=st.data(), shape=shapes, dtype=st.sampled_from(DTYPES), biased=st.booleans(), gap=st.integers(0, 3),
+           softcap=st.sampled_from([None, 0.5, 6.0]), scale=st.sampled_from([1.0, 0.4, 2.5]), store=st.booleans(),
+           with_moments=st.booleans(), tilts=st.booleans(), seed=st.integers(0, 2**32 - 1))  # fmt: skip
+    def test_any_shape(
+        self, row_pass, data, shape, dtype, biased, gap, softcap, scale, store, with_moments, tilts, seed
+    ):
+        logits = matrix(*shape, dtype, gap=gap, offset=gap, seed=seed)
+        bias = torch.linspace(-5, 5, shape[1]) if biased else None
+        column = st.one_of(st.integers(-3, shape[1] + 3), st.sampled_from([-(2**63), 2**63 - 1]))
+        columns = torch.tensor(data.draw(st.lists(column, min_size=shape[0], max_size=shape[0])), dtype=torch.int64)
+        options = {"bias": bias, "softcap": softcap, "scale": scale, "store": store}
+        affine = torch.linspace(-1, 1, shape[0]), torch.linspace(2, -1, shape[0])
+        sums, targets, *moments, after = sweep(
+            row_pass, logits, columns, **options, with_moments=with_moments, affine=affine if tilts else None
+        )
+
+        z, slope = capped(logits, bias, softcap)
+        reference = z.amax(dim=1, keepdim=True).float().double() if shape[1] else torch.zeros(shape[0], 1)
+        is_target = columns[:, None] == torch.arange(shape[1])
+        exponents = ((z - reference) * scale).clamp(max=0.0)
+        exponentials = exponents.exp().masked_fill(is_target, 0.0)
+        rounding = EPSILON * (4 + 3 * max(scale, 1.0) * (z.abs() + reference.abs()))
+        error = (sums - exponentials.sum(dim=1)).abs()
+        assert (error <= (exponentials * rounding).sum(dim=1) + SMALLEST * shape[1]).all()
+        error = (targets - z.masked_fill(~is_target, 0.0).sum(dim=1)).abs()
+        assert (error <= EPSILON * (1 + 2 * z.abs().sum(dim=1))).all()
+        if with_moments:
+            error = (moments[0] - (exponentials * exponents).sum(dim=1)).abs()
+            allowed = exponentials * rounding * (2 + exponents.abs())
+            assert (error <= allowed.sum(dim=1) + 1e-35 * shape[1]).all()
+            assert ((moments[1] - z.sum(dim=1)).abs() <= 4 * EPSILON * (z.abs() + 5).sum(dim=1)).all()
+        if not store:
+            assert torch.equal(after, logits)
+            return
+        constant, factor = (values.double()[:, None] for values in affine) if tilts else (torch.ones(1), torch.zeros(1))
+        argument = 0.0 if softcap is None else (4 * (logits.double().abs() + 5) / softcap)
+        half_step = 2.0**-8 if dtype == torch.bfloat16 else 0.0
+        size = exponentials * slope * (constant.abs() + factor.abs() * (1 + exponents.abs()))
+        expected = exponentials * slope * (constant + factor * exponents)
+        allowed = size * (2 * rounding + EPSILON * argument) + half_step * expected.abs() + 1e-35
+        assert ((after - expected).abs() <= allowed).all()
+        assert (after[is_target] == 0.0).all()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("column", [0, 63, 64, 129])
+    def test_minus_infinity_has_no_share(self, row_pass, dtype, column):
+        """0 * -inf would be NaN."""
+        logits = matrix(2, 130, dtype)
+        logits[:, column] = -torch.inf
+        affine = torch.ones(2), torch.ones(2)
+        for columns in (torch.tensor([5, 5]), torch.tensor([column, column])):
+            found = sweep(row_pass, logits, columns, with_moments=True, affine=affine)
+            assert found[2].isfinite().all() and found[4].isfinite().all() and (found[4][:, column] == 0).all()
+            assert (found[3] == -torch.inf).all()
+
+    @pytest.mark.parametrize("column", [0, 63, 64, 129])
+    def test_nan_in_the_target_stays_out(self, row_pass, column):
+        logits = matrix(1, 130, torch.float32)
+        logits[0, column] = torch.nan
+        options = {"reference": torch.full((1,), 20.0), "with_moments": True, "affine": (torch.ones(1), torch.ones(1))}
+        _, _, weighted, logit_sum, after = sweep(row_pass, logits, torch.tensor([column]), **options)
+        assert weighted.isfinite().all() and after.isfinite().all() and logit_sum.isnan().all()
+        _, _, weighted, _, after = sweep(row_pass, logits, torch.tensor([-1]), **options)
+        assert weighted.isnan().all() and after[0, column].isnan() and after.isnan().sum() == 1
+
+    @pytest.mark.parametrize("rows", [1, 7])
+    def test_more_threads_change_nothing(self, row_pass, rows):
+        logits, columns = matrix(rows, 1000, torch.float32), torch.arange(rows)
+        affine = torch.linspace(-1, 1, rows), torch.linspace(2, -1, rows)
+        one = sweep(row_pass, logits, columns, with_moments=True, affine=affine)
+        torch.set_num_threads(3)
+        try:
+            three = sweep(row_pass, logits, columns, with_moments=True, affine=affine)
+        finally:
+            torch.set_num_threads(1)
+        assert all(torch.equal(*pair) for pair in zip(one, three, strict=True))
+
+
 class TestWhatIsNotFinite:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -204,3 +285,5 @@ class TestDoor:
             sweep(row_pass, logits, torch.zeros(3), reference=torch.zeros(2))
         with pytest.raises(ValueError, match=r"columns must be \(3,\)"):
             sweep(row_pass, logits, torch.zeros(4))
+        with pytest.raises(ValueError, match=r"affine must be \(3,\)"):
+            sweep(row_pass, logits, torch.zeros(3), affine=(torch.zeros(3), torch.zeros(1)))

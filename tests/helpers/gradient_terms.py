@@ -1,4 +1,4 @@
-"""How large the numbers are that each entry of a gradient is the sum of: what roundings of them are measured against."""
+"""How large the numbers are that each entry of a gradient is the sum of: roundings are measured against them."""
 
 from __future__ import annotations
 

@@ -31,9 +31,11 @@ def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str
             problem = make_problem([9, 0, 40, 3], width=7, vocabulary=sum(sizes), ratio="token_mean", **options)
             check_flow_loss(problem, shard, own)
             check_linear_logprob(problem, knowing, own)
+            check_linear_logprob(problem, knowing, own, statistics=True)
         check_absent_targets(sum(sizes), shard, own)
         if implementation == "torch":
             check_linear_logprob(without_the_last_rank(sizes), shard, own)
+            check_linear_logprob(without_the_last_rank(sizes), shard, own, statistics=True)
     finally:
         dist.destroy_process_group()
 
@@ -99,7 +101,7 @@ def check_absent_targets(vocabulary: int, shard: VocabularyShard, own: slice) ->
     assert leaves["hidden"].grad[~absent].isfinite().all() and leaves["weight"].grad.isnan().all()
 
 
-def check_linear_logprob(problem: Problem, shard: VocabularyShard, own: slice) -> None:
+def check_linear_logprob(problem: Problem, shard: VocabularyShard, own: slice, statistics: bool = False) -> None:
     names = ("hidden", "weight", "bias", "targets")
     options = {name: problem.options[name] for name in ("temperature", "softcap") if name in problem.options}
     outcomes = []
@@ -112,10 +114,14 @@ def check_linear_logprob(problem: Problem, shard: VocabularyShard, own: slice) -
             for name, value in part.tensors.items()
             if name in names and value is not None
         }
-        logprob = op(**leaves, **options, **extra)
-        (logprob * torch.linspace(-1, 1, len(logprob))).sum().backward()
-        outcomes.append((logprob.detach(), {name: leaf.grad for name, leaf in leaves.items() if name != "targets"}))
-    assert relative_error(outcomes[0][0], outcomes[1][0]) <= 1e-5
+        found = op(**leaves, **options, **extra, statistics=statistics)
+        outputs = [found[0], *found[1]] if statistics else [found]
+        upstream = torch.linspace(-1, 1, len(outputs[0]))
+        sum((output * upstream.roll(place)).sum() for place, output in enumerate(outputs[:3])).backward()
+        gradients = {name: leaf.grad for name, leaf in leaves.items() if name != "targets"}
+        outcomes.append(([output.detach() for output in outputs], gradients))
+    for got, want in zip(outcomes[0][0], outcomes[1][0], strict=True):
+        assert torch.equal(got, want) if want.isinf().all() else relative_error(got, want) <= 1e-5
     for name, gradient in outcomes[1][1].items():
         expected = gradient[own] if name in ("weight", "bias") else gradient
         assert relative_error(outcomes[0][1][name], expected) <= 1e-4, name

@@ -14,7 +14,13 @@ OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "tes
 
 
 def flow_loss_arguments(
-    device, needs=(True, True, True, True), dtype=torch.float32, with_bias=True, on_both_sides=False, **options
+    device,
+    needs=(True, True, True, True),
+    dtype=torch.float32,
+    with_bias=True,
+    on_both_sides=False,
+    statistics=False,
+    **options,
 ):
     problem = on_device(make_problem([3, 0, 9, 1], width=8, vocabulary=21, with_bias=with_bias).cast(dtype), device)
     tensors = {
@@ -34,18 +40,19 @@ def flow_loss_arguments(
         0,
         None,
         None,
+        statistics,
         *needs,
     )
 
 
-def linear_logprob_arguments(device, with_bias=True, **options):
+def linear_logprob_arguments(device, with_bias=True, statistics=False, **options):
     problem = on_device(make_problem([12], width=8, vocabulary=21, with_bias=with_bias).cast(torch.float32), device)
     head = [problem.tensors[name] for name in ("hidden", "weight", "bias", "targets")]
     for tensor in head[:3]:
         if tensor is not None:
             tensor.requires_grad_()
     settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5, "block_bytes": None} | options
-    return (*head, *settings.values(), torch.float32, 0, None, None)
+    return (*head, *settings.values(), torch.float32, 0, None, None, statistics)
 
 
 @pytest.mark.parametrize("check", OPCHECKS)
@@ -57,8 +64,9 @@ def linear_logprob_arguments(device, with_bias=True, **options):
         {"with_bias": False, "softcap": 30.0},
         {"vocabulary": 19},
         {"on_both_sides": True},
+        {"statistics": True},
     ],
-    ids=["all", "frozen head", "softcap", "padded", "offsets on both sides"],
+    ids=["all", "frozen head", "softcap", "padded", "offsets on both sides", "statistics"],
 )
 def test_opcheck_of_flow_loss(device, options, check):
     if options.get("vocabulary"):
@@ -71,9 +79,10 @@ def test_opcheck_of_flow_loss(device, options, check):
 
 @pytest.mark.parametrize("check", OPCHECKS)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_opcheck_of_linear_logprob(device, with_bias, check):
+@pytest.mark.parametrize("statistics", [True, False])
+def test_opcheck_of_linear_logprob(device, with_bias, statistics, check):
     torch.library.opcheck(
-        linear_logprob_operator.operator, linear_logprob_arguments(device, with_bias), test_utils=check
+        linear_logprob_operator.operator, linear_logprob_arguments(device, with_bias, statistics), test_utils=check
     )
 
 
@@ -126,6 +135,43 @@ def test_linear_logprob_compiles_inside_a_larger_function(device, dtype, autocas
     rounds = autocast or dtype == torch.bfloat16
     for got, want in zip(outcomes[1], outcomes[0], strict=True):
         torch.testing.assert_close(got, want, rtol=0.02 if rounds else 1e-5, atol=1e-3 if rounds else 1e-6)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_statistics_compile_without_a_graph_break(device, dynamic):
+    """Used together, the entropy alone, and only looked at."""
+    problem = on_device(make_problem([12], width=8, vocabulary=21, with_bias=True).cast(torch.float32), device)
+    head = [problem.tensors[name] for name in ("hidden", "weight", "bias")]
+
+    def run(hidden, weight, bias):
+        targets = problem.tensors["targets"]
+        logprob, statistics = linear_logprob(torch.tanh(hidden), weight, targets, bias=bias, statistics=True)
+        entropy = statistics.entropy
+        return logprob.square().mean() + entropy @ logprob, entropy.mean(), logprob.sum(), statistics.mean_logit
+
+    outcomes = []
+    for function in (run, torch.compile(run, fullgraph=True, dynamic=dynamic)):
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in head]
+        values = [value.detach() for value in function(*leaves)]
+        gradients = [torch.autograd.grad(function(*leaves)[place], leaves) for place in range(3)]  # each graph once
+        outcomes.append((*values, *sum(gradients, ())))
+    for got, want in zip(outcomes[1], outcomes[0], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_flow_loss_with_statistics_compiles(device):
+    problem = on_device(make_problem([3, 0, 9, 1], width=8, vocabulary=21).cast(torch.float32), device)
+    tensors = dict(problem.tensors)
+    head = [tensors.pop(name) for name in ("hidden", "weight", "targets")]
+
+    def run(*head):
+        return flow_loss(*head, problem.cu_seqlens, **tensors, **problem.options, statistics=True)
+
+    for got, want in zip(torch.compile(run, fullgraph=True)(*head), run(*head), strict=True):
+        assert type(got) is type(want)
+        assert all(map(torch.equal, got, want))
 
 
 def test_a_gradient_that_was_not_computed_is_refused(device):

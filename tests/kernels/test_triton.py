@@ -17,6 +17,7 @@ from kernel_problems import (
     assert_gradients_match,
     assert_matches,
     head_tensors,
+    largest,
     make_problem,
     on_cpu,
     on_device,
@@ -127,6 +128,110 @@ def test_linear_logprob(
     assert relative_error(got[0], want[0]) <= 1e-5
     for key, gradient in want[1].items():
         assert relative_error(got[1][key], gradient) <= 1e-4, key
+
+
+@IMPLEMENTATIONS
+@same_environment
+@given(
+    row_count=st.sampled_from([0, 1, 3, 66]),
+    width=SIZES,
+    vocabulary=SIZES,
+    seed=st.integers(0, 1000),
+    logit_limit=st.sampled_from([0.5, 10.0, 80.0]),
+    with_bias=st.booleans(),
+    options=OPTIONS,
+    padding=st.sampled_from([0, 3]),
+    upstream=st.sampled_from([(1, 1, 1), (0, 1, 0), (1, 0, 0), (0, 0, 1)]),
+)
+def test_token_statistics(
+    name, implementation, row_count, width, vocabulary, seed, logit_limit, with_bias, options, padding, upstream
+):
+    """upstream: which of log-prob, entropy and logsumexp have a gradient.
+
+    float32 keeps what two roundings of the largest logit leave of a probability: an entropy near 0 is no better.
+    """
+    logit_limit = min(logit_limit, 3 * (options["softcap"] or torch.inf))
+    tensors = head_tensors(row_count, width, vocabulary + padding, seed, logit_limit, with_bias)
+    tensors["targets"] %= vocabulary
+    options = options | {"vocabulary": vocabulary}
+    weights = torch.randn(3, row_count, generator=torch.Generator().manual_seed(seed)) * torch.tensor([upstream]).t()
+
+    def run(op, dtype, device):
+        leaves = {
+            key: value.to(device, dtype).requires_grad_() if value.is_floating_point() else value.to(device)
+            for key, value in tensors.items()
+            if value is not None
+        }
+        logprob, statistics = op(**leaves, **options, statistics=True)
+        outputs = (logprob, statistics.entropy, statistics.logsumexp)
+        used = [pair for pair, is_on in zip(zip(outputs, weights, strict=True), upstream, strict=True) if is_on]
+        sum((output * weight.to(output)).sum() for output, weight in used).backward()
+        gradients = {key: leaf.grad.cpu() for key, leaf in leaves.items() if key != "targets"}
+        return [values.detach().cpu() for values in (logprob, *statistics)], gradients
+
+    got, want = run(linear_logprob, torch.float32, DEVICE), run(reference.linear_logprob, torch.float64, "cpu")
+    assert (got[0][1] >= 0).all()
+    epsilon = 4e-7 * (1 + logit_limit / options["temperature"])
+    for value, expected in zip(got[0], want[0], strict=True):
+        assert value.shape == expected.shape
+        assert largest(value.double() - expected) <= 1e-5 * largest(expected) + epsilon
+    of_rows = epsilon * float(weights.abs().sum()) / min(1.0, options["temperature"])
+    sizes = {"hidden": largest(tensors["weight"]), "weight": largest(tensors["hidden"]), "bias": 1.0}
+    for key, gradient in want[1].items():
+        assert largest(got[1][key].double() - gradient) <= 1e-4 * largest(gradient) + of_rows * sizes[key], key
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("block_rows", [None, 40])
+def test_flow_loss_reports_statistics(name, implementation, block_rows):
+    problem = on_device(make_problem([30, 5, 60], width=9, vocabulary=150, with_bias=True).cast(torch.float32), DEVICE)
+    tensors = dict(problem.tensors)
+    head = [tensors.pop(key) for key in ("hidden", "weight", "targets")]
+    expected = reference.linear_logprob(*(part.cpu() for part in head), bias=tensors["bias"].cpu(), statistics=True)[1]
+    for needs in (True, False):
+        leaf = head[0].detach().requires_grad_(needs)
+        options = {**tensors, **problem.options, "block_rows": block_rows, "statistics": True}
+        result, found = flow_loss(leaf, *head[1:], problem.cu_seqlens, **options)
+        for value, wanted in zip(found, expected, strict=True):
+            assert relative_error(value.cpu(), wanted) <= 1e-5
+        plain = flow_loss(leaf, *head[1:], problem.cu_seqlens, **options | {"statistics": False})
+        assert all(map(torch.equal, result, plain))
+
+
+@IMPLEMENTATIONS
+@pytest.mark.parametrize("place", [3, 4999])
+def test_one_logit_far_above_a_target_and_all_others(name, implementation, place):
+    """More tiles than a pass of combine's, the tile that is taken again among the first or the last of them."""
+    logits = torch.linspace(0, 1, 5000)
+    logits[place] = 50.0
+    head = torch.ones(1, 1, device=DEVICE), logits.unsqueeze(1).to(DEVICE), torch.tensor([4500], device=DEVICE)
+    logprob, statistics = linear_logprob(*head, statistics=True)
+    every_logprob = logits.double().log_softmax(0)
+    assert logprob.item() == pytest.approx(every_logprob[4500].item(), rel=1e-6)
+    assert statistics.logsumexp.item() == pytest.approx(50.0, rel=1e-6)
+    assert statistics.mean_logit.item() == pytest.approx(logits.double().mean().item(), rel=1e-5)
+    assert statistics.entropy.item() == pytest.approx(-(every_logprob.exp() * every_logprob).sum().item(), abs=1e-5)
+
+
+@IMPLEMENTATIONS
+def test_the_entropy_of_a_target_far_below_the_others(name, implementation):
+    """Tiles that disagree on the row's reference, and one of nothing but -inf."""
+    logits = torch.zeros(200)
+    logits[3], logits[70], logits[150] = -400.0, 5.0, 4.0
+    bias = torch.zeros(200)
+    bias[64:69] = -torch.inf
+    weight = logits.unsqueeze(1).to(DEVICE).requires_grad_()
+    head = torch.ones(2, 1, device=DEVICE), weight, torch.tensor([3, 70], device=DEVICE)
+    _, statistics = linear_logprob(*head, bias=bias.to(DEVICE), statistics=True)
+    exact = (logits.double() + bias).requires_grad_()
+    entropy = torch.special.entr(exact.softmax(0)).sum()
+    assert statistics.entropy.tolist() == pytest.approx([entropy.item()] * 2, rel=1e-5)
+    assert statistics.logsumexp.tolist() == pytest.approx([exact.logsumexp(0).item()] * 2, rel=1e-6)
+    assert statistics.mean_logit.tolist() == [-torch.inf] * 2
+    statistics.entropy.sum().backward()
+    p = exact.detach().softmax(0)
+    slopes = -2 * torch.where(p > 0, p * (p.log() + entropy.detach()), 0.0)
+    assert relative_error(weight.grad.squeeze(1).cpu(), slopes) <= 1e-4
 
 
 @IMPLEMENTATIONS

@@ -1,0 +1,76 @@
+"""The gradient of a row's log-prob, entropy and logsumexp taken together, as one direction.
+
+With the scaled logits y, p = softmax(y), the entropy H, and upstream gradients g of the log-prob, h of the entropy and
+l of the logsumexp, the gradient with respect to y_v is
+
+    g (onehot_v - p_v) - h p_v (log p_v + H) + l p_v
+
+With e and S as in row_statistics.py, and u_v = log e_v, so that log p_v = u_v - log S, that is
+
+    -(1 / S) * [e_v (g - l + h (u_v - log S + H)), with -g S_o + e_t (h (log p_t + H) - l) in the target's place]
+
+The bracket is the *tilted direction*: exponentials times an affine function of their own exponents. The forward pass
+has left log p_t and H, and with them S is known for any reference before the sweep that stores the bracket:
+
+    log S = u_t - log p_t
+
+so that no sweep has to look for the largest logit. The logsumexp is the natural reference, S is about 1 then; but
+whatever its rounding, u_t is taken against the rounded one, and all digits are kept that log p_t and H have.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastflow_kernels.row_statistics import RowStatistics
+
+
+class Tilt(NamedTuple):
+    """(R,) each, in accumulator type."""
+
+    upstream_logprob: Tensor  # g
+    upstream_entropy: Tensor  # h
+    upstream_logsumexp: Tensor  # l
+    logprob: Tensor  # log p_t, nats
+    entropy: Tensor  # H, nats
+
+    @classmethod
+    def of(
+        cls,
+        logprob: Tensor,
+        entropy: Tensor,
+        *,
+        upstream_logprob: Tensor | None,
+        upstream_entropy: Tensor | None,
+        upstream_logsumexp: Tensor | None,
+    ) -> "Tilt":
+        """From the forward pass's outputs and their upstream gradients, (N,) each; None for 0.
+
+        All are made contiguous, as kernels read them: the gradient of a sum is one number with a stride of 0.
+        """
+        upstream = (upstream_logprob, upstream_entropy, upstream_logsumexp)
+        known = (torch.zeros_like(logprob) if values is None else values.to(logprob.dtype) for values in upstream)
+        return cls(*(values.contiguous() for values in (*known, logprob, entropy)))
+
+    def rows(self, rows: slice) -> "Tilt":
+        """Views of these rows."""
+        return Tilt(*(values[rows] for values in self))
+
+    def statistics(self, target_logit: Tensor, scale: float) -> RowStatistics:
+        """Of rows that are measured against their logsumexp. target_logit: (R,) over all shards, before the scale."""
+        reference = target_logit - self.logprob / scale
+        total = ((target_logit - reference) * scale - self.logprob).exp()
+        return RowStatistics(target_logit, reference, -total * torch.expm1(self.logprob), scale)
+
+    def affine(self, statistics: RowStatistics) -> tuple[Tensor, Tensor]:
+        """(constant, slope), (R,) each: an entry is e_v (constant + slope u_v), u_v in nats."""
+        log_total = statistics.target_below_reference() - self.logprob
+        offset = self.upstream_entropy * (self.entropy - log_total)
+        return self.upstream_logprob - self.upstream_logsumexp + offset, self.upstream_entropy
+
+    def target_entry(self, statistics: RowStatistics) -> Tensor:
+        """(R,), ahead of the soft-cap's slope."""
+        own = self.upstream_entropy * (self.logprob + self.entropy) - self.upstream_logsumexp
+        own = own * statistics.target_below_reference().exp()
+        return own - self.upstream_logprob * statistics.sum_of_others
