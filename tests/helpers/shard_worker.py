@@ -43,8 +43,8 @@ def check_rank(rank: int, sizes: list[int], implementation: str, rendezvous: str
 def cut_small_blocks(implementation: str) -> None:
     """Several blocks also where no size is given, and such as would differ from rank to rank by their own shards."""
     projector = Choice(implementation, "").projector()
-    projector._gradient_rows = classmethod(lambda cls, head, *, with_weight: 1000 // head.vocabulary)
-    projector._forward_rows = classmethod(lambda cls, head: 1000 // head.vocabulary)
+    projector._gradient_rows = classmethod(lambda cls, head, *_: 1000 // head.vocabulary)
+    projector._forward_rows = classmethod(lambda cls, head, *_: 1000 // head.vocabulary)
 
 
 def check_the_largest(sizes: list[int], rank: int, shard: VocabularyShard, knowing: VocabularyShard) -> None:
