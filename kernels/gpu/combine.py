@@ -96,7 +96,9 @@ def combine_kernel(
         place = (tl.where(is_here, column, 0) // TILE) * total_stride + rows.to(tl.int64) * row_stride
         part = tl.load(tile_total + place, mask=is_here, other=0.0)
         own = tl.load(target_logit + rows, mask=is_row, other=0.0)
-        term = tl.exp2(tl.load(target_product + rows, mask=is_here, other=0.0) * scale - own)
+        product = tl.load(target_product + rows, mask=is_here, other=0.0)
+        # the exponent rounded once, as it went in: else a nearly certain target would leave a rounding of its logit
+        term = tl.exp2((product.to(tl.float64) * scale - own).to(tl.float32))
         left = running - tl.where(is_here & ~is_excess(part), term * tl.exp2(own - highest), 0.0)
         running = tl.where(left < 0.0, 0.0, left)  # not a maximum, in which nan would get lost
     tl.store(reference + rows, highest, mask=is_row)
@@ -142,6 +144,5 @@ def combine(totals: Totals, target_logit: Tensor, hidden: Tensor, head: Head, ta
             UPCAST=hidden.device.type == "cpu",
             num_warps=8,
             num_stages=1,  # tiles are rarely taken again: more would cost registers that every program has
-            enable_fp_fusion=True,  # the target's term is taken out as it went in, with one rounding of its exponent
         )
     return reference, total

@@ -1,4 +1,4 @@
-"""The Hopper path where it can run: on sm_90, else on the CPU, with its projection emulated and the rest interpreted."""
+"""The Hopper path where it can run: on sm_90, else on the CPU, its projection emulated and the rest interpreted."""
 
 from __future__ import annotations
 
