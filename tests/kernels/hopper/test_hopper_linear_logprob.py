@@ -164,6 +164,15 @@ def test_nearly_certain_targets(device, lead):
     assert (errors <= largest_error + ROUNDING * want.hidden[::2].norm(dim=1)).all()
 
 
+def test_a_nearly_certain_target_with_a_large_logit(device):
+    """Its term leaves the sum as it went in, though its exponent is a difference of numbers near 700."""
+    hidden, weight, targets = with_lead(20, 640, 500.0, slice(7, 8))
+    hidden[:, 16] *= torch.linspace(0.9, 1.1, 20).bfloat16()
+    targets[:] = 7
+    got, _ = answers(hidden, weight, targets, device)
+    assert (got.logprob <= 0).all() and (got.logprob >= -LOGPROB_BOUND).all()
+
+
 def test_nan_stays_in_its_row(device):
     hidden, weight, targets = in_bfloat16(20, 16, 640, seed=0, logit_limit=4.0)
     hidden[5, 2] = torch.nan
