@@ -7,7 +7,7 @@ from dataclasses import replace
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from gradient_terms import sizes_of_terms
 from kernel_problems import Problem, make_problem, on_cpu, on_device
@@ -45,6 +45,7 @@ def assert_exact(problem: Problem, device: torch.device, upstream: float = 1.0, 
 @settings(
     deadline=None,
     max_examples=4 if COMPILED else 8,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # interpreted kernels are too slow to shrink with
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(
