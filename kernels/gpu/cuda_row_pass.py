@@ -35,7 +35,8 @@ class CudaRowPass:
         exponentials: Tensor | None,
         target_logit: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(target_logit, reference, total), each (R,) float32, nats; fills `exponentials` (R, V), maybe `logits` itself.
+        """(target_logit, reference, total), each (R,) float32, nats; fills `exponentials` (R, V), which may be
+        `logits`.
 
         On the current device and its current stream. logits: (R, V) float32 or bfloat16, hidden @ weight^T alone.
         targets: (R,) int64. exponentials: float32 or bfloat16, and bfloat16 for logits of that type. target_logit: (R,)
