@@ -3,7 +3,8 @@
     python -m bench.row_pass [--rows 4096] [--vocabulary 32000 151936 262144] [--repeats 20]
 
 Bytes are those that a pass needs: each logit read once, each exponential written once. Triton's kernel reads logits
-twice where it stores, so that it cannot pass 2/3 of the copy's bandwidth in float32, and 3/5 in bfloat16. Needs a GPU.
+twice where it stores, so that it cannot pass 2/3 of the copy's bandwidth in place, and 3/5 where float32 logits leave
+bfloat16 exponentials. Needs a GPU.
 """
 
 import argparse
@@ -15,7 +16,13 @@ from torch import Tensor
 
 from bench.timing import rounds, seconds_of, summarise
 
-STORES = ("in place", "bfloat16", "nothing")
+CASES = (  # type of the logits, and where their exponentials go
+    (torch.float32, "in place"),
+    (torch.float32, "bfloat16"),
+    (torch.float32, "nothing"),
+    (torch.bfloat16, "in place"),
+    (torch.bfloat16, "nothing"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,20 +38,23 @@ def main(arguments: list[str] | None = None) -> int:
 
     passes = row_passes()
     bandwidth = copy_bytes_per_s("cuda")
-    print(f"copy: {bandwidth / 1e12:.2f} TB/s; {options.rows} rows of float32 logits\n")
+    print(f"copy: {bandwidth / 1e12:.2f} TB/s; {options.rows} rows\n")
     print(
-        "| vocabulary | stores | pass | median | quartiles | TB/s needed | of the copy |\n|---|---|---|---|---|---|---|"
+        "| vocabulary | logits | stores | pass | median | quartiles | TB/s needed | of the copy |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for vocabulary in options.vocabulary:
-        logits = torch.randn(options.rows, vocabulary, device="cuda")
-        for store in STORES:
-            bytes_needed = logits.numel() * (4 + {"in place": 4, "bfloat16": 2, "nothing": 0}[store])
+        for dtype, store in CASES:
+            logits = torch.randn(options.rows, vocabulary, device="cuda", dtype=dtype)
+            stored = {"in place": dtype.itemsize, "bfloat16": 2, "nothing": 0}[store]
+            bytes_needed = logits.numel() * (dtype.itemsize + stored)
+            words = str(dtype).removeprefix("torch.")
             for name, times in timed(passes, logits, store, options.repeats).items():
                 found = summarise(times)
                 rate = bytes_needed / found.median
                 spread = f"{1e3 * found.low:.3f} to {1e3 * found.high:.3f} ms"
                 print(
-                    f"| {vocabulary} | {store} | {name} | {1e3 * found.median:.3f} ms | {spread} "
+                    f"| {vocabulary} | {words} | {store} | {name} | {1e3 * found.median:.3f} ms | {spread} "
                     f"| {rate / 1e12:.2f} | {rate / bandwidth:.2f} |",
                     flush=True,
                 )
@@ -64,17 +74,21 @@ def row_passes() -> dict:
 
 
 def timed(passes: dict, logits: Tensor, store: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of every call. Logits (R, V); what is stored in place is taken as logits by the next call."""
+    """Seconds of every call. Logits (R, V); what is stored in place is taken as logits by the next call.
+
+    With bfloat16 logits the targets' own are given, as the projectors do.
+    """
     from fastflow_kernels.head import Head
 
     head = Head(logits.new_empty(logits.shape[1], 0), None)
     targets = torch.randint(logits.shape[1], (len(logits),), device=logits.device)
     narrow = torch.empty_like(logits, dtype=torch.bfloat16) if store == "bfloat16" else None
+    given = logits.new_zeros(len(logits), dtype=torch.float32) if logits.dtype == torch.bfloat16 else None
     exponentials = {"in place": logits, "bfloat16": narrow, "nothing": None}[store]
     times: dict[str, list[float]] = {name: [] for name in passes}
     for number, order in zip(range(repeats + 1), rounds(list(passes)), strict=False):
         for name in order:
-            call = functools.partial(passes[name], logits, head, targets, exponentials)
+            call = functools.partial(passes[name], logits, head, targets, exponentials, given)
             elapsed = seconds_of(call, "cuda")
             if number:  # the first compiles
                 times[name].append(elapsed)

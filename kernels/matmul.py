@@ -4,8 +4,8 @@ By the type of the inputs:
 
     float64             float64
     float32             float32
-    bfloat16 on CUDA    bfloat16 factors, float32 accumulators and results (tensor cores); logits that a projector
-                        keeps of the library's product are rounded once on their way into its block
+    bfloat16 on CUDA    bfloat16 factors, float32 accumulators and results (tensor cores). Logits that a projector keeps
+                        as the library multiplied them are rounded once, on their way into its block
     bfloat16 on a CPU   bfloat16 factors where the CPU multiplies them (AVX-512 BF16, AMX); torch's CPU products
                         have no wider result, so one product rounds its entries once, as an eager head's does.
                         Sums of products stay in float32. On other CPUs float32: the head is upcast, once a call

@@ -9,6 +9,7 @@
 //     shuffled(value, mask)               the value of the lane whose number differs by these bits
 //     exponential(x), quotient(a, b)      within a few roundings of float32
 //     bfloat16, rounded<T>(x)             the narrow type; x in type T, to nearest even
+//     widened(x)                          of either type, in float32
 //     Limits, limits(&limits)             what the current device offers
 //     launch(kernel, shape, stream, argument)
 //

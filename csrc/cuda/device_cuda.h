@@ -56,6 +56,9 @@ template <class T> DEVICE T rounded(float x);
 template <> DEVICE float rounded<float>(float x) { return x; }
 template <> DEVICE bfloat16 rounded<bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
+DEVICE float widened(float x) { return x; }
+DEVICE float widened(bfloat16 x) { return __bfloat162float(x); }
+
 inline const char *description(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 inline int limits(Limits *limits) {

@@ -3,13 +3,23 @@
 
 #include "device.h"
 
-template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+constexpr int widest_move = 16; // bytes
+
+// A larger one takes several instructions.
+template <class T, int N> struct alignas(sizeof(T) * N < widest_move ? sizeof(T) * N : widest_move) Pack {
     T lane[N];
 };
 
-// entries: aligned to a pack.
+// entries: aligned as a pack is.
 template <int N, class T> DEVICE Pack<T, N> load(const T *entries) {
     return *reinterpret_cast<const Pack<T, N> *>(entries);
+}
+
+template <class T, int N> DEVICE Pack<float, N> widened(const Pack<T, N> &narrow) {
+    Pack<float, N> values;
+#pragma unroll
+    for (int i = 0; i < N; ++i) values.lane[i] = device::widened(narrow.lane[i]);
+    return values;
 }
 
 template <int N, class T> DEVICE void store(T *entries, const Pack<float, N> &values) {

@@ -22,28 +22,28 @@ DEVICE float highest_of_cluster(ResidentShared &shared, int blocks) {
     return highest;
 }
 
-// The target's logit, to memory, by the block whose slice [begin, end) has it; -inf takes its place, and counts as 0.
+// The target's logit, to memory where it is wanted, by the block whose slice [begin, end) has it; -inf takes its place, and counts as 0.
 DEVICE void take_out_target(const RowPass &pass, int64_t row, float *slice, int begin, int end) {
     const int64_t target = pass.targets[row];
     if (target >= begin && target < end) {
-        pass.target_logit[row] = slice[target - begin];
+        if (pass.target_logit != nullptr) pass.target_logit[row] = slice[target - begin];
         slice[target - begin] = -INFINITY;
-    } else if (begin == 0 && (target < 0 || target >= pass.vocabulary)) {
+    } else if (pass.target_logit != nullptr && begin == 0 && (target < 0 || target >= pass.vocabulary)) {
         pass.target_logit[row] = pass.absent;
     }
 }
 
-template <int N, bool Softcapped, class Stored> KERNEL(most_together) resident_kernel(RowPass pass) {
+template <int N, bool Softcapped, class Product, class Stored> KERNEL(most_together) resident_kernel(RowPass pass) {
     const int64_t row = device::block() / pass.cluster;
     const int rank = device::block() % pass.cluster;
-    const int begin = rank * pass.slice;
-    const int end = rank + 1 < pass.cluster ? begin + pass.slice : pass.vocabulary;
+    const int begin = rank * pass.slice < pass.vocabulary ? rank * pass.slice : pass.vocabulary;
+    const int end = pass.vocabulary - begin > pass.slice ? begin + pass.slice : pass.vocabulary;
     const bool is_leader = device::thread() == 0;
     ResidentShared &shared = *reinterpret_cast<ResidentShared *>(device::shared());
     float *const slice = reinterpret_cast<float *>(device::shared() + sizeof(ResidentShared));
 
     float highest = -INFINITY;
-    sweep<N>(pass.products_of(row) + begin, end - begin, [&](int at, const auto &products) {
+    sweep<N>(pass.products_of<Product>(row) + begin, end - begin, [&](int at, const auto &products) {
         const auto logits = pass.logit.of<Softcapped>(products, begin + at);
         highest = fmaxf(highest, largest(logits));
         store(slice + at, logits);
@@ -60,7 +60,7 @@ template <int N, bool Softcapped, class Stored> KERNEL(most_together) resident_k
     const float against = measured_against(reference);
     Stored *const exponentials = pass.exponentials_of<Stored>(row) + begin;
     float total = 0.0f;
-    sweep<N>(slice, end - begin, [&](int at, auto values) {
+    sweep<(N < 4 ? N : 4)>(slice, end - begin, [&](int at, auto values) {
 #pragma unroll
         for (float &value : values.lane) {
             const float exponential = device::exponential(value - against);

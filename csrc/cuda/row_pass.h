@@ -9,11 +9,11 @@
 constexpr int most_together = 3; // blocks of a multiprocessor: while one waits for others of its row, the rest work
 
 struct RowPass {
-    const float *products; // (R, V)
+    const void *products; // (R, V)
     int64_t products_stride;
     Logit logit;
     const int64_t *targets; // (R,)
-    float *target_logit;    // (R,)
+    float *target_logit;    // (R,), or null
     float *reference;       // (R,)
     float *total;           // (R,)
     void *exponentials;     // (R, V), or null
@@ -23,7 +23,9 @@ struct RowPass {
     int cluster; // blocks that share a row
     int slice;   // columns of each of them; the last may have fewer
 
-    DEVICE const float *products_of(int64_t row) const { return products + row * products_stride; }
+    template <class T> DEVICE const T *products_of(int64_t row) const {
+        return static_cast<const T *>(products) + row * products_stride;
+    }
 
     template <class T> DEVICE T *exponentials_of(int64_t row) const {
         return static_cast<T *>(exponentials) + row * exponentials_stride;

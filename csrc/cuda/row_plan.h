@@ -13,9 +13,9 @@ struct RowPlan {
 
 inline RowPlan streaming(int vocabulary) { return {false, 1, vocabulary, static_cast<int>(sizeof(StreamingShared))}; }
 
-// Slices are multiples of 4 columns, so that each starts at one of 16 bytes.
+// Slices are multiples of 8 columns, so that each starts at one of 16 bytes in every type.
 inline RowPlan resident(int vocabulary, int blocks) {
-    const int slice = (vocabulary + 4 * blocks - 1) / (4 * blocks) * 4;
+    const int slice = (vocabulary + 8 * blocks - 1) / (8 * blocks) * 8;
     return {true, blocks, slice, static_cast<int>(sizeof(ResidentShared)) + slice * static_cast<int>(sizeof(float))};
 }
 

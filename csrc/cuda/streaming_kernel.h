@@ -13,17 +13,17 @@ struct StreamingShared {
 };
 
 // Stored: the type of the exponentials; void for none. One block a row.
-template <int N, bool Softcapped, class Stored> KERNEL(most_together) streaming_kernel(RowPass pass) {
+template <int N, bool Softcapped, class Product, class Stored> KERNEL(most_together) streaming_kernel(RowPass pass) {
     const int64_t row = device::block();
     const bool is_leader = device::thread() == 0;
     StreamingShared &shared = *reinterpret_cast<StreamingShared *>(device::shared());
 
-    const float *const products = pass.products_of(row);
+    const Product *const products = pass.products_of<Product>(row);
     const int64_t target = pass.targets[row];
-    if (is_leader) {
+    if (is_leader && pass.target_logit != nullptr) {
         const bool is_here = target >= 0 && target < pass.vocabulary;
         pass.target_logit[row] =
-            is_here ? pass.logit.of<Softcapped>(load<1>(products + target), target).lane[0] : pass.absent;
+            is_here ? pass.logit.of<Softcapped>(widened(load<1>(products + target)), target).lane[0] : pass.absent;
     }
 
     float highest = -INFINITY; // of this thread's entries so far, which `total` is measured against

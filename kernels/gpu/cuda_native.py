@@ -14,7 +14,7 @@ import torch
 from fastflow_kernels.gpu.cuda_row_pass import CudaRowPass
 
 FILE = Path(__file__).parents[1] / "_native_cuda.so"
-ABI_VERSION = 1  # abi_version in csrc/cuda/row_pass.cu
+ABI_VERSION = 2  # abi_version in csrc/cuda/row_pass.cu
 REBUILD = "run FASTFLOW_CUDA=1 pip install --force-reinstall --no-deps . in fastflow's source folder"
 
 

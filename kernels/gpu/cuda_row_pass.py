@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fastflow_kernels.head import Head
 
-STORE_TYPES = {torch.float32: 1, torch.bfloat16: 2}  # 0 for nothing
+ENTRY_TYPES = {torch.float32: 1, torch.bfloat16: 2}  # 0 for nothing
 SIGNATURE = (
-    *(ctypes.c_void_p, ctypes.c_int64),  # products, their stride
+    *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),  # products, their stride and type
     *[ctypes.c_void_p] * 5,  # bias, targets, target_logit, reference, total
     *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),  # exponentials, their stride and type
     *(ctypes.c_int64, ctypes.c_int64),  # R, V
@@ -28,29 +28,39 @@ class CudaRowPass:
         self._words_for.argtypes, self._words_for.restype = (ctypes.c_int,), ctypes.c_char_p
 
     def __call__(
-        self, logits: Tensor, head: Head, targets: Tensor, exponentials: Tensor | None
+        self,
+        logits: Tensor,
+        head: Head,
+        targets: Tensor,
+        exponentials: Tensor | None,
+        target_logit: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(target_logit, reference, total), each (R,) float32; fills `exponentials` (R, V), which may be `logits`.
+        """(target_logit, reference, total), each (R,) float32, nats; fills `exponentials` (R, V), which may be
+        `logits`.
 
-        On the current device and its current stream. logits: (R, V) float32, hidden @ weight^T alone. targets: (R,)
-        int64. exponentials: float32 or bfloat16.
+        On the current device and its current stream. logits: (R, V) float32 or bfloat16, hidden @ weight^T alone.
+        targets: (R,) int64. exponentials: float32 or bfloat16, and bfloat16 for logits of that type. target_logit: (R,)
+        float32, nats, where the caller has it more exactly than `logits`: it is handed back as it is.
 
         Raises:
             RuntimeError: CUDA refused the launch.
         """
         row_count, vocabulary = logits.shape
-        outputs = tuple(torch.empty(row_count, dtype=torch.float32, device=logits.device) for _ in range(3))
+        own, reference, total = (logits.new_empty(row_count, dtype=torch.float32) for _ in range(3))
         targets = targets.contiguous()
         has_store = exponentials is not None
         error = self._launch(
             logits.data_ptr(),
             logits.stride(0),
+            ENTRY_TYPES[logits.dtype],
             None if head.bias is None else head.bias.data_ptr(),
             targets.data_ptr(),
-            *(output.data_ptr() for output in outputs),
+            own.data_ptr() if target_logit is None else None,
+            reference.data_ptr(),
+            total.data_ptr(),
             exponentials.data_ptr() if has_store else None,
             exponentials.stride(0) if has_store else 0,
-            STORE_TYPES[exponentials.dtype] if has_store else 0,
+            ENTRY_TYPES[exponentials.dtype] if has_store else 0,
             row_count,
             vocabulary,
             head.temperature,
@@ -60,4 +70,4 @@ class CudaRowPass:
         )
         if error:
             raise RuntimeError(f"fastflow's CUDA row pass was not launched: {self._words_for(error).decode()}.")
-        return outputs
+        return own if target_logit is None else target_logit, reference, total

@@ -19,7 +19,7 @@ REGISTERS = 65536  # of a multiprocessor
 USAGE = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n.*Used (\d+) registers"
 )
-KERNELS = 20  # 8 that keep the row, 12 that stream it
+KERNELS = 32  # 12 that keep the row, 20 that stream it
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_slices_cover_the_row_and_fit(plan, limits):
         assert found.shared_bytes <= limits.block
         assert (found.cluster - 1) * found.slice < vocabulary <= found.cluster * found.slice
         if found.is_resident:
-            assert found.cluster <= limits.cluster and found.slice % 4 == 0
+            assert found.cluster <= limits.cluster and found.slice % 8 == 0
             assert found.shared_bytes > 4 * found.slice
             assert found.together(limits) >= 1
 
@@ -119,7 +119,7 @@ def test_the_library_loads_without_a_driver(nvcc, build_cuda, tmp_path, monkeypa
     monkeypatch.setenv("FASTFLOW_CUDA", "1")
     library = ctypes.CDLL(str(build_cuda.build_cuda(tmp_path)))
     library.fastflow_cuda_error.restype = ctypes.c_char_p
-    assert library.fastflow_cuda_abi_version() == 1
+    assert library.fastflow_cuda_abi_version() == 2
     assert library.fastflow_cuda_error(1) == b"invalid argument"
 
 

@@ -64,10 +64,16 @@ def assert_close(got, want, rtol: float, atol: float) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", VOCABULARIES)
-@pytest.mark.parametrize("store", ["in place", torch.float32, torch.bfloat16, None], ids=str)
+@pytest.mark.parametrize(
+    ("product", "store"),
+    [(torch.float32, store) for store in ("in place", torch.float32, torch.bfloat16, None)]
+    + [(torch.bfloat16, store) for store in ("in place", torch.bfloat16, None)],
+    ids=str,
+)
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "temperature": 0.7}], ids=["plain", "all"])
-def test_row_pass(row_pass, vocabulary, store, options):
+def test_row_pass(row_pass, vocabulary, product, store, options):
     products, targets, head = make_rows(vocabulary, **options)
+    products = products.to(product)
     *want, want_exponentials = exact(products, targets, head)
     exponentials = (
         products if store == "in place" else None if store is None else torch.empty_like(products, dtype=store)
@@ -76,7 +82,7 @@ def test_row_pass(row_pass, vocabulary, store, options):
     for number, expected in zip(got, want, strict=True):
         assert_close(number, expected, rtol=1e-5, atol=1e-5)
     if exponentials is not None:
-        rounding = 2**-8 if store == torch.bfloat16 else 0.0
+        rounding = 2**-8 if exponentials.dtype == torch.bfloat16 else 0.0
         assert_close(exponentials, want_exponentials, rtol=2e-5 + rounding, atol=1e-6)
 
 
@@ -132,9 +138,9 @@ def test_flow_loss(cuda, dtype, head):
     if dtype == torch.float32:
         assert_matches(got, want, forward=1e-5, gradient=1e-4)
         return
-    assert (got[0].token_logprob - want[0].token_logprob.detach()).abs().max() <= 1e-4
+    assert (got[0].token_logprob - want[0].token_logprob.detach()).abs().max() <= 0.02  # logits rounded to bfloat16
     for name, gradient in want[1].items():
-        assert (got[1][name].double() - gradient).norm() <= 0.01 * gradient.norm(), name
+        assert (got[1][name].double() - gradient).norm() <= 0.02 * gradient.norm(), name
 
 
 def test_two_runs_are_bitwise_equal_and_wait_for_nothing(cuda):

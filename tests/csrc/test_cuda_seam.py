@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +74,52 @@ def test_what_is_stored_in_bfloat16(row_pass):
     assert (wide.sum(dim=1) - statistics[2]).abs().max() <= 1e-5 * statistics[2].max()
 
 
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "softcap": 5.0}], ids=["plain", "all"])
+def test_bfloat16_takes_two_bytes_an_entry(row_pass, options, monkeypatch):
+    """Its logits are rounded once, in the block itself; log-probs see the target's as it is."""
+    pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
+    from fastflow_kernels.gpu import projectors, target_logit
+    from fastflow_kernels.gpu.cuda_projector import CudaRowsProjector
+
+    def interpreted(hidden, head, columns):
+        """Of the same numbers in float32: Triton's interpreter computes bfloat16 wrongly."""
+        return target_logit.target_logits(hidden.float(), replace(head, weight=head.weight.float()), columns)
+
+    monkeypatch.setattr(projectors, "target_logits", interpreted)
+    monkeypatch.setattr(CudaRowsProjector, "_finish", Projector._finish)  # a Triton kernel, with tests of its own
+    hidden, targets, head = make_head(torch.bfloat16, **options)
+    projector = CudaRowsProjector(head, most_rows=7)
+    leaf = hidden.double().requires_grad_()
+    exact = reference.linear_logprob(leaf, head.weight.double(), targets, bias=head.bias.double(), **options)
+    for run in (projector.logprobs, projector.directions):
+        logprob = torch.empty(7)
+        directions = run(hidden, targets, logprob)
+        assert (logprob - exact.detach()).abs().max() <= 0.02
+    (panel,) = directions.panels
+    assert panel.matrix.dtype == torch.bfloat16 and panel.matrix.data_ptr() == projector._buffer.data_ptr()
+    assert projector._buffer.nbytes == 7 * 520 * projector.entry_bytes(torch.bfloat16)
+    gradient = directions.factor.unsqueeze(1) * panel.matrix.float() @ head.weight.float()
+    assert relative_error(gradient, torch.autograd.grad(exact.sum(), leaf)[0]) <= 0.02
+
+
+def test_a_target_logit_that_is_given(row_pass):
+    """Is handed back, and the kernel does not ask for the target's own."""
+    _, targets, head = make_head()
+    logits = torch.randn(7, VOCABULARY).bfloat16()
+    given = torch.randn(7)
+    _, *expected = row_pass(logits.float(), head, targets, torch.empty(7, VOCABULARY))
+    for exponentials in (None, torch.empty_like(logits), logits):
+        found, *rest = row_pass(logits, head, targets, exponentials, given)
+        assert found is given
+        torch.testing.assert_close(rest, expected, rtol=1e-6, atol=0)
+
+
+def test_wide_exponentials_of_narrow_logits_are_refused(row_pass):
+    _, targets, head = make_head()
+    with pytest.raises(RuntimeError, match="row pass was not launched: invalid argument"):
+        row_pass(torch.zeros(7, VOCABULARY).bfloat16(), head, targets, torch.zeros(7, VOCABULARY))
+
+
 def test_statistics_alone(row_pass):
     """By the other kernel, and for targets that are not dense."""
     _, targets, head = make_head()
@@ -116,4 +163,4 @@ def test_a_library_that_is_not_there(tmp_path, monkeypatch):
 def test_a_library_of_another_interface(library, monkeypatch):
     monkeypatch.setattr(cuda_native, "FILE", Path(library._name))
     monkeypatch.setattr(cuda_native, "ABI_VERSION", math.inf)
-    assert "has interface 1, and this fastflow needs inf" in cuda_native._load.__wrapped__().reason
+    assert "has interface 2, and this fastflow needs inf" in cuda_native._load.__wrapped__().reason

@@ -76,6 +76,36 @@ def test_accumulation_keeps_float32_and_its_place(device):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@SHAPES
+@pytest.mark.parametrize("block_rows", [None, 64])
+@pytest.mark.parametrize("head", [{}, {"with_bias": True, "softcap": 20.0, "temperature": 0.7}], ids=["plain", "all"])
+def test_rows_in_bfloat16(monkeypatch, width, vocabulary, block_rows, head):
+    """Logits rounded once, exponentials in their place; the target's logit is not among them."""
+    monkeypatch.setenv("FASTFLOW_KERNELS", "rows")
+    problem = make_problem(LENGTHS, width=width, vocabulary=vocabulary, ratio="token_mean", **head)
+    problem = problem.cast(torch.bfloat16)
+    result, gradients = on_cpu(on_device(problem, "cuda").run(block_rows=block_rows))
+    expected, expected_gradients = problem.oracle()
+    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 0.02
+    for name, gradient in expected_gradients.items():
+        assert relative_error(gradients[name], gradient) <= 0.02, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+def test_rows_in_bfloat16_do_not_round_the_target(monkeypatch):
+    """A certain token: its logit is 40.1, of which bfloat16 products make 40."""
+    monkeypatch.setenv("FASTFLOW_KERNELS", "rows")
+    hidden = torch.tensor([[1.0, 1.0]], dtype=torch.bfloat16)
+    weight = torch.tensor([[40.0, 0.1], [40.0, 0.0]], dtype=torch.bfloat16)
+    targets = torch.tensor([0])
+    got = linear_logprob(hidden.cuda(), weight.cuda(), targets.cuda())
+    exact = reference.linear_logprob(hidden.double(), weight.double(), targets)
+    torch.testing.assert_close(got.cpu().double(), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_host_never_waits_for_the_device(dtype):
     problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003, with_bias=True).cast(dtype), "cuda")

@@ -268,6 +268,36 @@ def test_sizes_of_real_models(name, implementation):
         assert relative_error(leaves[key].grad.cpu(), leaf.grad) <= 1e-4, key
 
 
+def test_bytes_of_an_entry():
+    from fastflow_kernels.gpu.projectors import FusedProjector, RowsProjector
+
+    types = (torch.float32, torch.bfloat16, torch.float16)
+    assert [RowsProjector.entry_bytes(dtype) for dtype in types] == [4, 2, 6]
+    assert [FusedProjector.entry_bytes(dtype) for dtype in types] == [4, 2, 2]
+
+
+@pytest.mark.parametrize("vocabulary", [17, 2048, 4999])
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "temperature": 0.7}], ids=["plain", "all"])
+def test_narrow_logits_give_way_to_their_exponentials(vocabulary, options):
+    """The target's logit is given. In float16, of which the kernel knows no more than of bfloat16."""
+    from fastflow_kernels.gpu.row import row_pass
+
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(3, vocabulary + 8, generator=generator).half().to(DEVICE)
+    bias = torch.randn(vocabulary, generator=generator).to(DEVICE)
+    logits, between = memory[:, :vocabulary], memory[:, vocabulary:].clone()
+    head = Head(torch.empty(vocabulary, 0, device=DEVICE), bias, **options)
+    targets = torch.tensor([0, vocabulary - 1, -1], device=DEVICE)
+    wide = torch.empty(3, vocabulary, device=DEVICE)
+    _, *statistics = row_pass(logits.float(), head, targets, wide)
+    given = torch.randn(3, generator=generator).to(DEVICE)
+    found, *narrow = row_pass(logits, head, targets, logits, given)
+    assert found is given
+    torch.testing.assert_close(narrow, statistics, rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits, wide.half(), rtol=2**-10, atol=2**-24)
+    assert torch.equal(memory[:, vocabulary:], between)
+
+
 @IMPLEMENTATIONS
 def test_small_inputs_need_not_be_dense(name, implementation):
     """The kernels read targets, offsets and the numbers per sequence one after the other."""

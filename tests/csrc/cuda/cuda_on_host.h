@@ -167,6 +167,14 @@ template <> inline bfloat16 rounded<bfloat16>(float x) {
     return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
 
+inline float widened(float x) { return x; }
+inline float widened(bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float wide;
+    memcpy(&wide, &bits, sizeof(wide));
+    return wide;
+}
+
 inline const char *description(int error) { return error == 0 ? "no error" : "invalid argument"; }
 
 inline int limits(Limits *limits) {
