@@ -64,11 +64,12 @@ section() {
     esac
     [ "$code" -ne 0 ] || ! grep -q ': skipped, ' "$log" || outcome=skipped
     [ "$code" -eq 0 ] || status=1
+    [ "$code" -ne 124 ] || grep -E 'FAILED|ERROR' "$log" # which a summary that never came would have named
     tail -n 60 "$log"
     printf '%s: %s\n' "$title" "$outcome"
     printf '| %s | %s | %s s |\n' "$title" "$outcome" $((SECONDS - started)) >>"$work/summary"
     if [ "$code" -ne 0 ] || { [ "$title" != Benchmark ] && [ "$title" != "One update" ]; }; then # their tables stand above
-        printf '\n## %s: %s\n\n```\n%s\n```\n' "$title" "$outcome" "$(tail -n 60 "$log")" >>"$work/details"
+        printf '\n## %s: %s\n\n```\n%s\n```\n' "$title" "$outcome" "$(grep -E 'FAILED|ERROR' "$log"; tail -n 60 "$log")" >>"$work/details"
     fi
 }
 
@@ -85,7 +86,8 @@ fi
 section "CUDA library" "$(at_most 60 180)" "$python" csrc/build_cuda.py kernels
 workers=()
 ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 10) # most of their time goes to compiling kernels
-section "Tests" "$(at_most 150 300)" "$python" -m pytest -m gpu -p no:cacheprovider "${workers[@]}"
+section "Tests" "$(at_most 150 300)" "$python" -m pytest -m gpu -p no:cacheprovider -v --tb=short \
+    "${workers[@]}"
 seconds=$(at_most 200 170)
 section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-seconds 8 --also fastflow@4GiB \
     --budget $((seconds > 90 ? seconds - 70 : 20)) --output "$output" --name "$stem-kernels"
