@@ -37,5 +37,5 @@ def as_on_cuda(name: str, dtype: torch.dtype, tile: Tile | None, multiprocessors
 
 
 def _wide_product(hidden: Tensor, weight: Tensor, out: Tensor) -> Tensor:
-    """bfloat16 factors to float32, as the vendor's library on CUDA."""
-    return torch.mm(hidden.float(), weight.float().t(), out=out)
+    """bfloat16 factors, sums in float32, one rounding to the type of `out`: as the vendor's library on CUDA."""
+    return out.copy_(torch.mm(hidden.float(), weight.float().t()))

@@ -18,8 +18,9 @@ from fastflow_kernels.gpu import upstream as upstream_module
 from fastflow_kernels.gpu.combine import combine
 from fastflow_kernels.gpu.excess import Totals
 from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.project import project
+from fastflow_kernels.gpu.project import project, project_tilted
 from fastflow_kernels.gpu.row import row_pass
+from fastflow_kernels.gpu.row_tilt import tilt_rows
 from fastflow_kernels.gpu.segment import settle_sequences_
 from fastflow_kernels.gpu.settle import settle_
 from fastflow_kernels.gpu.target_logit import target_logits
@@ -27,7 +28,7 @@ from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms
-from fastflow_kernels.tiles import FLOAT32_TILE, UNALIGNED_TILE, Tile
+from fastflow_kernels.tiles import FLOAT32_TILE, INTERPRETER_TILE, UNALIGNED_TILE, Tile
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 ROWS, VOCABULARY, WIDTH = 600_001, 600_003, 3_592  # R V, R D and V D are above 2^31
@@ -63,12 +64,14 @@ def launch_cases() -> tuple[LaunchCase, ...]:
         LaunchCase("huge project", lambda: _project_both(FLOAT32_TILE, FLOAT32), sample=1),
         LaunchCase("huge target_logit", lambda: target_logits(_empty(ROWS, WIDTH), _head(WIDTH), _targets()), sample=2),
         LaunchCase("huge row", _row, sample=1),
+        LaunchCase("huge row tilt", _row_tilt, sample=1),
         LaunchCase("huge settle", _settle, sample=1),
         LaunchCase("huge combine", _combine, sample=2),
         LaunchCase("huge excess", _excess, sample=1),
         LaunchCase("huge finish", lambda: _finish(ROWS, _block(BFLOAT16), _targets()), sample=9),
         LaunchCase("huge upstream", lambda: _upstream(_empty(2**31 + 9), BFLOAT16), sample=2),
         LaunchCase("settle ragged", _settle_ragged, sample=None),
+        LaunchCase("moments ragged", _moments_ragged, sample=None),
         LaunchCase("upstream ragged", lambda: _upstream(torch.ones(20_011), BFLOAT16), sample=None),
         LaunchCase("upstream in place", lambda: _upstream(torch.ones(20_011), FLOAT32), sample=None),
     )
@@ -114,6 +117,12 @@ def _row() -> None:
     row_pass(block, head, _targets(vocabulary=vocabulary), block)
 
 
+def _row_tilt() -> None:
+    vocabulary = 5_003
+    block, rows = _block(FLOAT32, vocabulary=vocabulary), _empty(ROWS)
+    tilt_rows(block, _head(8, vocabulary=vocabulary), rows, (rows, rows), block)
+
+
 def _combine(rows: int = 2**25 + 1, vocabulary: int = 70 * 64, width: int = 64) -> None:
     total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
     combine(Totals(total, width), _empty(rows), of_rows, head, targets)
@@ -152,6 +161,21 @@ def _settle_ragged() -> None:
     targets = torch.randint(515, (37,), generator=random)
     block = torch.ones(37, 520)[:, :515]
     settle_(block, Totals(total, 64), target_logit, reference, hidden, Head(weight, None), targets)
+
+
+def _moments_ragged() -> None:
+    """The further sums and the tilted direction, on rows and columns beside whole tiles."""
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(37, 8, generator=random), torch.randn(515, 8, generator=random)
+    target_logit, constant, slope = torch.randn(3, 37, generator=random)
+    head, targets = Head(weight, torch.randn(515, generator=random)), torch.randint(515, (37,), generator=random)
+    direction, logits = (torch.empty(37, 520)[:, :515] for _ in range(2))
+    totals = project(hidden, head, targets, target_logit, INTERPRETER_TILE, direction, with_moments=True)
+    combine(totals, target_logit, hidden, head, targets)
+    project_tilted(hidden, head, targets, target_logit, INTERPRETER_TILE, direction, affine=(constant, slope))
+    torch.mm(hidden, weight.t(), out=logits)
+    row_pass(logits, head, targets, direction, with_moments=True)
+    tilt_rows(logits, head, target_logit, (constant, slope), logits)
 
 
 def _finish(rows: int, direction: Tensor, targets: Tensor) -> None:

@@ -12,7 +12,8 @@ FOLDER = Path(gpu.__file__).parent
 WHOLLY_WRITTEN = {
     "project_kernel": ("tile_total", "exponentials"),
     "combine_kernel": ("reference", "total"),
-    "row_kernel": ("target_logit", "reference", "total", "exponentials"),
+    "row_kernel": ("reference", "total", "exponentials"),  # target_logit only where none is given
+    "row_tilt_kernel": ("direction",),
     "target_logit_kernel": ("out",),
     "finish_kernel": ("logprob", "factor"),
     "take_upstream_kernel": ("out",),

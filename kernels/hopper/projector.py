@@ -7,6 +7,7 @@ from fastflow_kernels.gpu.logit import bits_per_logit
 from fastflow_kernels.gpu.projectors import FusedProjector, Totals
 from fastflow_kernels.head import Head
 from fastflow_kernels.hopper.tiles import TILE, parts_of, tile_count
+from fastflow_kernels.tiles import has_aligned_rows
 
 
 class HopperProjector(FusedProjector):
@@ -23,6 +24,8 @@ class HopperProjector(FusedProjector):
         if with_moments:
             return super()._totals(hidden, columns, target_logit, matrix, with_moments=True)
         row_count = len(hidden)
+        if not has_aligned_rows(hidden):
+            hidden = hidden.clone(memory_format=torch.contiguous_format)
         # each part's at a multiple of 16 bytes
         own_columns = columns.new_empty((len(self._parts), row_count + -row_count % 4), dtype=torch.int32)[
             :, :row_count

@@ -1,13 +1,17 @@
 """What the path serves, and why not where it does not."""
 
+import functools
 import importlib.util
+from importlib import metadata
 
 import torch
 
 from fastflow_kernels.head import Head
 
 PACKAGES = ("quack", "cutlass")
+QUACK = (0, 6)  # the release that epilogue.py and project.py are written for
 VOCABULARY_MULTIPLE, WIDTH_MULTIPLE = 128, 8
+ALIGNMENT = 16  # bytes, of what TMA loads
 
 
 def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -19,7 +23,18 @@ def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
         return "its products need compute capability 9.0"
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed (pip install 'fastflow[hopper]')" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} not installed (pip install 'fastflow[hopper]')"
+    return None if quack_release() == QUACK else "it needs quack-kernels 0.6 (pip install 'fastflow[hopper]')"
+
+
+@functools.cache
+def quack_release() -> tuple[int, ...] | None:
+    """Of the installed package, which may be there for another's sake: (0, 6) for 0.6.5; None where none is known."""
+    try:
+        return tuple(int(part) for part in metadata.version("quack-kernels").split(".")[:2])
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
 
 
 def head_obstacle(head: Head) -> str | None:
@@ -29,6 +44,8 @@ def head_obstacle(head: Head) -> str | None:
         return f"it takes a vocabulary that is a multiple of {VOCABULARY_MULTIPLE}, not {vocabulary}"
     if width % WIDTH_MULTIPLE:
         return f"it takes a width that is a multiple of {WIDTH_MULTIPLE}, not {width}"
+    if head.weight.data_ptr() % ALIGNMENT:
+        return f"it takes a weight that starts at a multiple of {ALIGNMENT} bytes"
     settings = {"bias": head.bias, "softcap": head.softcap, "shard": head.shard}
     given = [name for name, value in settings.items() if value is not None]
     return f"it takes no {' and no '.join(given)}" if given else None

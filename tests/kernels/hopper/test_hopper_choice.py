@@ -68,6 +68,7 @@ def test_a_sharded_head_is_refused():
 def pretend(monkeypatch, capability: tuple[int, int], missing: tuple[str, ...] = ()) -> None:
     """A CUDA device of this capability, and these packages away."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(support, "quack_release", lambda: support.QUACK)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -86,6 +87,19 @@ def test_missing_packages_are_named(monkeypatch):
     assert support.device_obstacle(cuda, torch.bfloat16) is None
 
 
+def test_another_release_of_quack_is_not_taken(monkeypatch):
+    pretend(monkeypatch, (9, 0))
+    for release in ((0, 5), (0, 7), None):
+        monkeypatch.setattr(support, "quack_release", lambda release=release: release)
+        obstacle = support.device_obstacle(torch.device("cuda", 0), torch.bfloat16)
+        assert obstacle == "it needs quack-kernels 0.6 (pip install 'fastflow[hopper]')"
+
+
+def test_a_weight_that_is_not_aligned_is_refused():
+    weight = torch.zeros(4 + 128 * 16, dtype=torch.bfloat16)[4:].view(128, 16)
+    assert support.head_obstacle(Head(weight, None)) == "it takes a weight that starts at a multiple of 16 bytes"
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
 def test_other_architectures_are_refused(monkeypatch, capability):
     pretend(monkeypatch, capability)
@@ -93,15 +107,14 @@ def test_other_architectures_are_refused(monkeypatch, capability):
     assert obstacle == "its products need compute capability 9.0"
 
 
-@pytest.mark.parametrize("unasked", [False, True])
-def test_unasked_it_serves_what_it_takes_or_nothing(monkeypatch, unasked):
+@pytest.mark.parametrize("missing", [(), ("quack",)])
+def test_unasked_it_serves_what_it_takes_or_nothing(monkeypatch, missing):
     """A head that it does not take goes to `fused` without an error."""
     monkeypatch.delenv("FASTFLOW_KERNELS")
-    pretend(monkeypatch, (9, 0))
-    monkeypatch.setattr(implementation, "HOPPER_UNASKED", unasked)
+    pretend(monkeypatch, (9, 0), missing)
     cuda, weight = torch.device("cuda", 0), torch.zeros(128, 16).bfloat16()
     found = [
         implementation.choose(cuda, torch.bfloat16, head).name
         for head in (Head(weight, None), Head(weight, None, softcap=20.0), Head(weight[:100], None), None)
     ]
-    assert found == ["hopper" if unasked else "fused", "fused", "fused", "fused"]
+    assert found == ["fused" if missing else "hopper", "fused", "fused", "fused"]
