@@ -65,7 +65,7 @@ TILES |= {key: _NARROW for key in TILES if key.architecture == 100 and (key.has_
 TILES |= {
     key: _TALL for key in TILES if key.architecture == 90 and key.stores and key.has_moments and not key.has_softcap
 }
-# Which spills a register in triton 3.6.
+# Where triton 3.6 spills a register of the wider tile.
 TILES |= {TileKey(120, stores=True, has_bias=False, has_softcap=True): replace(_SMALL, vocabulary=64)}
 # Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
 UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
