@@ -16,7 +16,7 @@ WHOLLY_WRITTEN = {
     "row_tilt_kernel": ("direction",),
     "target_logit_kernel": ("out",),
     "finish_kernel": ("logprob", "factor"),
-    "take_upstream_kernel": ("out",),
+    "upstream_kernel": ("out",),
 }
 
 

@@ -14,7 +14,7 @@ BLOCK, PROGRAMS_PER_MULTIPROCESSOR = 8192, 4
 
 
 @triton.jit
-def take_upstream_kernel(gradient, out, upstream, size, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr):
+def upstream_kernel(gradient, out, upstream, size, IN_PLACE: tl.constexpr, BLOCK: tl.constexpr):
     factor = tl.load(upstream).to(tl.float32)
     if (not IN_PLACE) | (factor != 1.0):
         for start in range(tl.program_id(0).to(tl.int64) * BLOCK, size, tl.num_programs(0) * BLOCK):
@@ -28,7 +28,7 @@ def take_upstream(gradient: Tensor, upstream: Tensor, out: Tensor) -> Tensor:
     size = gradient.numel()
     if size:
         programs = min(triton.cdiv(size, BLOCK), PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(gradient))
-        take_upstream_kernel[(programs,)](
+        upstream_kernel[(programs,)](
             gradient,
             out,
             upstream,
