@@ -36,9 +36,10 @@ export COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || echo unknown
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir -p "$output" "$work/site"
-ln -s "$PWD/kernels" "$work/site/fastflow_kernels" # as setup.py installs it
-export PYTHONPATH=$work/site:$work/site/nvidia_cutlass_dsl/dsl_packages:$PWD
+site=$work/site-packages # QuACK tells by this name what is an installed package, and refuses epilogues that use others
+mkdir -p "$output" "$site"
+ln -s "$PWD/kernels" "$site/fastflow_kernels" # as setup.py installs it
+export PYTHONPATH=$site:$site/nvidia_cutlass_dsl/dsl_packages:$PWD
 
 hardware=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
 stem=$(date +%F)-$hardware
@@ -81,7 +82,7 @@ at_most() {
 
 if [ -n "${WHEELS:-}" ]; then
     section "Installing the wheels" 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
-        --no-cache-dir --disable-pip-version-check --target "$work/site" "$WHEELS"/*.whl
+        --no-cache-dir --disable-pip-version-check --target "$site" "$WHEELS"/*.whl
 fi
 section "CUDA library" "$(at_most 60 180)" "$python" csrc/build_cuda.py kernels
 workers=()

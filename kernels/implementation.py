@@ -113,9 +113,12 @@ def _best(device: torch.device, dtype: torch.dtype, head: Head | None) -> Choice
         return Choice("torch", obstacle)
     if dtype == torch.float32:
         return Choice("rows", "products of float32 are the vendor library's")
-    if head is not None and not _hopper_obstacle(device, dtype, head):
-        return Choice("hopper", "QuACK's product for sm_90 takes this head, and runs at the vendor library's speed")
-    return Choice("fused", f"{dtype} products run on tensor cores, and their epilogue is free")
+    reason = f"{dtype} products run on tensor cores, and their epilogue is free"
+    if head is None or torch.cuda.get_device_capability(device) != support.CAPABILITY:
+        return Choice("fused", reason)
+    if obstacle := _hopper_obstacle(device, dtype, head):
+        return Choice("fused", f"{reason}; not hopper: {obstacle}")
+    return Choice("hopper", "QuACK's product for sm_90 takes this head, and runs at the vendor library's speed")
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype, head: Head | None) -> str | None:

@@ -1,6 +1,7 @@
 """What the path serves, and why not where it does not."""
 
 import functools
+import importlib
 import importlib.util
 from importlib import metadata
 
@@ -8,6 +9,7 @@ import torch
 
 from fastflow_kernels.head import Head
 
+CAPABILITY = (9, 0)
 PACKAGES = ("quack", "cutlass")
 QUACK = (0, 6)  # the release that epilogue.py and project.py are written for
 VOCABULARY_MULTIPLE, WIDTH_MULTIPLE = 128, 8
@@ -20,12 +22,14 @@ def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"its products take bfloat16, not {dtype}"
     if device.type == "cpu":
         return None
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) != CAPABILITY:
         return "its products need compute capability 9.0"
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} not installed (pip install 'fastflow[hopper]')"
-    return None if quack_release() == QUACK else "it needs quack-kernels 0.6 (pip install 'fastflow[hopper]')"
+    if quack_release() != QUACK:
+        return "it needs quack-kernels 0.6 (pip install 'fastflow[hopper]')"
+    return import_failure()
 
 
 @functools.cache
@@ -35,6 +39,17 @@ def quack_release() -> tuple[int, ...] | None:
         return tuple(int(part) for part in metadata.version("quack-kernels").split(".")[:2])
     except (metadata.PackageNotFoundError, ValueError):
         return None
+
+
+@functools.cache
+def import_failure() -> str | None:
+    """Why installed packages do not load, as half of an installation does not; None where they do."""
+    try:
+        importlib.import_module("fastflow_kernels.hopper.project")
+    except Exception as error:  # of a package with native code, anything
+        remedy = "pip install --force-reinstall 'fastflow[hopper]'"
+        return f"its packages do not load: {type(error).__name__}: {error} ({remedy})"
+    return None
 
 
 def head_obstacle(head: Head) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -69,6 +70,7 @@ def pretend(monkeypatch, capability: tuple[int, int], missing: tuple[str, ...] =
     """A CUDA device of this capability, and these packages away."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(support, "quack_release", lambda: support.QUACK)
+    monkeypatch.setattr(support, "import_failure", lambda: None)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -93,6 +95,20 @@ def test_another_release_of_quack_is_not_taken(monkeypatch):
         monkeypatch.setattr(support, "quack_release", lambda release=release: release)
         obstacle = support.device_obstacle(torch.device("cuda", 0), torch.bfloat16)
         assert obstacle == "it needs quack-kernels 0.6 (pip install 'fastflow[hopper]')"
+
+
+def test_packages_that_do_not_load_leave_the_head_to_fused(monkeypatch):
+    """Half of an installation is found, has a release, and breaks on import."""
+    monkeypatch.setitem(sys.modules, "fastflow_kernels.hopper.project", None)
+    failure = support.import_failure.__wrapped__()
+    assert failure.startswith("its packages do not load: ModuleNotFoundError: ")
+    assert failure.endswith("(pip install --force-reinstall 'fastflow[hopper]')")
+    monkeypatch.delenv("FASTFLOW_KERNELS", raising=False)
+    pretend(monkeypatch, (9, 0))
+    monkeypatch.setattr(support, "import_failure", lambda: failure)
+    choice = implementation.choose(torch.device("cuda", 0), torch.bfloat16, Head(torch.zeros(128, 16).bfloat16(), None))
+    assert choice.name == "fused"
+    assert choice.reason.endswith(f"their epilogue is free; not hopper: {failure}")
 
 
 def test_a_weight_that_is_not_aligned_is_refused():
