@@ -86,8 +86,8 @@ def _train(arguments: list[str]) -> int:
     if dry_run:
         from fastflow.dry_run import check_inputs
 
-        check_inputs(config)
-        print(to_yaml(config), end="")
+        first_prompt = check_inputs(config)
+        print(to_yaml(config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
         return 0
     _quiet_libraries()
     from rich.console import Console

@@ -7,8 +7,9 @@ Values come, later over earlier, from the defaults here, a preset, a YAML file a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from fastflow.errors import FastflowError
 from fastflow.settings import Section, setting
@@ -59,11 +60,20 @@ class LoraConfig(Section):
 class DataConfig(Section):
     """Where prompts come from and how they are turned into tokens."""
 
-    path: str = setting("", "A .jsonl or .parquet file, or a Hugging Face dataset id")
+    path: str = setting(
+        "", "A .jsonl, .json (.gz, .bz2, .xz) or .parquet file, or a Hugging Face dataset id or directory"
+    )
     subset: str | None = setting(None, "Configuration name of a Hugging Face dataset")
     split: str = setting("train", "Split of a Hugging Face dataset")
     prompt_field: str = setting("prompt", "Field with the prompt: a string, or a list of {role, content} messages")
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
+    template_arguments: Mapping[str, Any] | None = setting(
+        None, "Variables for the chat template, such as {enable_thinking: false} (needs chat_template)"
+    )
+    final_assistant: Literal["drop", "continue", "error"] = setting(
+        "drop",
+        "Where messages end with an assistant turn: leave it out, let the response continue it, or stop with an error",
+    )
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     suffix: str = setting("", "Instruction appended to the prompt's text, or to its last user message")
     limit: int = setting(0, "Use only the first so many records; 0 uses all", unit="records", at_least=0)
@@ -239,10 +249,11 @@ class Config:
             raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
         if objective.name == "flowrl" and objective.reward is None:
             raise FastflowError("objective.name = flowrl needs objective.reward = package.module:function")
-        if self.data.system is not None and not self.data.chat_template:
-            raise FastflowError(
-                "data.system is set but data.chat_template is off; switch the template on or drop data.system"
-            )
+        for name in ("system", "template_arguments"):
+            if getattr(self.data, name) is not None and not self.data.chat_template:
+                raise FastflowError(
+                    f"data.{name} is set but data.chat_template is off; switch the template on or drop data.{name}"
+                )
         if self.model.fused_layers == "liger" and self.model.compile == "layers":
             raise FastflowError(
                 "model.fused_layers = liger and model.compile = layers both replace the decoder layers' own code; keep "

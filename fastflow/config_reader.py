@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     known = [*known_settings(), *_OWN_OPTIONS]
     for argument in arguments:
         name = argument[2:].split("=", 1)[0]
-        if argument.startswith("--") and name not in known:
+        if argument.startswith("--") and not _is_known(name, known):
             raise FastflowError(f"unknown option --{name}: {suggest(name, known)}")
 
 
@@ -131,10 +131,24 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise FastflowError(f"{file} must hold sections such as 'optim:', not a {type(tree).__name__}")
     known = [*known_settings(), "preset"]
     for key in _dotted_keys(tree):
-        if key not in known:
+        if not _is_known(key, known):
             raise FastflowError(f"{file}: unknown setting {key}: {suggest(key, known)}")
     tree = _with_off_as_word(tree, _settings_with_off())
     return {key: value for key, value in tree.items() if not (value is None and key in sections())}
+
+
+def _is_known(name: str, known: Iterable[str]) -> bool:
+    """Whether it is a setting, or an entry of one that maps names to values."""
+    return name in known or name.startswith(tuple(f"{mapping}." for mapping in _mappings()))
+
+
+def _mappings() -> list[str]:
+    return [
+        f"{name}.{entry}"
+        for name, section in sections().items()
+        for entry, hint in typing.get_type_hints(section).items()
+        if any(typing.get_origin(choice) is Mapping for choice in typing.get_args(hint))
+    ]
 
 
 def _settings_with_off() -> set[str]:

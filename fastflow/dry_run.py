@@ -1,27 +1,51 @@
-"""`fastflow train --dry-run`: everything that can be checked without loading a model or reaching a hub."""
+"""`fastflow train --dry-run`: everything that can be checked without loading a model's weights or reaching a hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from fastflow.config import Config, ModelConfig
-from fastflow.data import is_file, read_records
+from fastflow.data import Record, is_file, read_records, tokenize
+from fastflow.data.first_prompt import describe_first
 from fastflow.decoder_layers import check_compiler
 from fastflow.fused_layers import choose_layers
 from fastflow.objective import load_function, make_format_check
 from fastflow.recorder import check_sinks
 
 
-def check_inputs(config: Config) -> None:
-    """Raise FastflowError for what would stop the run: missing inputs or packages, functions, a data file's records."""
+def check_inputs(config: Config) -> str:
+    """Raise FastflowError for what would stop the run: missing inputs or packages, functions, a data file's records.
+
+    Returns the first prompt as the model will see it, otherwise why it cannot be shown.
+    """
     config.require_inputs()
     check_sinks(config)
     check_layers(config.model)
     make_format_check(config.objective)
     if config.objective.reward is not None:
         load_function(config.objective.reward, "objective.reward")
-    if is_file(config.data) and Path(config.data.path).exists():
-        read_records(config.data)
+    if not (is_file(config.data) and Path(config.data.path).exists()):
+        return "No prompt to show: data.path is not a file on this machine."
+    return first_prompt(config, read_records(config.data))
+
+
+def first_prompt(config: Config, records: list[Record]) -> str:
+    """Render and tokenise all prompts, and describe the first, where the tokenizer is on this machine."""
+    model = config.model
+    if Path(model.path).is_dir():
+        from fastflow.models import load_tokenizer
+
+        tokenizer = load_tokenizer(model)
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
+            )
+        except Exception:  # of a hub id that was never fetched, anything
+            return f"No prompt to show: the tokenizer of {model.path} is not on this machine."
+    return describe_first(tokenize(records, tokenizer, config.data), tokenizer, config.data)
 
 
 def check_layers(settings: ModelConfig) -> None:

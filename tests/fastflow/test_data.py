@@ -199,7 +199,7 @@ class TestRendering:
             ("hi", {"suffix": " now"}, "<user>hi now<go>"),
             ("hi", {"system": "be calm"}, "<system>be calm<user>hi<go>"),
             (messages("a", "b", "c"), {"suffix": "."}, "<user>a<assistant>b<user>c.<go>"),
-            (messages("a", "b"), {"suffix": ".", "system": "s"}, "<system>s<user>a.<assistant>b<go>"),
+            (messages("a", "b"), {"suffix": ".", "system": "s"}, "<system>s<user>a.<go>"),
         ],
     )
     def test_chat_template(self, chat_tokenizer, value, changes, expected):
@@ -232,7 +232,7 @@ class TestRendering:
 
     def test_a_suffix_without_a_user_message(self, chat_tokenizer):
         with pytest.raises(FastflowError, match=r"^p\.jsonl:1: no user message to append data\.suffix to"):
-            self.render([{"role": "assistant", "content": "a"}], chat_tokenizer, chat_template=True, suffix=".")
+            self.render([{"role": "system", "content": "a"}], chat_tokenizer, chat_template=True, suffix=".")
 
     def test_a_template_that_refuses_the_prompt(self, chat_tokenizer):
         chat_tokenizer.chat_template = "{{ raise_exception('no system role') }}"

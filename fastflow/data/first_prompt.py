@@ -1,0 +1,53 @@
+"""One prompt as the model will see it, for `fastflow train --dry-run`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from fastflow.config import DataConfig
+from fastflow.data.conversation import prompt_of
+from fastflow.data.prompts import OwnTokens
+from fastflow.trajectory import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def describe_first(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> str:
+    """Text and token ids of the first of the prompts, and what stands before and behind the record's own words."""
+    first = prompts[0]
+    before, behind = _additions(first, settings)
+    lines = [
+        f"The first of {len(prompts)} prompts, {first.source}, in {len(first.ids)} tokens:",
+        f"  text   {_quoted(first.text)}",
+        f"  ids    {first.ids.tolist()}",
+        f"  before the record's words  {_quoted(before)}",
+        f"  behind the record's words  {_quoted(behind)}",
+    ]
+    if not settings.chat_template:
+        own = OwnTokens.of(tokenizer)
+        spelt = first.ids[: len(own.before)].tolist() == list(own.before) and first.text.startswith(
+            tokenizer.decode(list(own.before)) or "\0"
+        )
+        lines[3] = f"  added in front by the tokenizer  {'nothing' if spelt else _tokens(own.before, tokenizer)}"
+        if own.behind:
+            lines.append(f"  left out, which the tokenizer would put behind  {_tokens(own.behind, tokenizer)}")
+    return "\n".join(lines)
+
+
+def _additions(prompt: Prompt, settings: DataConfig) -> tuple[str, str]:
+    """What stands in the text around the record's first and last words; all of it where a template rewrites them."""
+    value = prompt_of(prompt.source, prompt.record, settings)
+    contents = [value] if isinstance(value, str) else [message["content"] for message in value]
+    first, last = contents[0].strip(), contents[-1].strip()
+    start, end = prompt.text.find(first), prompt.text.rfind(last)
+    return (prompt.text[:start], prompt.text[end + len(last) :]) if min(start, end) >= 0 else (prompt.text, "")
+
+
+def _tokens(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    return ", ".join(f"{_quoted(tokenizer.convert_ids_to_tokens(i))} ({i})" for i in ids) or "nothing"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else "nothing"

@@ -1,0 +1,120 @@
+"""Records of a JSON file: one object a line, an array of objects, or objects that are spread over lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastflow.data.text_file import read_text
+from fastflow.errors import FastflowError
+
+SPACE = re.compile(r"\s*")
+DEEPEST = 100  # levels of nesting that every later step can walk and write again
+
+
+def read_json(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each record after the place where it stands: file and line, or file and entry of the array.
+
+    Raises FastflowError naming that place for what is not JSON, no object, nested too deeply, or not text.
+    """
+    text = read_text(path)
+    records = list(_values(path, text) if _is_spread_out(text) else _lines(path, text))
+    for place, record in records:
+        _check_values(place, record)
+    return records
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.lstrip("\ufeff")  # of a file that was appended to this one
+        if line.strip():
+            place = f"{path}:{number}"
+            with _parsing(place):
+                record = json.loads(line)
+            _check_object(place, record, "each line")
+            yield place, record
+
+
+def _is_spread_out(text: str) -> bool:
+    """Whether the file is an array, or its first object goes over lines."""
+    first, _, rest = text.lstrip().partition("\n")
+    if _is_json(first):
+        return first.startswith("[") and not rest.strip()
+    return first.startswith("[") or (first.startswith("{") and not _is_json(rest.partition("\n")[0]))
+
+
+def _values(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects one after another, and those in an array."""
+    end, line = 0, 1
+    while (position := SPACE.match(text, end).end()) < len(text):
+        line += text.count("\n", end, position)
+        with _parsing(f"{path}:{line}", whole=path):
+            value, end = json.JSONDecoder().raw_decode(text, position)
+        if isinstance(value, list):
+            found = [(f"{path}: entry {number} of the array", entry) for number, entry in enumerate(value, start=1)]
+        else:
+            found = [(f"{path}:{line}", value)]
+        for place, record in found:
+            _check_object(place, record, "each record")
+            yield place, record
+        line += text.count("\n", position, end)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _parsing(place: str, whole: Path | None = None) -> Iterator[None]:
+    """Name the place in the error; `whole` is the file whose lines the parser counts by itself."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        where = place if whole is None else f"{whole}:{error.lineno}"
+        raise FastflowError(f"{where}: not valid JSON ({error.msg}); each line must be one JSON object") from error
+    except ValueError as error:  # a whole number of more digits than Python converts
+        raise FastflowError(f"{place}: not readable as JSON ({error}); repair or remove the record") from error
+    except RecursionError as error:
+        raise _too_deep(place) from error
+
+
+def _too_deep(place: str) -> FastflowError:
+    return FastflowError(f"{place}: nested more than {DEEPEST} levels deep; flatten or remove the record")
+
+
+def _check_object(place: str, record: Any, what: str) -> None:
+    if not isinstance(record, dict):
+        raise FastflowError(f"{place}: a {type(record).__name__}, but {what} must be one JSON object")
+
+
+def _check_values(place: str, record: dict[str, Any]) -> None:
+    """Refuse what a later step could neither tokenise nor write: half characters, and values nested without end."""
+    waiting: list[tuple[str, Any, int]] = [(f"field {name!a}", (name, value), 1) for name, value in record.items()]
+    while waiting:
+        field, value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise _too_deep(place)
+        if isinstance(value, str):
+            _check_text(place, field, value)
+        elif isinstance(value, dict):
+            waiting.extend((field, part, depth + 1) for pair in value.items() for part in pair)
+        elif isinstance(value, (list, tuple)):
+            waiting.extend((field, part, depth + 1) for part in value)
+
+
+def _check_text(place: str, field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FastflowError(
+            f"{place}: {field} holds {text[error.start]!a}, half of a character (a lone surrogate), which is not text; "
+            "repair or remove the record"
+        ) from error

@@ -1,0 +1,155 @@
+"""From records to token ids: rendered, given the tokenizer's own tokens in front, and filtered by length."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastflow.config import DataConfig
+from fastflow.data.conversation import Message, ends_with_answer, prompt_of
+from fastflow.data.records import Record
+from fastflow.errors import FastflowError
+from fastflow.settings import suggest
+from fastflow.trajectory import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OwnTokens:
+    """Ids that a tokenizer puts around a raw text by itself.
+
+    Those in front belong to a prompt. Those behind would end it before the response, so prompts are made without.
+    """
+
+    before: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> OwnTokens:
+        """Read off a text of one letter."""
+        bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+        for start in range(len(whole) - len(bare) + 1):
+            if whole[start : start + len(bare)] == bare:
+                return cls(tuple(whole[:start]), tuple(whole[start + len(bare) :]))
+        return cls()
+
+    def in_front_of(self, ids: list[int]) -> list[int]:
+        """The ids after the tokens in front, unless the text has spelt these itself."""
+        before = list(self.before)
+        return ids if ids[: len(before)] == before else before + ids
+
+
+def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> list[Prompt]:
+    """Render and tokenise; leaves out prompts over `max_prompt_tokens` and reports how many.
+
+    A rendered chat prompt has the tokens that its template spells and no others. Raises FastflowError when a chat
+    template is asked for but absent, does not know a template argument or refuses a prompt, when nothing is left,
+    or, with `data.overlong = error`, for the first prompt that is too long.
+    """
+    if settings.chat_template:
+        _check_template(tokenizer, settings.template_arguments or {})
+    own = OwnTokens() if settings.chat_template else OwnTokens.of(tokenizer)
+    prompts, dropped = [], []
+    for place, record in records:
+        text = render(place, record, tokenizer, settings)
+        ids = own.in_front_of(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if len(ids) == len(own.before) and not text:
+            raise FastflowError(
+                f"{place}: the prompt {text!r} has no tokens; remove the record or fill data.prompt_field"
+            )
+        if len(ids) > settings.max_prompt_tokens:
+            if settings.overlong == "error":
+                raise FastflowError(
+                    f"{place}: the prompt has {len(ids)} tokens, over data.max_prompt_tokens = "
+                    f"{settings.max_prompt_tokens}; shorten it, raise the limit, or set data.overlong = drop"
+                )
+            dropped.append((place, len(ids)))
+            continue
+        prompts.append(Prompt(np.array(ids, dtype=np.int64), text, record, place))
+    if not prompts:
+        raise FastflowError(
+            f"every prompt of {settings.path} is over data.max_prompt_tokens = {settings.max_prompt_tokens} (first: "
+            f"{dropped[0][0]} with {dropped[0][1]} tokens); raise the limit or shorten the prompts"
+        )
+    if dropped:
+        logger.warning(
+            "dropped %d of %d prompts over data.max_prompt_tokens = %d (first: %s with %d tokens)",
+            len(dropped), len(records), settings.max_prompt_tokens, *dropped[0],
+        )  # fmt: skip
+    _report_ends(prompts, tokenizer)
+    return prompts
+
+
+def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> str:
+    """The whole text of a prompt, as its tokens spell it."""
+    value = prompt_of(place, record, settings)
+    if not settings.chat_template:
+        return value + settings.suffix
+    messages = _with_additions(place, value, settings)
+    goes_on = ends_with_answer(messages)
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+            **(settings.template_arguments or {}),
+        )
+    except Exception as error:  # a template is arbitrary jinja, and may raise anything
+        raise FastflowError(f"{place}: the chat template refuses this prompt: {error}") from error
+
+
+def _with_additions(place: str, value: str | list[Message], settings: DataConfig) -> list[Message]:
+    """The messages with `data.system` and `data.suffix`."""
+    messages = [{"role": "user", "content": value}] if isinstance(value, str) else [dict(entry) for entry in value]
+    if settings.suffix:
+        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if last_user is None:
+            raise FastflowError(f"{place}: no user message to append data.suffix to")
+        messages[last_user]["content"] += settings.suffix
+    if settings.system is not None:
+        messages.insert(0, {"role": "system", "content": settings.system})
+    return messages
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
+    if not tokenizer.chat_template:
+        raise FastflowError(
+            "data.chat_template is on, but the tokenizer has no chat template; use an instruct model or switch it off"
+        )
+    known = _variables(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
+    for name in arguments:
+        if known is not None and name not in known:
+            raise FastflowError(
+                f"data.template_arguments sets {name}, which the chat template does not read: {suggest(name, known)}"
+            )
+
+
+def _variables(template: str) -> set[str] | None:
+    """Names that a template takes from its caller; None where it is no plain jinja."""
+    from jinja2 import Environment, TemplateError, meta
+
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(environment.parse(template))
+    except TemplateError:
+        return None
+
+
+def _report_ends(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of prompts that say by themselves that the text is over."""
+    ended = [prompt.source for prompt in prompts if prompt.ids[-1] == tokenizer.eos_token_id]
+    if ended:
+        logger.warning(
+            "%d of %d prompts end with the end-of-sequence token %s (first: %s), after which a model expects no "
+            "response; remove it from the text or from the chat template",
+            len(ended), len(prompts), tokenizer.eos_token, ended[0],
+        )  # fmt: skip

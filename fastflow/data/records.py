@@ -1,0 +1,99 @@
+"""Records from JSON, parquet or a Hugging Face dataset, each with the place where it stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fastflow.config import DataConfig
+from fastflow.data.conversation import ends_with_answer, prompt_of
+from fastflow.data.json_file import read_json
+from fastflow.errors import FastflowError, need
+
+logger = logging.getLogger(__name__)
+
+Record = tuple[str, dict[str, Any]]  # where it stands, what it holds
+
+JSON = (".jsonl", ".json", ".ndjson")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
+def read_records(settings: DataConfig) -> list[Record]:
+    """All records with their places, checked for a usable prompt field but not tokenised yet.
+
+    Reports how many prompts end with an assistant turn and what becomes of it. Raises FastflowError naming file and
+    line for missing files, malformed lines and missing or empty prompts.
+    """
+    records = list(_read_file(Path(settings.path)) if is_file(settings) else _read_dataset(settings))
+    records = records[: settings.limit or None]
+    if not records:
+        raise FastflowError(f"{settings.path} holds no records; data.path needs at least one prompt")
+    for place, record in records:
+        prompt_of(place, record, settings)
+    _report_answers(records, settings)
+    return records
+
+
+def is_file(settings: DataConfig) -> bool:
+    """Whether `data.path` names a file rather than a data set."""
+    path = Path(settings.path)
+    return _ending(path) in (*JSON, ".parquet") or path.is_file()
+
+
+def _ending(path: Path) -> str:
+    """The ending in small letters, without that of a compression."""
+    endings = [ending.lower() for ending in path.suffixes]
+    if endings[-1:] and endings[-1] in COMPRESSED:
+        endings.pop()
+    return endings[-1] if endings else ""
+
+
+def _read_file(path: Path) -> Iterable[Record]:
+    if path.is_dir():
+        raise FastflowError(f"data.path = {path} is a directory; name the file in it")
+    if not path.is_file():
+        raise FastflowError(f"data file {path} does not exist; check data.path")
+    ending = _ending(path)
+    if ending == ".parquet":
+        return _read_parquet(path)
+    if ending in JSON:
+        return read_json(path)
+    raise FastflowError(
+        f"{path} ends in {ending or 'nothing'!r}, and only {', '.join(JSON)} and .parquet are read; convert it, or "
+        "give a directory that the datasets package can load"
+    )
+
+
+def _read_parquet(path: Path) -> Iterator[Record]:
+    parquet = need("pyarrow.parquet", extra="data", purpose="reading parquet files")
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise FastflowError(f"cannot read {path}: {error}; data.path needs a parquet file") from error
+    yield from ((f"{path}:row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _read_dataset(settings: DataConfig) -> Iterable[Record]:
+    datasets = need("datasets", extra="data", purpose=f"loading the Hugging Face dataset {settings.path}")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(settings.path, settings.subset, split=settings.split)
+    except Exception as error:  # datasets raises dozens of types, network errors among them
+        reason = " ".join(str(error).split())[:300]
+        raise FastflowError(
+            f"cannot load the dataset {settings.path!r} ({reason}); check data.path, data.subset and data.split, or "
+            "give a .jsonl or .parquet file"
+        ) from error
+    return ((f"{settings.path}[{settings.split}] row {number}", dict(row)) for number, row in enumerate(rows, start=1))
+
+
+def _report_answers(records: list[Record], settings: DataConfig) -> None:
+    places = [place for place, record in records if ends_with_answer(record[settings.prompt_field])]
+    if places:
+        done = {"drop": "left out of", "continue": "to be continued in"}[settings.final_assistant]
+        logger.warning(
+            "data.final_assistant = %s: the assistant turn at the end is %s %d of %d prompts (first: %s)",
+            settings.final_assistant, done, len(places), len(records), places[0],
+        )  # fmt: skip
