@@ -22,6 +22,7 @@ from fastflow.config import Config, sections
 from fastflow.errors import FastflowError
 from fastflow.presets import PRESETS
 from fastflow.settings import help_text, suggest
+from fastflow.synonyms import meaning
 
 _OWN_OPTIONS = ("config", "preset", "dry-run", "help")
 
@@ -93,7 +94,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument[2:].split("=", 1)[0]
         if argument.startswith("--") and not _is_known(name, known):
-            raise FastflowError(f"unknown option --{name}: {suggest(name, known)}")
+            raise FastflowError(f"unknown option --{name}: {_suggest_setting(name, known)}")
 
 
 def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
@@ -132,9 +133,15 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     known = [*known_settings(), "preset"]
     for key in _dotted_keys(tree):
         if not _is_known(key, known):
-            raise FastflowError(f"{file}: unknown setting {key}: {suggest(key, known)}")
+            raise FastflowError(f"{file}: unknown setting {key}: {_suggest_setting(key, known)}")
     tree = _with_off_as_word(tree, _settings_with_off())
     return {key: value for key, value in tree.items() if not (value is None and key in sections())}
+
+
+def _suggest_setting(name: str, known: list[str]) -> str:
+    """By the word that other trainers have for it, otherwise by its letters."""
+    meant = meaning(name)
+    return f"did you mean {' or '.join(meant)}?" if meant else suggest(name, known)
 
 
 def _is_known(name: str, known: Iterable[str]) -> bool:
