@@ -1,0 +1,75 @@
+"""The examples run as their pages say, and do what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ONE_FILE = EXAMPLES / "one_file_loop.py"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a command line in a folder that holds the examples, as the repository does; returns what it printed."""
+    shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    programs = {"python": [sys.executable], "fastflow": [sys.executable, "-m", "fastflow.cli"]}
+
+    def run(line: str) -> str:
+        words = shlex.split(line)
+        assigned = dict(word.split("=", 1) for word in words if re.match(r"[A-Z]+=", word))
+        paths = [assigned.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]
+        program, *arguments = words[len(assigned) + bool(paths[0]) :]
+        environment = os.environ | assigned | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        command = [*programs[program], *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def commands_of(page: Path) -> list[str]:
+    """The lines of a page's shell blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_loop_in_one_file_reaches_the_power(run):
+    assert len(ONE_FILE.read_text(encoding="utf-8").splitlines()) <= 120
+    assert not re.search(r"^(from|import) fastflow\b", ONE_FILE.read_text(encoding="utf-8"), re.MULTILINE)
+    slopes = [float(found) for found in re.findall(r"slope ([\d.]+)", run("python examples/one_file_loop.py"))]
+    assert slopes[0] == pytest.approx(1, abs=0.01)
+    assert sum(slopes[-3:]) / 3 > 1.5
+
+
+def test_log_probs_of_a_head_agree(run):
+    differences = re.findall(r"relative difference (\S+)", run("python examples/logprobs_of_a_head.py"))
+    assert len(differences) == 4
+    assert all(float(difference) < 1e-5 for difference in differences)
+
+
+def test_own_prompts(run, tmp_path):
+    model, dry_run, train = commands_of(EXAMPLES / "own_prompts" / "README.md")
+    run(model)
+    assert "# The first of 4 prompts" in run(dry_run)
+    run(train)
+    folder = tmp_path / "runs" / "own_prompts" / "run"
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 5
+    assert (folder / "report.html").exists() and (folder / "policy" / "config.json").exists()
+
+
+def test_own_reward(run, tmp_path):
+    for command in commands_of(EXAMPLES / "own_reward_flowrl" / "README.md"):
+        run(command)
+    lines = (tmp_path / "runs" / "own_reward" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(isinstance(json.loads(line)["reward_mean"], float) for line in lines)
