@@ -26,7 +26,7 @@ def tiny_model() -> LlamaForCausalLM:
 
 
 def sample(model, prompts: torch.Tensor, mask: torch.Tensor, responses: int, longest: int):
-    """Left-padded prompts (P, L) and `responses` to each: ids, attention mask, and which columns are of the response."""
+    """Left-padded prompts (P, L) with `responses` to each: ids, attention mask, which columns belong to the response."""
     ids, mask = prompts.repeat_interleave(responses, 0), mask.repeat_interleave(responses, 0)
     end = model.generation_config.eos_token_id
     with torch.no_grad():
@@ -45,7 +45,7 @@ def rows_of(model, ids: torch.Tensor, mask: torch.Tensor, kept: torch.Tensor) ->
 
 
 def update(policy, base, optimizer, batch, alpha: float, responses: int) -> dict[str, float]:
-    ids, mask, kept = batch
+    ids, _, kept = batch
     targets, length = ids[:, -kept.shape[1] :][kept], kept.sum(1)
     sequence = torch.arange(len(ids), device=ids.device).repeat_interleave(length)
 
