@@ -26,7 +26,7 @@ def tiny_model() -> LlamaForCausalLM:
 
 
 def sample(model, prompts: torch.Tensor, mask: torch.Tensor, responses: int, longest: int):
-    """Left-padded prompts (P, L) with `responses` to each: ids, attention mask, which columns belong to the response."""
+    """Left-padded prompts (P, L) with `responses` to each: ids, attention mask, columns of the response."""
     ids, mask = prompts.repeat_interleave(responses, 0), mask.repeat_interleave(responses, 0)
     end = model.generation_config.eos_token_id
     with torch.no_grad():
