@@ -24,6 +24,7 @@ from fastflow.presets import PRESETS
 from fastflow.settings import help_text, suggest
 from fastflow.synonyms import meaning
 
+LONGEST_REASON = 500  # characters of what a parser says, which may repeat the value
 _OWN_OPTIONS = ("config", "preset", "dry-run", "help")
 
 
@@ -47,6 +48,8 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
         parser.set_defaults(PRESETS[preset])
     try:
         values = parser.parse_args(options)
+    except RecursionError as error:
+        raise FastflowError("a setting's value is nested too deeply to be read; see fastflow train --help") from error
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise FastflowError(_one_line(error, file)) from error
     made = {
@@ -126,7 +129,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
     except OSError as error:
         raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise FastflowError(f"{file} is nested too deeply to be read; settings are sections of plain values") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise FastflowError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise FastflowError(f"{file} must hold sections such as 'optim:', not a {type(tree).__name__}")
@@ -188,4 +193,5 @@ def _dotted_keys(tree: dict[str, Any]) -> Iterable[str]:
 
 def _one_line(error: Exception, file: Path | None) -> str:
     text = " ".join(str(error).replace("typing.", "").split())
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} (cut here)"
     return f"{text}; see fastflow train --help" + (f" (settings file: {file})" if file else "")

@@ -45,13 +45,23 @@ class Section:
                 choices = typing.get_args(hints[entry.name])
                 if value not in choices:
                     raise FastflowError(f"{name} is {value!r}: {suggest(str(value), choices)}")
-            for number in value if isinstance(value, tuple) else (value,):
-                if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    _check_range(name, number, entry.metadata["bounds"])
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, str):
+                    _check_text(name, item)
+                elif isinstance(item, (int, float)) and not isinstance(item, bool):
+                    _check_range(name, item, entry.metadata["bounds"])
 
     @classmethod
     def section_name(cls) -> str:
         return cls.__name__.removesuffix("Config").lower()
+
+
+def _check_text(name: str, text: str) -> None:
+    """Refuse what neither a tokenizer takes nor a file holds, such as a byte of the command line that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FastflowError(f"{name} holds {text[error.start]!a}, which is not text; write it in UTF-8") from error
 
 
 def _check_range(name: str, number: float, bounds: dict[str, float | None]) -> None:

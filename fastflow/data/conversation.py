@@ -23,7 +23,9 @@ def prompt_of(place: str, record: dict[str, Any], settings: DataConfig) -> str |
     """
     name = settings.prompt_field
     if name not in record:
-        raise FastflowError(f"{place}: no field {name!r} (data.prompt_field): {suggest(name, record)}")
+        raise FastflowError(
+            f"{place}: no field {name!r} (data.prompt_field): {_wrapped(record) or suggest(name, record)}"
+        )
     value = record[name]
     if not isinstance(value, (str, list)):
         raise FastflowError(f"{place}: field {name!r} must be {FORM}, not {type(value).__name__}{_hint(value)}")
@@ -101,6 +103,19 @@ def _part(wrong: str, number: int, part: Any) -> str:
 def _check_words(place: str, name: str, texts: list[str]) -> None:
     if not any(text.strip() for text in texts):
         raise FastflowError(f"{place}: the prompt is empty; remove the record or fill the field {name!r}")
+
+
+def _wrapped(record: dict[str, Any]) -> str:
+    """What to do with a record that holds the records themselves; empty for any other."""
+    for key, value in record.items():
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(entry, dict) for entry in value)
+            and "role" not in value[0]
+        ):
+            return f"its field {key!r} is a list of {len(value)} records; write that list alone, or one record a line"
+    return ""
 
 
 def _hint(value: Any) -> str:

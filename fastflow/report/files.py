@@ -60,7 +60,7 @@ def _read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
             if not isinstance(record, dict) or not is_number(record.get("step")):
                 raise ValueError("not an object with a step")
             records.append(record)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if at != lines[-1][0]:
                 raise FastflowError(f"{file}, line {at} is broken ({error}); mend or remove that line") from error
             notes.append(f"The last line of {file.name} is incomplete, as when a run is killed; it was left out.")
@@ -75,7 +75,7 @@ def _read_tree(file: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         tree = json.loads(_read_text(file)) if file.suffix == ".json" else yaml.safe_load(_read_text(file))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise FastflowError(f"{file} is broken ({' '.join(str(error).split())}); mend or remove it") from error
     if not isinstance(tree, dict) or not all(isinstance(table, dict) for table in tree.values()):
         raise FastflowError(f"{file} must hold named tables of values; mend or remove it")

@@ -1,0 +1,60 @@
+"""Fills pages that are generated: all settings from their declarations, the ops from their docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Called by mkdocs for each page."""
+    for name, make in (("settings", settings), ("ops", ops)):
+        place = f"{{{{ {name} }}}}"
+        if place in markdown:
+            markdown = markdown.replace(place, make())
+    return markdown
+
+
+def settings() -> str:
+    """A section for each section of the configuration, with a table of its settings."""
+    from fastflow.config.schema import sections
+    from fastflow.config.setting import help_text
+
+    parts = []
+    for name, section in sections().items():
+        hints = typing.get_type_hints(section)
+        rows = [
+            f"| `{name}.{entry.name}` | {_type(hints[entry.name])} | {_default(entry.default)} | {_cell(help_text(entry))} |"
+            for entry in dataclasses.fields(section)
+        ]
+        table = "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows])
+        parts.append(f"## {name}\n\n{section.__doc__}\n\n{table}")
+    return "\n\n".join(parts)
+
+
+def ops() -> str:
+    """Signature and docstring of each public name of `fastflow_kernels`."""
+    import fastflow_kernels
+
+    parts = []
+    for name in fastflow_kernels.__all__:
+        found = getattr(fastflow_kernels, name)
+        documentation = inspect.cleandoc(found.__doc__ or "")
+        parts.append(f"## `{name}`\n\n```text\n{documentation}\n```")
+    return "\n\n".join(parts)
+
+
+def _type(hint: object) -> str:
+    choices = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return _cell(" \\| ".join(f"`{choice}`" for choice in choices))
+    return f"`{str(getattr(hint, '__name__', hint)).replace('|', 'or').replace('typing.', '')}`"
+
+
+def _default(value: object) -> str:
+    return "none" if value is None else f"`{value!r}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("\n", " ") if "\\|" in text else text.replace("|", "\\|").replace("\n", " ")
