@@ -45,6 +45,7 @@ EXTRAS = {
     # The GPU kernels' language. A CUDA torch brings its own; elsewhere it interprets and compiles them for the tests.
     "triton": ["triton>=3.6,<3.10; platform_system == 'Linux' and platform_machine == 'x86_64'"],
 }
+EXTRAS["docs"] = ["mkdocs-material>=9.5"]  # the pages under docs/
 EXTRAS["test"] = [
     *EXTRAS["data"],
     *EXTRAS["lora"],

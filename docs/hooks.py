@@ -5,6 +5,18 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from pathlib import Path
+
+FIGURE = "2026-11-26-nvidia-h200-second-kernels.png"
+
+
+def on_files(files, config):
+    """Called by mkdocs once: adds the figure, which stands with its results."""
+    from mkdocs.structure.files import File
+
+    source = Path(config.config_file_path).parent / "bench" / "results" / FIGURE
+    files.append(File.generated(config, f"images/{FIGURE}", abs_src_path=str(source)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -25,7 +37,16 @@ def settings() -> str:
     for name, section in sections().items():
         hints = typing.get_type_hints(section)
         rows = [
-            f"| `{name}.{entry.name}` | {_type(hints[entry.name])} | {_default(entry.default)} | {_cell(help_text(entry))} |"
+            "| "
+            + " | ".join(
+                [
+                    f"`{name}.{entry.name}`",
+                    _type(hints[entry.name]),
+                    _default(entry.default),
+                    _cell(help_text(entry)),
+                ]
+            )
+            + " |"
             for entry in dataclasses.fields(section)
         ]
         table = "\n".join(["| setting | type | default | meaning |", "|---|---|---|---|", *rows])
