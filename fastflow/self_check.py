@@ -18,8 +18,8 @@ from fastflow.packing import PackedBatch, pack
 from fastflow.trajectory import Group, Prompt, Trajectory
 
 LENGTHS = (5, 96, 1, 33)
-# Of a hidden state's norm: the median over a sequence's tokens. Rounding leaves 1e-6 and 0.01 on models of 30,000 to
-# 135 million parameters; one sequence that sees another leaves 0.1 to 1.
+# Of a hidden state's norm: the median over a sequence's tokens. Seen on a CPU, on models of 2 and 30 layers: 1e-6, and
+# 1e-3 under autocast; sequences that see each other leave 1.5, other frequencies 0.3 to 0.7.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 

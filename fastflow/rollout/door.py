@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
-from fastflow.rope import context_of, kinds
+from fastflow.rope import check_pass, context_of, kinds
 from fastflow.trajectory import Prompt
 
 
@@ -23,6 +23,7 @@ def check_prompts(policy: PackedModel, prompts: Sequence[Prompt], max_response_t
                 "another model"
             )
     check_room(policy, prompts, max_response_tokens)
+    check_pass(policy.causal_lm, max((len(prompt.ids) for prompt in prompts), default=0) + max_response_tokens)
 
 
 def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
