@@ -11,7 +11,7 @@ import torch
 
 from fastflow.config import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.model_files import check_files, check_quantisation, check_tie
+from fastflow.model_files import check_files, check_names, check_quantisation, check_tie
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -29,7 +29,8 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
             use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
-    check_tie(path, model.config)
+    check_names(path, loaded["unexpected_keys"])
+    check_tie(path, model.config, loaded["missing_keys"])
     if missing := sorted(loaded["missing_keys"]):
         raise FastflowError(
             f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), which would start at random; "

@@ -17,7 +17,7 @@ from fastflow import cli
 from fastflow.config import LoraConfig
 from fastflow.errors import FastflowError
 from fastflow.loading import load_causal_lm, read_config
-from fastflow.model_files import check_files, check_quantisation
+from fastflow.model_files import check_files, check_quantisation, check_tie
 from fastflow.models import ModelConfig, load_models
 from small_models import make_causal_lm, save_model
 
@@ -91,6 +91,12 @@ class TestQuantisedWeights:
         assert cli.main(["plan", f"--model.path={model}"]) == 2
         assert "gptq" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("name", ["q_proj.qweight", "q_proj.weight_scale_inv", "q_proj.weight.absmax"])
+    def test_are_known_by_their_names_where_the_configuration_says_nothing(self, model, name):
+        save_file({f"model.layers.0.self_attn.{name}": torch.zeros(1)}, model / "model.safetensors")
+        with pytest.raises(FastflowError, match=f"holds quantised weights .*{name}"):
+            check_files(str(model))
+
     @pytest.mark.parametrize("nothing", [None, {}])
     def test_an_empty_entry_is_none(self, model, nothing):
         change_config(model, quantization_config=nothing)
@@ -151,6 +157,12 @@ class TestTies:
     def test_a_tied_flag_over_a_copy_is_fine(self, model):
         self.add_head(model, 1.0)
         load_causal_lm(str(model), settings_for(model))
+
+    def test_a_hubs_model_is_looked_for_in_the_cache(self, model, monkeypatch):
+        self.add_head(model, 2.0)
+        monkeypatch.setattr("transformers.utils.cached_file", lambda path, name, **_: str(model / name))
+        with pytest.raises(FastflowError, match="some/model says tie_word_embeddings = true"):
+            check_tie("some/model", make_causal_lm().config, ())
 
     def test_a_head_of_another_size_is_named(self, model):
         self.rewrite(model, lambda weights: weights.update({"lm_head.weight": torch.zeros(48, 32)}))
