@@ -12,6 +12,7 @@ for each length and vLLM once, so that no two of them hold the same model.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,25 @@ def for_vllm(config: PretrainedConfig) -> PretrainedConfig:
                 rope.pop(name, None)
             rope["rope_type"] = "default"
     return config
+
+
+def advice_for_servers(config: PretrainedConfig, longest: int) -> str | None:
+    """How a vLLM server must be started to compute what the trainer does; None where any start will do.
+
+    longest: tokens of the longest prompt and response of the run.
+    """
+    limit = constant_up_to(config)
+    if limit is None or longest > limit:
+        return None
+    if "dynamic" in kinds(config):
+        plain = json.dumps({"rope_parameters": for_vllm(config).rope_parameters}, sort_keys=True)
+        return (
+            f"vLLM scales dynamic position embeddings at every length: start the servers with --hf-overrides '{plain}'"
+        )
+    return (
+        f"vLLM takes longrope's long factors where its context is over {limit} tokens, and this run the short ones: "
+        f"start the servers with --max-model-len {limit} or less"
+    )
 
 
 def _scalings(config: PretrainedConfig) -> list[dict[str, Any]]:

@@ -111,4 +111,4 @@ def _alone(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
 
 def _difference(packed: torch.Tensor, alone: torch.Tensor) -> float:
     packed, alone = packed.float(), alone.float()
-    return float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).median())
+    return float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp(min=1e-30)).median())

@@ -180,6 +180,20 @@ def test_vllm_is_told_of_no_dynamic_scaling():
     torch.testing.assert_close(alone_hidden(plain, ids), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "longest", "words"),
+    [
+        (LINEAR, 500, None),
+        (DYNAMIC, 100, '--hf-overrides \'{"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}\''),
+        (LONGROPE, 32, "--max-model-len 32 or less"),
+        (LONGROPE, 33, None),  # the server's context is no shorter, so that it takes the long factors as well
+    ],
+)
+def test_servers_are_to_be_started_accordingly(kind, longest, words):
+    advice = rope.advice_for_servers(make_model(kind).config, longest)
+    assert advice is None if words is None else words in advice
+
+
 @pytest.mark.parametrize("kind", [LINEAR, YARN, LLAMA3, LONGROPE])
 def test_vllm_is_told_of_every_other_scaling(kind):
     config = make_model(kind).config

@@ -15,6 +15,7 @@ from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
 from fastflow.trajectory import Prompt, flatten
 from small_models import make_causal_lm
+from special_tokens import TURN, TURN_ID, make_chat_tokenizer
 from vllm_runs import (
     HEAD_DIM,
     PARAMS,
@@ -76,6 +77,24 @@ def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
                 parameter.normal_(std=0.05)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_a_special_token_is_a_stop_text(rng):
+    """As for the embedded sampler: nothing stands behind it, and it is the end."""
+    model, tokenizer = make_model(), make_chat_tokenizer()
+    sampler, requests = start(model, tokenizer=tokenizer), make_requests(rng, responses=24)
+    try:
+        params = SamplingParams(max_response_tokens=20, stop=(TURN,))
+        for made_by in (sampler, LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)):
+            stopped = flatten(made_by.sample(requests, params))
+            for trajectory in stopped:
+                ends = trajectory.response_ids[-1] in (0, TURN_ID)
+                assert trajectory.finish_reason == ("stop" if ends else "length")
+                assert TURN_ID not in trajectory.response_ids[:-1]
+            assert any(trajectory.response_ids[-1] == TURN_ID for trajectory in stopped)
     finally:
         sampler.close()
 
