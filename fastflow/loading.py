@@ -12,6 +12,7 @@ import torch
 from fastflow.config import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.model_files import check_files, check_names, check_quantisation, check_tie
+from fastflow.rope import check_kinds
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -50,14 +51,20 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
     check_quantisation(path, getattr(config, "quantization_config", None))
     if config.model_type not in FAMILIES and not trust_remote_code:
         raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
+    if not trust_remote_code:
+        check_kinds(path, config)
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if windows and getattr(config, "sliding_window", None) is None:
+        raise FastflowError(
+            f"the config.json of {path} has layers of sliding attention and no sliding_window; set it, with "
+            "use_sliding_window = true where the family has one"
+        )
     return config
 
 
 @contextlib.contextmanager
 def loading(path: str, what: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one sentence."""
-    from safetensors import SafetensorError
-
     local = Path(path)
     if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
         raise FastflowError(
@@ -65,6 +72,9 @@ def loading(path: str, what: str) -> Iterator[None]:
         )
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except FastflowError:
+        raise
+    except Exception as error:  # a configuration of the wrong type, a damaged file, code that came with the model
+        plain = isinstance(error, (OSError, ValueError, RuntimeError))
+        reason = " ".join(f"{'' if plain else f'{type(error).__name__}: '}{error}".split())[:300]
         raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error

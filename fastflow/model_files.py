@@ -95,6 +95,8 @@ def _config_entry(directory: Path, name: str) -> Any:
 
 def _method(settings: Any) -> str:
     """What a quantization_config calls its method, in a word or two."""
+    if isinstance(settings, str):
+        return settings
     entries = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
     method = entries.get("quant_method") or next(
         (f"bitsandbytes, {bits} bits" for bits in (4, 8) if entries.get(f"load_in_{bits}bit")), "of an unnamed method"

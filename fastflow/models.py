@@ -16,6 +16,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.frozen_weights import hold_in_bfloat16
 from fastflow.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
 from fastflow.loading import load_causal_lm, loading, read_config
+from fastflow.model_files import check_files
 from fastflow.packing import PackedBatch
 from fastflow.vocabulary import check_same_tokens
 from fastflow_kernels.device import running_on
@@ -159,6 +160,7 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`. Raises FastflowError when it cannot be read or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
+    check_files(settings.path)
     with loading(settings.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     if tokenizer.eos_token_id is None:
@@ -168,9 +170,9 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, PackedModel | AdaptersOff]:
     """Policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
+    for path in filter(None, (settings.path, settings.base)):  # before any weights take their time
+        read_config(path, trust_remote_code=settings.trust_remote_code)
     check_same_tokens(settings)
-    if settings.base is not None:  # before the policy's weights take their time
-        read_config(settings.base, trust_remote_code=settings.trust_remote_code)
     device = resolve_device(settings.device)
     options = {
         "kernel": attention.choose_kernel(

@@ -61,6 +61,18 @@ def kinds(config: PretrainedConfig) -> str:
     return ", ".join(sorted({_kind(rope) for rope in _scalings(config)} - {"default"}))
 
 
+def check_kinds(path: str, config: PretrainedConfig) -> None:
+    """Raise FastflowError for a kind of scaling that transformers does not know."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    known = {"default", *ROPE_INIT_FUNCTIONS}
+    if unknown := sorted({_kind(rope) for rope in _scalings(config)} - known):
+        raise FastflowError(
+            f"the config.json of {path} scales position embeddings by {unknown[0]!r}, which transformers does not "
+            f"know; known are {', '.join(sorted(known))}"
+        )
+
+
 def fix_frequencies(model: PreTrainedModel, longest: int) -> None:
     """Give a longrope model that will see sequences of `longest` tokens one set of frequencies for all lengths."""
     limit = constant_up_to(model.config)

@@ -103,6 +103,29 @@ class TestQuantisedWeights:
         read_config(str(model), trust_remote_code=False)
 
 
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"max_position_embeddings": "many"}, "expected int, got str"),
+        ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
+        ({"tie_word_embeddings": "yes"}, "expected bool, got str"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "TypeError"),
+        ({"rope_parameters": {"rope_type": "su", "factor": 2.0}}, "'su', which transformers does not know; known are"),
+        ({"layer_types": ["sliding_attention"] * 2}, "layers of sliding attention and no sliding_window"),
+        ({"quantization_config": "gptq"}, "quantised weights (gptq"),
+        ({"quantization_config": [1]}, "quantised weights (of an unnamed method"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_one_sentence(model, tmp_path, capsys, entries, words):
+    change_config(model, **entries)
+    code, error = train(tmp_path, capsys, **{"model.path": model})
+    assert code == 2
+    assert error.count("\n") == 1
+    assert str(model) in error
+    assert words in error
+
+
 class TestPickles:
     @pytest.fixture
     def pickled(self, model):
