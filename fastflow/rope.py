@@ -16,6 +16,8 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fastflow.errors import FastflowError
 
 if TYPE_CHECKING:
@@ -106,14 +108,25 @@ def check_pass(model: PreTrainedModel, longest: int) -> None:
 
 
 def for_vllm(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy for an engine that serves no sequence over `constant_up_to`: dynamic scaling, which vLLM would apply at
-    every length, stands there as what it is so far: none."""
-    config = copy.deepcopy(config)
+    """A copy that makes vLLM compute what transformers does in this run.
+
+    It would apply dynamic scaling at every length; since no sequence is over `constant_up_to`, there is none. It takes
+    max_position_embeddings for the end of a yarn context, where many configurations give the length before it, and its
+    own scale for longrope's attention.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    context, config = context_of(config), copy.deepcopy(config)
+    if "yarn" in kinds(config):
+        config.max_position_embeddings = context
     for rope in _scalings(config):
         if "dynamic" in _kind(rope):
             for name in ("factor", "type", "alpha", "original_max_position_embeddings"):
                 rope.pop(name, None)
             rope["rope_type"] = "default"
+        elif _kind(rope) == "longrope":
+            _, rope["short_mscale"] = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"))
+            rope["long_mscale"] = rope["short_mscale"]
     return config
 
 
@@ -123,6 +136,12 @@ def advice_for_servers(config: PretrainedConfig, longest: int) -> str | None:
     longest: tokens of the longest prompt and response of the run.
     """
     limit = constant_up_to(config)
+    if "yarn" in kinds(config) and longest > config.max_position_embeddings:
+        longer = json.dumps({"max_position_embeddings": context_of(config)})
+        return (
+            "vLLM takes max_position_embeddings for the end of a yarn context: start the servers with --hf-overrides "
+            f"'{longer}'"
+        )
     if limit is None or longest > limit:
         return None
     if "dynamic" in kinds(config):

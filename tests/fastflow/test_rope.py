@@ -184,6 +184,8 @@ def test_vllm_is_told_of_no_dynamic_scaling():
     ("kind", "longest", "words"),
     [
         (LINEAR, 500, None),
+        (YARN, 128, None),
+        ({**YARN, "original_max_position_embeddings": CONTEXT}, 129, '{"max_position_embeddings": 512}'),
         (DYNAMIC, 100, '--hf-overrides \'{"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}\''),
         (LONGROPE, 32, "--max-model-len 32 or less"),
         (LONGROPE, 33, None),  # the server's context is no shorter, so that it takes the long factors as well
@@ -197,7 +199,22 @@ def test_servers_are_to_be_started_accordingly(kind, longest, words):
 @pytest.mark.parametrize("kind", [LINEAR, YARN, LLAMA3, LONGROPE])
 def test_vllm_is_told_of_every_other_scaling(kind):
     config = make_model(kind).config
-    assert rope.for_vllm(config).rope_parameters == config.rope_parameters
+    told = rope.for_vllm(config)
+    assert config.rope_parameters.items() <= told.rope_parameters.items()
+    assert told.max_position_embeddings == CONTEXT
+
+
+def test_vllm_is_told_the_scale_of_longropes_attention():
+    """It would take it from the lengths alone, and not from a factor that says otherwise."""
+    model = make_model({**LONGROPE, "factor": 9.0})
+    told = rope.for_vllm(model.config).rope_parameters
+    assert told["short_mscale"] == told["long_mscale"] == model.model.rotary_emb.attention_scaling
+
+
+def test_vllm_is_told_where_a_yarn_context_ends():
+    config = make_model({**YARN, "original_max_position_embeddings": CONTEXT}).config
+    assert rope.for_vllm(config).max_position_embeddings == 512
+    assert config.max_position_embeddings == CONTEXT
 
 
 def test_windows_and_scaling_together(rng):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastflow import rope
 from fastflow.config import LoraConfig
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
@@ -77,6 +78,33 @@ def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
                 parameter.normal_(std=0.05)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
+    finally:
+        sampler.close()
+
+
+HALF = HEAD_DIM // 2
+SCALINGS = {
+    "longrope": {"factor": 4.0, "original_max_position_embeddings": 32, "short_factor": [1.0] * HALF,
+                 "long_factor": np.linspace(1, 8, HALF).tolist()},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "dynamic": {"factor": 4.0},
+}  # fmt: skip
+
+
+@needs_vllm
+@pytest.mark.parametrize(("kind", "longest"), [("longrope", 60), ("yarn", 100), ("dynamic", 60)])
+def test_scaled_position_embeddings_are_the_trainers(kind, longest, rng):
+    """longrope beyond its short factors, yarn beyond the configuration's length, dynamic where it changes nothing."""
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, **SCALINGS[kind]}
+    model = make_model("llama", rope_parameters=parameters, max_position_embeddings=64)
+    rope.fix_frequencies(model.causal_lm, longest)
+    sampler = start(model, context=longest)
+    try:
+        half = longest // 2
+        requests = [Request(Prompt(rng.integers(1, 40, length)), tuple(range(6))) for length in (2, half)]
+        groups = sampler.sample(requests, SamplingParams(max_response_tokens=half))
+        assert max(len(trajectory) for trajectory in flatten(groups)) > half // 2
+        assert_agrees(groups, model)
     finally:
         sampler.close()
 
