@@ -12,7 +12,7 @@ import torch
 from fastflow.config import ObjectiveConfig
 from fastflow.errors import FastflowError
 from fastflow.objective import load_function, make_format_check, normalise_rewards
-from fastflow.response_text import ResponseText, special_tokens, unescaped
+from fastflow.response_text import ResponseText, check_spelling, special_tokens, unescaped
 from fastflow.trajectory import Group
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Judge:
         self.end_with((tokenizer.eos_token_id,))
         self._is_well_formed = make_format_check(settings, special_tokens(tokenizer).values())
         self._named = unescaped(settings.format_pattern or "")
+        check_spelling(tokenizer, "objective.format_pattern", self._named)
         self._reward = load_function(settings.reward, "objective.reward") if settings.reward else None
 
     def end_with(self, end_ids: Collection[int]) -> None:

@@ -19,6 +19,8 @@ import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from fastflow.errors import FastflowError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -38,6 +40,20 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     found = {token: entry.content for token, entry in added.items() if entry.special}
     roles = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     return {**found, **{token: str(text) for token, text in roles if token is not None}}
+
+
+def check_spelling(tokenizer: PreTrainedTokenizerBase, setting: str, text: str) -> None:
+    """Raise FastflowError where a text holds a special token that the tokenizer spells otherwise, as some do with the
+    spaces in it: it could never be seen."""
+    held = {token: written for token, written in special_tokens(tokenizer).items() if written in text}
+    for token, written in held.items():
+        first = spell(tokenizer, [token])
+        later = spell(tokenizer, [token, token])[len(first) :]
+        if not (written in first and written in later):
+            raise FastflowError(
+                f"{setting} holds the special token {written}, which the tokenizer spells {later!r} within a response; "
+                "write it so, or use a text without it"
+            )
 
 
 class ResponseText:

@@ -22,6 +22,7 @@ from fastflow.metrics import agreement, measure
 from fastflow.models import check_tokenizer_fits, end_ids, load_models, load_tokenizer
 from fastflow.progress import RunProgress
 from fastflow.recorder import check_sinks, make_recorder
+from fastflow.response_text import check_spelling
 from fastflow.rollout.door import context_for
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
@@ -64,6 +65,8 @@ class Trainer:
         self.tokenizer = load_tokenizer(config.model)
         prompts = tokenize(records, self.tokenizer, config.data)
         self.judge = Judge(config.objective, self.tokenizer)
+        for text in config.rollout.stop:
+            check_spelling(self.tokenizer, "rollout.stop", text)
         policy, base = load_models(config.model, config.lora)
         check_tokenizer_fits(self.tokenizer, policy, config.model)
         longest = context_for(policy, prompts, config.rollout.max_response_tokens)

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from fastflow import cli
 from fastflow.config import ObjectiveConfig
+from fastflow.errors import FastflowError
 from fastflow.judging import Judge
 from fastflow.models import PackedModel
-from fastflow.response_text import ResponseText, special_tokens, spell, with_literal_tokens
+from fastflow.response_text import ResponseText, check_spelling, special_tokens, spell, with_literal_tokens
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.rollout.server.completion import request_body
@@ -98,6 +100,29 @@ class TestText:
         tokenizer = make_chat_tokenizer("ab ." + PIECES[4:])
         tokenizer.clean_up_tokenization_spaces = True
         assert spell(tokenizer, [2, 4, 5]) == "a ."
+
+
+class TestSpelling:
+    @pytest.fixture
+    def spaced(self):
+        """Llama's way: the tokenizer turns the mark of a space into one, in special tokens too."""
+        from tokenizers import decoders
+
+        tokenizer = make_chat_tokenizer()
+        tokenizer.add_tokens([AddedToken("<end▁of▁it>", special=True)])
+        tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
+        return tokenizer
+
+    def test_a_special_token_that_cannot_be_seen_is_refused(self, spaced):
+        with pytest.raises(FastflowError, match=r"rollout\.stop holds .*<end▁of▁it>, .* spells '<end of it>'"):
+            check_spelling(spaced, "rollout.stop", "a<end▁of▁it>")
+        with pytest.raises(FastflowError, match=r"objective\.format_pattern holds the special token <end▁of▁it>"):
+            judge(spaced, "a", format_pattern="<end▁of▁it>")
+
+    def test_what_is_seen_is_not(self, spaced):
+        for text in ("<end of it>", TURN, "end", ""):
+            check_spelling(spaced, "rollout.stop", text)
+        assert stops_at(spaced, [2, 40, 3], ("<end of it>",)) == 2
 
 
 class TestPatterns:
