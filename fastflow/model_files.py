@@ -67,9 +67,9 @@ def check_tie(path: str, config: PretrainedConfig, missing: Collection[str]) -> 
             f"the config.json of {path} says tie_word_embeddings = false, but its weights have no {HEAD}; set it to "
             "true if the head is meant to be the embedding, or add the missing weight"
         )
-    if not tied:
+    if not tied or (directory := _directory(path)) is None:
         return
-    files = _weights(_directory(path))
+    files = _weights(directory)
     embedding = next((name for name in files if name.endswith(EMBEDDING)), None)
     if HEAD in files and embedding and not _same(_read(files[HEAD], HEAD), _read(files[embedding], embedding)):
         raise FastflowError(
@@ -104,13 +104,16 @@ def _method(settings: Any) -> str:
     return str(getattr(method, "value", method))
 
 
-def _directory(path: str) -> Path:
+def _directory(path: str) -> Path | None:
     """Where the files of a loaded model stand: its local directory, or that of a hub id in the cache."""
     if Path(path).is_dir():
         return Path(path)
     from transformers.utils import cached_file
 
-    return Path(cached_file(path, "config.json", local_files_only=True)).parent
+    try:
+        return Path(cached_file(path, "config.json", local_files_only=True)).parent
+    except (OSError, TypeError):
+        return None
 
 
 def _weights(directory: Path) -> dict[str, Path]:

@@ -187,6 +187,10 @@ class TestTies:
         with pytest.raises(FastflowError, match="some/model says tie_word_embeddings = true"):
             check_tie("some/model", make_causal_lm().config, ())
 
+    def test_a_hub_without_a_cache_is_not_looked_into(self, monkeypatch):
+        monkeypatch.setattr("transformers.utils.cached_file", lambda *_, **__: None)
+        check_tie("some/model", make_causal_lm().config, ())
+
     def test_a_head_of_another_size_is_named(self, model):
         self.rewrite(model, lambda weights: weights.update({"lm_head.weight": torch.zeros(48, 32)}))
         with pytest.raises(FastflowError, match=str(model)):

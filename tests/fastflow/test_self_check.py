@@ -61,6 +61,18 @@ def test_autocast_and_adapters_pass():
     check_models(adapted, AdaptersOff(adapted), longest=128, names=("policy", "base"))
 
 
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_kernels_of_a_device_pass(family, window, device):
+    """In half precision, with what model.attention = auto takes there."""
+    changes = {} if window is None or family == "llama" else {"use_sliding_window": True, "sliding_window": window,
+                                                              "max_window_layers": 1}  # fmt: skip
+    kernel = attention.choose_kernel("auto", device, torch.bfloat16)
+    plain = make_causal_lm(family, head_dim=64, **changes).to(device)
+    for model in (PackedModel(plain, kernel=kernel, autocast=True), PackedModel(plain.bfloat16(), kernel=kernel)):
+        assert check_packing(model, longest=128, name="it") < TOLERANCE[torch.bfloat16] / 2
+
+
 @pytest.mark.parametrize("longest", [1, 2, 40])
 def test_short_runs_are_checked_within_their_length(longest):
     check_packing(PackedModel(make_causal_lm(max_position_embeddings=longest)), longest=longest, name="it")
