@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from fastflow.errors import FastflowError
 
 NAME = "fastflow_packed"
+WINDOW_BLOCK = 256  # queries of one call under a sliding window that is shorter
 
 PackedAttention = Callable[..., torch.Tensor]
 
@@ -74,12 +75,6 @@ def packed_attention(
     lengths = sequence_lengths.counts
     if attention_mask is not None or key.shape[2] != sum(lengths) or query.shape[0] != 1:
         raise RuntimeError(f"{NAME} takes one packed row without attention mask or KV cache (pass use_cache=False)")
-    if sliding_window is not None and max(lengths) > sliding_window and packed_kernel == "sdpa":
-        raise FastflowError(
-            f"a sequence of {max(lengths)} tokens exceeds the model's sliding window of {sliding_window}, "
-            "which model.attention = sdpa does not implement; lower data.max_prompt_tokens or "
-            "rollout.max_response_tokens"
-        )
     window = -1 if sliding_window is None else sliding_window - 1
     # under autocast, rotary embeddings and norms leave query and key in float32; not every kernel casts by itself
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -119,11 +114,28 @@ def _sdpa(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
     outputs = []
     for positions in buckets:
         batch = [states.transpose(0, 1)[positions].transpose(1, 2) for states in (query, key, value)]
-        attended = scaled_dot_product_attention(
-            *batch, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[0] != key.shape[0]
-        )
+        options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[0] != key.shape[0]}
+        if 0 <= window < positions.shape[1] - 1:
+            attended = _windowed(*batch, window=window, **options)
+        else:
+            attended = scaled_dot_product_attention(*batch, is_causal=True, **options)
         outputs.append(attended.transpose(1, 2).reshape(-1, heads, width))
     return torch.cat(outputs).index_select(0, order)
+
+
+def _windowed(query, key, value, *, window, **options):
+    """Causal attention to the `window` tokens before each: a block of queries at a time, with the keys that it sees."""
+    length, outputs = query.shape[2], []
+    block = max(window, WINDOW_BLOCK)
+    for start in range(0, length, block):
+        end, first = min(start + block, length), max(0, start - window)
+        distance = torch.arange(start, end, device=query.device)[:, None] - torch.arange(
+            first, end, device=query.device
+        )
+        seen = (distance >= 0) & (distance <= window)
+        part = (query[:, :, start:end], key[:, :, first:end], value[:, :, first:end])
+        outputs.append(scaled_dot_product_attention(*part, attn_mask=seen, **options))
+    return torch.cat(outputs, dim=2)
 
 
 @functools.lru_cache(maxsize=64)

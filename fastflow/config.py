@@ -96,7 +96,9 @@ class RolloutConfig(Section):
     min_response_tokens: int = setting(
         0, "No end-of-sequence token is drawn before so many others", unit="tokens", at_least=0
     )
-    stop: tuple[str, ...] = setting((), "Texts that end a response, themselves part of it; a list such as [END]")
+    stop: tuple[str, ...] = setting(
+        (), "Texts that end a response, themselves part of it; a list such as [END]; special tokens count by their text"
+    )
     max_sequences: int = setting(256, "Responses decoded at once", unit="sequences", at_least=1)
     ahead: int = setting(
         0,
@@ -142,7 +144,9 @@ class ObjectiveConfig(Section):
         "keep", "A response cut at the length limit is an outcome like any other (keep), or left out of the loss (drop)"
     )
     format_pattern: str | None = setting(
-        None, "Regular expression that a well-formed response must contain; none switches the penalty off"
+        None,
+        "Regular expression that a well-formed response must contain, special tokens included; none switches the "
+        "penalty off",
     )
     format_check: str | None = setting(
         None, "package.module:function(response_text, record) -> bool, in place of format_pattern"

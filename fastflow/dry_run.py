@@ -9,6 +9,7 @@ from fastflow.data import Record, is_file, read_records, tokenize
 from fastflow.data.first_prompt import describe_first
 from fastflow.decoder_layers import check_compiler
 from fastflow.fused_layers import choose_layers
+from fastflow.model_files import check_files
 from fastflow.objective import load_function, make_format_check
 from fastflow.recorder import check_sinks
 
@@ -21,6 +22,8 @@ def check_inputs(config: Config) -> str:
     config.require_inputs()
     check_sinks(config)
     check_layers(config.model)
+    for model in filter(None, (config.model.path, config.model.base)):
+        check_files(model)
     make_format_check(config.objective)
     if config.objective.reward is not None:
         load_function(config.objective.reward, "objective.reward")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from fastflow.config import ObjectiveConfig
 from fastflow.errors import FastflowError
 from fastflow.objective import load_function, make_format_check, normalise_rewards
+from fastflow.response_text import ResponseText, check_spelling, special_tokens, unescaped
 from fastflow.trajectory import Group
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Per trajectory, in flat order. well_formed is None where no format is asked for."""
+    """Per trajectory, in flat order. text: see response_text. well_formed is None where no format is asked for."""
 
     text: list[str]
     well_formed: list[bool] | None
@@ -29,22 +30,30 @@ class Judgement:
 
 
 class Judge:
-    """Decodes responses and judges their format and, where one is set, their reward."""
+    """Spells responses and judges their format and, where one is set, their reward."""
 
     def __init__(self, settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase):
         self._settings = settings
         self._tokenizer = tokenizer
-        self._is_well_formed = make_format_check(settings)
+        self.end_with((tokenizer.eos_token_id,))
+        self._is_well_formed = make_format_check(settings, special_tokens(tokenizer).values())
+        self._named = unescaped(settings.format_pattern or "")
+        check_spelling(tokenizer, "objective.format_pattern", self._named)
         self._reward = load_function(settings.reward, "objective.reward") if settings.reward else None
+
+    def end_with(self, end_ids: Collection[int]) -> None:
+        """Which tokens end a response, where the model has other ones than the tokenizer."""
+        self._text = ResponseText(self._tokenizer, end_ids)
 
     def __call__(self, groups: Sequence[Group]) -> Judgement:
         records = [group.prompt.record for group in groups for _ in group.trajectories]
         ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group.trajectories]
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = [self._text.of(tokens) for tokens in ids]
         well_formed = None
         penalty = reward = torch.zeros(len(texts), dtype=torch.float64)
         if self._is_well_formed is not None:
-            well_formed = [bool(self._is_well_formed(*pair)) for pair in zip(texts, records, strict=True)]
+            judged = [self._text.of(tokens, naming=self._named) for tokens in ids] if self._named else texts
+            well_formed = [bool(self._is_well_formed(*pair)) for pair in zip(judged, records, strict=True)]
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
         if self._reward is not None:

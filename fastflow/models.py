@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow import attention
+from fastflow import attention, rope
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.decoder_layers import arrange_layers, check_compiler
 from fastflow.errors import FastflowError, need
 from fastflow.frozen_weights import hold_in_bfloat16
 from fastflow.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
+from fastflow.loading import load_causal_lm, loading, read_config
+from fastflow.model_files import check_files
 from fastflow.packing import PackedBatch
+from fastflow.vocabulary import check_same_tokens
 from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-FAMILIES = ("llama", "qwen2", "qwen3")
 
 
 class PackedModel:
@@ -66,6 +66,7 @@ class PackedModel:
 
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
         """Last-layer hidden states (T, D) of a PackedBatch, after the final norm."""
+        rope.check_pass(self.causal_lm, max(batch.lengths))
         with self._autocast():
             output = self.causal_lm.get_decoder()(
                 input_ids=batch.input_ids.unsqueeze(0),
@@ -159,6 +160,7 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of `model.path`. Raises FastflowError when it cannot be read or has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
+    check_files(settings.path)
     with loading(settings.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     if tokenizer.eos_token_id is None:
@@ -168,6 +170,9 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
 
 def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, PackedModel | AdaptersOff]:
     """Policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
+    for path in filter(None, (settings.path, settings.base)):  # before any weights take their time
+        read_config(path, trust_remote_code=settings.trust_remote_code)
+    check_same_tokens(settings)
     device = resolve_device(settings.device)
     options = {
         "kernel": attention.choose_kernel(
@@ -230,27 +235,6 @@ def end_ids(policy: PackedModel, tokenizer: PreTrainedTokenizerBase) -> list[int
     return sorted({tokenizer.eos_token_id, *configured})
 
 
-def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
-    """A transformers causal LM of a supported family from a local directory or a hub id."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with loading(path, "model"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
-    if config.model_type not in FAMILIES and not settings.trust_remote_code:
-        raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
-    with loading(path, "model"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True, output_loading_info=True,
-        )  # fmt: skip
-    if missing := sorted(loaded["missing_keys"]):
-        raise FastflowError(
-            f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), which would start at random; "
-            "check that its config.json and weights belong together"
-        )
-    return model
-
-
 def resolve_device(name: str) -> torch.device:
     """The torch device for `model.device`; "auto" is CUDA where there is one."""
     if name == "auto":
@@ -280,20 +264,3 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
         return peft.get_peft_model(model, adapters)
     except ValueError as error:
         raise FastflowError(f"lora.targets = {lora.targets!r} does not fit this model: {error}") from error
-
-
-@contextlib.contextmanager
-def loading(path: str, what: str) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one sentence."""
-    from safetensors import SafetensorError
-
-    local = Path(path)
-    if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
-        raise FastflowError(
-            f"model directory {path} does not exist; check the path (`fastflow demo` makes small models)"
-        )
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error

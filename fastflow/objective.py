@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from fastflow.config import ObjectiveConfig
 from fastflow.errors import FastflowError
+from fastflow.response_text import with_literal_tokens
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,19 @@ OBJECTIVES: dict[str, Callable[[Evidence, ObjectiveConfig], Terms]] = {
 }
 
 
-def make_format_check(settings: ObjectiveConfig) -> Callable[[str, dict[str, Any]], bool] | None:
-    """The test for a well-formed response (text, record) -> bool; None when the penalty is off."""
+def make_format_check(
+    settings: ObjectiveConfig, special_tokens: Collection[str] = ()
+) -> Callable[[str, dict[str, Any]], bool] | None:
+    """The test for a well-formed response (text, record) -> bool; None when the penalty is off.
+
+    special_tokens: texts that stand for themselves in a format_pattern.
+    """
     if settings.format_check is not None:
         return load_function(settings.format_check, "objective.format_check")
     if settings.format_pattern is None:
         return None
     try:
-        pattern = re.compile(settings.format_pattern, re.DOTALL)
+        pattern = re.compile(with_literal_tokens(settings.format_pattern, special_tokens), re.DOTALL)
     except re.error as error:
         raise FastflowError(
             f"objective.format_pattern {settings.format_pattern!r} is no regular expression: {error}"

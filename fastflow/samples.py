@@ -11,6 +11,7 @@ import numpy as np
 
 from fastflow.judging import Judgement
 from fastflow.learner import UpdateResult
+from fastflow.response_text import spell
 from fastflow.run_directory import SAMPLES_FILE
 from fastflow.trajectory import Group
 
@@ -41,7 +42,7 @@ def describe(
                 "step": step,
                 "prompt": prompt.text,
                 "response": judgement.text[index],
-                "tokens": [tokenizer.decode([token]) for token in trajectory.response_ids.tolist()],
+                "tokens": [spell(tokenizer, [token]) for token in trajectory.response_ids.tolist()],
                 "logprobs": _rounded(result.token_logprobs[index]),
                 "base_logprobs": _rounded(result.base_token_logprobs[index]),
                 "length": len(trajectory),

@@ -19,15 +19,17 @@ from fastflow.errors import FastflowError
 from fastflow.judging import Judge, Judgement
 from fastflow.learner import Learner, UpdateResult
 from fastflow.metrics import agreement, measure
-from fastflow.models import check_tokenizer_fits, load_models, load_tokenizer
+from fastflow.models import check_tokenizer_fits, end_ids, load_models, load_tokenizer
 from fastflow.progress import RunProgress
 from fastflow.recorder import check_sinks, make_recorder
-from fastflow.rollout.door import check_room
+from fastflow.response_text import check_spelling
+from fastflow.rollout.door import context_for
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.samples import describe, write_samples
 from fastflow.scoring import rescore
+from fastflow.self_check import check_models
 from fastflow.trajectory import Group, split_evenly, without_truncated
 
 if TYPE_CHECKING:
@@ -63,9 +65,13 @@ class Trainer:
         self.tokenizer = load_tokenizer(config.model)
         prompts = tokenize(records, self.tokenizer, config.data)
         self.judge = Judge(config.objective, self.tokenizer)
+        for text in config.rollout.stop:
+            check_spelling(self.tokenizer, "rollout.stop", text)
         policy, base = load_models(config.model, config.lora)
         check_tokenizer_fits(self.tokenizer, policy, config.model)
-        check_room(policy, prompts, config.rollout.max_response_tokens)
+        longest = context_for(policy, prompts, config.rollout.max_response_tokens)
+        check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
+        self.judge.end_with(end_ids(policy, self.tokenizer))
 
         updates = config.run.steps * config.batch.updates_per_rollout
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastflow.response_text import ResponseText
 from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
 from fastflow.trajectory import Group, Prompt, flatten
 
@@ -19,10 +20,8 @@ def sample_texts(
 ) -> tuple[list[Group], list[list[str]]]:
     """`samples` responses for each prompt, as groups and as text."""
     groups = sampler.sample(requests_for(prompts, samples, seed=seed, step=0), params)
-    texts = [
-        tokenizer.batch_decode([entry.response_ids.tolist() for entry in group.trajectories], skip_special_tokens=True)
-        for group in groups
-    ]
+    text = ResponseText(tokenizer, (tokenizer.eos_token_id,))
+    texts = [[text.of(entry.response_ids.tolist()) for entry in group.trajectories] for group in groups]
     return groups, texts
 
 

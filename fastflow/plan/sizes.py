@@ -10,7 +10,9 @@ import torch
 from fastflow import fused_layers
 from fastflow.config import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models import FAMILIES, loading, with_adapters
+from fastflow.loading import loading, read_config
+from fastflow.models import with_adapters
+from fastflow.rope import context_of
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,9 @@ def _empty_model(path: str, trust_remote_code: bool) -> torch.nn.Module:
 
 
 def _build(path: str, trust_remote_code: bool) -> torch.nn.Module:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with loading(path, "model"):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if config.model_type not in FAMILIES and not trust_remote_code:
-        raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
+    config = read_config(path, trust_remote_code=trust_remote_code)
     with loading(path, "model"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
@@ -125,7 +124,7 @@ def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
             matrices=sum(weight.numel() for weight in linear) + sum(outer.values()),
             tied=head is model.get_input_embeddings().weight,
             normalises_queries=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
-            context=getattr(config, "max_position_embeddings", None),
+            context=context_of(config),
             bfloat16=config.dtype == torch.bfloat16,
             fusable=fused_layers.fits(config),
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
+from fastflow.rope import check_pass, context_of, kinds
 from fastflow.trajectory import Prompt
 
 
@@ -22,17 +23,18 @@ def check_prompts(policy: PackedModel, prompts: Sequence[Prompt], max_response_t
                 "another model"
             )
     check_room(policy, prompts, max_response_tokens)
+    check_pass(policy.causal_lm, max((len(prompt.ids) for prompt in prompts), default=0) + max_response_tokens)
 
 
 def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
     """Raise FastflowError when a prompt and its longest response exceed the model's context."""
-    context = getattr(policy.causal_lm.config, "max_position_embeddings", None)
+    context = context_of(policy.causal_lm.config)
     longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
     if longest is not None and context is not None and len(longest.ids) + max_response_tokens > context:
         raise FastflowError(
             f"{longest.source or 'a prompt'} has {len(longest.ids)} tokens; with rollout.max_response_tokens = "
-            f"{max_response_tokens} that exceeds the model's context of {context}; lower data.max_prompt_tokens or "
-            "rollout.max_response_tokens"
+            f"{max_response_tokens} that exceeds the model's context of {context}{_up_to_here(policy)}; lower "
+            "data.max_prompt_tokens or rollout.max_response_tokens"
         )
 
 
@@ -40,3 +42,10 @@ def context_for(policy: PackedModel, prompts: Sequence[Prompt], max_response_tok
     """Tokens of the longest prompt and its response, which the model must have room for."""
     check_room(policy, prompts, max_response_tokens)
     return max(len(prompt.ids) for prompt in prompts) + max_response_tokens
+
+
+def _up_to_here(policy: PackedModel) -> str:
+    """Why a dynamically scaled context ends where it does."""
+    if "dynamic" not in kinds(policy.causal_lm.config):
+        return ""
+    return ", up to which its position embeddings (dynamic) do not depend on the longest sequence of a pass"

@@ -17,6 +17,11 @@ PROBE_TOKENS = 16
 # Nats, mean over the tokens. Seen on a CPU, on models of 20,000 to 20 million parameters: 1e-5 and 0.03. It tells other
 # weights from these, not one small update from the next.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+MAY_MEAN = (
+    "a large difference speaks for other weights (a load that did not reach them all, another model) or another "
+    "vocabulary (another tokenizer, a head with other padding); a small one for another dtype than the trainer's "
+    "{dtype}, a quantised engine, or other position embeddings or attention (rope scaling, sliding window)"
+)
 
 
 def probe_for(policy: PackedModel, context: int) -> np.ndarray:
@@ -45,7 +50,12 @@ def check_agreement(
     if not difference.mean() <= TOLERANCE[dtype]:
         raise FastflowError(
             f"after weight load {version}, {engine} gives token {worst + 1} of a probe the log-prob "
-            f"{theirs[worst]:.4f} and the trainer {ours[worst]:.4f} ({TOLERANCE[dtype]:g} apart on average are "
-            "allowed); they do not hold the same model: sample with --rollout.engine local"
+            f"{theirs[worst]:.4f} and the trainer {ours[worst]:.4f} (on average {difference.mean():.3g} nats apart, "
+            f"{TOLERANCE[dtype]:g} are allowed); they do not hold the same model: {MAY_MEAN.format(dtype=_name(dtype))}"
+            "; see what differs, or sample with --rollout.engine local"
         )
     return float(difference.mean())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

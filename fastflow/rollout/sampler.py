@@ -26,7 +26,8 @@ class SamplingParams:
 
     temperature: divides the logits; 0 is greedy, with behaviour log-probs of 0. top_p: nucleus mass in (0, 1].
     max_response_tokens: the length limit, end-of-sequence token included. min_response_tokens: no end-of-sequence
-    token is drawn before so many others. stop: texts that end a response; the token that completes one is its last.
+    token is drawn before so many others. stop: texts that end a response, as response_text spells it; the token that
+    completes one is its last.
     """
 
     temperature: float = 1.0

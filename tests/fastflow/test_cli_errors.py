@@ -28,6 +28,11 @@ def models(tmp_path_factory):
     with torch.no_grad():
         damaged.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     damaged.save_pretrained(home / "damaged")
+    save_model(home / "damaged-head", tied=False)
+    damaged = make_causal_lm(tied=False)
+    with torch.no_grad():
+        damaged.lm_head.weight[0, 0] = torch.nan
+    damaged.save_pretrained(home / "damaged-head")
     return home
 
 
@@ -264,10 +269,10 @@ class TestModels:
 
 class TestTraining:
     def test_a_loss_that_is_not_finite_leaves_a_usable_policy(self, train, models, tmp_path):
-        """The base is damaged, so the first update has no finite loss; the policy is saved as it was."""
+        """The base's head is damaged, so the first update has no finite loss; the policy is saved as it was."""
         from safetensors.torch import load_file
 
-        outcome = train(model__base=models / "damaged")
+        outcome = train(model__base=models / "damaged-head")
         policy = tmp_path / "run" / "policy"
         check_refused(outcome, "the loss is nan", "optim.lr", f"the policy after step 0 (0 updates) is in {policy}")
         before, after = load_file(models / "fine" / "model.safetensors"), load_file(policy / "model.safetensors")

@@ -82,11 +82,27 @@ def test_attention_refuses_a_mask_and_a_cache(rng):
         packed.causal_lm(batch.input_ids[None], use_cache=False, **options)
 
 
-def test_sliding_window_is_refused_when_it_would_matter(rng):
-    model = make_causal_lm("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
-    batches = pack(make_groups(rng), tokens_per_microbatch=10**6)
-    with pytest.raises(FastflowError, match="sliding window of 4"):
-        PackedModel(model).hidden_states(batches[0])
+@pytest.mark.parametrize("block", [3, 256])  # queries of one call: less and more than a sequence has
+@pytest.mark.parametrize("window", [2, 4, 100])
+def test_sliding_windows_equal_those_of_transformers(window, block, rng, monkeypatch):
+    """One layer sees everything, one the window; gradients too."""
+    monkeypatch.setattr(attention, "WINDOW_BLOCK", block)
+    model = make_causal_lm("qwen2", use_sliding_window=True, sliding_window=window, max_window_layers=1)
+    groups = make_groups(rng)
+    model.config._attn_implementation = "sdpa"
+    expected = separate_logits(model, groups)
+    sum(logits.square().sum() for logits in expected).backward()
+    expected_gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+
+    packed = PackedModel(model)
+    (batch,) = pack(groups, tokens_per_microbatch=10**6)
+    logits = packed.hidden_states(batch)[batch.rows] @ packed.head()[0].T
+    for sequence, part in zip(batch.sequences.tolist(), logits.split(batch.response_lengths), strict=True):
+        torch.testing.assert_close(part, expected[sequence], rtol=1e-5, atol=1e-5)
+    logits.square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), expected_gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_a_request_says_all_that_shapes_the_distribution(model, fakes, running, 
         "model": "policy", "prompt": [5, 6], "seed": 11, "max_tokens": 7, "min_tokens": 2, "temperature": 0.5,
         "top_p": 0.9, "top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0,
         "stop": ["ab", "c"], "stop_token_ids": [0, 3], "ignore_eos": True, "logprobs": 0, "return_token_ids": True,
+        "skip_special_tokens": False, "spaces_between_special_tokens": False,
     }  # fmt: skip
     assert body == expected
     assert fake.authorization == "Bearer secret"

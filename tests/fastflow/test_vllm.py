@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastflow import rope
 from fastflow.config import LoraConfig
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
@@ -15,6 +16,7 @@ from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
 from fastflow.trajectory import Prompt, flatten
 from small_models import make_causal_lm
+from special_tokens import TURN, TURN_ID, make_chat_tokenizer
 from vllm_runs import (
     HEAD_DIM,
     PARAMS,
@@ -76,6 +78,51 @@ def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
                 parameter.normal_(std=0.05)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
+    finally:
+        sampler.close()
+
+
+HALF = HEAD_DIM // 2
+SCALINGS = {
+    "longrope": {"factor": 4.0, "original_max_position_embeddings": 32, "short_factor": [1.0] * HALF,
+                 "long_factor": np.linspace(1, 8, HALF).tolist()},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "dynamic": {"factor": 4.0},
+}  # fmt: skip
+
+
+@needs_vllm
+@pytest.mark.parametrize(("kind", "longest"), [("longrope", 60), ("yarn", 100), ("dynamic", 60)])
+def test_scaled_position_embeddings_are_the_trainers(kind, longest, rng):
+    """longrope beyond its short factors, yarn beyond the configuration's length, dynamic where it changes nothing."""
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, **SCALINGS[kind]}
+    model = make_model("llama", rope_parameters=parameters, max_position_embeddings=64)
+    rope.fix_frequencies(model.causal_lm, longest)
+    sampler = start(model, context=longest)
+    try:
+        half = longest // 2
+        requests = [Request(Prompt(rng.integers(1, 40, length)), tuple(range(6))) for length in (2, half)]
+        groups = sampler.sample(requests, SamplingParams(max_response_tokens=half))
+        assert max(len(trajectory) for trajectory in flatten(groups)) > half // 2
+        assert_agrees(groups, model)
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_a_special_token_is_a_stop_text(rng):
+    """As for the embedded sampler: nothing stands behind it, and it is the end."""
+    model, tokenizer = make_model(), make_chat_tokenizer()
+    sampler, requests = start(model, tokenizer=tokenizer), make_requests(rng, responses=24)
+    try:
+        params = SamplingParams(max_response_tokens=20, stop=(TURN,))
+        for made_by in (sampler, LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)):
+            stopped = flatten(made_by.sample(requests, params))
+            for trajectory in stopped:
+                ends = trajectory.response_ids[-1] in (0, TURN_ID)
+                assert trajectory.finish_reason == ("stop" if ends else "length")
+                assert TURN_ID not in trajectory.response_ids[:-1]
+            assert any(trajectory.response_ids[-1] == TURN_ID for trajectory in stopped)
     finally:
         sampler.close()
 

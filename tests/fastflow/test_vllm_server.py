@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from fastflow.config_reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel
+from fastflow.response_text import spell
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.server import plugin, weights
 from fastflow.rollout.server.weights import WeightFolder
@@ -20,6 +22,7 @@ from fastflow.train_command import train
 from fastflow.trajectory import flatten
 from server_runs import assert_same_responses, make_requests, needs_vllm
 from small_models import make_causal_lm, save_model
+from special_tokens import TURN, TURN_ID, make_chat_tokenizer
 from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, perturb
 from vllm_server import VllmServer
 
@@ -49,6 +52,7 @@ def real(tmp_path_factory):
     try:
         for name, tied, transfers in (("tied", True, True), ("untied", False, True), ("reloading", False, False)):
             directory = save_model(folder / name, family="qwen3", tied=tied, head_dim=HEAD_DIM)
+            make_chat_tokenizer().save_pretrained(directory)
             servers[name] = VllmServer(directory, transfers=transfers, log=folder / f"{name}.log")
         for server in servers.values():
             server.wait()
@@ -92,6 +96,26 @@ def test_samples_and_logprobs_follow_the_weights(name, real, running, monkeypatc
     assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
     assert {trajectory.finish_reason for trajectory in flatten([*first, *second])} == {"stop", "length"}
     assert sum(counts) == 72
+
+
+@needs_vllm
+@pytest.mark.parametrize("alone", [True, False])
+def test_special_tokens_are_stop_texts(alone, real, running):
+    """Alone, and behind a token that stands before one without stop texts."""
+    sampler = running(make_policy(tied=False), real["reloading"], max_sequences=32, silence=60.0)
+    tokenizer, requests, params = make_chat_tokenizer(), make_requests(4, 32), SamplingParams(max_response_tokens=19)
+    stop = TURN
+    if not alone:
+        unhindered = [entry.response_ids.tolist() for entry in flatten(sampler.sample(requests, params))]
+        before = next(ids[ids.index(TURN_ID) - 1] for ids in unhindered if TURN_ID in ids[1:])
+        stop = spell(tokenizer, [before, TURN_ID])
+    stopped = flatten(sampler.sample(requests, replace(params, stop=(stop,))))
+    for trajectory in stopped:
+        text, before = spell(tokenizer, trajectory.response_ids), spell(tokenizer, trajectory.response_ids[:-1])
+        ends = trajectory.response_ids[-1] == 0 or stop in text
+        assert trajectory.finish_reason == ("stop" if ends else "length")
+        assert stop not in before
+    assert any(stop in spell(tokenizer, trajectory.response_ids) for trajectory in stopped)
 
 
 @needs_vllm

@@ -36,6 +36,8 @@ def request_body(
         "ignore_eos": True,  # the server's own; ours follow
         "stop_token_ids": list(eos_ids),
         "stop": list(params.stop),
+        "skip_special_tokens": False,  # stop texts may name them: see response_text
+        "spaces_between_special_tokens": False,
         "logprobs": 0,
         "return_token_ids": True,
     }

@@ -25,6 +25,7 @@ from fastflow.rollout.server.completion import request_body, trajectory_of
 from fastflow.rollout.server.dispatch import Round
 from fastflow.rollout.server.server import OURS, Server, Weights
 from fastflow.rollout.server.weights import WeightFolder
+from fastflow.rope import advice_for_servers
 from fastflow.trajectory import Group, Trajectory
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class ServerSampler:
         self._round: Work | None = None
         self._late: set[asyncio.Task] = set()  # servers that still take weights
         self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
+        if advice := advice_for_servers(policy.causal_lm.config, context):
+            logger.warning("%s", advice)
         self._folder = WeightFolder(folder)
         self._background = BackgroundLoop("fastflow-vllm-servers")
         self._servers: list[Server] = []

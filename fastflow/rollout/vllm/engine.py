@@ -172,6 +172,8 @@ def _sampling_params(message: messages.Sample):
         logprobs=0,
         flat_logprobs=True,
         detokenize=bool(settings.stop),
+        skip_special_tokens=False,  # stop texts may name them: see response_text
+        spaces_between_special_tokens=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import logging
 import tempfile
@@ -22,6 +21,7 @@ from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.process import EngineLost, EngineProcess
 from fastflow.rollout.vllm.weights import SharedWeights
+from fastflow.rope import for_vllm
 from fastflow.trajectory import Group, Trajectory
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class VllmSampler:
 
     def _write_model(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """What vLLM reads before the weights come."""
-        config = copy.deepcopy(self._policy.causal_lm.config)
+        config = for_vllm(self._policy.causal_lm.config)
         config.architectures = [type(self._policy.causal_lm).__name__]
         config.eos_token_id = None  # the requests name what ends them
         config.save_pretrained(self._folder.name)

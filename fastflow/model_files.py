@@ -1,0 +1,144 @@
+"""What a model's files say that fastflow refuses: quantised weights, pickles, a tie that is none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastflow.errors import FastflowError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+HEAD = "lm_head.weight"
+EMBEDDING = "embed_tokens.weight"
+QUANTISED = re.compile(  # GPTQ and AWQ, compressed-tensors and fp8, bitsandbytes, mxfp4
+    r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|absmax|quant_map|quant_state\..*|SCB|\w+_blocks)$"
+)
+CONVERT = (
+    "import sys, transformers; "
+    'transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[1])'
+)
+
+
+def check_files(path: str) -> None:
+    """Raise FastflowError for a local directory whose weights are quantised or pickles. Reads their names alone; a path
+    that is no local directory is left to whoever loads it."""
+    directory = Path(path)
+    if not directory.is_dir():
+        return
+    check_quantisation(path, _config_entry(directory, "quantization_config"))
+    pickles = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
+    if pickles and not any(directory.glob("*.safetensors")):
+        raise FastflowError(
+            f"cannot load the model {path}: its weights are pickles ({pickles[0]}), which can run any code when they "
+            "are read, so that fastflow takes safetensors only; if you trust their source, convert them with python -c "
+            f"{shlex.quote(CONVERT)} {shlex.quote(path)}"
+        )
+    check_names(path, _weights(directory))
+
+
+def check_names(path: str, names: Iterable[str]) -> None:
+    """Raise FastflowError where the names of weights are those of a quantised model, whatever its config.json says."""
+    if quantised := next(filter(QUANTISED.search, sorted(names)), None):
+        raise _refusal(path, f"it has a {quantised}")
+
+
+def check_quantisation(path: str, settings: Any) -> None:
+    """Raise FastflowError where a configuration has a quantization_config."""
+    if settings:
+        raise _refusal(path, f"{_method(settings)}, the quantization_config of its config.json")
+
+
+def check_tie(path: str, config: PretrainedConfig, missing: Collection[str]) -> None:
+    """Raise FastflowError where tie_word_embeddings contradicts the weights of a loaded model's files.
+
+    missing: names of weights that the model has and its files do not.
+    """
+    tied = getattr(config, "tie_word_embeddings", None)
+    if tied is False and HEAD in missing:
+        raise FastflowError(
+            f"the config.json of {path} says tie_word_embeddings = false, but its weights have no {HEAD}; set it to "
+            "true if the head is meant to be the embedding, or add the missing weight"
+        )
+    if not tied or (directory := _directory(path)) is None:
+        return
+    files = _weights(directory)
+    embedding = next((name for name in files if name.endswith(EMBEDDING)), None)
+    if HEAD in files and embedding and not _same(_read(files[HEAD], HEAD), _read(files[embedding], embedding)):
+        raise FastflowError(
+            f"the config.json of {path} says tie_word_embeddings = true, but its weights have a {HEAD} that differs "
+            f"from {embedding}; set it to false if the checkpoint is right, or remove {HEAD} from it"
+        )
+
+
+def _refusal(path: str, found: str) -> FastflowError:
+    return FastflowError(
+        f"{path} holds quantised weights ({found}), which can be neither trained nor scored exactly; take the model "
+        "that it was made from, in float32, bfloat16 or float16 (to save memory: lora.rank and model.dtype = bfloat16)"
+    )
+
+
+def _config_entry(directory: Path, name: str) -> Any:
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # whoever loads the model says so
+    return config.get(name) if isinstance(config, dict) else None
+
+
+def _method(settings: Any) -> str:
+    """What a quantization_config calls its method, in a word or two."""
+    if isinstance(settings, str):
+        return settings
+    entries = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    method = entries.get("quant_method") or next(
+        (f"bitsandbytes, {bits} bits" for bits in (4, 8) if entries.get(f"load_in_{bits}bit")), "of an unnamed method"
+    )
+    return str(getattr(method, "value", method))
+
+
+def _directory(path: str) -> Path | None:
+    """Where the files of a loaded model stand: its local directory, or that of a hub id in the cache."""
+    if Path(path).is_dir():
+        return Path(path)
+    from transformers.utils import cached_file
+
+    try:
+        return Path(cached_file(path, "config.json", local_files_only=True)).parent
+    except (OSError, TypeError):
+        return None
+
+
+def _weights(directory: Path) -> dict[str, Path]:
+    """The file of each weight; those of damaged files are left out, which whoever loads them says."""
+    index = directory / "model.safetensors.index.json"
+    with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, AttributeError):
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: directory / file for name, file in places.items()}
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for file in sorted(directory.glob("model*.safetensors")):
+        with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="np") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
+
+
+def _read(file: Path, name: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def _same(head: torch.Tensor, embedding: torch.Tensor) -> bool:
+    """Equal to the precision of the narrower of the two."""
+    narrow = min(head.dtype, embedding.dtype, key=lambda dtype: dtype.itemsize)
+    return head.shape == embedding.shape and bool((head.to(narrow) == embedding.to(narrow)).all())
