@@ -204,6 +204,11 @@ class RunConfig(Section):
         unit="steps",
         at_least=0,
     )
+    export_dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Type of the saved policy: the model's, but float32 where merging LoRA adapters into bfloat16 would lose over "
+        "5 % of what they learned (auto), or always this one",
+    )
     samples_every: int = setting(10, "Write sample responses every so many steps; 0 never", unit="steps", at_least=0)
     samples_per_dump: int = setting(8, "Responses in one dump", unit="responses", at_least=1)
     tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")

@@ -1,7 +1,9 @@
-"""A file that a command writes at its end, asked about at its beginning."""
+"""Files that a command writes: asked about at its beginning, and one sentence where the disk does not take them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastflow.errors import FastflowError
@@ -18,3 +20,14 @@ def writable(path: Path) -> Path:
     except OSError as error:
         raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
     return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, and any other OSError of the block, into one sentence about the path."""
+    try:
+        yield
+    except OSError as error:
+        raise FastflowError(
+            f"cannot write to {path} ({error.strerror or error}); make room there or choose another place"
+        ) from error

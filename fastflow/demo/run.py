@@ -22,10 +22,12 @@ from fastflow.demo.small_model import encode_prompt, make_model, make_tokenizer,
 from fastflow.demo.tasks import STORIES, SUMS, Task
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel, end_ids, load_causal_lm, load_tokenizer
+from fastflow.output_file import writable, writing
 from fastflow.report import write_combined
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run_directory import EVALUATION_FILE
+from fastflow.run_lock import RunLock
 from fastflow.train_command import train
 
 
@@ -36,12 +38,13 @@ def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "lo
     console, directory = Console(), Path(output)
     torch.set_num_threads(1)  # as in the preset: the models are too small to share between cores
     if json_file is not None:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        writable(Path(json_file))
     start = time.perf_counter()
     results: dict[str, Any] = {}
-    for task in (SUMS, STORIES):
-        console.rule(task.title)
-        results.update(run_task(task, directory / task.name, seed=seed, engine=engine, console=console))
+    with RunLock(directory, "--output"), writing(directory):
+        for task in (SUMS, STORIES):
+            console.rule(task.title)
+            results.update(run_task(task, directory / task.name, seed=seed, engine=engine, console=console))
     results["seconds"] = time.perf_counter() - start
     print_comparison(results, (SUMS, STORIES), console)
     report = write_combined(
@@ -50,7 +53,8 @@ def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "lo
     )  # fmt: skip
     console.print(f"report written to {report}; {results['seconds']:.0f} seconds in all", highlight=False)
     if json_file is not None:
-        Path(json_file).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        with writing(Path(json_file)):
+            Path(json_file).write_text(json.dumps(results, indent=1), encoding="utf-8")
     return 0
 
 

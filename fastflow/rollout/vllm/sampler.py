@@ -77,7 +77,7 @@ class VllmSampler:
         self._probe = probe.probe_for(policy, context)
         self._probe_logprobs = np.empty(0)
         self._dtype = torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype
-        self._weights = SharedWeights(policy)
+        self._weights = SharedWeights(policy, engine_dtype=self._dtype)
         self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
         self._write_model(tokenizer)
         settings = messages.EngineSettings(
