@@ -23,20 +23,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with stop_on_signals():
+    with stop_on_signals():
+        try:
             return _run(arguments)
-    except RunStopped as stop:
-        tell(f"fastflow: {' '.join(str(stop).split())}")
-        return stop.exit_code
-    except FastflowError as error:
-        tell(f"fastflow: error: {' '.join(str(error).split())}")
-        return error.exit_code
-    except KeyboardInterrupt as stop:
-        tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
-        return exit_code(stop)
-    finally:
-        _leave_dead_streams()
+        except RunStopped as stop:
+            tell(f"fastflow: {' '.join(str(stop).split())}")
+            return stop.exit_code
+        except FastflowError as error:
+            tell(f"fastflow: error: {' '.join(str(error).split())}")
+            return error.exit_code
+        except KeyboardInterrupt as stop:
+            tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
+            return exit_code(stop)
+        finally:
+            _leave_dead_streams()
 
 
 def _run(arguments: list[str]) -> int:
@@ -103,11 +103,10 @@ def _train(arguments: list[str]) -> int:
         print(to_yaml(config), end="")
         return 0
     _quiet_libraries()
-    from rich.console import Console
-
+    from fastflow.console import make_console
     from fastflow.train_command import train
 
-    train(config, Console())
+    train(config, make_console())
     return 0
 
 
@@ -150,7 +149,10 @@ def _quiet_libraries() -> None:
     """Our own warnings on the console; other libraries' chatter only when it matters."""
     from rich.logging import RichHandler
 
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)], force=True)
+    from fastflow.console import make_console
+
+    handler = RichHandler(console=make_console(), show_time=False, show_path=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("fastflow").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
@@ -160,7 +162,7 @@ def _quiet_libraries() -> None:
 
 
 def _leave_dead_streams() -> None:
-    """Drop what a terminal or pipe that is gone did not take: flushed at Python's end, it would change the exit code."""
+    """Drop what a terminal or pipe that is gone did not take: flushed at the end, it would change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -76,9 +76,9 @@ class MergeWatch:
             return
         self._has_warned = True
         logger.warning(
-            "vLLM samples from merged weights in %s, whose rounding takes %.3g %% of what the adapters have learned so far "
-            "(relative error of the weight update): until they grow, its samples come from nearly the base, and the "
-            "importance weight corrects that only within its clip; sample with --rollout.engine local, or set "
+            "vLLM samples from merged weights in %s, whose rounding takes %.3g %% of what the adapters have learned so "
+            "far (relative error of the weight update): until they grow, its samples come from nearly the base, and "
+            "the importance weight corrects that only within its clip; sample with --rollout.engine local, or set "
             "--model.dtype float32 without model.autocast",
             str(dtype).removeprefix("torch."), 100 * loss.relative,
         )  # fmt: skip

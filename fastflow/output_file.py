@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fastflow.errors import FastflowError
 
 
@@ -24,10 +26,9 @@ def writable(path: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, and any other OSError of the block, into one sentence about the path."""
+    """Turn a full disk, and any other OSError or SafetensorError of the block, into one sentence about the path."""
     try:
         yield
-    except OSError as error:
-        raise FastflowError(
-            f"cannot write to {path} ({error.strerror or error}); make room there or choose another place"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FastflowError(f"cannot write to {path} ({reason}); make room there or choose another place") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,8 +32,7 @@ class RunProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone, and with it its bars
-            self._bars.stop()
+        self._bars.stop()
 
     def phase(self, name: str, total: int) -> None:
         """Start the inner bar anew."""

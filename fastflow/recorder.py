@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -68,10 +67,9 @@ class ConsoleSink:
             *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
             f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",
         ]
-        with contextlib.suppress(OSError, SystemExit):  # a terminal or pipe that is gone does not end a run
-            self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
-            for alarm in metrics["alarms"]:
-                self._console.print(f"  alarm: {alarm}", style="bold yellow", highlight=False, soft_wrap=True)
+        self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
+        for alarm in metrics["alarms"]:
+            self._console.print(f"  alarm: {alarm}", style="bold yellow", highlight=False, soft_wrap=True)
 
     def close(self) -> None: ...
 

@@ -141,9 +141,7 @@ class Trainer:
             except (FastflowError, torch.OutOfMemoryError) as stop:
                 raise FastflowError(f"{_cause(stop)}; {self.rescue(completed, stop)}") from stop
             except BaseException as stop:
-                outcome = self.rescue(completed, stop)
-                with contextlib.suppress(OSError):  # of a terminal that is gone
-                    self.console.print(outcome, highlight=False, markup=False, soft_wrap=True)
+                self.console.print(self.rescue(completed, stop), highlight=False, markup=False, soft_wrap=True)
                 raise
 
     def close(self) -> None:

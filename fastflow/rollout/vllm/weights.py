@@ -25,8 +25,8 @@ _SHARED_MEMORY = Path("/dev/shm")
 class SharedWeights:
     """All weights of the policy's causal LM, under transformers' names, in shared blocks of memory.
 
-    attach: what the other process is told once. engine_dtype: what the other process holds them in, so that a merge that
-    loses the adapters to rounding is told. Raises FastflowError where shared memory has no room for them.
+    attach: what the other process is told once. engine_dtype: what the other process holds them in; a merge that loses
+    the adapters to its rounding is told. Raises FastflowError where shared memory has no room for them.
     """
 
     def __init__(
