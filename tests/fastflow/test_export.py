@@ -7,17 +7,17 @@ import logging
 
 import pytest
 import torch
+from cli_runs import settings
 from rich.console import Console
 from safetensors.torch import load_file
+from weight_updates import relative_error, updates
 
-from cli_runs import settings
 from fastflow.config_reader import read_config
 from fastflow.merging import RoundingLoss, adapted_layers, merged_weight, weight_update
 from fastflow.models import PackedModel
 from fastflow.train_command import train
 from fastflow.trainer import Trainer
 from small_models import FAMILIES, save_model
-from weight_updates import relative_error, updates
 
 
 def config(home, **changes):

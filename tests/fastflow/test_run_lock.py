@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cli_runs import ROOT, lines_in, options, settings, start, wait_for
+
 from fastflow import cli
 from fastflow.errors import FastflowError
 from fastflow.run_directory import check_output
@@ -152,7 +152,9 @@ class TestWithoutFlock:
     @pytest.mark.parametrize("changes", [{}, {"host": "elsewhere", "pid": 1}])
     def test_a_holder_that_lives_or_cannot_be_seen(self, changes, tmp_path):
         directory = self.holder(tmp_path / "run", **changes)
-        with pytest.raises(FastflowError, match=rf"process .* on .*; where that process is gone, remove .*{HOLDER_FILE}"):
+        with pytest.raises(
+            FastflowError, match=rf"process .* on .*; where that process is gone, remove .*{HOLDER_FILE}"
+        ):
             RunLock(directory)
 
     @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"born": "1"}])
