@@ -135,7 +135,9 @@ class Trainer:
                         completed = step
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
                             self.save(completed)
-                return self.save(completed)
+                if self._saved != (completed, self.learner.updates):
+                    self.save(completed)
+                return self.directory / "policy"
             except KeyboardInterrupt as stop:
                 raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(completed, stop)}", stop) from stop
             except (FastflowError, torch.OutOfMemoryError) as stop:

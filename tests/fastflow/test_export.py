@@ -161,7 +161,7 @@ def test_a_merge_is_rounded_once_and_its_loss_is_that_of_the_rounding():
             if parameter.requires_grad:
                 parameter.normal_(std=0.01)
     loss = RoundingLoss()
-    name, layer = next(adapted_layers(model))
+    _, layer = next(adapted_layers(model))
     merged = merged_weight(layer, torch.bfloat16, loss)
     exact = layer.base_layer.weight.double() + layer.get_delta_weight("default").double()
     assert torch.equal(merged, exact.bfloat16())

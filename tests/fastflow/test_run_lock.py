@@ -20,7 +20,14 @@ from fastflow.errors import FastflowError
 from fastflow.run_directory import check_output
 from fastflow.run_lock import HOLDER_FILE, LOCK_FILE, RunLock
 
-HOLD = "import sys; from pathlib import Path; from fastflow.run_lock import RunLock\nRunLock(Path(sys.argv[1])); print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from fastflow.run_lock import RunLock
+RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+input()
+"""
 STUCK = """
 import fastflow.models, time
 from pathlib import Path
@@ -153,7 +160,7 @@ class TestWithoutFlock:
     def test_a_holder_that_lives_or_cannot_be_seen(self, changes, tmp_path):
         directory = self.holder(tmp_path / "run", **changes)
         with pytest.raises(
-            FastflowError, match=rf"process .* on .*; where that process is gone, remove .*{HOLDER_FILE}"
+            FastflowError, match=rf"process .*; where that process is gone, remove .*{HOLDER_FILE}"
         ):
             RunLock(directory)
 

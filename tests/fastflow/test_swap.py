@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -82,10 +83,8 @@ def test_a_death_while_recovering_from_a_death(first, second, tmp_path, monkeypa
     for at, act in ((first, lambda: replace(tmp_path, NEW)), (second, lambda: swap.recover(tmp_path, PARTS))):
         with monkeypatch.context() as patched:
             dying(patched, at)
-            try:
+            with contextlib.suppress(Died):
                 act()
-            except Died:
-                pass
     swap.recover(tmp_path, PARTS)
     assert read(tmp_path) in (OLD, NEW)
 
