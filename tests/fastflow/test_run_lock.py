@@ -159,9 +159,7 @@ class TestWithoutFlock:
     @pytest.mark.parametrize("changes", [{}, {"host": "elsewhere", "pid": 1}])
     def test_a_holder_that_lives_or_cannot_be_seen(self, changes, tmp_path):
         directory = self.holder(tmp_path / "run", **changes)
-        with pytest.raises(
-            FastflowError, match=rf"process .*; where that process is gone, remove .*{HOLDER_FILE}"
-        ):
+        with pytest.raises(FastflowError, match=rf"process .*; where that process is gone, remove .*{HOLDER_FILE}"):
             RunLock(directory)
 
     @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"born": "1"}])
