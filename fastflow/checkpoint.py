@@ -37,7 +37,7 @@ def save(
         fresh = swap.begin(directory)
         report = exporter.export(learner.policy, fresh / "policy")
         if learner.policy.model is not learner.policy.causal_lm:
-            learner.policy.model.save_pretrained(fresh / "adapter")
+            save_adapter(learner.policy.model, fresh / "adapter")
         _save_trainer(fresh / "trainer", learner, step, data_state, report)
         swap.commit(directory)
     except Exception as error:
@@ -47,6 +47,11 @@ def save(
         swap.discard(directory)
         raise
     return directory / "policy", report
+
+
+def save_adapter(model: torch.nn.Module, directory: Path) -> None:
+    """Write the adapters of a peft model; their ends are never adapted, so that nobody has to look at the hub's."""
+    model.save_pretrained(directory, save_embedding_layers=False)
 
 
 def reason(error: Exception) -> str:

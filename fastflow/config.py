@@ -105,6 +105,11 @@ class RolloutConfig(Section):
         3, "vllm: a process that died or hung is started anew so many times in a row, and the step sampled again",
         at_least=0,
     )  # fmt: skip
+    adapters: Literal["auto", "merge", "apply"] = setting(
+        "auto",
+        "vllm: LoRA adapters are merged into the weights that it gets, or it applies them itself; auto applies where a "
+        "merge would be rounded to bfloat16",
+    )
     servers: tuple[str, ...] = setting((), "vllm-server: addresses, a list such as [localhost:8000,other:8000]")
     shared_folder: str | None = setting(
         None, "vllm-server: a directory that the servers see under the same path; the weights pass through it"

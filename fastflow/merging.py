@@ -65,9 +65,13 @@ def merged_weight(layer: torch.nn.Module, dtype: torch.dtype, loss: RoundingLoss
 
 
 class MergeWatch:
-    """Warns once where a sampler gets merged weights whose rounding takes over 5 % of what was learned."""
+    """Warns once where a sampler gets merged weights whose rounding takes over 5 % of what was learned.
 
-    def __init__(self) -> None:
+    remedy: what the user can do about it.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self._remedy = remedy
         self._has_warned = False
 
     def judge(self, loss: RoundingLoss, dtype: torch.dtype) -> None:
@@ -78,7 +82,6 @@ class MergeWatch:
         logger.warning(
             "vLLM samples from merged weights in %s, whose rounding takes %.3g %% of what the adapters have learned so "
             "far (relative error of the weight update): until they grow, its samples come from nearly the base, and "
-            "the importance weight corrects that only within its clip; sample with --rollout.engine local, or set "
-            "--model.dtype float32 without model.autocast",
-            str(dtype).removeprefix("torch."), 100 * loss.relative,
+            "the importance weight corrects that only within its clip; %s, or sample with --rollout.engine local",
+            str(dtype).removeprefix("torch."), 100 * loss.relative, self._remedy,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastflow import swap
-from fastflow.checkpoint import reason
+from fastflow.checkpoint import reason, save_adapter
 from fastflow.config import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.export import Exporter, is_strictly_valid
@@ -53,7 +53,7 @@ def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, dir
             )  # fmt: skip
         _try(lambda: exporter.write(miniature(policy.model), target / "policy"), "policy", settings)
         if policy.model is not policy.causal_lm:
-            _try(lambda: miniature(policy.model).save_pretrained(target / "adapter"), "adapter", settings)
+            _try(lambda: save_adapter(miniature(policy.model), target / "adapter"), "adapter", settings)
         if not settings.trust_remote_code:
             _check_names(target / "policy", settings)
         swap.flush(target)

@@ -34,7 +34,7 @@ class WeightFolder:
     """
 
     def __init__(self, folder: str | None):
-        self._watch = MergeWatch()
+        self._watch = MergeWatch("sample with --rollout.engine vllm, which applies adapters unmerged")
         try:
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)

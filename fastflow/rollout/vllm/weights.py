@@ -26,17 +26,27 @@ class SharedWeights:
     """All weights of the policy's causal LM, under transformers' names, in shared blocks of memory.
 
     attach: what the other process is told once. engine_dtype: what the other process holds them in; a merge that loses
-    the adapters to its rounding is told. Raises FastflowError where shared memory has no room for them.
+    the adapters to its rounding is told. merge: whether adapters are; else the weights under them stand there alone.
+    Raises FastflowError where shared memory has no room for them.
     """
 
     def __init__(
-        self, policy: PackedModel, bucket_bytes: int = BUCKET_BYTES, *, engine_dtype: torch.dtype | None = None
+        self,
+        policy: PackedModel,
+        bucket_bytes: int = BUCKET_BYTES,
+        *,
+        engine_dtype: torch.dtype | None = None,
+        merge: bool = True,
     ):
         self._policy = policy
-        self._engine_dtype, self._loss, self._watch = engine_dtype, RoundingLoss(), MergeWatch()
+        self._engine_dtype, self._loss, self._watch = (
+            engine_dtype,
+            RoundingLoss(),
+            MergeWatch("set --rollout.adapters apply"),
+        )
         named = [item for item in policy.causal_lm.named_parameters() if ".lora_" not in item[0]]
-        adapted = [item for item in named if item[0].endswith(_ADAPTED)]
-        plain = [item for item in named if not item[0].endswith(_ADAPTED)]
+        adapted = [item for item in named if merge and item[0].endswith(_ADAPTED)]
+        plain = [item for item in named if not (merge and item[0].endswith(_ADAPTED))]
         buckets = list(_fill(adapted, bucket_bytes))
         _require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
         blocks: list[torch.Tensor] = []
