@@ -109,8 +109,8 @@ def ignore_signals() -> None:
 
 
 def tell(message: str) -> None:
-    """Print on stderr, which may be a terminal that is gone."""
-    with contextlib.suppress(OSError, ValueError):
+    """Print on stderr, which may be a terminal that is gone, or in the middle of a print that a signal interrupts."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
         print(message, file=sys.stderr, flush=True)
 
 

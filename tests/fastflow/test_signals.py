@@ -139,6 +139,21 @@ def test_a_second_ctrl_c_during_a_save_leaves_the_earlier_save_whole(begin, tmp_
     assert sorted(entry.name for entry in run.glob("*save*")) == []
 
 
+def test_a_rescue_can_be_given_up_too(begin, tmp_path):
+    """Ctrl-C ends the run; during the save that this brings, the next is noted, and the one after it is obeyed."""
+    process = begin(1, program=SLOW_SAVES)
+    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "run" / "saving").exists, process)
+    for _ in range(2):
+        time.sleep(0.7)
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted while saving the policy, which is finished first; Ctrl-C gives it up" in err
+    assert err.splitlines()[-1] == "fastflow: interrupted; the save was given up; no policy was saved before"
+    assert "Traceback" not in out + err
+
+
 def test_schedulers_that_ask_twice_do_not_give_a_save_up(begin, tmp_path):
     process = begin(1, program=SLOW_SAVES, run__save_every=1)
     wait_for((tmp_path / "run" / "saving").exists, process)

@@ -61,7 +61,9 @@ class EngineProcess:
         )
         with blocked_signals():  # which the child inherits, until it ignores them
             self._process.start()
-        atexit.register(self._process.kill)  # or an exit would wait for a child that was stopped
+            atexit.register(
+                self._process.kill
+            )  # or an exit would wait for a child that was stopped, or ignores SIGTERM
         theirs.close()
         self._reader = threading.Thread(target=self._read, daemon=True, name="fastflow-vllm-replies")
         self._reader.start()
