@@ -3,63 +3,68 @@
 Everything is safetensors or JSON; nothing is pickled.
 
     RUN/policy/                 loads with AutoModelForCausalLM.from_pretrained (LoRA is merged; adapters stand apart)
-    RUN/adapter/                the LoRA adapters alone, when there are any
+    RUN/adapter/                the LoRA adapters alone, when there are any: all that was learned, unrounded
     RUN/trainer/log_z.safetensors, optimizer.safetensors, state.json
 """
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
-import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from fastflow import swap
+from fastflow.errors import FastflowError
+from fastflow.export import Exporter, ExportReport
 from fastflow.learner import Learner
-from fastflow.models import PackedModel
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+
+class SaveFailed(FastflowError):
+    """A save came to nothing; an earlier one is as it was."""
 
 
 def save(
-    directory: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, *, step: int, data_state: dict[str, int]
-) -> Path:
-    """Save policy and trainer state, replacing an earlier save only once the new one is complete.
+    directory: Path, learner: Learner, exporter: Exporter, *, step: int, data_state: dict[str, int]
+) -> tuple[Path, ExportReport]:
+    """Save policy and trainer state, replacing an earlier save only once all of the new one is complete.
 
-    Returns the policy's directory.
+    Returns the policy's directory, and what became of the update in it. Raises SaveFailed whatever goes wrong.
     """
-    policy = directory / "policy"
-    _replace(policy, lambda target: export(learner.policy, tokenizer, target))
-    if learner.policy.model is not learner.policy.causal_lm:
-        _replace(directory / "adapter", lambda target: learner.policy.model.save_pretrained(target))
-    _replace(directory / "trainer", lambda target: _save_trainer(target, learner, step, data_state))
-    return policy
+    try:
+        fresh = swap.begin(directory)
+        report = exporter.export(learner.policy, fresh / "policy")
+        if learner.policy.model is not learner.policy.causal_lm:
+            save_adapter(learner.policy.model, fresh / "adapter")
+        _save_trainer(fresh / "trainer", learner, step, data_state, report)
+        swap.commit(directory)
+    except Exception as error:
+        swap.discard(directory)
+        raise SaveFailed(f"the save of step {step} in {directory} failed: {reason(error)}") from error
+    except BaseException:
+        swap.discard(directory)
+        raise
+    return directory / "policy", report
 
 
-def export(policy: PackedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write the policy as an ordinary transformers model; LoRA adapters are merged."""
-    model = _on_cpu(policy.model)
-    if policy.model is not policy.causal_lm:
-        model = model.merge_and_unload()
-    model.config._attn_implementation = "sdpa"  # users of the export have no fastflow_packed
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+def save_adapter(model: torch.nn.Module, directory: Path) -> None:
+    """Write the adapters of a peft model; their ends are never adapted, so that nobody has to look at the hub's."""
+    model.save_pretrained(directory, save_embedding_layers=False)
 
 
-def _on_cpu(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy in memory of its own: what a GPU or another process holds is neither moved nor cloned there."""
-    copies = {}
-    for parameter in model.parameters():
-        copies[id(parameter)] = torch.nn.Parameter(parameter.detach().to("cpu", copy=True), requires_grad=False)
-    for buffer in model.buffers():
-        copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
-    return copy.deepcopy(model, copies)
+def reason(error: Exception) -> str:
+    """Why something could not be written, in one line and with a remedy where the disk is to blame."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+        return f"{text}; make room there (`df -h`, `ulimit -f`), or choose another --run.output"
+    return f"{type(error).__name__}: {text}"
 
 
-def _save_trainer(directory: Path, learner: Learner, step: int, data_state: dict[str, int]) -> None:
+def _save_trainer(
+    directory: Path, learner: Learner, step: int, data_state: dict[str, int], report: ExportReport
+) -> None:
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True)
@@ -67,7 +72,13 @@ def _save_trainer(directory: Path, learner: Learner, step: int, data_state: dict
         save_file(learner.log_z_head.state_dict(), directory / "log_z.safetensors")
     tensors, settings = _flatten_optimizer(learner.optimizer.state_dict())
     save_file(tensors, directory / "optimizer.safetensors")
-    state = {"step": step, "updates": learner.updates, "data": data_state, "optimizer": settings}
+    state = {
+        "step": step,
+        "updates": learner.updates,
+        "data": data_state,
+        "export": dataclasses.asdict(report),
+        "optimizer": settings,
+    }
     (directory / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
@@ -79,12 +90,3 @@ def _flatten_optimizer(state: dict[str, Any]) -> tuple[dict[str, torch.Tensor], 
         for name, value in entry.items()
     }
     return tensors, [dict(group) for group in state["param_groups"]]
-
-
-def _replace(target: Path, write) -> None:
-    """Write to a neighbour first, so that a crash leaves the earlier directory whole."""
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    write(fresh)
-    shutil.rmtree(target, ignore_errors=True)
-    fresh.rename(target)

@@ -6,33 +6,46 @@ Commands import what they need when they run, so that `fastflow --help` answers 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 from fastflow import __version__
 from fastflow.errors import FastflowError
-
-USER_ERROR = 2
+from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 when a check fails or a plan does not fit, 2 for a user's error."""
+    """Run one command. Returns the exit code: 0, 1 when a check fails or a plan does not fit, 2 for a user's error, 130
+    after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if arguments[:1] == ["train"]:  # its options are read by jsonargparse
-            return _train(arguments[1:])
-        if arguments[:1] == ["plan"]:  # and so are these
-            return _plan(arguments[1:])
-        parsed = _parser().parse_args(arguments)
-        return parsed.run(parsed)
-    except FastflowError as error:
-        print(f"fastflow: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("fastflow: interrupted", file=sys.stderr)
-        return 130
+    with stop_on_signals():
+        try:
+            return _run(arguments)
+        except RunStopped as stop:
+            tell(f"fastflow: {' '.join(str(stop).split())}")
+            return stop.exit_code
+        except FastflowError as error:
+            tell(f"fastflow: error: {' '.join(str(error).split())}")
+            return error.exit_code
+        except KeyboardInterrupt as stop:
+            tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
+            return exit_code(stop)
+        finally:
+            _leave_dead_streams()
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["train"]:  # its options are read by jsonargparse
+        return _train(arguments[1:])
+    if arguments[:1] == ["plan"]:  # and so are these
+        return _plan(arguments[1:])
+    parsed = _parser().parse_args(arguments)
+    return parsed.run(parsed)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,11 +103,10 @@ def _train(arguments: list[str]) -> int:
         print(to_yaml(config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
         return 0
     _quiet_libraries()
-    from rich.console import Console
-
+    from fastflow.console import make_console
     from fastflow.train_command import train
 
-    train(config, Console())
+    train(config, make_console())
     return 0
 
 
@@ -137,13 +149,26 @@ def _quiet_libraries() -> None:
     """Our own warnings on the console; other libraries' chatter only when it matters."""
     from rich.logging import RichHandler
 
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(show_time=False, show_path=False)], force=True)
+    from fastflow.console import make_console
+
+    handler = RichHandler(console=make_console(), show_time=False, show_path=False)
+    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("fastflow").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _leave_dead_streams() -> None:
+    """Drop what a terminal or pipe that is gone did not take: flushed at the end, it would change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from types import ModuleType
 class FastflowError(Exception):
     """Something the user can mend. The message says what was wrong, where, and what to do.
 
-    The command line prints it on one line and exits with code 2; no traceback.
+    The command line prints it on one line and exits with code 2, or its own `exit_code`; no traceback.
     """
+
+    exit_code = 2
 
 
 def need(module: str, *, extra: str, purpose: str) -> ModuleType:

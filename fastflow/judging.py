@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Per trajectory, in flat order. text: see response_text. well_formed is None where no format is asked for."""
+    """Per trajectory, in flat order. text: see response_text. well_formed is None where no format is asked for.
+
+    reward: normalised within groups, zeros where there is none. scores: before that, or None.
+    """
 
     text: list[str]
     well_formed: list[bool] | None
     penalty: torch.Tensor
     reward: torch.Tensor
+    scores: list[float] | None
 
 
 class Judge:
@@ -49,7 +53,7 @@ class Judge:
         records = [group.prompt.record for group in groups for _ in group.trajectories]
         ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group.trajectories]
         texts = [self._text.of(tokens) for tokens in ids]
-        well_formed = None
+        well_formed = scores = None
         penalty = reward = torch.zeros(len(texts), dtype=torch.float64)
         if self._is_well_formed is not None:
             judged = [self._text.of(tokens, naming=self._named) for tokens in ids] if self._named else texts
@@ -57,9 +61,11 @@ class Judge:
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
         if self._reward is not None:
-            scores = torch.tensor([self._score(*pair) for pair in zip(texts, records, strict=True)]).double()
-            reward = normalise_rewards(scores, [len(group.trajectories) for group in groups])
-        return Judgement(texts, well_formed, penalty, reward)
+            scores = [self._score(*pair) for pair in zip(texts, records, strict=True)]
+            reward = normalise_rewards(
+                torch.tensor(scores, dtype=torch.float64), [len(group.trajectories) for group in groups]
+            )
+        return Judgement(texts, well_formed, penalty, reward, scores)
 
     def _score(self, text: str, record: dict[str, Any]) -> float:
         score = self._reward(text, record)

@@ -22,11 +22,14 @@ def measure(
     results: Sequence[UpdateResult],
     *,
     well_formed: Sequence[bool] | None,
+    scores: Sequence[float] | None = None,
     alpha: float,
     seconds: dict[str, float],
     device: torch.device,
 ) -> dict[str, Any]:
     """The metrics of one step: its rollout (`groups`) and its updates (`results`).
+
+    well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
 
     Entropies are Monte Carlo estimates from the behaviour log-probs: nats per token and nats per response. slope is
     that of mean log pi on mean log p_base within groups: at the fixed point of powerflow it equals alpha.
@@ -53,6 +56,7 @@ def measure(
         **{f"length_p{q}": float(np.percentile(lengths, q)) for q in (10, 50, 90)},
         "length_max": int(lengths.max()),
         "truncated_share": float(np.mean([trajectory.finish_reason == "length" for trajectory in flat])),
+        "reward_mean": None if scores is None else float(np.mean(scores)),
         "malformed_share": None if well_formed is None else 1 - float(np.mean(well_formed)),
         "token_entropy": float(-behaviour.sum() / max(sampled, 1)),
         "sequence_entropy": float(-behaviour.mean()),

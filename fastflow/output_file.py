@@ -1,8 +1,12 @@
-"""A file that a command writes at its end, asked about at its beginning."""
+"""Files that a command writes: asked about at its beginning, and one sentence where the disk does not take them."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
 
@@ -18,3 +22,13 @@ def writable(path: Path) -> Path:
     except OSError as error:
         raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
     return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk, and any other OSError or SafetensorError of the block, into one sentence about the path."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FastflowError(f"cannot write to {path} ({reason}); make room there or choose another place") from error

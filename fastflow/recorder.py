@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastflow.config import Config
 from fastflow.errors import need
+from fastflow.output_file import writing
 from fastflow.run_directory import METRICS_FILE
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -102,18 +106,24 @@ class WandbSink:
 
 
 class Recorder:
-    """All sinks of a run."""
+    """All sinks of a run, which write to its directory. Raises FastflowError where that takes no more."""
 
-    def __init__(self, sinks: Sequence[Sink]):
+    def __init__(self, sinks: Sequence[Sink], directory: Path | None = None):
         self._sinks = list(sinks)
+        self._directory = directory or Path()
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        for sink in self._sinks:
-            sink.write(step, metrics)
+        with writing(self._directory):
+            for sink in self._sinks:
+                sink.write(step, metrics)
 
     def close(self) -> None:
+        """What the disk does not take any more at the end is left out: the policy is saved by then."""
         for sink in self._sinks:
-            sink.close()
+            try:
+                sink.close()
+            except OSError as error:
+                logger.warning("the last metrics in %s are not complete: %s", self._directory, error.strerror or error)
 
 
 def check_sinks(config: Config) -> None:
@@ -126,12 +136,13 @@ def check_sinks(config: Config) -> None:
 
 def make_recorder(config: Config, directory: Path, console: Console) -> Recorder:
     """The sinks that the configuration asks for."""
-    sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE), ConsoleSink(console, config.run.steps)]
-    if config.run.tensorboard:
-        sinks.append(TensorBoardSink(directory / "tensorboard"))
+    with writing(directory):
+        sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE), ConsoleSink(console, config.run.steps)]
+        if config.run.tensorboard:
+            sinks.append(TensorBoardSink(directory / "tensorboard"))
     if config.run.wandb is not None:
         sinks.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
-    return Recorder(sinks)
+    return Recorder(sinks, directory)
 
 
 def _is_non_finite(value: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastflow.judging import Judgement
 from fastflow.learner import UpdateResult
+from fastflow.output_file import writing
 from fastflow.response_text import spell
 from fastflow.run_directory import SAMPLES_FILE
 from fastflow.trajectory import Group
@@ -59,11 +60,12 @@ def describe(
 
 def write_samples(directory: Path, step: int, samples: Sequence[dict[str, Any]]) -> None:
     """Append to samples.jsonl and write samples/step-N.txt."""
-    with (directory / SAMPLES_FILE).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(sample) + "\n" for sample in samples)
-    (directory / "samples").mkdir(exist_ok=True)
     text = "\n".join(_readable(sample) for sample in samples)
-    (directory / "samples" / f"step-{step:06d}.txt").write_text(text, encoding="utf-8")
+    with writing(directory):
+        with (directory / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(sample) + "\n" for sample in samples)
+        (directory / "samples").mkdir(exist_ok=True)
+        (directory / "samples" / f"step-{step:06d}.txt").write_text(text, encoding="utf-8")
 
 
 def _readable(sample: dict[str, Any]) -> str:

@@ -11,23 +11,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fastflow import checkpoint, run_directory
+from fastflow import checkpoint, interrupt, run_directory
 from fastflow.alarms import Alarms
 from fastflow.config import Config
 from fastflow.data import PromptStream, read_records, tokenize
 from fastflow.errors import FastflowError
+from fastflow.export import Exporter, announce
+from fastflow.interrupt import deferred_interrupt, stop_on_signals
 from fastflow.judging import Judge, Judgement
 from fastflow.learner import Learner, UpdateResult
 from fastflow.metrics import agreement, measure
-from fastflow.models import check_tokenizer_fits, end_ids, load_models, load_tokenizer
+from fastflow.models import FrozenModel, check_tokenizer_fits, end_ids, load_models, load_tokenizer
 from fastflow.progress import RunProgress
 from fastflow.recorder import check_sinks, make_recorder
+from fastflow.rehearsal import rehearse
+from fastflow.rescue import write_raw
 from fastflow.response_text import check_spelling
 from fastflow.rollout.door import context_for
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
+from fastflow.run_lock import RunLock
 from fastflow.samples import describe, write_samples
+from fastflow.save_room import check_disk, save_size
 from fastflow.scoring import rescore
 from fastflow.self_check import check_models
 from fastflow.trajectory import Group, split_evenly, without_truncated
@@ -47,16 +53,25 @@ class Update(NamedTuple):
 class Trainer:
     """A training run, assembled from a Config; inputs are checked in the order of their cost.
 
-    `run()` carries it out and returns the directory of the trained policy.
+    `run()` carries it out and returns the directory of the trained policy. From the start until `close`, no other
+    process can write to run.output.
     """
 
     def __init__(self, config: Config, console: Console):
         config.require_inputs()
         self.config, self.console = config, console
         self.directory = Path(config.run.output)
-        run_directory.check_output(self.directory, overwrite=config.run.overwrite)
         run_directory.check_inputs_survive(self.directory, config)
         check_sinks(config)
+        self._lock = RunLock(self.directory)
+        try:
+            run_directory.check_output(self.directory, overwrite=config.run.overwrite)
+            self._assemble(config, console)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _assemble(self, config: Config, console: Console) -> None:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         torch.manual_seed(config.run.seed)
@@ -76,6 +91,8 @@ class Trainer:
         updates = config.run.steps * config.batch.updates_per_rollout
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=updates)
+        self._saved: tuple[int, int] | None = None  # step and updates of the last save
+        self._exporter = self._rehearse_save()
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
         self.sampler = make_sampler(
             policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
@@ -97,9 +114,20 @@ class Trainer:
             return OneAhead(self.sampler, self.learner.policy, self.requests, params, steps=self.config.run.steps)
         return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
 
+    def _rehearse_save(self) -> Exporter:
+        """Raise FastflowError now, not after the last step, for what cannot be saved."""
+        config, base = self.config, self.learner.base
+        starts_from_base = isinstance(base, FrozenModel) and config.model.base is None
+        exporter = Exporter(self.tokenizer, config.run.export_dtype, base.model if starts_from_base else None)
+        exporter, small_files = rehearse(self.learner.policy, exporter, config.model, self.directory)
+        size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
+        check_disk(self.directory, size, config, reclaimed=run_directory.reclaimable(self.directory))
+        return exporter
+
     def run(self) -> Path:
         """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stop_on_signals())
             stack.callback(self.close)
             run_directory.prepare(self.directory, self.config)
             recorder = make_recorder(self.config, self.directory, self.console)
@@ -113,16 +141,23 @@ class Trainer:
                         completed = step
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
                             self.save(completed)
-            except (FastflowError, KeyboardInterrupt, torch.OutOfMemoryError) as stop:
+                if self._saved != (completed, self.learner.updates):
+                    self.save(completed)
+                return self.directory / "policy"
+            except KeyboardInterrupt as stop:
+                raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(completed, stop)}", stop) from stop
+            except (FastflowError, torch.OutOfMemoryError) as stop:
                 raise FastflowError(f"{_cause(stop)}; {self.rescue(completed, stop)}") from stop
-            except Exception as stop:
+            except BaseException as stop:
                 self.console.print(self.rescue(completed, stop), highlight=False, markup=False, soft_wrap=True)
                 raise
-        return self.save(completed)
 
     def close(self) -> None:
-        """Release the sampler; `run` does so at its end."""
-        self.sampler.close()
+        """Release the sampler and the run directory; `run` does so at its end."""
+        try:
+            self.sampler.close()
+        finally:
+            self._lock.release()
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""
@@ -174,12 +209,15 @@ class Trainer:
             write_samples(self.directory, step, samples)
 
     def measure(self, groups: list[Group], updates: list[Update], *, version: int, **seconds: float) -> dict[str, Any]:
-        well_formed = [fine for update in updates for fine in update.judgement.well_formed or ()] or None
+        judgements = [update.judgement for update in updates]
+        well_formed = [fine for judgement in judgements for fine in judgement.well_formed or ()] or None
+        scores = [score for judgement in judgements for score in judgement.scores or ()] or None
         results = [update.result for update in updates]
         metrics = measure(
             groups,
             results,
             well_formed=well_formed,
+            scores=scores,
             alpha=self.config.objective.alpha,
             seconds=seconds,
             device=self.learner.policy.device,
@@ -193,22 +231,50 @@ class Trainer:
         return {**metrics, "alarms": self.alarms.check(metrics)}
 
     def rescue(self, step: int, stop: BaseException) -> str:
-        """Save what a stopped run has reached, and say where it is."""
+        """Save what a stopped run has reached, and say where it is. Raises nothing: what it cannot save, it says."""
+        try:
+            with deferred_interrupt(work="saving the policy", deliver=False):
+                return self._rescue(step, stop)
+        except KeyboardInterrupt:
+            return f"the save was given up; {self._last_save()}"
+
+    def _rescue(self, step: int, stop: BaseException) -> str:
         traceback.clear_frames(stop.__traceback__)  # they hold the activations of the step that failed
         self.learner.free_gradients()
+        if isinstance(stop, interrupt.GivenUp):
+            return f"the save was given up; {self._last_save()}"
         if not all(bool(parameter.isfinite().all()) for parameter in self.learner.policy.parameters()):
-            return "the policy's weights are no longer finite and were not saved over an earlier save"
-        return f"the policy after step {step} ({self.learner.updates} updates) is in {self.save(step)}"
+            problem = "the policy's weights are no longer finite and were not saved over an earlier save"
+            return f"{problem}; {self._last_save()}"
+        if isinstance(stop, checkpoint.SaveFailed):
+            return f"{write_raw(self.learner.policy, self.directory)}; {self._last_save()}"
+        try:
+            if self._saved != (step, self.learner.updates):
+                self.save(step)
+        except checkpoint.SaveFailed as failure:
+            return f"{failure}; {write_raw(self.learner.policy, self.directory)}; {self._last_save()}"
+        return self._last_save()
+
+    def _last_save(self) -> str:
+        if self._saved is None:
+            return "no policy was saved before"
+        step, updates = self._saved
+        return f"the policy after step {step} ({updates} updates) is in {self.directory / 'policy'}"
 
     def save(self, step: int) -> Path:
-        return checkpoint.save(
-            self.directory, self.learner, self.tokenizer, step=step, data_state=self.data_state[step]
-        )
+        """Save the policy and the trainer's state. Raises SaveFailed, with an earlier save as it was."""
+        with deferred_interrupt(work="saving the policy"):
+            policy, report = checkpoint.save(
+                self.directory, self.learner, self._exporter, step=step, data_state=self.data_state[step]
+            )
+            self._saved = step, self.learner.updates
+            announce(report, self.config)
+        return policy
 
 
 def _cause(stop: BaseException) -> str:
     if isinstance(stop, KeyboardInterrupt):
-        return "interrupted"
+        return str(stop) or "interrupted"
     if isinstance(stop, torch.OutOfMemoryError):
         return (
             "out of GPU memory: lower rollout.max_sequences if it was sampling, batch.tokens_per_microbatch if not, or "

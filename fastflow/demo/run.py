@@ -17,15 +17,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastflow.config import ModelConfig
 from fastflow.config_reader import read_config
+from fastflow.console import make_console
 from fastflow.demo.comparison import print_comparison
 from fastflow.demo.small_model import encode_prompt, make_model, make_tokenizer, pretrain
 from fastflow.demo.tasks import STORIES, SUMS, Task
 from fastflow.errors import FastflowError
 from fastflow.models import PackedModel, end_ids, load_causal_lm, load_tokenizer
+from fastflow.output_file import writable, writing
 from fastflow.report import write_combined
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run_directory import EVALUATION_FILE
+from fastflow.run_lock import RunLock
 from fastflow.train_command import train
 
 
@@ -33,10 +36,15 @@ def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "lo
     """The whole demo; `engine` samples while training (rollout.engine). Returns the exit code."""
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
-    console, directory = Console(), Path(output)
-    torch.set_num_threads(1)  # as in the preset: the models are too small to share between cores
     if json_file is not None:
-        Path(json_file).parent.mkdir(parents=True, exist_ok=True)
+        writable(Path(json_file))
+    with RunLock(Path(output), "--output"):
+        _run(Path(output), make_console(), seed=seed, json_file=json_file, engine=engine)
+    return 0
+
+
+def _run(directory: Path, console: Console, *, seed: int, json_file: str | None, engine: str) -> None:
+    torch.set_num_threads(1)  # as in the preset: the models are too small to share between cores
     start = time.perf_counter()
     results: dict[str, Any] = {}
     for task in (SUMS, STORIES):
@@ -50,8 +58,8 @@ def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "lo
     )  # fmt: skip
     console.print(f"report written to {report}; {results['seconds']:.0f} seconds in all", highlight=False)
     if json_file is not None:
-        Path(json_file).write_text(json.dumps(results, indent=1), encoding="utf-8")
-    return 0
+        with writing(Path(json_file)):
+            Path(json_file).write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Console) -> dict[str, dict[str, Any]]:
@@ -71,7 +79,8 @@ def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Co
             task.labels[1]: evaluate(base, temperature=1 / task.alpha),
             task.labels[2]: evaluate(policy, temperature=1.0),
         }
-    (run / EVALUATION_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    with writing(run):
+        (run / EVALUATION_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
     return results
 
 
@@ -110,12 +119,13 @@ def make_base(task: Task, topics: list[Any], directory: Path, *, seed: int, cons
             on_step=on_step,
         )  # fmt: skip
     model.causal_lm.config._attn_implementation = "sdpa"
-    model.causal_lm.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    with writing(directory):
+        model.causal_lm.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def write_prompts(task: Task, topics: list[Any], file: Path) -> None:
-    with file.open("w", encoding="utf-8") as lines:
+    with writing(file), file.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps({"prompt": task.prompt(topic), "topic": topic}) + "\n" for topic in topics)
 
 

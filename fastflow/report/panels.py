@@ -55,6 +55,7 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
                 Mark("truncated_share", "cut at the length limit", "orange"),
                 Mark("malformed_share", "malformed", "purple"),
                 Mark("repetition", "repeated 4-grams", "green")), **percent),
+            Panel("reward", "Reward", "mean, before it is normalised", (Mark("reward_mean", "mean"),)),
             Panel("sequence_entropy", "Entropy per response", "nats", (
                 Mark("sequence_entropy", "entropy"),), from_zero=True),
         ]),

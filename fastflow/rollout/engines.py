@@ -50,6 +50,7 @@ def make_sampler(
         sleep=resolve_sleep(rollout, policy),
         startup=rollout.startup,
         restarts=rollout.restarts,
+        adapters=rollout.adapters,
         **options,
     )
 

@@ -141,8 +141,9 @@ class TestMeasure:
         )
         second = make_result(groups[1:], rng, residual=torch.tensor([3.0, 1.0]).double(), lr=5e-4, grad_norm=1.0)
         return measure(
-            groups, [first, second], well_formed=[True, False, True, True], alpha=4.0, seconds=SECONDS, device=CPU
-        )
+            groups, [first, second], well_formed=[True, False, True, True], scores=[1.0, 0.0, 3.0, 2.0], alpha=4.0,
+            seconds=SECONDS, device=CPU,
+        )  # fmt: skip
 
     def test_by_hand(self, measured):
         expected = {
@@ -154,6 +155,7 @@ class TestMeasure:
             "length_max": 13,
             "truncated_share": 0.25,
             "malformed_share": 0.25,
+            "reward_mean": 1.5,
             "token_entropy": (2 + 8 + 1 + 13) / 20,
             "sequence_entropy": 24 / 4,
             "ratio_p50": 1.0,
@@ -187,7 +189,7 @@ class TestMeasure:
 
     def test_no_format_means_no_malformed_share(self, groups, rng):
         measured = measure(groups, [make_result(groups, rng)], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
-        assert measured["malformed_share"] is None
+        assert measured["malformed_share"] is None and measured["reward_mean"] is None
 
     def test_plain_numbers_that_json_keeps(self, measured):
         assert json.loads(json.dumps(measured, allow_nan=False)) == measured

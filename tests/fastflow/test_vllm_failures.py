@@ -231,10 +231,11 @@ def final_weights(directory) -> bytes:
     return (directory / "policy" / "model.safetensors").read_bytes()
 
 
-def run_cli(arguments: list[str]) -> subprocess.Popen:
+def run_cli(arguments: list[str], **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", TRAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        [sys.executable, "-c", TRAIN, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
+    )  # fmt: skip
 
 
 @needs_vllm
@@ -303,17 +304,23 @@ def test_twenty_kills_change_nothing(tmp_path, monkeypatch):
 
 
 @needs_vllm
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_trainer_leaves_no_orphan(number, tmp_path):
-    """Ctrl-C saves the policy and ends with 2; a killed trainer can save nothing, but its child ends too."""
-    process = run_cli(train_arguments(tmp_path, name="run", steps=10_000))
+@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_an_interrupted_trainer_leaves_no_orphan(number, whole_group, tmp_path):
+    """Signals save the policy and give their exit code, also where every process of the group gets them, as from a
+    terminal or a scheduler; a killed trainer can save nothing, but its child ends too.
+    """
+    process = run_cli(train_arguments(tmp_path, name="run", steps=10_000), start_new_session=True)
     try:
         while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics_of(tmp_path / "run"):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.2)
         children = descendants(process.pid)
         assert len(children) == 1
-        process.send_signal(number)
+        if whole_group:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         output = process.communicate(timeout=60)[0]
     finally:
         process.kill()
@@ -321,9 +328,10 @@ def test_an_interrupted_trainer_leaves_no_orphan(number, tmp_path):
     while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
-    if number == signal.SIGINT:
-        assert process.returncode == 2
-        assert "interrupted; the policy after step" in output
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert "; the policy after step" in output and "Traceback" not in output
+        assert "vLLM is started anew" not in output  # its process did not go first
         assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 

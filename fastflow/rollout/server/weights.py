@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
+from fastflow.merging import MergeWatch, RoundingLoss, weight_update
 from fastflow.models import PackedModel
 
 BUCKET_BYTES = 2**30
@@ -33,6 +34,7 @@ class WeightFolder:
     """
 
     def __init__(self, folder: str | None):
+        self._watch = MergeWatch("sample with --rollout.engine vllm, which applies adapters unmerged")
         try:
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,7 @@ class WeightFolder:
         unfinished = self.path / f"{target.name}.unfinished"
         try:
             unfinished.mkdir()
-            write_checkpoint(policy, unfinished)
+            loss = write_checkpoint(policy, unfinished)
             unfinished.rename(target)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -59,6 +61,7 @@ class WeightFolder:
                 "for two copies of the model"
             ) from error
         self._written += 1
+        self._watch.judge(loss, torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype)
         return target
 
     def keep_only(self, directory: Path) -> None:
@@ -73,8 +76,11 @@ class WeightFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def write_checkpoint(policy: PackedModel, directory: Path) -> None:
-    """Config and weights, one file at a time through the CPU's memory. Under autocast the weights are bfloat16."""
+def write_checkpoint(policy: PackedModel, directory: Path) -> RoundingLoss:
+    """Config and weights, one file at a time through the CPU's memory. Under autocast the weights are bfloat16.
+
+    Returns what the rounding of merged adapters costs.
+    """
     from safetensors.torch import save_file
 
     dtype = torch.bfloat16 if policy.autocast else None
@@ -86,11 +92,13 @@ def write_checkpoint(policy: PackedModel, directory: Path) -> None:
         places = {weight: name for name, bucket in zip(names, buckets, strict=True) for weight in bucket}
         index = {"metadata": {}, "weight_map": places}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    loss = RoundingLoss()
     for name, bucket in zip(names, buckets, strict=True):
-        tensors = {weight: _merged(policy, source).to("cpu", dtype) for weight, source in bucket.items()}
+        tensors = {weight: _merged(policy, source, dtype, loss).cpu() for weight, source in bucket.items()}
         tensors = {weight: tensor.contiguous() for weight, tensor in tensors.items()}
         save_file(tensors, directory / name, metadata={"format": "pt"})
     _write_config(policy, dtype, directory)
+    return loss
 
 
 def _write_config(policy: PackedModel, dtype: torch.dtype | None, directory: Path) -> None:
@@ -126,11 +134,14 @@ def _weights(policy: PackedModel) -> Iterator[tuple[str, str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _merged(policy: PackedModel, name: str) -> torch.Tensor:
-    """The tensor of this name, its adapter added."""
+def _merged(policy: PackedModel, name: str, dtype: torch.dtype | None, loss: RoundingLoss) -> torch.Tensor:
+    """The tensor of this name in `dtype` or its own, its adapter added in float32 before it is rounded."""
     module_name, _, attribute = name.rpartition(".")
     tensor = getattr(policy.causal_lm.get_submodule(module_name), attribute)
     if not name.endswith(".base_layer.weight"):
-        return tensor.detach()
+        return tensor.detach().to(dtype or tensor.dtype)
     layer = policy.causal_lm.get_submodule(module_name.removesuffix(".base_layer"))
-    return (tensor + layer.get_delta_weight(layer.active_adapters[0])).to(tensor.dtype)
+    update = weight_update(layer, torch.float32)
+    merged = (tensor + update).to(dtype or tensor.dtype)
+    loss.add(tensor, update, merged)
+    return merged

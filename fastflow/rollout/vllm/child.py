@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import threading
 import time
 import traceback
@@ -16,6 +15,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from fastflow.interrupt import ignore_signals
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.engine import Engine, RequestRefused
 
@@ -30,7 +30,7 @@ ORPHAN_CHECK_SECONDS = 0.5
 
 def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSettings) -> None:
     """Says over the pipe what cannot be done; ends where a new process may do better. pulse: see Engine."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which then closes the pipe
+    ignore_signals()  # Ctrl-C, SIGTERM and SIGHUP are for the trainer, which then closes the pipe
     _print_to(settings.log)
     _die_with(os.getppid(), settings.model)
     os.environ |= REQUIRED_ENVIRONMENT

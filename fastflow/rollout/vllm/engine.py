@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fastflow.rollout.vllm import messages
+from fastflow.rollout.vllm.adapters import room_for
 
 CPU_PASS_TOKENS = 8192  # of prompts in one forward pass
 
@@ -44,6 +45,7 @@ class Engine:
             max_num_seqs=settings.max_sequences,
             gpu_memory_utilization=settings.memory_fraction,
             **(_on_cpu(settings) if settings.device == "cpu" else {}),
+            **(_with_adapters(settings) if settings.lora_rank else {}),
             enable_prefix_caching=True,
             enable_sleep_mode=settings.sleeps,
             logprobs_mode="processed_logprobs",
@@ -56,6 +58,7 @@ class Engine:
         self._rounds: tuple[tuple[messages.Place, ...], ...] = ()
         self._loaded: set[str] = set()
         self._requests = 0
+        self._adapters = None  # that the requests ask for
 
     def attach(self, message: messages.Attach) -> None:
         self._blocks, self._rounds = message.blocks, message.rounds
@@ -64,6 +67,7 @@ class Engine:
         """What a command does, in a word, and the function that does it and returns the reply."""
         act = {
             messages.Load: ("loading", self._load),
+            messages.Adopt: ("loading", self._adopt),
             messages.Commit: ("loading", self._commit),
             messages.Probe: ("probing", self._probe),
             messages.Sample: ("sampling", self._sample),
@@ -80,14 +84,25 @@ class Engine:
             for place in self._rounds[message.round]
         }
         (loaded,) = self._llm.apply_model(lambda model: model.load_weights(iter(weights.items())))
-        self._loaded |= set(loaded)
+        self._loaded |= {_without_wrapper(name) for name in loaded}
         if self._device == "cuda":  # or the trainer could change what is still being read
             torch.cuda.synchronize()
         self._beat()
         return messages.Done()
 
+    def _adopt(self, message: messages.Adopt) -> messages.Done:
+        from vllm.lora.request import LoRARequest
+
+        self._llm.llm_engine.add_lora(LoRARequest("policy", 1, message.directory, load_inplace=True))
+        if 1 not in self._llm.llm_engine.list_loras():
+            raise RuntimeError("it did not take the adapters")
+        self._adapters = LoRARequest("policy", 1, message.directory)
+        return messages.Done()
+
     def _commit(self, message: messages.Commit) -> messages.Done:
-        (parameters,) = self._llm.apply_model(lambda model: {name for name, _ in model.named_parameters()})
+        (parameters,) = self._llm.apply_model(
+            lambda model: {_without_wrapper(name) for name, _ in model.named_parameters()}
+        )
         missing = sorted(parameters - self._loaded)
         self._loaded = set()
         if missing:
@@ -138,13 +153,29 @@ class Engine:
 
     def _add(self, ids: list[int], params: Any) -> None:
         try:
-            self._llm.llm_engine.add_request(str(self._requests), {"prompt_token_ids": ids}, params)
+            self._llm.llm_engine.add_request(
+                str(self._requests), {"prompt_token_ids": ids}, params, lora_request=self._adapters
+            )
         except Exception as error:
             raise RequestRefused(str(error)) from error
         self._requests += 1
 
     def _beat(self) -> None:
         self._pulse[0] += 1
+
+
+def _without_wrapper(name: str) -> str:
+    """A parameter's name without the layer that vLLM puts around its own to apply adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def _with_adapters(settings: messages.EngineSettings) -> dict[str, Any]:
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": room_for(settings.lora_rank),
+        "lora_target_modules": list(settings.lora_targets),  # not the head, of which a probe needs every row
+    }
 
 
 def _on_cpu(settings: messages.EngineSettings) -> dict[str, Any]:

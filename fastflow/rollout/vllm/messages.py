@@ -16,7 +16,8 @@ class EngineSettings:
     """What the child needs to build its engine.
 
     model: a directory with a config.json and no weights. tokenizer: whether one stands there, for stop texts.
-    sleeps: whether the engine must be able to give its memory back. threads: on a CPU.
+    sleeps: whether the engine must be able to give its memory back. threads: on a CPU. lora_rank: of adapters that the
+    engine applies itself; 0 where it gets merged weights. lora_targets: last parts of the names of adapted layers.
     """
 
     model: str
@@ -29,6 +30,8 @@ class EngineSettings:
     tokenizer: bool
     sleeps: bool
     log: str
+    lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Load:
     """Take the weights of this round, which the shared memory holds now. Reply: Done."""
 
     round: int
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Apply the adapters in this directory from now on, in place of earlier ones. Reply: Done."""
+
+    directory: str
 
 
 @dataclass(frozen=True)

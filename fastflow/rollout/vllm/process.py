@@ -9,7 +9,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import torch
 import torch.multiprocessing
 
 from fastflow.errors import FastflowError
+from fastflow.interrupt import blocked_signals
 from fastflow.rollout.vllm import child, messages
 
 LOG_LINES = 5
@@ -58,9 +59,11 @@ class EngineProcess:
         self._process = spawn.Process(
             target=child.main, args=(theirs, pulse, settings), daemon=True, name="fastflow-vllm"
         )
-        with _ignoring_interrupts():  # which the child inherits
+        with blocked_signals():  # which the child inherits, until it ignores them
             self._process.start()
-        atexit.register(self._process.kill)  # or an exit would wait for a child that was stopped
+            atexit.register(
+                self._process.kill
+            )  # or an exit would wait for a child that was stopped, or ignores SIGTERM
         theirs.close()
         self._reader = threading.Thread(target=self._read, daemon=True, name="fastflow-vllm-replies")
         self._reader.start()
@@ -166,18 +169,6 @@ class EngineProcess:
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return "".join(f"\n    {line}" for line in ("its log ends:", *lines[-LOG_LINES:])) if lines else ""
-
-
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def explain(failure: messages.Failed) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastflow.rollout import probe
 from fastflow.rollout.door import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import messages
+from fastflow.rollout.vllm.adapters import applies_adapters, rank_of, targets_of, write_adapters
 from fastflow.rollout.vllm.process import EngineLost, EngineProcess
 from fastflow.rollout.vllm.weights import SharedWeights
 from fastflow.rope import for_vllm
@@ -39,6 +41,7 @@ class VllmSampler:
     for stop texts only. sleep: see SLEEP_LEVELS; what the engine gives back between `finish` and `load_weights`.
     startup, silence: seconds after which the child counts as hung, at its start and without progress later. restarts:
     how many losses in a row are made good by a new process; the responses are then sampled anew with the same seeds.
+    adapters: whether vLLM gets LoRA adapters merged into the weights or applies them itself; see applies_adapters.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class VllmSampler:
         startup: float = 900.0,
         silence: float = 300.0,
         restarts: int = 3,
+        adapters: str = "auto",
         on_progress: Callable[[int], None] | None = None,
     ):
         check_installed()
@@ -77,7 +81,9 @@ class VllmSampler:
         self._probe = probe.probe_for(policy, context)
         self._probe_logprobs = np.empty(0)
         self._dtype = torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype
-        self._weights = SharedWeights(policy)
+        self._applies_adapters = applies_adapters(policy, adapters, self._dtype)
+        self._adapter_loads = 0
+        self._weights = SharedWeights(policy, engine_dtype=self._dtype, merge=not self._applies_adapters)
         self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
         self._write_model(tokenizer)
         settings = messages.EngineSettings(
@@ -91,6 +97,8 @@ class VllmSampler:
             tokenizer=self._has_tokenizer,
             sleeps=self._sleep_level > 0,
             log=str(Path(self._folder.name) / "vllm.log"),
+            lora_rank=rank_of(policy) if self._applies_adapters else 0,
+            lora_targets=targets_of(policy) if self._applies_adapters else (),
         )
         self._settings, self._startup, self._silence = settings, startup, silence
         self._process: EngineProcess | None = None
@@ -195,11 +203,19 @@ class VllmSampler:
         for round in range(self._weights.rounds):
             self._weights.prepare(round)
             self._ask(messages.Load(round))
+        if self._applies_adapters:
+            self._load_adapters()
         self._ask(messages.Commit())
         if self._asleep:
             self._wake("kv_cache")
             self._asleep = False
         self._weight_version = self._policy.version
+
+    def _load_adapters(self) -> None:
+        self._adapter_loads += 1
+        directory = write_adapters(self._policy, Path(self._folder.name) / f"adapters-{self._adapter_loads}")
+        self._ask(messages.Adopt(str(directory)))
+        shutil.rmtree(directory)
 
     def _check_agreement(self, theirs: Sequence[float]) -> None:
         probe.check_agreement(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fastflow.errors import FastflowError
+from fastflow.merging import MergeWatch, RoundingLoss, weight_update
 from fastflow.models import PackedModel
 from fastflow.rollout.vllm.messages import Attach, Place
 
@@ -24,14 +25,28 @@ _SHARED_MEMORY = Path("/dev/shm")
 class SharedWeights:
     """All weights of the policy's causal LM, under transformers' names, in shared blocks of memory.
 
-    attach: what the other process is told once. Raises FastflowError where shared memory has no room for them.
+    attach: what the other process is told once. engine_dtype: what the other process holds them in; a merge that loses
+    the adapters to its rounding is told. merge: whether adapters are; else the weights under them stand there alone.
+    Raises FastflowError where shared memory has no room for them.
     """
 
-    def __init__(self, policy: PackedModel, bucket_bytes: int = BUCKET_BYTES):
+    def __init__(
+        self,
+        policy: PackedModel,
+        bucket_bytes: int = BUCKET_BYTES,
+        *,
+        engine_dtype: torch.dtype | None = None,
+        merge: bool = True,
+    ):
         self._policy = policy
+        self._engine_dtype, self._loss, self._watch = (
+            engine_dtype,
+            RoundingLoss(),
+            MergeWatch("set --rollout.adapters apply"),
+        )
         named = [item for item in policy.causal_lm.named_parameters() if ".lora_" not in item[0]]
-        adapted = [item for item in named if item[0].endswith(_ADAPTED)]
-        plain = [item for item in named if not item[0].endswith(_ADAPTED)]
+        adapted = [item for item in named if merge and item[0].endswith(_ADAPTED)]
+        plain = [item for item in named if not (merge and item[0].endswith(_ADAPTED))]
         buckets = list(_fill(adapted, bucket_bytes))
         _require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
         blocks: list[torch.Tensor] = []
@@ -49,7 +64,13 @@ class SharedWeights:
         """Write what a round takes and what does not stand there by itself; the round before must be over."""
         for name, target in self._merged[round]:
             layer = self._policy.causal_lm.get_submodule(name.removesuffix(_ADAPTED))
-            torch.add(layer.base_layer.weight, layer.get_delta_weight(layer.active_adapters[0]), out=target)
+            update = weight_update(layer, torch.float32)
+            target.copy_(layer.base_layer.weight + update)  # the sum is float32, and rounded once
+            held = target.to(self._engine_dtype or target.dtype)
+            self._loss.add(layer.base_layer.weight, update, held)
+        if round == self.rounds - 1 and self._merged[round]:
+            self._watch.judge(self._loss, held.dtype)
+            self._loss = RoundingLoss()
         if self._policy.device.type == "cuda":  # no order holds between the streams of two processes
             torch.cuda.synchronize(self._policy.device)
 

@@ -1,0 +1,87 @@
+"""LoRA adapters merged into the weights that they adapt, and what rounding the sum costs.
+
+A low-rank update is often smaller than the spacing of bfloat16 numbers around the weight that it changes: rounding the
+sum then gives the old weight back. `RoundingLoss` says how much of the update that takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+WORTH_A_WARNING = 0.05
+
+
+class RoundingLoss:
+    """How far rounded weights are from exact ones, relative to what was learned: the norm of the error over the norm of
+    the update, all weights taken together. 0 is all of the update, 1 is none of it.
+    """
+
+    def __init__(self) -> None:
+        self._error: list[torch.Tensor] = []
+        self._update: list[torch.Tensor] = []
+
+    def add(self, before: torch.Tensor, update: torch.Tensor, after: torch.Tensor) -> None:
+        """One weight before the update and after it, rounded. Differences are taken in the type of `update`."""
+        error = after.to(update.dtype) - before.to(update.dtype) - update
+        self._error.append(error.square_().sum(dtype=torch.float64))
+        self._update.append(update.square().sum(dtype=torch.float64))
+
+    @property
+    def relative(self) -> float:
+        """The loss so far; 0 where nothing was learned yet."""
+        update = float(sum(self._update))
+        return math.sqrt(float(sum(self._error)) / update) if update else 0.0
+
+
+def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The layers of a model that carry LoRA adapters, with their names."""
+    for name, layer in model.named_modules():
+        if hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight"):
+            yield name, layer
+
+
+def weight_update(layer: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """What the active adapter adds to the weight of its layer: scale * B A, computed in `dtype`."""
+    adapter = layer.active_adapters[0]
+    down, up = (getattr(layer, side)[adapter].weight.detach().to(dtype) for side in ("lora_A", "lora_B"))
+    update = (up @ down) * layer.scaling[adapter]
+    return update.T if layer.fan_in_fan_out else update
+
+
+def merged_weight(layer: torch.nn.Module, dtype: torch.dtype, loss: RoundingLoss | None = None) -> torch.Tensor:
+    """Weight and update added in float64 and rounded once. loss: is told what the rounding costs."""
+    before = layer.base_layer.weight.detach()
+    update = weight_update(layer, torch.float64)
+    after = (before.double() + update).to(dtype)
+    if loss is not None:
+        loss.add(before, update, after)
+    return after
+
+
+class MergeWatch:
+    """Warns once where a sampler gets merged weights whose rounding takes over 5 % of what was learned.
+
+    remedy: what the user can do about it.
+    """
+
+    def __init__(self, remedy: str) -> None:
+        self._remedy = remedy
+        self._has_warned = False
+
+    def judge(self, loss: RoundingLoss, dtype: torch.dtype) -> None:
+        """All weights of a load were seen. dtype: what the sampler holds them in."""
+        if self._has_warned or loss.relative <= WORTH_A_WARNING:
+            return
+        self._has_warned = True
+        logger.warning(
+            "vLLM samples from merged weights in %s, whose rounding takes %.3g %% of what the adapters have learned so "
+            "far (relative error of the weight update): until they grow, its samples come from nearly the base, and "
+            "the importance weight corrects that only within its clip; %s, or sample with --rollout.engine local",
+            str(dtype).removeprefix("torch."), 100 * loss.relative, self._remedy,
+        )  # fmt: skip

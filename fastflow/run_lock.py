@@ -1,0 +1,191 @@
+"""One writer for a directory: a lock that is held while a run lasts and that a dead process does not hold.
+
+flock holds it. Where the file system has no locks, as some network file systems have none, a file that only one process
+can make stands in for it, and says so: what a process on another machine leaves of it has to be removed by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+from fastflow.errors import FastflowError
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "run.lock"
+HOLDER_FILE = "run.holder"  # where there is no flock
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_held: dict[Path, RunLock] = {}
+
+
+class RunLock:
+    """The lock on a directory, which is made where it is missing. `release` gives it back, and may be called again.
+
+    A second lock of the same process joins the first. setting: what names the directory. Raises FastflowError where
+    another process holds it, and where the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path, setting: str = "run.output"):
+        self._directory = directory
+        self._key = directory.resolve()
+        self._count = 1
+        self._joined = _held.get(self._key)
+        if self._joined is not None:
+            self._joined._count += 1
+            return
+        self._made = _make(directory, setting)
+        try:
+            self._file, self._descriptor = _acquire(directory, setting)
+        except BaseException:
+            self._remove_made()
+            raise
+        _held[self._key] = self
+
+    def release(self) -> None:
+        """Give the lock back, and remove the directory where nothing came into it."""
+        if self._joined is not None:
+            joined, self._joined = self._joined, None
+            joined.release()
+            return
+        self._count -= 1
+        if self._count or _held.get(self._key) is not self:
+            return
+        del _held[self._key]
+        self._file.unlink(missing_ok=True)  # before the lock ends, or it could be another process's
+        os.close(self._descriptor)
+        self._remove_made()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _remove_made(self) -> None:
+        for directory in reversed(self._made):
+            with contextlib.suppress(OSError):  # not empty
+                directory.rmdir()
+
+
+def _make(directory: Path, setting: str) -> list[Path]:
+    """Make the directory; returns those that were missing, the outermost first."""
+    if directory.exists() and not directory.is_dir():
+        raise FastflowError(f"{setting} = {directory} is a file; choose a directory")
+    made: list[Path] = []
+    try:
+        for part in (*reversed(directory.parents), directory):
+            if not part.exists():
+                part.mkdir(exist_ok=True)
+                made.append(part)
+    except OSError as error:
+        raise FastflowError(
+            f"{setting} = {directory} cannot be made ({error.strerror}: {error.filename}); choose another"
+        ) from error
+    return made
+
+
+def _acquire(directory: Path, setting: str) -> tuple[Path, int]:
+    """The lock's file and its descriptor, open as long as the lock is held."""
+    file = directory / LOCK_FILE
+    try:
+        while True:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _is_same(descriptor, file):  # its last holder removed it in between
+                    os.close(descriptor)
+                    continue
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, _this_process(), 0)
+                return file, descriptor
+            except BlockingIOError:
+                raise FastflowError(_in_use(directory, _read(file))) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                os.close(descriptor)
+                file.unlink(missing_ok=True)
+                return _acquire_without_flock(directory, error)
+    except OSError as error:
+        raise FastflowError(
+            f"{setting} = {directory} cannot be written ({error.strerror}); choose another, or mend its permissions "
+            "and its room"
+        ) from error
+
+
+def _acquire_without_flock(directory: Path, reason: OSError) -> tuple[Path, int]:
+    file = directory / HOLDER_FILE
+    while True:
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            break
+        except FileExistsError:
+            holder = _read(file)
+            if holder.get("host") != socket.gethostname() or _is_alive(holder):
+                remedy = f"; where that process is gone, remove {file}"
+                raise FastflowError(_in_use(directory, holder) + remedy) from None
+            file.unlink(missing_ok=True)
+    os.write(descriptor, _this_process())
+    logger.warning(
+        "%s has no file locks (%s): %s keeps other runs out, and has to be removed by hand where a run dies on another "
+        "machine", directory, reason.strerror, file,
+    )  # fmt: skip
+    return file, descriptor
+
+
+def _is_same(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _this_process() -> bytes:
+    pid = os.getpid()
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return json.dumps({"host": socket.gethostname(), "pid": pid, "born": _born(pid), "since": since}).encode()
+
+
+def _read(file: Path) -> dict:
+    try:
+        holder = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # it is being written, or removed
+    return holder if isinstance(holder, dict) else {}
+
+
+def _is_alive(holder: dict) -> bool:
+    """Whether the holder, of this machine, still runs; its number alone may have gone to another process."""
+    pid = holder.get("pid")
+    if not isinstance(pid, int):
+        return True  # nobody can tell
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _born(pid) == holder.get("born")
+
+
+def _born(pid: int) -> str | None:
+    """When a process started, in clock ticks since the machine did; None where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+
+def _in_use(directory: Path, holder: dict) -> str:
+    who = "another process"
+    if holder:
+        who = f"process {holder.get('pid')} on {holder.get('host')} (since {holder.get('since')})"
+    return f"{directory} is being written by {who}; wait for it, stop it, or choose another directory"
