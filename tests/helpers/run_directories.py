@@ -22,7 +22,8 @@ def step_record(step: int, **changes: Any) -> dict[str, Any]:
     record = {
         "loss": 1 / step, "residual_mean": 0.1, "residual_std": 0.5, "log_z": -1.0, "length_mean": 20.0 + step,
         "length_p10": 10, "length_p50": 20, "length_p90": 30, "length_max": 48, "truncated_share": 0.25,
-        "malformed_share": None, "reward_mean": None, "token_entropy": 0.75, "sequence_entropy": 15.0, "logprob_mean": -0.5,
+        "malformed_share": None, "reward_mean": None, "token_entropy": 0.75, "sequence_entropy": 15.0,
+        "logprob_mean": -0.5,
         "base_logprob_mean": -0.75, "ratio_p01": 0.8, "ratio_p50": 1.0, "ratio_p99": 1.2, "clipped_share": 0.1,
         "effective_sample_size": 0.9, "slope": 1.0 + step, "alpha": 4.0, "grad_norm": 2.0, "lr": 5e-7,
         "repetition": 0.01, "seconds_sample": 1.0, "seconds_score": 0.25, "seconds_train": 0.5, "seconds": 2.0,
