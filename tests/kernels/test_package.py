@@ -18,4 +18,4 @@ def test_the_folder_shadows_no_package(tmp_path):
         f"import sys; sys.path.append({str(tmp_path)!r}); import kernels, fastflow_kernels; print(kernels.__version__)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "1.2.3", done.stderr
+    assert done.stdout.strip() == "1.2.3 fastflow_kernels", done.stderr
