@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PROBES = ("a", "A", "1", ".", "\u4e00")
+
 
 @dataclass(frozen=True)
 class OwnTokens:
@@ -34,11 +36,12 @@ class OwnTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> OwnTokens:
-        """Read off a text of one letter."""
-        bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
-        for start in range(len(whole) - len(bare) + 1):
-            if whole[start : start + len(bare)] == bare:
-                return cls(tuple(whole[:start]), tuple(whole[start + len(bare) :]))
+        """Read off the first of a few short texts that the tokenizer has tokens for."""
+        for text in PROBES:
+            bare, whole = (tokenizer(text, add_special_tokens=added)["input_ids"] for added in (False, True))
+            for start in range(len(whole) - len(bare) + 1 if bare else 0):
+                if whole[start : start + len(bare)] == bare:
+                    return cls(tuple(whole[:start]), tuple(whole[start + len(bare) :]))
         return cls()
 
     def in_front_of(self, ids: list[int]) -> list[int]:

@@ -6,7 +6,9 @@ import json
 import logging
 
 import pytest
+from tokenizers import Tokenizer, models
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from fastflow.cli import main
 from fastflow.config import Config, DataConfig
@@ -56,6 +58,13 @@ class TestRawText:
     )
     def test_what_a_tokenizer_puts_behind_is_left_out(self, tokenizer, form, expected):
         assert tokens(put_around(tokenizer, form), "ab") == expected
+
+    def test_a_tokenizer_without_small_letters(self):
+        """A text of no tokens would say that all special tokens stand behind it."""
+        vocabulary = {piece: index for index, piece in enumerate([END, "<start>", *"0123456789"])}
+        digits = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, [])), eos_token=END)
+        assert digits("a", add_special_tokens=False)["input_ids"] == []
+        assert tokens(put_around(digits, "<start> $A <end>"), "12") == ["<start>", "1", "2"]
 
     def test_a_start_that_the_text_spells_is_not_doubled(self, tokenizer):
         put_around(tokenizer, "<start> $A <end>")
