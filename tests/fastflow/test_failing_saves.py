@@ -183,6 +183,7 @@ def test_a_disk_that_is_full_between_saves(what, tmp_path, monkeypatch):
     assert load_file(tmp_path / "run" / "policy" / "model.safetensors")
 
 
+@pytest.mark.slow  # a process a test
 class TestDirectories:
     """Output directories that cannot be written are found before anything loads: the model's path is wrong as well."""
 
@@ -219,9 +220,7 @@ class TestDirectories:
         output = tmp_path / "parent" / "run"
         self.refused(tmp_path, f"run.output = {output} cannot be made (Permission denied", output=output)
 
-    @pytest.mark.parametrize(
-        ("name", "reason"), [("a" * 300, "File name too long"), ("loop/run", "Too many levels of symbolic links")]
-    )
+    @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("loop/run", "File exists")])
     def test_names_that_no_directory_can_have(self, name, reason, tmp_path):
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
         self.refused(tmp_path, "run.output = ", f"cannot be made ({reason}", output=tmp_path / name)
