@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def check_inputs_survive(directory: Path, config: Config) -> None:
         ("model.base", config.model.base),
         ("data.path", config.data.path),
     ):
-        if value is not None and directory.resolve() in Path(value).resolve().parents:
+        if value is not None and Path(os.path.realpath(directory)) in Path(os.path.realpath(value)).parents:
             raise FastflowError(
                 f"{name} = {value} lies in run.output = {directory}, which this run would replace; "
                 "choose another --run.output"

@@ -35,7 +35,7 @@ class RunLock:
 
     def __init__(self, directory: Path, setting: str = "run.output"):
         self._directory = directory
-        self._key = directory.resolve()
+        self._key = Path(os.path.realpath(directory))
         self._count = 1
         self._joined = _held.get(self._key)
         if self._joined is not None:
@@ -77,10 +77,10 @@ class RunLock:
 
 def _make(directory: Path, setting: str) -> list[Path]:
     """Make the directory; returns those that were missing, the outermost first."""
-    if directory.exists() and not directory.is_dir():
-        raise FastflowError(f"{setting} = {directory} is a file; choose a directory")
     made: list[Path] = []
     try:
+        if directory.exists() and not directory.is_dir():
+            raise FastflowError(f"{setting} = {directory} is a file; choose a directory")
         for part in (*reversed(directory.parents), directory):
             if not part.exists():
                 part.mkdir(exist_ok=True)

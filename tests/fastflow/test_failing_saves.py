@@ -183,6 +183,7 @@ def test_a_disk_that_is_full_between_saves(what, tmp_path, monkeypatch):
     assert load_file(tmp_path / "run" / "policy" / "model.safetensors")
 
 
+@pytest.mark.slow  # a process a test
 class TestDirectories:
     """Output directories that cannot be written are found before anything loads: the model's path is wrong as well."""
 
@@ -212,6 +213,21 @@ class TestDirectories:
     @pytest.mark.parametrize("output", ["/proc/run", "/sys/run"])
     def test_a_place_where_nobody_can_write(self, output, tmp_path):
         self.refused(tmp_path, f"run.output = {output} cannot be made", output=output)
+
+    def test_a_parent_that_cannot_be_entered(self, tmp_path):
+        save_model(tmp_path / "model")
+        (tmp_path / "parent").mkdir(mode=0o600)
+        output = tmp_path / "parent" / "run"
+        self.refused(tmp_path, f"run.output = {output} cannot be made (Permission denied", output=output)
+
+    @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("loop/run", "File exists")])
+    def test_names_that_no_directory_can_have(self, name, reason, tmp_path):
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        self.refused(tmp_path, "run.output = ", f"cannot be made ({reason}", output=tmp_path / name)
+
+    def test_a_link_to_nowhere(self, tmp_path):
+        (tmp_path / "run").symlink_to(tmp_path / "absent")
+        self.refused(tmp_path, f"run.output = {tmp_path / 'run'} cannot be made (File exists")
 
     def test_a_run_that_may_not_be_replaced(self, tmp_path, capsys):
         values = settings(tmp_path)

@@ -13,6 +13,8 @@ import pytest
 from cli_runs import lines_in, options, settings, start, wait_for
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow  # a process a test
+
 NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", signal.SIGHUP: "stopped by SIGHUP"}
 # every save takes seconds, in pieces that a signal can arrive between
 SLOW_SAVES = """
