@@ -1,8 +1,8 @@
 """Metadata and dependencies of the distribution `fastflow`.
 
-Two packages are installed: `fastflow` (the trainer) and `fastflow_kernels` (the ops, usable on their own). The
-source folder of the second is `kernels/`; its import name differs because `kernels` is taken by Hugging Face's
-package of that name, which transformers and vLLM import.
+Two packages are installed: `fastflow` (the trainer) and `fastflow_kernels` (the ops, usable on their own). The second
+stands in `kernels/`, a folder without an `__init__.py`: nothing there is found in place of Hugging Face's package
+`kernels`, which transformers and vLLM import.
 
 `csrc/build_native.py` compiles the optional native library, where there is a compiler.
 """
@@ -10,7 +10,7 @@ package of that name, which transformers and vLLM import.
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc"))  # build backends import from nowhere in the source tree
 from build_native import BuildNative, TaggedWheel, extensions
@@ -56,6 +56,7 @@ EXTRAS["test"] = [
     "pytest-cov>=5",  # the coverage bound in CI
     "hypothesis>=6.100",  # shapes and edge cases nobody thought of
     "ruff>=0.8",  # lint
+    "import-linter>=2.1",  # the order of the rooms
 ]
 
 setup(
@@ -68,19 +69,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.13",
     packages=[
-        "fastflow",
-        "fastflow.demo",
-        "fastflow.doctor",
-        "fastflow.plan",
-        "fastflow.report",
-        "fastflow.rollout",
-        "fastflow.rollout.server",
-        "fastflow.rollout.vllm",
-        "fastflow_kernels",
-        "fastflow_kernels.gpu",
-        "fastflow_kernels.hopper",
+        *find_packages(include=["fastflow", "fastflow.*"]),
+        *find_packages("kernels"),
     ],
-    package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels"},
+    package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels/fastflow_kernels"},
     package_data={"fastflow.report": ["*.j2", "*.css"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildNative, "bdist_wheel": TaggedWheel},

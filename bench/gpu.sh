@@ -38,8 +38,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 site=$work/site-packages # QuACK tells by this name what is an installed package, and refuses epilogues that use others
 mkdir -p "$output" "$site"
-ln -s "$PWD/kernels" "$site/fastflow_kernels" # as setup.py installs it
-export PYTHONPATH=$site:$site/nvidia_cutlass_dsl/dsl_packages:$PWD
+export PYTHONPATH=$site:$site/nvidia_cutlass_dsl/dsl_packages:$PWD/kernels:$PWD
 
 hardware=$("$python" -c 'import torch; print(torch.cuda.get_device_name().lower().replace(" ", "-"))')
 stem=$(date +%F)-$hardware
@@ -84,7 +83,7 @@ if [ -n "${WHEELS:-}" ]; then
     section "Installing the wheels" 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile \
         --no-cache-dir --disable-pip-version-check --target "$site" "$WHEELS"/*.whl
 fi
-section "CUDA library" "$(at_most 60 180)" "$python" csrc/build_cuda.py kernels
+section "CUDA library" "$(at_most 60 180)" "$python" csrc/build_cuda.py
 workers=()
 ! "$python" -c 'import xdist' 2>/dev/null || workers=(-n 10) # most of their time goes to compiling kernels
 section "Tests" "$(at_most 150 300)" "$python" -m pytest -m gpu -p no:cacheprovider -v --tb=short \

@@ -1,4 +1,4 @@
-"""Every kernel that kernels/hopper takes from QuACK, as a call on small tensors: its sizes are no constants."""
+"""Every kernel that fastflow_kernels/hopper takes from QuACK, as a call on small tensors: sizes are no constants."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""The gate for kernels/hopper, which needs no GPU: compiles all that it takes from QuACK, and judges the machine code.
+"""The gate for fastflow_kernels/hopper, which needs no GPU: compiles what it takes from QuACK, judges the machine code.
 
     python -m bench.hopper_resources [--architecture 90 100] [--kernel TEXT ...] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Every kernel of kernels/gpu in the variants that its launcher produces, as launches on meta tensors."""
+"""Every kernel of fastflow_kernels/triton in the variants that its launcher produces, as launches on meta tensors."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,16 +10,6 @@ from torch import Tensor
 
 from bench.shapes import Shape
 from fastflow_kernels.blocks import SequenceBlock
-from fastflow_kernels.gpu.combine import combine
-from fastflow_kernels.gpu.excess import Totals
-from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.project import project, project_tilted
-from fastflow_kernels.gpu.row import row_pass
-from fastflow_kernels.gpu.row_tilt import tilt_rows
-from fastflow_kernels.gpu.segment import settle_sequences_
-from fastflow_kernels.gpu.settle import settle_
-from fastflow_kernels.gpu.target_logit import target_logits
-from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
 from fastflow_kernels.hopper.support import head_obstacle
 from fastflow_kernels.hopper.tiles import TILE, tile_count
@@ -27,6 +17,16 @@ from fastflow_kernels.matmul import direction_dtype
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import RATIOS, SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import CANDIDATES, Tile, TileKey, has_aligned_rows, table_tile
+from fastflow_kernels.triton.combine import combine
+from fastflow_kernels.triton.excess import Totals
+from fastflow_kernels.triton.finish import finish
+from fastflow_kernels.triton.project import project, project_tilted
+from fastflow_kernels.triton.row import row_pass
+from fastflow_kernels.triton.row_tilt import tilt_rows
+from fastflow_kernels.triton.segment import settle_sequences_
+from fastflow_kernels.triton.settle import settle_
+from fastflow_kernels.triton.target_logit import target_logits
+from fastflow_kernels.triton.upstream import take_upstream
 
 USUAL = Shape(4096, 1536, 151936)
 ODD_WIDTH = Shape(4096, 1537, 151936)  # rows that are not aligned to 16 bytes: neither TMA nor cp.async

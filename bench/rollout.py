@@ -99,8 +99,8 @@ def measure_sampling(size: str, repeats: int) -> dict:
     """Tokens per second of both."""
     import numpy as np
 
+    from fastflow.data.trajectory import Prompt
     from fastflow.rollout.sampler import Request, SamplingParams
-    from fastflow.trajectory import Prompt
 
     rng = np.random.default_rng(0)
     policy = make_policy(size)
@@ -142,7 +142,7 @@ def make_policy(size: str):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fastflow.models import PackedModel
+    from fastflow.models.packed import PackedModel
 
     width, layers, vocabulary = SIZES[size]
     torch.manual_seed(0)

@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def row_passes() -> dict:
     """By name; that of the CUDA library where it was built."""
-    from fastflow_kernels.gpu import cuda_native, row
+    from fastflow_kernels.cuda import native as cuda_native
+    from fastflow_kernels.triton import row
 
     passes = {"triton": row.row_pass}
     if reason := cuda_native.why_not():

@@ -45,10 +45,10 @@ TEMPERATURE = 0.8
 def implementations(device: str) -> tuple[str, ...]:
     """Those of ours that can run there; that of the CUDA library only where it was built."""
     if device == "cpu":
-        from fastflow_kernels import native
+        from fastflow_kernels.cpu import native
 
         return ("torch", "native") if native.library() else ("torch",)
-    from fastflow_kernels.gpu import cuda_native
+    from fastflow_kernels.cuda import native as cuda_native
 
     return ("fused", "rows") if cuda_native.why_not() else ("fused", "rows", "cuda")
 

@@ -1,6 +1,6 @@
 """Compiles `csrc/cuda` into `fastflow_kernels/_native_cuda.so`, where that is wanted and can be done.
 
-    python csrc/build_cuda.py [FOLDER]     into FOLDER (default: the checkout's kernels/)
+    python csrc/build_cuda.py [FOLDER]     into FOLDER (default: the checkout's package)
 
 An installation follows the same rule. FASTFLOW_CUDA in the environment decides:
 
@@ -110,7 +110,7 @@ def compile_library(library: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    folder = Path(arguments[0]) if arguments else SOURCES.parents[1] / "kernels"
+    folder = Path(arguments[0]) if arguments else SOURCES.parents[1] / "kernels" / "fastflow_kernels"
     try:
         library = build_cuda(folder)
     except (RuntimeError, ValueError) as error:

@@ -92,7 +92,7 @@ class BuildNative(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Of an editable install."""
         for name in (LIBRARY, build_cuda.LIBRARY):
-            Path("kernels", self.get_ext_filename(name.rpartition(".")[2])).unlink(missing_ok=True)
+            Path("kernels", "fastflow_kernels", self.get_ext_filename(name.rpartition(".")[2])).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 
     def build_extension(self, ext: Extension) -> None:

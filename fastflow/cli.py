@@ -79,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     doctor = commands.add_parser("doctor", help="what is installed, what works, and what to do about the rest")
     doctor.set_defaults(run=_doctor)
-    from fastflow import doctor as doctor_command
-    from fastflow import report as report_command
-    from fastflow import verify as verify_command
+    from fastflow.doctor import command as doctor_command
+    from fastflow.report import command as report_command
+    from fastflow.verify import command as verify_command
 
     verify_command.add_arguments(verify)
     report_command.add_arguments(report)
@@ -90,28 +90,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: list[str]) -> int:
-    from fastflow.config_reader import build_parser, read_config, to_yaml
+    from fastflow.config.reader import build_parser, read_config, to_yaml
 
     if "--help" in arguments or "-h" in arguments:
         build_parser().print_help()
         return 0
     config, dry_run = read_config(arguments)
     if dry_run:
-        from fastflow.dry_run import check_inputs
+        from fastflow.train.dry_run import check_inputs
 
         first_prompt = check_inputs(config)
         print(to_yaml(config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
         return 0
     _quiet_libraries()
-    from fastflow.console import make_console
-    from fastflow.train_command import train
+    from fastflow.run.console import make_console
+    from fastflow.train.command import train
 
     train(config, make_console())
     return 0
 
 
 def _plan(arguments: list[str]) -> int:
-    from fastflow import plan
+    from fastflow.plan import command as plan
 
     request = plan.read_arguments(arguments)
     _quiet_libraries()
@@ -120,27 +120,27 @@ def _plan(arguments: list[str]) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
-    from fastflow.demo.run import run_demo
+    from fastflow.demo.command import run_demo
 
     return run_demo(seed=arguments.seed, output=arguments.output, json_file=arguments.json, engine=arguments.engine)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
-    from fastflow.verify import run
+    from fastflow.verify.command import run
 
     return run(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
-    from fastflow.report import run
+    from fastflow.report.command import run
 
     return run(arguments)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from fastflow.doctor import run  # leaves the libraries alone: it must also run where they are broken
+    from fastflow.doctor.command import run  # leaves the libraries alone: it must also run where they are broken
 
     return run(arguments)
 
@@ -149,7 +149,7 @@ def _quiet_libraries() -> None:
     """Our own warnings on the console; other libraries' chatter only when it matters."""
     from rich.logging import RichHandler
 
-    from fastflow.console import make_console
+    from fastflow.run.console import make_console
 
     handler = RichHandler(console=make_console(), show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], force=True)

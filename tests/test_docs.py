@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastflow.cli import main
-from fastflow.config_reader import read_config
+from fastflow.config.reader import read_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,7 +5,7 @@ an address space of its own that holds the elements of the tensor's view and not
 and programs run in any order; findings.py lists what is reported, each with its line in the kernel's source. Tensors
 on the meta device have addresses and no memory, which checks address arithmetic at sizes that no machine here holds.
 
-    python -m bench.checking              every kernel of kernels/gpu, under a minute
+    python -m bench.checking              every kernel of fastflow_kernels/triton, under a minute
     python -m bench.checking --planted    the same checks on kernels with a defect planted in each (mutations.py)
 
 The checks see memory and numbers. They do not see what a compiler makes of a kernel (bench.resources) or what threads

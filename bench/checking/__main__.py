@@ -1,4 +1,4 @@
-"""Every kernel of kernels/gpu under the checking interpreter, on a CPU.
+"""Every kernel of fastflow_kernels/triton under the checking interpreter, on a CPU.
 
     python -m bench.checking [--case NAME ...] [--thorough]     exit status 1 on a finding
     python -m bench.checking --planted                          exit status 1 on a planted defect that nothing sees

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Defect(NamedTuple):
-    """`instead` replaces `line`, a part of one, wherever kernels/gpu/`file` has it."""
+    """`instead` replaces `line`, a part of one, wherever fastflow_kernels/triton/`file` has it."""
 
     file: str
     line: str

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bench.providers.fastflow import forced
 from fastflow_kernels import implementation, matmul
-from fastflow_kernels.gpu import project, projectors
 from fastflow_kernels.tiles import UNALIGNED_TILE, Tile, has_aligned_rows
+from fastflow_kernels.triton import project, projectors
 
 
 @contextlib.contextmanager

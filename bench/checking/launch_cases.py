@@ -13,22 +13,22 @@ from bench.checking.interpreter import checked
 from bench.checking.launch import Rules
 from bench.checking.subjects import WHOLLY_WRITTEN, hopper_tile, hopper_tiles
 from fastflow_kernels.blocks import SequenceBlock
-from fastflow_kernels.gpu import project as project_module
-from fastflow_kernels.gpu import upstream as upstream_module
-from fastflow_kernels.gpu.combine import combine
-from fastflow_kernels.gpu.excess import Totals
-from fastflow_kernels.gpu.finish import finish
-from fastflow_kernels.gpu.project import project, project_tilted
-from fastflow_kernels.gpu.row import row_pass
-from fastflow_kernels.gpu.row_tilt import tilt_rows
-from fastflow_kernels.gpu.segment import settle_sequences_
-from fastflow_kernels.gpu.settle import settle_
-from fastflow_kernels.gpu.target_logit import target_logits
-from fastflow_kernels.gpu.upstream import take_upstream
 from fastflow_kernels.head import Head
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms
 from fastflow_kernels.tiles import FLOAT32_TILE, INTERPRETER_TILE, UNALIGNED_TILE, Tile
+from fastflow_kernels.triton import project as project_module
+from fastflow_kernels.triton import upstream as upstream_module
+from fastflow_kernels.triton.combine import combine
+from fastflow_kernels.triton.excess import Totals
+from fastflow_kernels.triton.finish import finish
+from fastflow_kernels.triton.project import project, project_tilted
+from fastflow_kernels.triton.row import row_pass
+from fastflow_kernels.triton.row_tilt import tilt_rows
+from fastflow_kernels.triton.segment import settle_sequences_
+from fastflow_kernels.triton.settle import settle_
+from fastflow_kernels.triton.target_logit import target_logits
+from fastflow_kernels.triton.upstream import take_upstream
 
 BFLOAT16, FLOAT32 = torch.bfloat16, torch.float32
 ROWS, VOCABULARY, WIDTH = 600_001, 600_003, 3_592  # R V, R D and V D are above 2^31

@@ -16,7 +16,7 @@ from bench.checking.cases import Case
 from bench.checking.defects import Defect
 from bench.checking.op_cases import OpCase
 from bench.checking.subjects import FOLDER
-from fastflow_kernels import gpu
+from fastflow_kernels import triton as kernels
 
 
 def caught(defect: Defect, cases: dict[str, Case]) -> str | None:
@@ -34,7 +34,7 @@ def caught(defect: Defect, cases: dict[str, Case]) -> str | None:
 
 @contextlib.contextmanager
 def planted(defect: Defect) -> Iterator[None]:
-    """Within it every module of kernels/gpu uses the changed functions in place of its own.
+    """Within it every module of fastflow_kernels/triton uses the changed functions in place of its own.
 
     Raises:
         LookupError: the file has no such line.
@@ -42,12 +42,12 @@ def planted(defect: Defect) -> Iterator[None]:
     source = (FOLDER / defect.file).read_text(encoding="utf-8")
     if defect.line not in source:
         raise LookupError(
-            f"kernels/gpu/{defect.file} has no {defect.line!r} any more: bench/checking/defects.py must plant "
-            "this defect in the kernel as it is now."
+            f"fastflow_kernels/triton/{defect.file} has no {defect.line!r} any more: bench/checking/defects.py must "
+            "plant this defect in the kernel as it is now."
         )
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        changed = _load(Path(folder) / "gpu" / defect.file, source.replace(defect.line, defect.instead))
-        own = importlib.import_module(f"{gpu.__name__}.{Path(defect.file).stem}")
+        changed = _load(Path(folder) / "triton" / defect.file, source.replace(defect.line, defect.instead))
+        own = importlib.import_module(f"{kernels.__name__}.{Path(defect.file).stem}")
         for name, function in _functions(own).items():
             if function.fn.__module__ == own.__name__:
                 _replace(function, getattr(changed, name), stack)
@@ -69,7 +69,7 @@ def _functions(module: ModuleType) -> dict[str, InterpretedFunction]:
 
 
 def _replace(function: InterpretedFunction, by: InterpretedFunction, stack: contextlib.ExitStack) -> None:
-    for module in [module for name, module in sys.modules.items() if name.startswith(gpu.__name__)]:
+    for module in [module for name, module in sys.modules.items() if name.startswith(kernels.__name__)]:
         for name, value in _functions(module).items():
             if value is function:
                 stack.enter_context(mock.patch.object(module, name, by))

@@ -1,12 +1,12 @@
-"""What the cases know of kernels/gpu: which kernels there are, which outputs they owe, which tiles they run with."""
+"""What the cases know of fastflow_kernels/triton: its kernels, the outputs they owe, the tiles they run with."""
 
 import re
 from pathlib import Path
 
-from fastflow_kernels import gpu
+from fastflow_kernels import triton as kernels
 from fastflow_kernels.tiles import CANDIDATES, TILES, Tile
 
-FOLDER = Path(gpu.__file__).parent
+FOLDER = Path(kernels.__file__).parent
 
 # Outputs that a kernel must not leave gaps in, by their names in the kernel's signature.
 WHOLLY_WRITTEN = {
@@ -21,7 +21,7 @@ WHOLLY_WRITTEN = {
 
 
 def defined_kernels() -> set[str]:
-    """Names of all kernels in kernels/gpu."""
+    """Names of all kernels in fastflow_kernels/triton."""
     sources = (path.read_text(encoding="utf-8") for path in FOLDER.glob("*.py"))
     return {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE)}
 

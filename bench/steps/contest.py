@@ -20,7 +20,7 @@ from bench.steps.peak import peak_bytes, reset_peak
 from bench.steps.settings import Contestant, Outcome, StepSettings
 from bench.steps.trl import trl_head
 from bench.timing import summarise
-from fastflow.trajectory import Group
+from fastflow.data.trajectory import Group
 
 OURS = "fastflow"
 LOGIT_SHARE = 0.5  # of the device's memory, for the logits of one padded batch

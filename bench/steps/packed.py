@@ -7,23 +7,23 @@ from unittest import mock
 from bench.steps.clock import PhaseClock
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import sequence_lengths
-from fastflow import learner as learner_module
-from fastflow.learner import Learner
-from fastflow.models import load_models
-from fastflow.trajectory import Group
+from fastflow.data.trajectory import Group
+from fastflow.models.packed import load_models
+from fastflow.train import learner as learner_module
+from fastflow.train.learner import Learner
 
 TOTAL_UPDATES = 1000
 
 
 class PackedContestant:
-    """fastflow.learner.Learner as `fastflow train` makes it."""
+    """fastflow.train.learner.Learner as `fastflow train` makes it."""
 
     def __init__(self, settings: StepSettings):
         config = settings.config
         policy, base = load_models(config.model, config.lora)
         self.learner = Learner(policy, base, config, total_updates=TOTAL_UPDATES)
         self.note = (
-            f"fastflow.learner on packed batches, attention by {policy.kernel}, {policy.layers} layers. "
+            f"fastflow.train.learner on packed batches, attention by {policy.kernel}, {policy.layers} layers. "
             "The loss takes the head's gradient too."
             + "".join(f" model.{name} = {value}." for name, value in settings.ours.items())
         )

@@ -9,11 +9,11 @@ from torch import Tensor
 from bench.steps.clock import PhaseClock
 from bench.steps.padding import PaddedBatch, padded_batches
 from bench.steps.settings import Outcome, StepSettings
-from fastflow.learner import NonFiniteError
-from fastflow.log_z import group_mean
-from fastflow.objective import OBJECTIVES, Evidence
-from fastflow.scoring import behaviour_logprob, group_index
-from fastflow.trajectory import Group, flatten
+from fastflow.data.trajectory import Group, flatten
+from fastflow.models.scoring import behaviour_logprob, group_index
+from fastflow.objectives.log_z import group_mean
+from fastflow.objectives.trajectory_balance import OBJECTIVES, Evidence
+from fastflow.train.learner import NonFiniteError
 
 LogprobHead = Callable[[torch.nn.Module, Tensor, PaddedBatch, bool], Tensor]  # model, hidden, batch, trains -> (B, R)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow.data.trajectory import Group, Prompt, Trajectory
 
 
 @dataclass(frozen=True)

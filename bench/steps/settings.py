@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from bench.steps.clock import PhaseClock
-from fastflow.config import BatchConfig, Config, ImportanceConfig, ModelConfig, ObjectiveConfig
-from fastflow.trajectory import Group
+from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ModelConfig, ObjectiveConfig
+from fastflow.data.trajectory import Group
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
 

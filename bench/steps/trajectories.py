@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastflow.packing import input_length
-from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow.data.packing import input_length
+from fastflow.data.trajectory import Group, Prompt, Trajectory
 
 SIGMA = (
     0.8  # of the logarithm of the response length: the deviation is nearly the mean, the longest of 32 is 3 to 4 means

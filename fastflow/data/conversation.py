@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastflow.config import DataConfig
+from fastflow.config.schema import DataConfig
+from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
-from fastflow.settings import suggest
 
 Message = dict[str, Any]  # with the keys role and content, both text; other keys are the template's business
 

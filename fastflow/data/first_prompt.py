@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from fastflow.config import DataConfig
+from fastflow.config.schema import DataConfig
 from fastflow.data.conversation import prompt_of
 from fastflow.data.prompts import OwnTokens
-from fastflow.trajectory import Prompt
+from fastflow.data.trajectory import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

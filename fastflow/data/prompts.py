@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastflow.config import DataConfig
+from fastflow.config.schema import DataConfig
+from fastflow.config.setting import suggest
 from fastflow.data.conversation import Message, ends_with_answer, prompt_of
 from fastflow.data.records import Record
+from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
-from fastflow.settings import suggest
-from fastflow.trajectory import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

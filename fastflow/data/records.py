@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastflow.config import DataConfig
+from fastflow.config.schema import DataConfig
 from fastflow.data.conversation import ends_with_answer, prompt_of
 from fastflow.data.json_file import read_json
 from fastflow.errors import FastflowError, need

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastflow.trajectory import Prompt
+from fastflow.data.trajectory import Prompt
 
 
 class PromptStream:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastflow.models import PackedModel
-from fastflow.packing import pack
-from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow.data.packing import pack
+from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.models.packed import PackedModel
 from fastflow_kernels import linear_logprob
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastflow.demo import evaluate, stories, sums
+from fastflow.data.trajectory import Prompt
+from fastflow.demo import stories, sums
+from fastflow.evaluate import metrics as evaluate
 from fastflow.rollout.sampler import Sampler, SamplingParams
-from fastflow.trajectory import Prompt
 
 EVALUATION_SAMPLES = 16
 

@@ -54,7 +54,7 @@ def tiny_policy(device: str):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from fastflow.models import PackedModel
+    from fastflow.models.packed import PackedModel
 
     config = LlamaConfig(
         vocab_size=64, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1, num_attention_heads=1,
@@ -71,9 +71,9 @@ def largest_difference(sampler, policy) -> float:
     """In nats, over all tokens of a few responses."""
     import numpy as np
 
+    from fastflow.data.trajectory import Prompt, flatten
+    from fastflow.models.scoring import rescore
     from fastflow.rollout.sampler import Request, SamplingParams
-    from fastflow.scoring import rescore
-    from fastflow.trajectory import Prompt, flatten
 
     request = Request(Prompt(np.array([1, 2, 3], dtype=np.int64)), tuple(range(RESPONSES)))
     groups = sampler.sample([request], SamplingParams(max_response_tokens=16))

@@ -7,7 +7,7 @@ from fastflow.doctor.check import BROKEN, NOTE, OK, Check
 
 NAME = "native code"
 FACTS = """
-from fastflow_kernels import native
+from fastflow_kernels.cpu import native
 print(native.is_worth_mending(), native.describe())
 """
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from fastflow.config import ModelConfig
+from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models import resolve_device
+from fastflow.models.packed import resolve_device
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")

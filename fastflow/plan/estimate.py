@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastflow.config import Config
-from fastflow.models import check_same_vocabulary
+from fastflow.config.schema import Config
+from fastflow.models.packed import check_same_vocabulary
 from fastflow.plan.device import Device
 from fastflow.plan.rows import PHASES, Row, peak, size
 from fastflow.plan.sizes import ModelSizes, count_adapters, read_sizes

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.config import Config
+from fastflow.config.schema import Config
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate
 from fastflow.plan.rows import PHASES

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fastflow import fused_layers
-from fastflow.config import LoraConfig, ModelConfig
+from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.loading import loading, read_config
-from fastflow.models import with_adapters
-from fastflow.rope import context_of
+from fastflow.models import fused_layers
+from fastflow.models.loading import loading, read_config
+from fastflow.models.packed import with_adapters
+from fastflow.models.rope import context_of
 
 
 @dataclass(frozen=True)

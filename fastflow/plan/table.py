@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastflow.config import Config
+from fastflow.config.schema import Config
 from fastflow.plan.estimate import Estimate
 from fastflow.plan.remedies import Remedy
 from fastflow.plan.rows import PHASES, SAMPLING, Row, size

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from fastflow import attention
-from fastflow.config import Config
-from fastflow.decoder_layers import recomputed_layers
-from fastflow.fused_layers import LIGER, choose_layers
-from fastflow.log_z import LearnedLogZ
+from fastflow.config.schema import Config
+from fastflow.models import attention
+from fastflow.models.decoder_layers import recomputed_layers
+from fastflow.models.fused_layers import LIGER, choose_layers
+from fastflow.objectives.log_z import LearnedLogZ
 from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Row

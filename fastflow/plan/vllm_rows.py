@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastflow.config import Config
+from fastflow.config.schema import Config
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.rows import ALWAYS, SAMPLING, Row, size
 from fastflow.plan.sizes import Adapters, ModelSizes

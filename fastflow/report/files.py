@@ -28,7 +28,7 @@ def read_run(run: Path) -> RunFiles:
     Raises FastflowError if the directory, or its metrics.jsonl, is missing, empty or broken before its last line.
     """
     # here, because run_directory imports the configuration's reader and yaml, which fastflow --help does without
-    from fastflow.run_directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE
+    from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE
 
     if not run.is_dir():
         raise FastflowError(f"{run}: no such run directory; give the one that training wrote (run.output)")

@@ -143,7 +143,7 @@ def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, dict[int,
 
 def settings(config: dict[str, dict[str, Any]]) -> list[tuple[str, list[tuple[str, str, bool, str]]]]:
     """(section, [(name, value, whether it differs from the default, help)])."""
-    from fastflow.config import sections
+    from fastflow.config.schema import sections
 
     known = {(name, entry.name): entry for name, section in sections().items() for entry in dataclasses.fields(section)}
     words = {"None": "none", "": "–", "True": "yes", "False": "no"}  # noqa: RUF001

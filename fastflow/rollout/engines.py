@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fastflow.config import RolloutConfig
-from fastflow.models import PackedModel, end_ids
-from fastflow.rollout.door import context_for
+from fastflow.config.schema import RolloutConfig
+from fastflow.data.trajectory import Prompt
+from fastflow.models.packed import PackedModel, end_ids
+from fastflow.rollout.admission import context_for
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Sampler
-from fastflow.trajectory import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

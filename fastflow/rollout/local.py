@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
-from fastflow.models import PackedModel
-from fastflow.rollout.door import check_prompts
+from fastflow.models.packed import PackedModel
+from fastflow.rollout.admission import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
-from fastflow.rollout.stop import StopTexts
-from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow.rollout.stop_texts import StopTexts
 from fastflow_kernels.exponentials import exponentials_
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from fastflow.data.packing import pack
+from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
-from fastflow.models import PackedModel
-from fastflow.packing import pack
-from fastflow.scoring import token_logprobs
-from fastflow.trajectory import Group, Prompt, Trajectory
+from fastflow.models.packed import PackedModel
+from fastflow.models.scoring import token_logprobs
 
 PROBE_TOKENS = 16
 # Nats, mean over the tokens. Seen on a CPU, on models of 20,000 to 20 million parameters: 1e-5 and 0.03. It tells other

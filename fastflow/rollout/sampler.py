@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fastflow.models import PackedModel
-from fastflow.trajectory import Group, Prompt
+from fastflow.data.trajectory import Group, Prompt
+from fastflow.models.packed import PackedModel
 
 
 @dataclass(frozen=True)

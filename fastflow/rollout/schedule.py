@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from fastflow.models import PackedModel
+from fastflow.data.trajectory import Group
+from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
-from fastflow.trajectory import Group
 
 
 class Schedule(Protocol):

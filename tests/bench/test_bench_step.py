@@ -25,8 +25,8 @@ from bench.steps.padded import PaddedContestant
 from bench.steps.padding import padded_batches
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import Lengths, draw_groups, response_lengths, sequence_lengths
-from fastflow import learner as learner_module
-from fastflow.trajectory import flatten
+from fastflow.data.trajectory import flatten
+from fastflow.train import learner as learner_module
 
 TINY = ModelShape("tiny", 16, 32, 4, 2, 97, tied=True, layers=2)
 LENGTHS = Lengths(prompts=3, responses_per_prompt=4, longest_prompt=6, mean_response=7, longest_response=20)

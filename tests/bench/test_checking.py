@@ -38,7 +38,7 @@ def test_a_planted_defect_is_found(defect):
 def test_a_defect_whose_line_is_gone_cannot_be_planted():
     stale = Defect("combine.py", "a line that nobody wrote", "", "huge combine")
     with (
-        pytest.raises(LookupError, match=r"kernels/gpu/combine.py has no 'a line .*defects.py must plant"),
+        pytest.raises(LookupError, match=r"fastflow_kernels/triton/combine.py has no 'a line .*defects.py must plant"),
         planted(stale),
     ):
         pass

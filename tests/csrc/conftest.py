@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastflow_kernels import native
-from fastflow_kernels.native_row_pass import NativeRowPass
+from fastflow_kernels.cpu import native
+from fastflow_kernels.cpu.row_pass import NativeRowPass
 
 CSRC = Path(__file__).parents[2] / "csrc"
 CPU_SOURCES = CSRC / "cpu"

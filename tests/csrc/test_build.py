@@ -152,4 +152,5 @@ def test_source_distribution_has_the_sources(source, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         names = {name.partition("/")[2] for name in opened.namelist()}
     wanted = {path.relative_to(source).as_posix() for path in (source / "csrc" / "cpu").iterdir()}
-    assert wanted | {"csrc/build_native.py", "csrc/compile_flags.py", "kernels/native.py", "setup.py"} <= names
+    wanted |= {"csrc/build_native.py", "csrc/compile_flags.py", "kernels/fastflow_kernels/cpu/native.py", "setup.py"}
+    assert wanted <= names

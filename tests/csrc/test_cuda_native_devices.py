@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastflow_kernels import explain, linear_logprob
-from fastflow_kernels.gpu import cuda_native
+from fastflow_kernels.cuda import native as cuda_native
 from fastflow_kernels.head import Head
 from kernel_problems import assert_matches, make_problem, on_cpu, on_device
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fastflow_kernels import reference
-from fastflow_kernels.gpu import cuda_native
-from fastflow_kernels.gpu.cuda_row_pass import CudaRowPass
+from fastflow_kernels.cuda import native as cuda_native
+from fastflow_kernels.cuda.row_pass import CudaRowPass
 from fastflow_kernels.head import Head
 from fastflow_kernels.projector import Projector
 from kernel_problems import head_tensors, relative_error
@@ -48,7 +48,7 @@ def make_head(dtype: torch.dtype = torch.float32, **options) -> tuple[torch.Tens
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "softcap": 5.0}], ids=["plain", "all"])
 def test_directions_and_log_probs(row_pass, options, monkeypatch):
     pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
-    from fastflow_kernels.gpu.cuda_projector import CudaRowsProjector
+    from fastflow_kernels.cuda.projector import CudaRowsProjector
 
     monkeypatch.setattr(CudaRowsProjector, "_finish", Projector._finish)  # a Triton kernel, with tests of its own
     hidden, targets, head = make_head(**options)
@@ -78,8 +78,8 @@ def test_what_is_stored_in_bfloat16(row_pass):
 def test_bfloat16_takes_two_bytes_an_entry(row_pass, options, monkeypatch):
     """Its logits are rounded once, in the block itself; log-probs see the target's as it is."""
     pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
-    from fastflow_kernels.gpu import projectors, target_logit
-    from fastflow_kernels.gpu.cuda_projector import CudaRowsProjector
+    from fastflow_kernels.cuda.projector import CudaRowsProjector
+    from fastflow_kernels.triton import projectors, target_logit
 
     def interpreted(hidden, head, columns):
         """Of the same numbers in float32: Triton's interpreter computes bfloat16 wrongly."""

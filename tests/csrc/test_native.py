@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from fastflow_kernels import native
+from fastflow_kernels.cpu import native
 
 SOURCE = 'extern "C" int fastflow_abi_version(void) { return %d; }\n'
 

@@ -20,7 +20,7 @@ NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", sig
 SLOW_SAVES = """
 import time
 from pathlib import Path
-import fastflow.checkpoint as checkpoint
+import fastflow.train.checkpoint as checkpoint
 save_trainer = checkpoint._save_trainer
 def slowly(directory, *arguments):
     (directory.parents[1] / "saving").touch()
@@ -71,12 +71,12 @@ def test_a_signal_saves_what_the_run_has_reached(number, begin, tmp_path):
 @pytest.mark.parametrize("number", NAMES)
 def test_a_signal_while_the_model_loads_ends_the_run_with_a_sentence(number, tmp_path):
     program = """
-import fastflow.models, time
+import fastflow.models.packed, time
 from pathlib import Path
 def load(*arguments):
     Path(HOME, "loading").touch()
     time.sleep(60)
-fastflow.models.load_causal_lm = load
+fastflow.models.packed.load_causal_lm = load
 """.replace("HOME", repr(str(tmp_path)))
     process = start(options(settings(tmp_path)), program=program)
     wait_for((tmp_path / "loading").exists, process)

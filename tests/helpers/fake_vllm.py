@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastflow.models import PackedModel
+from fastflow.models.packed import PackedModel
 from fastflow.rollout.probe import logprobs_of
 
 NOT_CONFIGURED = "Call to collective_rpc method failed: Worker failed with error 'Weight transfer not configured.'"

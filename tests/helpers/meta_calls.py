@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
-from fastflow_kernels.gpu.finish import finish_kernel
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.sequence_terms import SequenceInputs
+from fastflow_kernels.triton.finish import finish_kernel
 
 WIDTH, VOCABULARY = 1536, 151936
 TILE = 64  # columns of the tile that is taken where there is no device

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from fastflow.config import Config, ModelConfig
+from fastflow.config.schema import Config, ModelConfig
 
 EVALUATION = {
     "base": {"accuracy": 0.41, "greedy_accuracy": 0.7, "truncated_share": 0.02, "pass_at": {"1": 0.41, "2": 0.5}},

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import vllm_runs
-from fastflow.models import PackedModel
+from fastflow.data.trajectory import flatten
+from fastflow.models.packed import PackedModel
 from fastflow.rollout.server.sampler import ServerSampler
-from fastflow.trajectory import flatten
 
 needs_httpx = pytest.mark.skipif(
     importlib.util.find_spec("httpx") is None, reason="needs httpx: pip install 'fastflow[server]'"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo.small_model import make_tokenizer
-from fastflow.trajectory import Group, Prompt, Trajectory
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 VOCABULARY = 40

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastflow.models import PackedModel
+from fastflow.data.trajectory import Prompt, flatten
+from fastflow.models.packed import PackedModel
+from fastflow.models.scoring import rescore
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm.sampler import VllmSampler
-from fastflow.scoring import rescore
-from fastflow.trajectory import Prompt, flatten
 from small_models import make_causal_lm
 
 HEAD_DIM = 32  # the smallest that vLLM's attention takes on a CPU

@@ -9,8 +9,8 @@ from fastflow_kernels import linear_logprob
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
-from fastflow_kernels.gpu import autotune
 from fastflow_kernels.tiles import CANDIDATES, TILES, UNALIGNED_TILE, Tile, table_tile
+from fastflow_kernels.triton import autotune
 
 SLOW, FAST, TOO_LARGE = Tile(1, 1, 1, warps=1, stages=1), Tile(2, 2, 2, 1, 1), Tile(3, 3, 3, 1, 1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastflow_kernels import native
+from fastflow_kernels.cpu import native
 from fastflow_kernels.exponentials import exponentials_
 
 NATIVE = pytest.param(

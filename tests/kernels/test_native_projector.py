@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from fastflow_kernels import explain, flow_loss, linear_logprob, native, torch_projector
+from fastflow_kernels import explain, flow_loss, linear_logprob, torch_projector
+from fastflow_kernels.cpu import native
 from kernel_problems import Problem, assert_matches, make_problem, problems, relative_error
 
 needs_native = pytest.mark.skipif(native.library() is None, reason=f"needs the native library: {native.why_not()}")

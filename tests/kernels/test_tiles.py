@@ -33,7 +33,7 @@ def test_aligned_rows_and_whole_chunks(matrix, is_aligned, is_whole):
 
 def test_a_tma_store_behind_the_memory_of_the_last_row_is_refused():
     pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
-    from fastflow_kernels.gpu.project import project
+    from fastflow_kernels.triton.project import project
 
     hidden, head = torch.zeros(3, 8, dtype=torch.bfloat16), Head(torch.zeros(70, 8, dtype=torch.bfloat16), None)
     tile = Tile(64, 64, 64, warps=4, stages=1, tma=True)

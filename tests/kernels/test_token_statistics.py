@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 
 from eager_head import exact_logits
-from fastflow_kernels import TokenStatistics, flow_loss, linear_logprob, native, reference, torch_projector
+from fastflow_kernels import TokenStatistics, flow_loss, linear_logprob, reference, torch_projector
+from fastflow_kernels.cpu import native
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tilt import Tilt
 from kernel_problems import ORACLE_ROUNDING, assert_matches, head_tensors, largest, make_problem, relative_error

@@ -269,7 +269,7 @@ def test_sizes_of_real_models(name, implementation):
 
 
 def test_bytes_of_an_entry():
-    from fastflow_kernels.gpu.projectors import FusedProjector, RowsProjector
+    from fastflow_kernels.triton.projectors import FusedProjector, RowsProjector
 
     types = (torch.float32, torch.bfloat16, torch.float16)
     assert [RowsProjector.entry_bytes(dtype) for dtype in types] == [4, 2, 6]
@@ -280,7 +280,7 @@ def test_bytes_of_an_entry():
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "temperature": 0.7}], ids=["plain", "all"])
 def test_narrow_logits_give_way_to_their_exponentials(vocabulary, options):
     """The target's logit is given. In float16, of which the kernel knows no more than of bfloat16."""
-    from fastflow_kernels.gpu.row import row_pass
+    from fastflow_kernels.triton.row import row_pass
 
     generator = torch.Generator().manual_seed(0)
     memory = torch.randn(3, vocabulary + 8, generator=generator).half().to(DEVICE)
@@ -340,7 +340,7 @@ def test_nan_reaches_the_result(name, implementation):
 @pytest.mark.parametrize("ratio", ["sequence", "token_mean"])
 def test_the_segment_kernel_equals_the_torch_function(ratio):
     """Empty segments, single tokens, one of 100,000, and one that goes over two blocks."""
-    from fastflow_kernels.gpu import segment
+    from fastflow_kernels.triton import segment
 
     lengths = torch.tensor([1, 0, 100_000, 1, 7, 30])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fastflow.data.trajectory import Trajectory
 from fastflow.errors import FastflowError
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.server.client import Unreachable
-from fastflow.trajectory import Trajectory
 
 ROUNDING = 1e-3  # nats by which a log-prob may exceed 0
 MODE = "it was probably started without --logprobs-mode processed_logprobs"

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 
 import torch
 
+from fastflow.data.trajectory import Group, Trajectory
 from fastflow.errors import FastflowError, need
-from fastflow.models import PackedModel
-from fastflow.rollout.door import check_prompts
+from fastflow.models.packed import PackedModel
+from fastflow.models.rope import advice_for_servers
+from fastflow.rollout.admission import check_prompts
 from fastflow.rollout.probe import logprobs_of, probe_for
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.server.background import BackgroundLoop, Work
@@ -25,8 +27,6 @@ from fastflow.rollout.server.completion import request_body, trajectory_of
 from fastflow.rollout.server.dispatch import Round
 from fastflow.rollout.server.server import OURS, Server, Weights
 from fastflow.rollout.server.weights import WeightFolder
-from fastflow.rope import advice_for_servers
-from fastflow.trajectory import Group, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

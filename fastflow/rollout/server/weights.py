@@ -20,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
-from fastflow.merging import MergeWatch, RoundingLoss, weight_update
-from fastflow.models import PackedModel
+from fastflow.models.merging import MergeWatch, RoundingLoss, weight_update
+from fastflow.models.packed import PackedModel
 
 BUCKET_BYTES = 2**30
 

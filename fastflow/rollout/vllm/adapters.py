@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.merging import adapted_layers
-from fastflow.models import PackedModel
+from fastflow.models.merging import adapted_layers
+from fastflow.models.packed import PackedModel
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fastflow.data.trajectory import Group, Trajectory
 from fastflow.errors import FastflowError
-from fastflow.models import PackedModel
+from fastflow.models.packed import PackedModel
+from fastflow.models.rope import for_vllm
 from fastflow.rollout import probe
-from fastflow.rollout.door import check_prompts
+from fastflow.rollout.admission import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import applies_adapters, rank_of, targets_of, write_adapters
 from fastflow.rollout.vllm.process import EngineLost, EngineProcess
 from fastflow.rollout.vllm.weights import SharedWeights
-from fastflow.rope import for_vllm
-from fastflow.trajectory import Group, Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.merging import MergeWatch, RoundingLoss, weight_update
-from fastflow.models import PackedModel
+from fastflow.models.merging import MergeWatch, RoundingLoss, weight_update
+from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm.messages import Attach, Place
 
 BUCKET_BYTES = 256 * 2**20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastflow_kernels.gpu.logit import bits_per_logit
 from fastflow_kernels.head import Head
 from fastflow_kernels.hopper import emulation
 from fastflow_kernels.hopper.projector import HopperProjector
 from fastflow_kernels.hopper.tiles import TILE
+from fastflow_kernels.triton.logit import bits_per_logit
 
 COMPILED = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if COMPILED else []

@@ -1,0 +1,197 @@
+"""From defaults, preset, YAML file and command line to a Config, through jsonargparse.
+
+jsonargparse was chosen because one parser types and merges both YAML and dotted options (`--optim.lr 1e-6`), reads
+YAML numbers such as 1e-6 as numbers, and imports in a tenth of a second. Unknown names are looked for first, here,
+so that the error can name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from fastflow.config.presets import PRESETS
+from fastflow.config.schema import Config, sections
+from fastflow.config.setting import help_text, suggest
+from fastflow.config.synonyms import meaning
+from fastflow.errors import FastflowError
+
+LONGEST_REASON = 500  # characters of what a parser says, which may repeat the value
+_OWN_OPTIONS = ("config", "preset", "dry-run", "help")
+
+
+def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
+    """Parse the arguments of `fastflow train`. Returns the configuration and whether this is a dry run.
+
+    Raises FastflowError for unknown names, values of the wrong type or range, and unreadable files.
+    """
+    parser = build_parser()
+    _refuse_unknown_options(arguments)
+    file, preset, options = _peek(arguments)
+    if file is not None:
+        tree = _read_yaml(file)
+        preset = preset or tree.pop("preset", None)
+        options = ["--config", yaml.safe_dump(tree), *options]  # first: the command line overrides it
+    if preset is not None:
+        if not isinstance(preset, str):
+            raise FastflowError(f"{file}: preset is {preset!r}, but must be one name of {', '.join(PRESETS)}")
+        if preset not in PRESETS:
+            raise FastflowError(f"preset {preset!r} is unknown: {suggest(preset, PRESETS)}")
+        parser.set_defaults(PRESETS[preset])
+    try:
+        values = parser.parse_args(options)
+    except RecursionError as error:
+        raise FastflowError("a setting's value is nested too deeply to be read; see fastflow train --help") from error
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        raise FastflowError(_one_line(error, file)) from error
+    made = {
+        name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
+        for name, section in sections().items()
+    }
+    return Config(**made), values["dry_run"]
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `fastflow train`, one option per setting."""
+    parser = ArgumentParser(
+        prog="fastflow train",
+        usage="fastflow train [--preset NAME] [--config FILE] [--SECTION.SETTING VALUE ...] [--dry-run]",
+        description="Train a model towards the alpha-power of its own distribution.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("--preset", type=str, help=f"Starting point: {', '.join(PRESETS)}")
+    parser.add_argument("--dry-run", action="store_true", help="Check and print the resolved settings, then exit")
+    for name, section in sections().items():
+        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")
+        hints = typing.get_type_hints(section)
+        for entry in dataclasses.fields(section):
+            group.add_argument(
+                f"--{name}.{entry.name}", type=hints[entry.name], default=entry.default, help=help_text(entry)
+            )
+    return parser
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML that `--config` reads back to an equal Config."""
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def known_settings() -> list[str]:
+    """Dotted names of all settings."""
+    return [f"{name}.{entry.name}" for name, section in sections().items() for entry in dataclasses.fields(section)]
+
+
+def _refuse_unknown_options(arguments: Sequence[str]) -> None:
+    known = [*known_settings(), *_OWN_OPTIONS]
+    for argument in arguments:
+        name = argument[2:].split("=", 1)[0]
+        if argument.startswith("--") and not _is_known(name, known):
+            raise FastflowError(f"unknown option --{name}: {_suggest_setting(name, known)}")
+
+
+def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
+    """The values of --config and --preset, which lie under everything else, and the remaining arguments."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--config", type=Path)
+    peek.add_argument("--preset")
+    try:
+        found, rest = peek.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise FastflowError(_one_line(error, None)) from error
+    return found.config, found.preset, rest
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would silently keep only the last of two equal keys, refusing them instead."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is set twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """The file's settings without its empty sections; refuses an unreadable file and unknown keys."""
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
+    except OSError as error:
+        raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
+    except RecursionError as error:
+        raise FastflowError(f"{file} is nested too deeply to be read; settings are sections of plain values") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise FastflowError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise FastflowError(f"{file} must hold sections such as 'optim:', not a {type(tree).__name__}")
+    known = [*known_settings(), "preset"]
+    for key in _dotted_keys(tree):
+        if not _is_known(key, known):
+            raise FastflowError(f"{file}: unknown setting {key}: {_suggest_setting(key, known)}")
+    tree = _with_off_as_word(tree, _settings_with_off())
+    return {key: value for key, value in tree.items() if not (value is None and key in sections())}
+
+
+def _suggest_setting(name: str, known: list[str]) -> str:
+    """By the word that other trainers have for it, otherwise by its letters."""
+    meant = meaning(name)
+    return f"did you mean {' or '.join(meant)}?" if meant else suggest(name, known)
+
+
+def _is_known(name: str, known: Iterable[str]) -> bool:
+    """Whether it is a setting, or an entry of one that maps names to values."""
+    return name in known or name.startswith(tuple(f"{mapping}." for mapping in _mappings()))
+
+
+def _mappings() -> list[str]:
+    return [
+        f"{name}.{entry}"
+        for name, section in sections().items()
+        for entry, hint in typing.get_type_hints(section).items()
+        if any(typing.get_origin(choice) is Mapping for choice in typing.get_args(hint))
+    ]
+
+
+def _settings_with_off() -> set[str]:
+    return {
+        f"{name}.{entry}"
+        for name, section in sections().items()
+        for entry, hint in typing.get_type_hints(section).items()
+        if "off" in typing.get_args(hint)
+    }
+
+
+def _with_off_as_word(tree: dict[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
+    """The tree with an unquoted `off`, which YAML reads as false, as the choice that it means."""
+    changed = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            value = _with_off_as_word(value, names, f"{name}.")
+        changed[key] = "off" if value is False and name in names else value
+    return changed
+
+
+def _dotted_keys(tree: dict[str, Any]) -> Iterable[str]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in _dotted_keys(value))
+        elif not (value is None and key in sections()):
+            yield str(key)
+
+
+def _one_line(error: Exception, file: Path | None) -> str:
+    text = " ".join(str(error).replace("typing.", "").split())
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} (cut here)"
+    return f"{text}; see fastflow train --help" + (f" (settings file: {file})" if file else "")

@@ -1,0 +1,132 @@
+"""Groups of trajectories to PackedBatches: several sequences in one row of tokens, without padding."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from fastflow.data.trajectory import Group, Prompt, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """S sequences (prompt + response) laid end to end in T tokens; the policy and the base read the same object.
+
+    The last token of a response is never an input, since nothing is predicted from it: a sequence of P prompt and R
+    response tokens occupies P + R - 1 inputs (P when R is 0).
+
+    input_ids: (T,) int64. position_ids: (T,) int64, from 0 in each sequence. cu_seqlens: (S+1,) int32, where each
+    sequence starts and the last one ends. rows: (N,) int64, inputs whose next token is a response token.
+    targets: (N,) int64, that next token. response_cu_seqlens: (S+1,) int32, boundaries within `rows`.
+    prompt_rows: (M,) int64, the inputs that are prompt tokens; prompt_owner: (M,) int64, each one's sequence.
+    sequences: (S,) int64, each sequence's place in the flat order of the trajectories.
+    lengths, response_lengths, prompt_lengths: the same counts on the host, so that no launch waits for the device;
+    response_cu_seqlens stays there too, where flow_loss reads it.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    rows: torch.Tensor
+    targets: torch.Tensor
+    response_cu_seqlens: torch.Tensor
+    prompt_rows: torch.Tensor
+    prompt_owner: torch.Tensor
+    sequences: torch.Tensor
+    lengths: tuple[int, ...]
+    response_lengths: tuple[int, ...]
+    prompt_lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_ids.numel())
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch with its tensors on `device`, but for response_cu_seqlens."""
+        moved = {
+            entry.name: value.to(device, non_blocking=True)
+            for entry in fields(self)
+            if isinstance(value := getattr(self, entry.name), torch.Tensor) and entry.name != "response_cu_seqlens"
+        }
+        return replace(self, **moved)
+
+
+def input_length(prompt: Prompt, trajectory: Trajectory) -> int:
+    """Input tokens that one sequence occupies in a batch."""
+    return len(prompt.ids) + max(len(trajectory) - 1, 0)
+
+
+def pack(groups: Sequence[Group], tokens_per_microbatch: int) -> list[PackedBatch]:
+    """Distribute all trajectories over as few batches as first-fit-decreasing finds.
+
+    tokens_per_microbatch: input tokens a batch may hold. A trajectory longer than that gets a batch of its own and a
+    warning; nothing is ever truncated. Deterministic: equal lengths keep their order.
+    """
+    flat = [(group.prompt, trajectory) for group in groups for trajectory in group.trajectories]
+    lengths = [input_length(prompt, trajectory) for prompt, trajectory in flat]
+    overlong = [length for length in lengths if length > tokens_per_microbatch]
+    if overlong:
+        logger.warning(
+            "%d of %d sequences exceed batch.tokens_per_microbatch = %d (longest: %d tokens); each gets a micro-batch "
+            "of its own, which may need more memory than planned",
+            len(overlong), len(lengths), tokens_per_microbatch, max(overlong),
+        )  # fmt: skip
+    return [
+        _assemble([(index, *flat[index]) for index in bin_])
+        for bin_ in first_fit_decreasing(lengths, tokens_per_microbatch)
+    ]
+
+
+def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of indices whose lengths sum to at most `capacity`; a longer item gets a bin alone."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        for place, free in enumerate(room):
+            if length <= free:
+                bins[place].append(index)
+                room[place] -= length
+                break
+        else:
+            bins.append([index])
+            room.append(capacity - length)
+    return bins
+
+
+def _assemble(items: list[tuple[int, Prompt, Trajectory]]) -> PackedBatch:
+    prompt_lengths = np.array([len(prompt.ids) for _, prompt, _ in items])
+    response_lengths = np.array([len(trajectory) for _, _, trajectory in items])
+    lengths = np.array([input_length(prompt, trajectory) for _, prompt, trajectory in items])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    spans = range(len(items))
+    prompt_rows = [starts[s] + np.arange(prompt_lengths[s]) for s in spans]
+    rows = [starts[s] + prompt_lengths[s] - 1 + np.arange(response_lengths[s]) for s in spans]
+    inputs = [np.concatenate([prompt.ids, trajectory.response_ids[:-1]]) for _, prompt, trajectory in items]
+
+    def ints(parts: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+    def boundaries(counts: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+
+    return PackedBatch(
+        input_ids=ints(inputs),
+        position_ids=ints([np.arange(length) for length in lengths]),
+        cu_seqlens=boundaries(lengths),
+        rows=ints(rows),
+        targets=ints([trajectory.response_ids for _, _, trajectory in items]),
+        response_cu_seqlens=boundaries(response_lengths),
+        prompt_rows=ints(prompt_rows),
+        prompt_owner=ints([np.full(prompt_lengths[s], s) for s in spans]),
+        sequences=torch.tensor([index for index, _, _ in items]),
+        lengths=tuple(lengths.tolist()),
+        response_lengths=tuple(response_lengths.tolist()),
+        prompt_lengths=tuple(prompt_lengths.tolist()),
+    )

@@ -1,0 +1,44 @@
+"""`fastflow doctor`: what is installed, what of it works, and what to do about the rest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from fastflow.errors import FastflowError
+from fastflow.run.output_file import writable
+
+SICK = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastflow doctor`."""
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the checks as JSON")
+    parser.add_argument(
+        "--vllm", action="store_true", help="also start vLLM on a tiny model and compare its log-probs (a minute or so)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run every check and print the table. Returns 0, or 1 when something is broken or what is required is missing.
+
+    Raises FastflowError where even the table cannot be printed.
+    """
+    try:
+        from rich.console import Console
+    except Exception as error:  # it prints the table, and may be what is broken
+        reason = f"rich does not load ({type(error).__name__}: {error})"
+        raise FastflowError(f"{reason}; pip install --force-reinstall rich") from error
+
+    from fastflow.doctor.examination import examine
+    from fastflow.doctor.table import as_json, print_checks, progress_line
+
+    output = None if arguments.json is None else writable(arguments.json)
+    console = Console()
+    with progress_line() as say:
+        checks = examine(on_check=say, start_vllm=arguments.vllm)
+    print_checks(console, checks)
+    if output is not None:
+        output.write_text(json.dumps(as_json(checks), indent=2) + "\n", encoding="utf-8")
+    return SICK if any(check.is_fault for check in checks) else 0

@@ -1,0 +1,61 @@
+"""What the demo says about a model: how often it is right or well-formed, how long, how varied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from fastflow.data.response_text import ResponseText
+from fastflow.data.trajectory import Group, Prompt, flatten
+from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
+
+Test = Callable[[str, Prompt], bool]  # (response text, prompt) -> passed
+
+
+def sample_texts(
+    sampler: Sampler, tokenizer, prompts: Sequence[Prompt], *, samples: int, params: SamplingParams, seed: int
+) -> tuple[list[Group], list[list[str]]]:
+    """`samples` responses for each prompt, as groups and as text."""
+    groups = sampler.sample(requests_for(prompts, samples, seed=seed, step=0), params)
+    text = ResponseText(tokenizer, (tokenizer.eos_token_id,))
+    texts = [[text.of(entry.response_ids.tolist()) for entry in group.trajectories] for group in groups]
+    return groups, texts
+
+
+def common_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Length, truncation and entropies (Monte Carlo, nats) of the distribution sampled from."""
+    flat = flatten(groups)
+    lengths = np.array([len(entry) for entry in flat])
+    logprobs = np.array([entry.behaviour_logprobs.sum(dtype=np.float64) for entry in flat])
+    return {
+        "mean_length": float(lengths.mean()),
+        "truncated_share": float(np.mean([entry.finish_reason == "length" for entry in flat])),
+        "sequence_entropy": float(-logprobs.mean()),
+        "token_entropy": float(-logprobs.sum() / lengths.sum()),
+    }
+
+
+def share(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> float:
+    """Share of responses that pass."""
+    return float(np.mean(list(_outcomes(groups, texts, test))))
+
+
+def pass_at(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, ... up to the samples a prompt: the unbiased estimate 1 - C(n - c, k) / C(n, k)."""
+    samples = len(texts[0])
+    right = np.array(list(_outcomes(groups, texts, test))).reshape(-1, samples).sum(1)
+    powers = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    return {str(k): float(np.mean([1 - comb(samples - int(c), k) / comb(samples, k) for c in right])) for k in powers}
+
+
+def distinct_share(texts: Sequence[Sequence[str]]) -> float:
+    """Mean share of distinct responses among those to one prompt."""
+    return float(np.mean([len(set(responses)) / len(responses) for responses in texts]))
+
+
+def _outcomes(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> Any:
+    for group, responses in zip(groups, texts, strict=True):
+        yield from (test(response, group.prompt) for response in responses)

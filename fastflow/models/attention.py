@@ -1,0 +1,212 @@
+"""The one attention function of training: causal attention within each packed sequence, never across.
+
+Registered with transformers under the name `fastflow_packed`. It reads the sequence boundaries that
+`fastflow.models.packed` passes along and refuses to run without them, since attention that silently crosses sequences
+is the classic mistake of packed training.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from fastflow.errors import FastflowError
+
+NAME = "fastflow_packed"
+WINDOW_BLOCK = 256  # queries of one call under a sliding window that is shorter
+
+PackedAttention = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class SequenceLengths:
+    """Tokens of each packed sequence, on the host.
+
+    An object, since torch.compile writes code for each value of a tuple that it sees, and none for what is in here.
+    """
+
+    counts: tuple[int, ...]
+
+
+def register() -> None:
+    """Make `fastflow_packed` known to transformers. Safe to call twice."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, _outside_compiled_layers())
+
+
+@functools.cache
+def _outside_compiled_layers() -> PackedAttention:
+    """The attention function as torch.compile leaves it alone: it reads lengths on the host."""
+    return torch.compiler.disable(packed_attention)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    sequence_lengths: SequenceLengths | None = None,
+    packed_kernel: str = "sdpa",
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention over query (1, H, T, E), key and value (1, H_kv, T, E); returns (1, T, H, E).
+
+    cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same on the host.
+    Raises RuntimeError without boundaries, with a mask, or with a KV cache.
+    """
+    if cu_seq_lens_q is None or sequence_lengths is None:
+        raise RuntimeError(
+            f"{NAME} needs cu_seq_lens_q and sequence_lengths: call the model through fastflow.models, or switch its "
+            "attention implementation before calling it directly"
+        )
+    lengths = sequence_lengths.counts
+    if attention_mask is not None or key.shape[2] != sum(lengths) or query.shape[0] != 1:
+        raise RuntimeError(f"{NAME} takes one packed row without attention mask or KV cache (pass use_cache=False)")
+    window = -1 if sliding_window is None else sliding_window - 1
+    # under autocast, rotary embeddings and norms leave query and key in float32; not every kernel casts by itself
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    attend = _KERNELS[packed_kernel]
+    output = attend(query[0], key[0], value[0], cu_seq_lens_q, lengths, scaling=scaling, dropout=dropout, window=window)
+    return output.unsqueeze(0), None
+
+
+def choose_kernel(requested: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel that serves `model.attention` on this device: "sdpa", "varlen" or "flash_attn".
+
+    auto follows a rule and times nothing, so that a seed fixes the run: in half precision on CUDA flash-attn where it
+    is installed, whose kernels are the newer ones, else torch's varlen; both take a whole micro-batch in one call and
+    pad nothing. Elsewhere SDPA over sequences of similar length, the only one of the three that runs there.
+    """
+    half_on_cuda = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    has_flash_attn = importlib.util.find_spec("flash_attn") is not None
+    if requested == "auto":
+        return ("flash_attn" if has_flash_attn else "varlen") if half_on_cuda else "sdpa"
+    if requested == "sdpa":
+        return requested
+    if not half_on_cuda:
+        raise FastflowError(f"model.attention = {requested} needs a CUDA device and bfloat16; use auto or sdpa")
+    if requested == "flash_attn" and not has_flash_attn:
+        raise FastflowError(
+            'model.attention = flash_attn needs flash-attn: pip install "fastflow[flash-attn]", or use varlen'
+        )
+    return requested
+
+
+def _sdpa(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
+    """Sequences of similar length share one padded call: under a causal mask, padding on the right is never seen."""
+    heads, _, width = query.shape
+    if query.is_cuda and query.dtype == torch.float32:  # there, only a kernel that keeps all scores shares heads
+        key, value = (states.repeat_interleave(heads // len(states), 0) for states in (key, value))
+    buckets, order = _sdpa_plan(lengths, query.device)
+    outputs = []
+    for positions in buckets:
+        batch = [states.transpose(0, 1)[positions].transpose(1, 2) for states in (query, key, value)]
+        options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[0] != key.shape[0]}
+        if 0 <= window < positions.shape[1] - 1:
+            attended = _windowed(*batch, window=window, **options)
+        else:
+            attended = scaled_dot_product_attention(*batch, is_causal=True, **options)
+        outputs.append(attended.transpose(1, 2).reshape(-1, heads, width))
+    return torch.cat(outputs).index_select(0, order)
+
+
+def _windowed(query, key, value, *, window, **options):
+    """Causal attention to the `window` tokens before each: a block of queries at a time, with the keys that it sees."""
+    length, outputs = query.shape[2], []
+    block = max(window, WINDOW_BLOCK)
+    for start in range(0, length, block):
+        end, first = min(start + block, length), max(0, start - window)
+        distance = torch.arange(start, end, device=query.device)[:, None] - torch.arange(
+            first, end, device=query.device
+        )
+        seen = (distance >= 0) & (distance <= window)
+        part = (query[:, :, start:end], key[:, :, first:end], value[:, :, first:end])
+        outputs.append(scaled_dot_product_attention(*part, attn_mask=seen, **options))
+    return torch.cat(outputs, dim=2)
+
+
+@functools.lru_cache(maxsize=64)
+def _sdpa_plan(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Which packed tokens each padded call reads, and where the packed tokens stand among its outputs.
+
+    Returns one (sequences, longest) tensor of packed positions per bucket, padding repeating the sequence's last
+    token, and the (T,) order that brings the concatenated, flattened outputs back to the packed order.
+    """
+    count = torch.tensor(lengths)
+    start = torch.cumsum(count, 0) - count
+    order = torch.empty(int(count.sum()), dtype=torch.int64)
+    buckets, offset = [], 0
+    for members in _similar_lengths(lengths):
+        longest = lengths[members[0]]
+        steps = torch.arange(longest)
+        chosen = torch.tensor(members)
+        buckets.append((start[chosen, None] + torch.minimum(steps, count[chosen, None] - 1)).to(device))
+        for slot, member in enumerate(members):
+            begin = int(start[member])
+            order[begin : begin + lengths[member]] = offset + slot * longest + steps[: lengths[member]]
+        offset += len(members) * longest
+    return tuple(buckets), order.to(device)
+
+
+def _similar_lengths(lengths: tuple[int, ...]) -> list[list[int]]:
+    """Sequences by falling length, cut where padding to the bucket's longest would waste a quarter of a sequence."""
+    buckets: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if buckets and 4 * lengths[index] >= 3 * lengths[buckets[-1][0]]:
+            buckets[-1].append(index)
+        else:
+            buckets.append([index])
+    return buckets
+
+
+def _varlen(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
+    from torch.nn.attention.varlen import varlen_attn
+
+    if dropout:
+        raise FastflowError("model.attention = varlen has no attention dropout; set the model's attention_dropout to 0")
+    options = {}
+    if query.shape[0] != key.shape[0]:
+        if varlen_shares_heads():
+            options["enable_gqa"] = True
+        else:
+            key, value = (states.repeat_interleave(query.shape[0] // len(states), 0) for states in (key, value))
+    longest = max(lengths)
+    return varlen_attn(
+        *(states.transpose(0, 1) for states in (query, key, value)),
+        cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(window, 0), **options,
+    )  # fmt: skip
+
+
+@functools.cache
+def varlen_shares_heads() -> bool:
+    """Whether torch's varlen attention takes fewer heads of keys than of queries: from torch 2.13 on."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _flash_attn(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
+    from flash_attn import flash_attn_varlen_func
+
+    longest = max(lengths)
+    return flash_attn_varlen_func(
+        *(states.transpose(0, 1) for states in (query, key, value)),
+        cu_seqlens, cu_seqlens, longest, longest,
+        dropout_p=dropout, softmax_scale=scaling, causal=True, window_size=(window, 0),
+    )  # fmt: skip
+
+
+_KERNELS: dict[str, PackedAttention] = {"sdpa": _sdpa, "varlen": _varlen, "flash_attn": _flash_attn}

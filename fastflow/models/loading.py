@@ -1,0 +1,80 @@
+"""A transformers causal LM from a directory or a hub id, and one sentence for each way in which that fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastflow.config.schema import ModelConfig
+from fastflow.errors import FastflowError
+from fastflow.models.files import check_files, check_names, check_quantisation, check_tie
+from fastflow.models.rope import check_kinds
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
+    """A transformers causal LM of a supported family from a local directory or a hub id."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(path, trust_remote_code=settings.trust_remote_code)
+    with loading(path, "model"):
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True, output_loading_info=True,
+        )  # fmt: skip
+    check_names(path, loaded["unexpected_keys"])
+    check_tie(path, model.config, loaded["missing_keys"])
+    if missing := sorted(loaded["missing_keys"]):
+        raise FastflowError(
+            f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), which would start at random; "
+            "check that its config.json and weights belong together"
+        )
+    return model
+
+
+def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
+    """The model's configuration. Raises FastflowError where it, or a local directory's files, name what fastflow does
+    not train: another family, quantised weights, pickles."""
+    from transformers import AutoConfig
+
+    check_files(path)
+    with loading(path, "model"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    check_quantisation(path, getattr(config, "quantization_config", None))
+    if config.model_type not in FAMILIES and not trust_remote_code:
+        raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
+    if not trust_remote_code:
+        check_kinds(path, config)
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if windows and getattr(config, "sliding_window", None) is None:
+        raise FastflowError(
+            f"the config.json of {path} has layers of sliding attention and no sliding_window; set it, with "
+            "use_sliding_window = true where the family has one"
+        )
+    return config
+
+
+@contextlib.contextmanager
+def loading(path: str, what: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one sentence."""
+    local = Path(path)
+    if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
+        raise FastflowError(
+            f"model directory {path} does not exist; check the path (`fastflow demo` makes small models)"
+        )
+    try:
+        yield
+    except FastflowError:
+        raise
+    except Exception as error:  # a configuration of the wrong type, a damaged file, code that came with the model
+        plain = isinstance(error, (OSError, ValueError, RuntimeError))
+        reason = " ".join(f"{'' if plain else f'{type(error).__name__}: '}{error}".split())[:300]
+        raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error

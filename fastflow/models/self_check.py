@@ -1,0 +1,114 @@
+"""Proof on the loaded model that a packed batch equals its sequences alone, before anything is sampled.
+
+It finds on the real model what no list of families can: code that ignores where sequences end, position embeddings that
+depend on another sequence's length, a window that the attention does not keep. It costs two passes over 140 tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fastflow.data.packing import PackedBatch, pack
+from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.errors import FastflowError
+from fastflow.models import rope
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
+
+LENGTHS = (5, 96, 1, 33)
+# Of a hidden state's norm: the median over a sequence's tokens. Seen on a CPU, on models of 2 and 30 layers: 1e-6, and
+# 1e-3 under autocast; sequences that see each other leave 1.5, other frequencies 0.3 to 0.7.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+def check_models(policy: PackedModel, base: PackedModel | AdaptersOff, *, longest: int, names: tuple[str, str]) -> None:
+    """Make policy and base fit for sequences of up to `longest` tokens, and prove that packing changes nothing.
+
+    Raises FastflowError with the model's name where it does. With LoRA the base is the policy itself.
+    """
+    for model, name in zip((policy, base), names, strict=True):
+        if model is policy or isinstance(model, FrozenModel):
+            context = rope.context_of(model.causal_lm.config)
+            if context is not None and longest > context:
+                raise FastflowError(
+                    f"the context of {name} is {context} tokens, but the longest prompt and "
+                    f"rollout.max_response_tokens need {longest}; lower data.max_prompt_tokens or "
+                    "rollout.max_response_tokens"
+                )
+            rope.fix_frequencies(model.causal_lm, longest)
+            check_packing(model, longest=longest, name=name)
+
+
+def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
+    """The largest relative difference that packing makes; raises FastflowError where it is over the tolerance."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, model.vocab_size, min(length, longest)) for length in LENGTHS]
+    was_training = model.model.training
+    model.model.eval()
+    try:
+        packed = _packed(model, sequences, longest)
+        alone = [_alone(model, ids) for ids in sequences]
+    except (FastflowError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model's own code may fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise FastflowError(
+            f"{name} cannot read a packed batch ({type(error).__name__}: {reason}); fastflow needs models whose code "
+            "uses transformers' attention interface"
+        ) from error
+    finally:
+        model.model.train(was_training)
+    dtype = torch.bfloat16 if model.autocast else next(model.causal_lm.parameters()).dtype
+    differences = [_difference(*pair) for pair in zip(packed, alone, strict=True)]
+    worst = max(differences)
+    if not np.isfinite(differences).all():
+        raise FastflowError(
+            f"the hidden states of {name} are NaN or infinite; its weights are damaged: download or save them again"
+        )
+    if worst > TOLERANCE[dtype]:
+        kinds = rope.kinds(model.causal_lm.config)
+        scaled = f" and position embeddings of the kind {kinds}" if kinds else ""
+        raise FastflowError(
+            f"{name} gives hidden states in a packed batch that are {worst:.2g} of their norm away from those of the "
+            f"same sequences alone ({TOLERANCE[dtype]:g} is allowed), with model.attention = {model.kernel}{scaled}: "
+            "its attention or its position embeddings depend on the other sequences of a pass, so that it cannot be "
+            "trained in packed batches; take a model without such code, or another model.attention"
+        )
+    return worst
+
+
+def _packed(model: PackedModel, sequences: list[np.ndarray], longest: int) -> list[torch.Tensor]:
+    """Hidden states (n, D) of each sequence in one packed batch, beside one whose last token stands at the last place
+    that the run can reach."""
+    nothing = Trajectory(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "length")
+    companion = sequences[0][:2]
+    groups = [Group(Prompt(ids), (nothing,)) for ids in (*sequences, companion)]
+    (batch,) = pack(groups, tokens_per_microbatch=10**9)
+    places = {index: place for place, index in enumerate(batch.sequences.tolist())}
+    batch = _with_position(batch, places[len(sequences)], longest - 1).to(model.device)
+    with torch.no_grad():
+        hidden = model.hidden_states(batch).split(batch.lengths)
+    return [hidden[places[index]] for index in range(len(sequences))]
+
+
+def _with_position(batch: PackedBatch, place: int, position: int) -> PackedBatch:
+    """The batch with another position for the last token of one of its sequences."""
+    positions = batch.position_ids.clone()
+    last = int(batch.cu_seqlens[place + 1]) - 1
+    positions[last] = max(position, int(positions[last]))
+    return replace(batch, position_ids=positions)
+
+
+def _alone(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
+    """Hidden states (n, D) of one sequence, as transformers computes them by itself."""
+    with torch.no_grad(), model.decoding() as plain:
+        row = torch.from_numpy(ids)[None].to(model.device)
+        positions = torch.arange(len(ids), device=model.device)[None]
+        return plain.get_decoder()(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[0]
+
+
+def _difference(packed: torch.Tensor, alone: torch.Tensor) -> float:
+    packed, alone = packed.float(), alone.float()
+    return float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1).clamp(min=1e-30)).median())

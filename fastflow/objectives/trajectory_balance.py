@@ -1,0 +1,113 @@
+"""The trajectory-balance family: one residual, log_z + length_scale * log pi(y) - log_target, and four ways to fill it.
+
+Where every residual is zero, pi is proportional to the family member's target; for `powerflow` that is
+p_base(y)^alpha * exp(-log_z * |y|), with exp(alpha * psi * |y|) for malformed responses. The residual is per token:
+long and short responses weigh alike, and length is part of the target instead of an accident of the loss.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastflow.config.schema import ObjectiveConfig
+from fastflow.data.response_text import with_literal_tokens
+from fastflow.errors import FastflowError
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about n trajectories before the policy's head runs.
+
+    length: (n,) response tokens |y|. base_logprob: (n,) log p_base(y), nats. penalty: (n,) psi, nats per token, 0 or
+    negative. reward: (n,) reward, normalised within the group; zeros where there is none.
+    """
+
+    length: torch.Tensor
+    base_logprob: torch.Tensor
+    penalty: torch.Tensor
+    reward: torch.Tensor
+
+
+Terms = tuple[torch.Tensor, torch.Tensor]  # length_scale (n,), log_target (n,)
+
+
+def powerflow(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
+    """Length-aware trajectory balance (PowerFlow): 1/|y| and alpha * (mean log p_base + psi)."""
+    scale = 1 / evidence.length.clamp(min=1)
+    return scale, settings.alpha * (scale * evidence.base_logprob + evidence.penalty)
+
+
+def tb_trajectory(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
+    """Standard trajectory balance on p_base^alpha: collapses in length for alpha above 1."""
+    log_target = settings.alpha * (evidence.base_logprob + evidence.penalty)
+    return torch.ones_like(evidence.length), log_target
+
+
+def tb_token(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
+    """Trajectory balance on p_base * exp((alpha - 1) * mean log p_base): decays through repetition.
+
+    The form is not published; this is its natural reading, with psi inside the token mean as in powerflow.
+    """
+    mean = evidence.base_logprob / evidence.length.clamp(min=1)
+    log_target = evidence.base_logprob + (settings.alpha - 1) * mean + settings.alpha * evidence.penalty
+    return torch.ones_like(evidence.length), log_target
+
+
+def flowrl(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
+    """FlowRL: 1/|y| and beta * reward + mean log p_base + psi; the reward is the user's."""
+    scale = 1 / evidence.length.clamp(min=1)
+    return scale, settings.beta * evidence.reward + scale * evidence.base_logprob + evidence.penalty
+
+
+OBJECTIVES: dict[str, Callable[[Evidence, ObjectiveConfig], Terms]] = {
+    "powerflow": powerflow,
+    "tb_trajectory": tb_trajectory,
+    "tb_token": tb_token,
+    "flowrl": flowrl,
+}
+
+
+def make_format_check(
+    settings: ObjectiveConfig, special_tokens: Collection[str] = ()
+) -> Callable[[str, dict[str, Any]], bool] | None:
+    """The test for a well-formed response (text, record) -> bool; None when the penalty is off.
+
+    special_tokens: texts that stand for themselves in a format_pattern.
+    """
+    if settings.format_check is not None:
+        return load_function(settings.format_check, "objective.format_check")
+    if settings.format_pattern is None:
+        return None
+    try:
+        pattern = re.compile(with_literal_tokens(settings.format_pattern, special_tokens), re.DOTALL)
+    except re.error as error:
+        raise FastflowError(
+            f"objective.format_pattern {settings.format_pattern!r} is no regular expression: {error}"
+        ) from error
+    return lambda text, record: pattern.search(text) is not None
+
+
+def normalise_rewards(reward: torch.Tensor, responses_per_group: list[int]) -> torch.Tensor:
+    """Zero mean and unit deviation within each group; a group of equal rewards gives zeros."""
+    parts = [part - part.mean() for part in reward.split(responses_per_group)]
+    return torch.cat([part / (part.std(correction=0) + 1e-6) for part in parts])
+
+
+def load_function(name: str, setting: str) -> Callable[..., Any]:
+    """Import `package.module:function`."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's and may raise anything while it is imported
+        raise FastflowError(
+            f"{setting} = {name!r} cannot be imported ({error}); write package.module:function"
+        ) from error
+    if not callable(function):
+        raise FastflowError(f"{setting} = {name!r} is not callable")
+    return function

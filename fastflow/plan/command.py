@@ -1,0 +1,89 @@
+"""`fastflow plan`: will this configuration fit the memory, before any weights are loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastflow.errors import FastflowError
+from fastflow.run.output_file import writable
+
+if TYPE_CHECKING:
+    from fastflow.config.schema import Config
+
+DOES_NOT_FIT = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """memory: GiB of the device to plan for, or None for what is here. json: a file to write, or None."""
+
+    config: Config
+    memory: float | None
+    json: Path | None
+
+
+def read_arguments(arguments: Sequence[str]) -> Request:
+    """The arguments of `fastflow train`, with --memory and --json besides. Raises FastflowError for what is wrong."""
+    own, settings = _own_parser().parse_known_args(list(arguments))
+    if "--dry-run" in settings:
+        raise FastflowError("--dry-run belongs to fastflow train; fastflow plan never starts a run")
+    from fastflow.config.reader import read_config
+
+    config, _ = read_config(settings)
+    if not config.model.path:
+        raise FastflowError("model.path is not set; give --model.path or choose a --preset (see fastflow train --help)")
+    return Request(config, own.memory, own.json)
+
+
+def run(request: Request) -> int:
+    """Estimate, print the table and the verdict. Returns 0 when it fits and 1 when not.
+
+    Raises FastflowError for a model whose config.json cannot be read, and for settings that do not suit the device.
+    """
+    from rich.console import Console
+
+    from fastflow.plan.device import find_device
+    from fastflow.plan.estimate import estimate
+    from fastflow.plan.remedies import combination, remedies
+    from fastflow.plan.table import as_json, print_plan
+
+    output = None if request.json is None else writable(request.json)
+    config, device = request.config, find_device(request.config.model, request.memory)
+    result = estimate(config, device)
+    helpful = [] if result.fits else remedies(config, device, result)
+    together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
+    print_plan(Console(), config, result, helpful, together)
+    if output is not None:
+        output.write_text(json.dumps(as_json(config, result, helpful, together), indent=2) + "\n", encoding="utf-8")
+    return 0 if result.fits else DOES_NOT_FIT
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise FastflowError(f"{message}; see fastflow plan --help")
+
+
+def _own_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastflow plan",
+        usage="fastflow plan [--preset NAME] [--config FILE] [--SECTION.SETTING VALUE ...] [--memory GIB] "
+        "[--json FILE]",
+        description="Estimate the memory of a training run from its settings and the model's config.json, and say "
+        "whether it fits. Takes every setting of fastflow train (see fastflow train --help); loads no weights and "
+        "needs no data.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="GIB",
+        type=float,
+        help="memory of the GPU to plan for, which need not be in this machine; with --model.device cpu, the RAM "
+        "(default: what is here)",
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON, in bytes")
+    return parser

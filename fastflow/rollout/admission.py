@@ -1,0 +1,51 @@
+"""What a sampler refuses before anything is sampled: prompts that the model has no room or no rows for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastflow.data.trajectory import Prompt
+from fastflow.errors import FastflowError
+from fastflow.models.packed import PackedModel
+from fastflow.models.rope import check_pass, context_of, kinds
+
+
+def check_prompts(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
+    """Raise FastflowError for the first prompt that is empty, names an unknown token or leaves no room."""
+    for number, prompt in enumerate(prompts, start=1):
+        name = prompt.source or f"prompt {number}"
+        if len(prompt.ids) == 0:
+            raise FastflowError(f"{name} has no tokens; remove it")
+        if prompt.ids.min() < 0 or prompt.ids.max() >= policy.vocab_size:
+            wrong = next(int(token) for token in prompt.ids if not 0 <= token < policy.vocab_size)
+            raise FastflowError(
+                f"{name} holds token {wrong}, but the model's head has {policy.vocab_size} rows; it was tokenised for "
+                "another model"
+            )
+    check_room(policy, prompts, max_response_tokens)
+    check_pass(policy.causal_lm, max((len(prompt.ids) for prompt in prompts), default=0) + max_response_tokens)
+
+
+def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
+    """Raise FastflowError when a prompt and its longest response exceed the model's context."""
+    context = context_of(policy.causal_lm.config)
+    longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
+    if longest is not None and context is not None and len(longest.ids) + max_response_tokens > context:
+        raise FastflowError(
+            f"{longest.source or 'a prompt'} has {len(longest.ids)} tokens; with rollout.max_response_tokens = "
+            f"{max_response_tokens} that exceeds the model's context of {context}{_up_to_here(policy)}; lower "
+            "data.max_prompt_tokens or rollout.max_response_tokens"
+        )
+
+
+def context_for(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> int:
+    """Tokens of the longest prompt and its response, which the model must have room for."""
+    check_room(policy, prompts, max_response_tokens)
+    return max(len(prompt.ids) for prompt in prompts) + max_response_tokens
+
+
+def _up_to_here(policy: PackedModel) -> str:
+    """Why a dynamically scaled context ends where it does."""
+    if "dynamic" not in kinds(policy.causal_lm.config):
+        return ""
+    return ", up to which its position embeddings (dynamic) do not depend on the longest sequence of a pass"

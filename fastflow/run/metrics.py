@@ -1,0 +1,148 @@
+"""What is measured each step: from update results to one flat dictionary of named numbers."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastflow.data.trajectory import Group, flatten
+from fastflow.data.update import UpdateResult
+from fastflow.run.mismatch import Mismatch, mismatch
+
+
+def measure(
+    groups: Sequence[Group],
+    results: Sequence[UpdateResult],
+    *,
+    well_formed: Sequence[bool] | None,
+    scores: Sequence[float] | None = None,
+    alpha: float,
+    seconds: dict[str, float],
+    device: torch.device,
+) -> dict[str, Any]:
+    """The metrics of one step: its rollout (`groups`) and its updates (`results`).
+
+    well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
+
+    Entropies are Monte Carlo estimates from the behaviour log-probs: nats per token and nats per response. slope is
+    that of mean log pi on mean log p_base within groups: at the fixed point of powerflow it equals alpha.
+    """
+    flat = flatten(groups)
+    lengths = np.array([len(trajectory) for trajectory in flat])
+    behaviour = np.array([trajectory.behaviour_logprobs.sum(dtype=np.float64) for trajectory in flat])
+
+    def joined(name: str) -> torch.Tensor:
+        return torch.cat([getattr(result, name) for result in results])
+
+    per_token = joined("length").clamp(min=1)
+    residual, weight, raw_ratio = joined("residual"), joined("weight"), joined("raw_ratio")
+    sampled = int(lengths.sum())
+    trained = sum(result.tokens for result in results)
+    phase = {name: seconds.get(name, 0.0) + sum(result.seconds.get(name, 0.0) for result in results)
+             for name in ("sample", "score", "train")}  # fmt: skip
+    return {
+        "loss": float(np.mean([result.loss for result in results])),
+        "residual_mean": float(residual.mean()),
+        "residual_std": float(residual.std(correction=0)),
+        "log_z": float(joined("log_z").mean()),
+        "length_mean": float(lengths.mean()),
+        **{f"length_p{q}": float(np.percentile(lengths, q)) for q in (10, 50, 90)},
+        "length_max": int(lengths.max()),
+        "truncated_share": float(np.mean([trajectory.finish_reason == "length" for trajectory in flat])),
+        "reward_mean": None if scores is None else float(np.mean(scores)),
+        "malformed_share": None if well_formed is None else 1 - float(np.mean(well_formed)),
+        "token_entropy": float(-behaviour.sum() / max(sampled, 1)),
+        "sequence_entropy": float(-behaviour.mean()),
+        "logprob_mean": float((joined("logprob") / per_token).mean()),
+        "base_logprob_mean": float((joined("base_logprob") / per_token).mean()),
+        **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
+        "clipped_share": float((weight != raw_ratio).double().mean()),
+        "effective_sample_size": effective_sample_size(raw_ratio),
+        "slope": slope_within_groups(results),
+        "alpha": alpha,
+        "grad_norm": float(np.mean([result.grad_norm for result in results])),
+        "lr": results[-1].lr,
+        "repetition": repetition([trajectory.response_ids for trajectory in flat]),
+        **{f"seconds_{name}": spent for name, spent in phase.items()},
+        "seconds": seconds["total"],
+        "sample_tokens_per_second": sampled / max(phase["sample"], 1e-9),
+        "score_tokens_per_second": trained / max(phase["score"], 1e-9),
+        "train_tokens_per_second": trained / max(phase["train"], 1e-9),
+        "peak_memory_bytes": peak_memory(device),
+        "microbatches": sum(result.microbatches for result in results),
+        "tokens": trained,
+        "responses": len(flat),
+    }
+
+
+def agreement(
+    groups: Sequence[Group], result: UpdateResult, *, version: int, samples_the_policy: bool
+) -> dict[str, float | None]:
+    """How far sampler and trainer are apart in a step's first update, in weights and in log-probs.
+
+    version: of the policy before that update. weight_lag: updates that the sampling weights were behind it, mean over
+    the responses. mismatch_*: see Mismatch; None where tokens were drawn from another distribution than the policy's.
+    With a lag they hold the update in between as well.
+    """
+    flat = flatten(groups)
+    found: Sequence[float | None] = [None] * len(Mismatch._fields)
+    if samples_the_policy:
+        own = [entry.behaviour_logprobs if entry.sampler_logprobs is None else entry.sampler_logprobs for entry in flat]
+        found = mismatch(own, result.token_logprobs)
+    return {
+        "weight_lag": float(np.mean([version - trajectory.weight_version for trajectory in flat])),
+        **{f"mismatch_{name}": value for name, value in zip(Mismatch._fields, found, strict=True)},
+    }
+
+
+def effective_sample_size(raw_ratio: torch.Tensor) -> float:
+    """(sum w)^2 / (n sum w^2) of the raw importance ratios: 1 on-policy, towards 1/n when one response dominates."""
+    return float(raw_ratio.sum() ** 2 / (len(raw_ratio) * (raw_ratio**2).sum()))
+
+
+def slope_within_groups(results: Sequence[UpdateResult]) -> float:
+    """Least-squares slope of mean log pi on mean log p_base, each centred in its group; NaN without variation."""
+    covariance = variance = 0.0
+    for result in results:
+        count = torch.bincount(result.group).double()
+
+        def centred(values: torch.Tensor, group=result.group, count=count) -> torch.Tensor:
+            mean = torch.zeros_like(count).index_add(0, group, values) / count
+            return values - mean[group]
+
+        per_token = result.length.clamp(min=1)
+        x, y = centred(result.base_logprob / per_token), centred(result.logprob / per_token)
+        covariance += float((x * y).sum())
+        variance += float((x * x).sum())
+    return covariance / variance if variance > 1e-12 else math.nan
+
+
+def repetition(responses: Sequence[np.ndarray], n: int = 4) -> float:
+    """Mean share of n-grams that occurred before in the same response; responses shorter than n + 1 count as 0."""
+    return float(np.mean([_repeated_share(ids, n) for ids in responses]))
+
+
+def _repeated_share(ids: np.ndarray, n: int) -> float:
+    if len(ids) <= n:
+        return 0.0
+    grams = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), n)
+    hashes = grams @ (np.uint64(0x9E3779B97F4A7C15) ** np.arange(n, dtype=np.uint64))  # modulo 2^64
+    return 1 - len(np.unique(hashes)) / len(grams)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: allocated on a GPU, the process's resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where getrusage would also count what the parent held when it started this process
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

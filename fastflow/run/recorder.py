@@ -1,0 +1,157 @@
+"""Where a run's measurements go: JSONL first, then the console, TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastflow.config.schema import Config
+from fastflow.errors import need
+from fastflow.run.directory import METRICS_FILE
+from fastflow.run.output_file import writing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """One place that metrics are written to."""
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """One JSON object a step, flushed at once; non-finite numbers become null."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        clean = {name: None if _is_non_finite(value) else value for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ConsoleSink:
+    """One line a step."""
+
+    def __init__(self, console: Console, steps: int):
+        self._console = console
+        self._width = len(str(steps))
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        malformed = metrics["malformed_share"]
+        fields = [
+            f"step {step:>{self._width}}",
+            f"loss {metrics['loss']:.4f}",
+            f"residual {metrics['residual_mean']:+.3f}±{metrics['residual_std']:.3f}",
+            f"slope {metrics['slope']:.2f}/{metrics['alpha']:g}",
+            f"length {metrics['length_mean']:.1f}",
+            f"cut {metrics['truncated_share']:.0%}",
+            *([] if malformed is None else [f"malformed {malformed:.0%}"]),
+            f"entropy {metrics['token_entropy']:.2f}",
+            f"grad {metrics['grad_norm']:.2f}",
+            *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
+            *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
+            f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",
+        ]
+        self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
+        for alarm in metrics["alarms"]:
+            self._console.print(f"  alarm: {alarm}", style="bold yellow", highlight=False, soft_wrap=True)
+
+    def close(self) -> None: ...
+
+
+class TensorBoardSink:
+    """Scalars as TensorBoard events."""
+
+    def __init__(self, directory: Path):
+        need("tensorboard", extra="tensorboard", purpose="run.tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory))
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        for name, value in _numbers(metrics).items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """Scalars to a Weights & Biases project."""
+
+    def __init__(self, project: str, config: dict[str, Any], directory: Path):
+        wandb = need("wandb", extra="wandb", purpose="run.wandb")
+        self._run = wandb.init(project=project, config=config, dir=str(directory))
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        self._run.log(_numbers(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Recorder:
+    """All sinks of a run, which write to its directory. Raises FastflowError where that takes no more."""
+
+    def __init__(self, sinks: Sequence[Sink], directory: Path | None = None):
+        self._sinks = list(sinks)
+        self._directory = directory or Path()
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        with writing(self._directory):
+            for sink in self._sinks:
+                sink.write(step, metrics)
+
+    def close(self) -> None:
+        """What the disk does not take any more at the end is left out: the policy is saved by then."""
+        for sink in self._sinks:
+            try:
+                sink.close()
+            except OSError as error:
+                logger.warning("the last metrics in %s are not complete: %s", self._directory, error.strerror or error)
+
+
+def check_sinks(config: Config) -> None:
+    """Raise FastflowError now, not after the models are loaded, when a sink's package is missing."""
+    if config.run.tensorboard:
+        need("tensorboard", extra="tensorboard", purpose="run.tensorboard")
+    if config.run.wandb is not None:
+        need("wandb", extra="wandb", purpose="run.wandb")
+
+
+def make_recorder(config: Config, directory: Path, console: Console) -> Recorder:
+    """The sinks that the configuration asks for."""
+    with writing(directory):
+        sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE), ConsoleSink(console, config.run.steps)]
+        if config.run.tensorboard:
+            sinks.append(TensorBoardSink(directory / "tensorboard"))
+    if config.run.wandb is not None:
+        sinks.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
+    return Recorder(sinks, directory)
+
+
+def _is_non_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }

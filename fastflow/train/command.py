@@ -1,0 +1,86 @@
+"""`fastflow train`: say what will run, run it, say what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastflow.config.schema import Config
+from fastflow.models.decoder_layers import recomputed_layers
+from fastflow.models.packed import FrozenModel
+from fastflow.train.trainer import Trainer
+from fastflow_kernels import explain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, console: Console) -> Path:
+    """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
+    with contextlib.closing(Trainer(config, console)) as trainer:
+        console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
+        for warning in doubtful(config):
+            logger.warning(warning)
+        policy = trainer.run()
+    console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
+    if config.run.report:
+        from fastflow.report.command import write_report
+
+        console.print(
+            f"report written to {write_report(trainer.directory)}", markup=False, highlight=False, soft_wrap=True
+        )
+    return policy
+
+
+def doubtful(config: Config) -> list[str]:
+    """Settings that are allowed and probably not meant."""
+    small = config.optim.lr < 1e-5
+    warnings = []
+    if config.lora.rank and small:
+        warnings.append(f"optim.lr = {config.optim.lr:g} hardly moves LoRA adapters; 1e-5 to 1e-4 is usual")
+    if config.model.dtype == "bfloat16" and not config.lora.rank and small:
+        warnings.append(
+            f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 "
+            "and set model.autocast = true instead"
+        )
+    if config.objective.alpha > 1 and config.objective.format_pattern is None and config.objective.format_check is None:
+        warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
+    return warnings
+
+
+def describe(trainer: Trainer) -> str:
+    """What is about to run, in the units a reader thinks in."""
+    config, policy = trainer.config, trainer.learner.policy
+    batch = config.batch
+    trained = sum(parameter.numel() for parameter in policy.parameters())
+    responses = batch.prompts_per_step * batch.responses_per_prompt
+    rows, head, _ = policy.head_inputs(torch.empty(0, policy.hidden_size, device=policy.device))
+    return (
+        f"{config.objective.name} at alpha {config.objective.alpha:g} (log_z {config.objective.log_z}) on "
+        f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
+        f"{describe_body(trainer)}\n"
+        f"kernels {explain(rows, head)}\n"
+        f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
+        f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
+        f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
+    )
+
+
+def describe_body(trainer: Trainer) -> str:
+    """How the models' layers run, and in what the base is held."""
+    learner, share = trainer.learner, trainer.config.model.checkpoint_share
+    parts = [f"layers {learner.policy.layers}"]
+    if share:
+        layers = learner.policy.causal_lm.config.num_hidden_layers
+        parts.append(f"{recomputed_layers(layers, share)} of {layers} recomputed in the backward pass")
+    if isinstance(learner.base, FrozenModel):
+        weights = list(learner.base.model.parameters())
+        narrow = sum(weight.numel() for weight in weights if weight.dtype == torch.bfloat16)
+        parts.append(f"{narrow / sum(weight.numel() for weight in weights):.0%} of the base in bfloat16")
+    return ", ".join(parts)

@@ -1,0 +1,64 @@
+"""`fastflow train --dry-run`: everything that can be checked without loading a model's weights or reaching a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastflow.config.schema import Config, ModelConfig
+from fastflow.data import Record, is_file, read_records, tokenize
+from fastflow.data.first_prompt import describe_first
+from fastflow.models.decoder_layers import check_compiler
+from fastflow.models.files import check_files
+from fastflow.models.fused_layers import choose_layers
+from fastflow.objectives.trajectory_balance import load_function, make_format_check
+from fastflow.run.recorder import check_sinks
+
+
+def check_inputs(config: Config) -> str:
+    """Raise FastflowError for what would stop the run: missing inputs or packages, functions, a data file's records.
+
+    Returns the first prompt as the model will see it, otherwise why it cannot be shown.
+    """
+    config.require_inputs()
+    check_sinks(config)
+    check_layers(config.model)
+    for model in filter(None, (config.model.path, config.model.base)):
+        check_files(model)
+    make_format_check(config.objective)
+    if config.objective.reward is not None:
+        load_function(config.objective.reward, "objective.reward")
+    if not (is_file(config.data) and Path(config.data.path).exists()):
+        return "No prompt to show: data.path is not a file on this machine."
+    return first_prompt(config, read_records(config.data))
+
+
+def first_prompt(config: Config, records: list[Record]) -> str:
+    """Render and tokenise all prompts, and describe the first, where the tokenizer is on this machine."""
+    model = config.model
+    if Path(model.path).is_dir():
+        from fastflow.models.packed import load_tokenizer
+
+        tokenizer = load_tokenizer(model)
+    else:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
+            )
+        except Exception:  # of a hub id that was never fetched, anything
+            return f"No prompt to show: the tokenizer of {model.path} is not on this machine."
+    return describe_first(tokenize(records, tokenizer, config.data), tokenizer, config.data)
+
+
+def check_layers(settings: ModelConfig) -> None:
+    """Raise FastflowError where layers are asked for by name that this machine cannot run."""
+    if settings.fused_layers != "liger" and settings.compile == "off":
+        return
+    from fastflow.models.packed import resolve_device
+
+    device = resolve_device(settings.device)
+    if settings.fused_layers == "liger":
+        choose_layers(settings.fused_layers, device)
+    if settings.compile == "layers":
+        check_compiler(device)

@@ -1,0 +1,161 @@
+"""The policy as an ordinary transformers directory, in the type that the settings ask for."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastflow.config.schema import Config
+from fastflow.models.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
+from fastflow.models.packed import PackedModel
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+GENERATION_FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What became of the update in the export.
+
+    dtype: of the exported weights. update_error: how far they are from the live ones, relative to what was learned
+    (see RoundingLoss); None where the export is the live weights. update_error_in_bfloat16: the same for an export in
+    bfloat16, where `auto` considered one.
+    """
+
+    dtype: str
+    update_error: float | None = None
+    update_error_in_bfloat16: float | None = None
+
+
+@dataclass
+class Exporter:
+    """Writes the policy.
+
+    dtype: run.export_dtype. start: the weights before training, against which rounding is measured where the policy has
+    no adapters. tokenizer_files: copied in place of a tokenizer that does not serialise.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str = "auto"
+    start: torch.nn.Module | None = None
+    tokenizer_files: tuple[Path, ...] = ()
+
+    def export(self, policy: PackedModel, directory: Path) -> ExportReport:
+        """Write a copy of the policy; adapters are merged. The live model is not touched."""
+        return self.write(on_cpu(policy.model), directory)
+
+    @torch.no_grad()
+    def write(self, model: torch.nn.Module, directory: Path) -> ExportReport:
+        """Write a model, a peft model included, that is used up."""
+        if hasattr(model, "get_base_model"):
+            report = self._merge(model)
+            model = model.unload()
+        else:
+            report = self._round(model)
+        dtype = getattr(torch, report.dtype)
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        model.config._attn_implementation = "sdpa"  # users of the export have no fastflow_packed
+        self._save_model(model, directory)
+        self._save_tokenizer(directory)
+        return report
+
+    def _merge(self, model: torch.nn.Module) -> ExportReport:
+        layers = [layer for _, layer in adapted_layers(model)]
+        dtype, in_bfloat16 = _dtype_of(model.get_base_model()), None
+        if self.dtype == "auto" and dtype == torch.bfloat16:
+            loss = RoundingLoss()
+            for layer in layers:
+                merged_weight(layer, torch.bfloat16, loss)
+            in_bfloat16 = loss.relative
+            dtype = torch.float32 if in_bfloat16 > WORTH_A_WARNING else torch.bfloat16
+        elif self.dtype != "auto":
+            dtype = getattr(torch, self.dtype)
+        loss = RoundingLoss()
+        for layer in layers:
+            merged = merged_weight(layer, dtype, loss)
+            layer.base_layer.weight = torch.nn.Parameter(merged, requires_grad=False)
+        return ExportReport(_name(dtype), loss.relative, in_bfloat16)
+
+    def _round(self, model: PreTrainedModel) -> ExportReport:
+        live = _dtype_of(model)
+        dtype = live if self.dtype == "auto" else getattr(torch, self.dtype)
+        if dtype.itemsize >= live.itemsize or self.start is None:
+            return ExportReport(_name(dtype))
+        loss, start = RoundingLoss(), dict(self.start.named_parameters())
+        for name, weight in model.named_parameters():
+            if name in start:
+                before = start[name].detach().to("cpu", torch.float64)
+                loss.add(before, weight.double() - before, weight.to(dtype))
+        return ExportReport(_name(dtype), loss.relative)
+
+    def _save_model(self, model: PreTrainedModel, directory: Path) -> None:
+        generation = model.generation_config
+        if generation is None or is_strictly_valid(generation):
+            model.save_pretrained(directory)
+            return
+        model.generation_config = type(generation)()
+        model.save_pretrained(directory)
+        generation.to_json_file(directory / GENERATION_FILE, use_diff=True)  # as it was loaded
+
+    def _save_tokenizer(self, directory: Path) -> None:
+        if not self.tokenizer_files:
+            self.tokenizer.save_pretrained(directory)
+        for file in self.tokenizer_files:
+            shutil.copyfile(file, directory / file.name)
+
+
+def announce(report: ExportReport, config: Config) -> None:
+    """Say what the export's type costs of what was learned; a warning where that is over 5 %."""
+    loss = report.update_error
+    if loss is None:
+        return
+    if loss > WORTH_A_WARNING:
+        kept = "adapter/ has all of it; " if config.lora.rank else ""
+        logger.warning(
+            "the policy is saved in %s, whose rounding takes %.3g %% of what was learned (relative error of the weight "
+            "update); %sset --run.export_dtype float32", report.dtype, 100 * loss, kept,
+        )  # fmt: skip
+        return
+    instead = ""
+    if (in_bfloat16 := report.update_error_in_bfloat16) is not None and report.dtype == "float32":
+        instead = f", where bfloat16 would have {in_bfloat16:.3g}"
+    logger.info("the policy is saved in %s: relative error of the weight update %.3g%s", report.dtype, loss, instead)
+
+
+def is_strictly_valid(generation: GenerationConfig) -> bool:
+    """Whether transformers saves these generation settings without complaint."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        return False
+    return True
+
+
+def on_cpu(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in memory of its own: what a GPU or another process holds is neither moved nor cloned there."""
+    copies = {}
+    for parameter in model.parameters():
+        copies[id(parameter)] = torch.nn.Parameter(parameter.detach().to("cpu", copy=True), requires_grad=False)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(model, copies)
+
+
+def _dtype_of(model: torch.nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,211 @@
+"""One PowerFlow update: pack, score with the frozen base, take the loss and its gradient, step.
+
+The number of trajectories that the loss is averaged over is fixed before the first forward pass, so that neither the
+micro-batch size nor the packing order changes the gradient beyond rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from fastflow.config.schema import Config, OptimConfig
+from fastflow.data.packing import PackedBatch, pack
+from fastflow.data.trajectory import Group, flatten
+from fastflow.data.update import UpdateResult
+from fastflow.errors import FastflowError
+from fastflow.interrupt import deferred_interrupt
+from fastflow.models.packed import AdaptersOff, PackedModel
+from fastflow.models.scoring import (
+    behaviour_logprob,
+    group_index,
+    split_tokens,
+    sum_per_sequence,
+    to_flat_order,
+    token_logprobs,
+)
+from fastflow.objectives.log_z import LearnedLogZ, group_mean
+from fastflow.objectives.trajectory_balance import OBJECTIVES, Evidence
+from fastflow_kernels import FlowLoss, flow_loss
+
+
+class NonFiniteError(FastflowError):
+    """The loss or the gradient is NaN or infinite; the policy still has its last finite weights."""
+
+
+class Learner:
+    """Holds policy, base, log_z head and optimiser, and turns groups of trajectories into updates.
+
+    total_updates: the updates that the learning-rate schedule spans.
+    """
+
+    def __init__(self, policy: PackedModel, base: PackedModel | AdaptersOff, config: Config, *, total_updates: int):
+        self.policy = policy
+        self.base = base
+        self.config = config
+        self.log_z_head = None
+        optim = config.optim
+        trained = [{"params": policy.parameters(), "lr": optim.lr}]
+        if config.objective.log_z == "learned":
+            self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device)
+            trained.append({"params": list(self.log_z_head.parameters()), "lr": optim.log_z_lr})
+        self.optimizer = torch.optim.AdamW(
+            trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
+            fused=True,  # one pass over each parameter, on CUDA and on a CPU, and no temporaries
+        )  # fmt: skip
+        self.schedule = LambdaLR(self.optimizer, lambda update: lr_factor(update, total_updates, optim))
+
+    def update(
+        self, groups: Sequence[Group], *, penalty: torch.Tensor | None = None, reward: torch.Tensor | None = None
+    ) -> UpdateResult:
+        """One optimiser step on the trajectories of `groups`.
+
+        penalty: (n,) psi of each trajectory, nats per token; reward: (n,), normalised within its group. None is zeros.
+        Raises NonFiniteError, before the weights change, when the loss or the gradient is not finite.
+        """
+        seconds: dict[str, float] = {}
+        device = self.policy.device
+        batches = [batch.to(device) for batch in pack(groups, self.config.batch.tokens_per_microbatch)]
+        with _timed(seconds, "score", device):
+            base_tokens = [token_logprobs(self.base, batch) for batch in batches]
+            known = self._known_terms(groups, batches, base_tokens, penalty, reward)
+        with _timed(seconds, "train", device):
+            self.policy.model.train()
+            self.free_gradients()
+            outputs = [self._accumulate(batch, known) for batch in batches]
+            loss, grad_norm, lr = self._step([output for output, _ in outputs])
+
+        def flat(values: list[torch.Tensor]) -> torch.Tensor:
+            return to_flat_order(batches, values).cpu()
+
+        return UpdateResult(
+            loss=loss,
+            grad_norm=grad_norm,
+            lr=lr,
+            length=known.length.cpu(),
+            group=known.group.cpu(),
+            logprob=flat([output.logprob for output, _ in outputs]),
+            base_logprob=known.base_logprob.cpu(),
+            behaviour_logprob=known.behaviour_logprob.cpu(),
+            residual=flat([output.residual for output, _ in outputs]),
+            log_z=flat([log_z for _, log_z in outputs]),
+            weight=flat([output.weight for output, _ in outputs]),
+            raw_ratio=flat([output.raw_ratio for output, _ in outputs]),
+            token_logprobs=split_tokens(batches, [output.token_logprob for output, _ in outputs]),
+            base_token_logprobs=split_tokens(batches, base_tokens),
+            microbatches=len(batches),
+            tokens=sum(batch.tokens for batch in batches),
+            seconds=seconds,
+        )
+
+    def free_gradients(self) -> None:
+        """Give the memory of the last update's gradients back."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates done so far."""
+        return self.schedule.last_epoch
+
+    def _known_terms(self, groups, batches, base_tokens, penalty, reward) -> _KnownTerms:
+        """Everything in the residual but log pi."""
+        settings, device = self.config.objective, self.policy.device
+        length = torch.tensor([len(entry) for entry in flatten(groups)], dtype=torch.float64, device=device)
+        base = to_flat_order(batches, [sum_per_sequence(*pair) for pair in zip(base_tokens, batches, strict=True)])
+        evidence = Evidence(
+            length=length,
+            base_logprob=base,
+            penalty=torch.zeros_like(length) if penalty is None else penalty.to(length),
+            reward=torch.zeros_like(length) if reward is None else reward.to(length),
+        )
+        length_scale, log_target = OBJECTIVES[settings.name](evidence, settings)
+        group, behaviour = group_index(groups).to(device), behaviour_logprob(groups).to(device)
+        optimum = group_mean(log_target - length_scale * behaviour, group)
+        if self.log_z_head is not None:
+            self.log_z_head.calibrate(optimum)
+        return _KnownTerms(length, group, base, behaviour, length_scale, log_target, optimum)
+
+    def _accumulate(self, batch: PackedBatch, known: _KnownTerms) -> tuple[FlowLoss, torch.Tensor]:
+        """Forward and backward of one micro-batch. Returns the op's outputs and the log_z (S,) that went in."""
+        hidden = self.policy.hidden_states(batch)
+        chosen, importance = batch.sequences, self.config.importance
+        log_z = known.group_mean_log_z[chosen].float() if self.log_z_head is None else self.log_z_head(hidden, batch)
+        response_hidden, weight, bias = self.policy.head_inputs(hidden[batch.rows])
+        output = flow_loss(
+            response_hidden,
+            weight,
+            batch.targets,
+            batch.response_cu_seqlens,
+            log_z=log_z,
+            log_target=known.log_target[chosen],
+            length_scale=known.length_scale[chosen],
+            behaviour_logprob=known.behaviour_logprob[chosen],
+            clip_low=importance.clip_low,
+            clip_high=importance.clip_high,
+            ratio=importance.ratio,
+            normaliser=len(known.length),
+            bias=bias,
+        )
+        output.loss.backward()
+        return output._replace(loss=output.loss.detach()), log_z.detach()
+
+    def _step(self, outputs: list[FlowLoss]) -> tuple[float, float, float]:
+        """Clip, check and step. Returns loss, gradient norm of the policy before clipping, and learning rate."""
+        loss = float(sum(output.loss for output in outputs))
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(trained["params"], self.config.optim.max_grad_norm))
+            for trained in self.optimizer.param_groups
+        ]
+        if not all(math.isfinite(value) for value in (loss, *norms)):
+            self.free_gradients()
+            raise NonFiniteError(
+                f"the loss is {loss:g} and the gradient norm {' and '.join(f'{norm:g}' for norm in norms)} (policy"
+                f"{', log_z' if len(norms) > 1 else ''}) in update {self.updates + 1}; "
+                "the weights were left as they were: lower optim.lr or optim.max_grad_norm, or check the model for NaN"
+            )
+        lr = self.schedule.get_last_lr()[0]
+        with deferred_interrupt():  # or a Ctrl-C could leave half of the weights updated
+            self.optimizer.step()
+            self.schedule.step()
+            self.policy.version += 1
+        return loss, norms[0], lr
+
+
+@dataclass(frozen=True)
+class _KnownTerms:
+    """(n,) float64 tensors on the device, in flat order."""
+
+    length: torch.Tensor
+    group: torch.Tensor
+    base_logprob: torch.Tensor
+    behaviour_logprob: torch.Tensor
+    length_scale: torch.Tensor
+    log_target: torch.Tensor
+    group_mean_log_z: torch.Tensor
+
+
+def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:
+    """Share of the peak learning rate at an update: linear warm-up, then the chosen course to `final_lr_ratio`."""
+    if update < settings.warmup_updates:
+        return (update + 1) / settings.warmup_updates
+    progress = (update - settings.warmup_updates) / max(total_updates - settings.warmup_updates, 1)
+    progress = min(progress, 1.0)
+    if settings.schedule == "constant":
+        return 1.0
+    remaining = 1 - progress if settings.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * remaining
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str, device: torch.device) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":  # launches return before their work is done
+        torch.cuda.synchronize(device)
+    seconds[phase] = time.perf_counter() - start

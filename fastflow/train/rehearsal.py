@@ -1,0 +1,174 @@
+"""A save before the first step: what loads but cannot be saved is found while nothing is lost.
+
+Everything small is written for real: settings, generation settings and tokenizer. The weights go through the same code
+with one number in the place of each tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fastflow.config.schema import ModelConfig
+from fastflow.errors import FastflowError
+from fastflow.models.packed import PackedModel
+from fastflow.run import swap
+from fastflow.run.directory import REHEARSAL
+from fastflow.train.checkpoint import reason, save_adapter
+from fastflow.train.export import Exporter, is_strictly_valid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_TEXT = "It is 12 + 30 = 42,\n\n  isn't it? Ça va, Straße, 数学 <|end|> {x: [1]}\t\\boxed{7}"
+_TOKENIZER_FILES = ("*token*.json", "*token*.model", "vocab*", "merges.txt", "*.tiktoken", "*.model", "*.jinja", "*.py")
+
+
+def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, directory: Path) -> tuple[Exporter, int]:
+    """Try all of a save but its size. Returns the exporter that will work, and the bytes of the small files.
+
+    Says so where something has to be saved in another way. Raises FastflowError for what cannot be saved at all.
+    """
+    target = directory / REHEARSAL
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        target.mkdir()
+        for name in ("tokenizer", "copied"):
+            (target / name).mkdir()
+            policy.causal_lm.config.to_json_file(target / name / "config.json")  # may decide the tokenizer's class
+        exporter = _with_tokenizer(exporter, settings, target)
+        generation = policy.causal_lm.generation_config
+        if generation is not None and not is_strictly_valid(generation):
+            logger.warning(
+                "the generation settings of %s contradict themselves (such as a temperature without do_sample), and "
+                "are saved as they are", settings.path,
+            )  # fmt: skip
+        _try(lambda: exporter.write(miniature(policy.model), target / "policy"), "policy", settings)
+        if policy.model is not policy.causal_lm:
+            _try(lambda: save_adapter(miniature(policy.model), target / "adapter"), "adapter", settings)
+        if not settings.trust_remote_code:
+            _check_names(target / "policy", settings)
+        swap.flush(target)
+        return exporter, sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    except OSError as error:
+        raise FastflowError(f"a save in {directory} was tried before the first step: {reason(error)}") from error
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def miniature(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with one number in place of each parameter; parameters that are one stay one."""
+    small = {
+        id(parameter): torch.nn.Parameter(
+            torch.zeros([min(1, size) for size in parameter.shape], dtype=parameter.dtype), requires_grad=False
+        )
+        for parameter in model.parameters()
+    }
+    for buffer in model.buffers():
+        small[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(model, small)
+
+
+def _try(save, what: str, settings: ModelConfig) -> None:
+    try:
+        save()
+    except OSError:
+        raise
+    except Exception as error:
+        raise FastflowError(
+            f"the {what} of {settings.path} loads but cannot be saved, as was tried before the first step: "
+            f"{reason(error)}; mend its files, or save it once with transformers (save_pretrained) and train that copy"
+        ) from error
+
+
+def _with_tokenizer(exporter: Exporter, settings: ModelConfig, target: Path) -> Exporter:
+    """The exporter as it is where its tokenizer reads back the same, else one that copies the tokenizer's files."""
+    failure = _tokenizer_failure(exporter.tokenizer, settings, target / "tokenizer")
+    if failure is None:
+        return exporter
+    files = tuple(_files_of(settings.path))
+    if files:
+        for file in files:
+            shutil.copyfile(file, target / "copied" / file.name)
+        if _differs(exporter.tokenizer, settings, target / "copied") is None:
+            logger.warning(
+                "the tokenizer of %s does not survive being saved (%s); its files are copied instead",
+                settings.path, failure,
+            )  # fmt: skip
+            return dataclasses.replace(exporter, tokenizer_files=files)
+    raise FastflowError(
+        f"the tokenizer of {settings.path} loads but cannot be saved, as was tried before the first step: {failure}; "
+        "give it files that transformers saves (a tokenizer.json)"
+    )
+
+
+def _tokenizer_failure(tokenizer: PreTrainedTokenizerBase, settings: ModelConfig, directory: Path) -> str | None:
+    try:
+        tokenizer.save_pretrained(directory)
+    except OSError:
+        raise
+    except Exception as error:
+        return reason(error)
+    return _differs(tokenizer, settings, directory)
+
+
+def _differs(tokenizer: PreTrainedTokenizerBase, settings: ModelConfig, directory: Path) -> str | None:
+    """How the tokenizer in a directory differs from this one, if it does."""
+    from transformers import AutoTokenizer
+
+    try:
+        again = AutoTokenizer.from_pretrained(directory, trust_remote_code=settings.trust_remote_code)
+    except Exception as error:
+        return f"what was saved does not load: {reason(error)}"
+    if len(again) != len(tokenizer):
+        return f"it has {len(again)} tokens when it is read back, not {len(tokenizer)}"
+    if again(SAMPLE_TEXT)["input_ids"] != tokenizer(SAMPLE_TEXT)["input_ids"]:
+        return "it gives other tokens when it is read back"
+    if again.eos_token_id != tokenizer.eos_token_id or again.chat_template != tokenizer.chat_template:
+        return "its end token or chat template is another one when it is read back"
+    return None
+
+
+def _files_of(path: str) -> list[Path]:
+    """The tokenizer's files of a local directory, or of a hub id as far as they are in the cache."""
+    directory = Path(path)
+    if not directory.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            directory = Path(snapshot_download(path, allow_patterns=list(_TOKENIZER_FILES), local_files_only=True))
+        except Exception:
+            return []
+    found = {file for pattern in _TOKENIZER_FILES for file in directory.glob(pattern) if file.is_file()}
+    return sorted(found)
+
+
+def _check_names(directory: Path, settings: ModelConfig) -> None:
+    """Refuse an export that would read back with weights missing, as where it ties two that are not one."""
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    saved: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            saved |= set(weights.keys())
+    with torch.device("meta"):
+        read_back = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    names: dict[int, set[str]] = {}
+    for name, tensor in read_back.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name)
+    missing = sorted(min(group) for group in names.values() if not group & saved)
+    if missing:
+        raise FastflowError(
+            f"the policy of {settings.path} would be saved without {missing[0]}"
+            f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}, which its config.json asks for; mend "
+            "tie_word_embeddings there"
+        )

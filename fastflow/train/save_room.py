@@ -1,0 +1,100 @@
+"""The room that saves take on the disk, before anything was trained."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastflow.config.schema import Config
+from fastflow.errors import FastflowError
+from fastflow.train.learner import Learner
+
+logger = logging.getLogger(__name__)
+
+MOMENTS = 2  # of AdamW, in the type of the parameter
+SMALL_FILES = 2**20  # settings, metrics and samples
+
+
+@dataclass(frozen=True)
+class SaveSize:
+    """Bytes of one save. adapter: 0 without LoRA. optimizer: with the log_z head and its moments."""
+
+    policy: int
+    adapter: int
+    optimizer: int
+    tokenizer: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.policy + self.adapter + self.optimizer + self.tokenizer + SMALL_FILES
+
+    @property
+    def largest_file(self) -> int:
+        return max(self.policy, self.adapter, self.optimizer)
+
+
+def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> SaveSize:
+    """What one save of the run will take; for LoRA in bfloat16 `auto` counts as the float32 that it may become.
+
+    tokenizer: bytes of its files.
+    """
+    weights = [parameter for name, parameter in learner.policy.causal_lm.named_parameters() if ".lora_" not in name]
+    adapters = [parameter for parameter in learner.policy.parameters() if not _is_among(parameter, weights)]
+    widest = torch.float32 if adapters and export_dtype == "auto" else None
+    dtype = widest if export_dtype == "auto" else getattr(torch, export_dtype)
+    trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+    head = [] if learner.log_z_head is None else list(learner.log_z_head.parameters())
+    return SaveSize(
+        policy=sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in weights),
+        adapter=_bytes(adapters),
+        optimizer=MOMENTS * _bytes(trained) + _bytes(head),
+        tokenizer=tokenizer,
+    )
+
+
+def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: int = 0) -> None:
+    """Raise FastflowError where the disk, or the limit on a file's size, cannot take what the run will save; warn where
+    only a second copy would not fit.
+
+    A save stands beside the one before it until it is complete. reclaimed: bytes that the run will free.
+    """
+    run = config.run
+    copies = 2 if run.save_every and run.save_every < run.steps else 1
+    free = shutil.disk_usage(directory).free + reclaimed
+    if free < copies * size.total:
+        raise FastflowError(
+            f"run.output = {directory} has {_show(free)} left, but {'two saves' if copies == 2 else 'a save'} of this "
+            f"run {'take' if copies == 2 else 'takes'} {_show(copies * size.total)} (policy {_show(size.policy)}, "
+            f"optimizer {_show(size.optimizer)} each); make room, choose another --run.output"
+            + (", set run.save_every = 0" if copies == 2 and free >= size.total else "")
+            + ", or set lora.rank or --run.export_dtype bfloat16"
+        )
+    if free < 2 * size.total:
+        logger.warning(
+            "%s has %s left, and a save takes %s: there is no room for a second one beside it",
+            directory, _show(free), _show(size.total),
+        )  # fmt: skip
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit not in (resource.RLIM_INFINITY, -1) and limit < size.largest_file:
+        raise FastflowError(
+            f"files may have {_show(limit)} here (ulimit -f), but a save of this run has one of "
+            f"{_show(size.largest_file)}; raise the limit (ulimit -f unlimited) before the run"
+        )
+
+
+def _is_among(parameter: torch.Tensor, others: list[torch.Tensor]) -> bool:
+    return any(parameter is other for other in others)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _show(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,79 @@
+"""`fastflow verify`: the trainer against exact answers, on models small enough to enumerate.
+
+From the ground up: gradients against float64 autograd and against other micro-batch sizes; the sampler's log-probs; a
+table trained under the exact expectation, where only objective and op can be wrong; and a transformer trained on its
+own samples through the sampler and the Learner of `fastflow train`. The last two are compared with the exact target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastflow.run.output_file import writable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastflow.verify.checks import Check
+
+FAILED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastflow verify`."""
+    parser.add_argument("--json", metavar="FILE", help="also write the checks as JSON")
+    parser.add_argument("--seed", type=int, default=0, help="seed of models, batches and samples (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="smaller models and fewer updates under the same bounds")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run every check and print the table. Returns 0, or 1 when a value exceeds its bound."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from fastflow.verify import checks as verify_checks
+
+    output = None if arguments.json is None else writable(Path(arguments.json))
+    start, threads = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are too small to share between cores
+    try:
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with torch.random.fork_rng(devices=[]), Progress(*columns, transient=True) as progress:
+            size = verify_checks.QUICK if arguments.quick else verify_checks.Size()
+            task = progress.add_task("gradients", total=size.total_updates())
+            checks = verify_checks.run_checks(
+                size,
+                arguments.seed,
+                on_phase=lambda name: progress.update(task, description=name),
+                on_update=lambda: progress.advance(task),
+            )
+    finally:
+        torch.set_num_threads(threads)
+    seconds, passed = time.perf_counter() - start, all(check.passed for check in checks)
+    console = Console()
+    console.print(_table_of(checks))
+    console.print(f"{'all checks passed' if passed else 'some checks FAILED'} in {seconds:.0f} s")
+    if output is not None:
+        finite = [asdict(check) | {"value": check.value if math.isfinite(check.value) else None} for check in checks]
+        lines = [line | {"passed": check.passed} for line, check in zip(finite, checks, strict=True)]
+        output.write_text(json.dumps({"checks": lines, "passed": passed, "seconds": seconds}, indent=2) + "\n")
+    return 0 if passed else FAILED
+
+
+def _table_of(checks: list[Check]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("check", "value", "bound", "unit", "against", ""):
+        table.add_column(heading, no_wrap=True)
+    for check in checks:
+        verdict = "[green]pass" if check.passed else "[bold red]FAIL"
+        table.add_row(check.name, f"{check.value:.1e}", f"{check.bound:g}", check.unit, check.note, verdict)
+    return table

@@ -1,0 +1,49 @@
+"""What the backward passes of the two operators share."""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from fastflow_kernels.device import running_on
+from fastflow_kernels.implementation import has_triton_kernels_for
+
+
+def refuse_create_graph(op: str) -> None:
+    """To be called first in a backward, which runs with gradients enabled only under create_graph=True."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{op} has no second derivative here, but its backward ran with create_graph=True; call backward "
+            f"without create_graph, or use fastflow_kernels.reference.{op}, which has them all."
+        )
+
+
+def refuse_second_backward(ctx: FunctionCtx) -> None:
+    """flow_loss scales its gradients in place when it hands them out, so that can happen once."""
+    if getattr(ctx, "handed_out", False):
+        raise RuntimeError(
+            "flow_loss computes its gradient once, in the forward pass, and the first backward has "
+            "handed it out; call flow_loss again before a second backward."
+        )
+    ctx.handed_out = True
+
+
+def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """upstream () times gradient, in the type of its input.
+
+    A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, to need half
+    the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.
+
+    In place where the type stays, since the gradient of a head is large; a graph being traced has no places. There an
+    upstream gradient of one costs nothing: the host knows it on a CPU, and on CUDA the kernel finds out.
+    """
+    if type(gradient) is not Tensor:
+        return (gradient * upstream).to(dtype)
+    out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    if has_triton_kernels_for(gradient):
+        from fastflow_kernels.triton.upstream import take_upstream
+
+        with running_on(gradient.device):
+            return take_upstream(gradient, upstream, out)
+    if out is gradient and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    return torch.mul(gradient, upstream, out=out)

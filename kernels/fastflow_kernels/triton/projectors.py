@@ -1,0 +1,248 @@
+"""The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows
+from fastflow_kernels.head import Head
+from fastflow_kernels.head_gradient import head_sum
+from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
+from fastflow_kernels.matmul import project as library_project
+from fastflow_kernels.moments import Moments
+from fastflow_kernels.panel import Panel
+from fastflow_kernels.projector import Exponentials, Projector
+from fastflow_kernels.row_statistics import RowStatistics
+from fastflow_kernels.tiles import Tile, candidates_for, tile_for
+from fastflow_kernels.tilt import Tilt
+from fastflow_kernels.triton import autotune
+from fastflow_kernels.triton.combine import combine
+from fastflow_kernels.triton.excess import Totals
+from fastflow_kernels.triton.finish import finish
+from fastflow_kernels.triton.logit import NATS_PER_BIT, bits_per_logit
+from fastflow_kernels.triton.project import project, project_tilted
+from fastflow_kernels.triton.row import row_pass
+from fastflow_kernels.triton.row_tilt import tilt_rows
+from fastflow_kernels.triton.settle import settle_
+from fastflow_kernels.triton.target_logit import target_logits
+
+FORWARD_ROWS = 16384  # the totals of these take 4 * 16384 * V / 256 bytes: 39 MB at V = 152,000
+
+
+class TritonProjector(Projector):
+    """Holds the memory that all blocks share."""
+
+    def __init__(self, head: Head, most_rows: int):
+        super().__init__(head, most_rows)
+        self._buffer: Tensor | None = None
+
+    @classmethod
+    def _gradient_rows(
+        cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
+    ) -> int:
+        factors, (vocabulary, width) = head.weight.dtype, head.weight.shape
+        entry_bytes = cls.entry_bytes(factors)
+        total = None if weight is None else head_sum(width, weight.dtype, factors, entry_bytes)
+        return cuda_block_rows(vocabulary, entry_bytes, row_count, longest, total, block_bytes)
+
+    @classmethod
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        return cuda_block_rows(head.vocabulary, cls.entry_bytes(head.weight.dtype), 0, 0, None, block_bytes)
+
+    @staticmethod
+    @abstractmethod
+    def entry_bytes(factor_dtype: torch.dtype) -> int:
+        """Bytes of block memory per row and vocabulary entry."""
+
+    def _block(self, row_count: int, dtype: torch.dtype) -> Tensor:
+        """(R, V) of the shared memory; rows start at multiples of 16 bytes, and a TMA store may overwrite the padding
+        between them."""
+        if self._buffer is None:
+            width = -(-self.head.vocabulary // 8) * 8
+            rows = self.most_rows
+            if self.head.weight.device.type != "cpu":
+                rows += -rows % BUFFER_QUANTUM
+            self._buffer = self.head.weight.new_empty(rows, width, dtype=dtype)
+        return self._buffer[:row_count, : self.head.vocabulary]
+
+    def _finish(
+        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel] | None
+    ) -> Tensor | None:
+        if panels is None:
+            return finish(statistics, self.head, columns, out, None, None)
+        factor = torch.empty_like(out)
+        finish(statistics, self.head, columns, out, factor, panels[0].matrix)
+        return factor
+
+
+class FusedProjector(TritonProjector):
+    """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
+
+    class Block(NamedTuple):
+        """What `settle_` needs to know of a block's exponentials."""
+
+        totals: Totals
+        target_logit: Tensor  # (R,) bits
+        hidden: Tensor  # (R, D)
+        columns: Tensor  # (R,) int64
+
+    @staticmethod
+    def entry_bytes(factor_dtype: torch.dtype) -> int:
+        return factor_dtype.itemsize
+
+    @classmethod
+    def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
+        return FORWARD_ROWS
+
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
+        return self._project(hidden, columns, None, with_moments=with_moments)[0]
+
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
+        return Exponentials([Panel(0, matrix)], *self._project(hidden, columns, matrix, with_moments=with_moments))
+
+    def _project(
+        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
+    ) -> tuple[RowStatistics, "FusedProjector.Block"]:
+        head, target_logit = self.head, self._target_logit(hidden, columns)
+        totals = self._totals(hidden, columns, target_logit, matrix, with_moments=with_moments)
+        rows = combine(totals, target_logit, hidden, head, columns)
+        moments = None
+        if with_moments:  # logits of RowStatistics are in bits here
+            logit_sum = rows.logit_sum * bits_per_logit(head)
+            moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
+        statistics = RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
+        return statistics, self.Block(totals, target_logit, hidden, columns)
+
+    def _totals(
+        self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None, *, with_moments: bool
+    ) -> Totals:
+        """Of each tile; and the exponentials, if there is a matrix for them."""
+        launch = partial(
+            project, hidden, self.head, columns, target_logit, exponentials=matrix, with_moments=with_moments
+        )
+        return launch(tile=self._choose_tile(hidden, launch, stores=matrix is not None, has_moments=with_moments))
+
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
+        statistics = tilt.statistics(self._target_logit(hidden, columns), NATS_PER_BIT)
+        constant, slope = tilt.affine(statistics)
+        affine = constant, slope * NATS_PER_BIT
+        launch = partial(
+            project_tilted, hidden, self.head, columns, statistics.reference, direction=matrix, affine=affine
+        )
+        launch(tile=self._choose_tile(hidden, launch, stores=True, has_tilt=True))
+        return [Panel(0, matrix)], statistics
+
+    def _target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor:
+        """(R,) over all shards, bits."""
+        head, found = self.head, target_logits(hidden, self.head, columns)
+        return found if head.shard is None else head.shard.target_logit(found, head.holds(columns))
+
+    def _choose_tile(self, hidden: Tensor, launch: Callable[..., object], **use: bool) -> Tile:
+        """use: what of TileKey depends on the call."""
+        head = self.head
+        use |= {"has_bias": head.bias is not None, "has_softcap": head.softcap is not None}
+        default = tile_for(hidden, head.weight, **use)
+        if not head.weight.is_cuda or not autotune.is_requested():
+            return default
+        return autotune.fastest(
+            (head.weight.device, head.weight.dtype, head.weight.shape, *sorted(use.items())),
+            lambda tile: launch(tile=tile),
+            (default, *candidates_for(head.weight)),
+        )
+
+    def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
+        totals, target_logit, hidden, columns = exponentials.block
+        settle_(exponentials.panels[0].matrix, totals, target_logit, reference, hidden, self.head, columns)
+
+
+class RowsProjector(TritonProjector):
+    """The vendor library's product, then one Triton kernel over its rows.
+
+    By the type of the factors, with the bytes of an entry of a block:
+
+        float32    4    logits in float32, exponentials in their place
+        bfloat16   2    logits rounded once to bfloat16, as an eager head's are, and exponentials in their place; the
+                        target's logit apart, in float32. row.py says what the rounding costs
+        float16    6    logits in float32: float16 ends at 65,504, and the library writes products of its factors in
+                        no third type. Exponentials in bfloat16 beside them
+    """
+
+    @classmethod
+    def entry_bytes(cls, factor_dtype: torch.dtype) -> int:
+        logits, matrix = cls._logit_dtype(factor_dtype), direction_dtype(factor_dtype)
+        return logits.itemsize + (0 if matrix == logits else matrix.itemsize)
+
+    @staticmethod
+    def _logit_dtype(factor_dtype: torch.dtype) -> torch.dtype:
+        return torch.bfloat16 if factor_dtype == torch.bfloat16 else accumulator_dtype(factor_dtype)
+
+    def __init__(self, head: Head, most_rows: int):
+        super().__init__(head, most_rows)
+        self._narrow: Tensor | None = None
+
+    def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
+        given = self._exact_target_logit(hidden, columns)
+        return self._row_pass(self._logits(hidden), columns, None, given, with_moments=with_moments)
+
+    def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
+        logits = self._logits(hidden)
+        matrix = self._matrix_for(logits)
+        given = self._exact_target_logit(hidden, columns)
+        statistics = self._row_pass(logits, columns, matrix, given, with_moments=with_moments)
+        return Exponentials([Panel(0, matrix)], statistics)
+
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+        """The first sweep is for the targets' logits, where the products are float32."""
+        logits = self._logits(hidden)
+        matrix = self._matrix_for(logits)
+        given = self._exact_target_logit(hidden, columns)
+        statistics = tilt.statistics(self._row_pass(logits, columns, None, given).target_logit, scale=1.0)
+        tilt_rows(logits, self.head, statistics.reference, tilt.affine(statistics), matrix)
+        return [Panel(0, matrix)], statistics
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        out = self._block(hidden.shape[0], self._logit_dtype(self.head.weight.dtype))
+        return library_project(hidden, self.head.weight, out=out)
+
+    def _exact_target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor | None:
+        """(R,) float32, nats, of targets among this head's columns; None where the logits themselves are float32."""
+        if self._logit_dtype(self.head.weight.dtype) == torch.float32:
+            return None
+        return target_logits(hidden, self.head, columns).mul_(NATS_PER_BIT)
+
+    def _matrix_for(self, logits: Tensor) -> Tensor:
+        """The logits' own memory, or a second block in the type of the products."""
+        dtype = direction_dtype(self.head.weight.dtype)
+        if dtype == logits.dtype:
+            return logits
+        if self._narrow is None:
+            self._narrow = torch.empty_like(self._buffer, dtype=dtype)
+        return self._narrow[: logits.shape[0], : logits.shape[1]]
+
+    def _row_pass(
+        self,
+        logits: Tensor,
+        columns: Tensor,
+        matrix: Tensor | None,
+        target_logit: Tensor | None = None,
+        *,
+        with_moments: bool = False,
+    ) -> RowStatistics:
+        """target_logit: (R,) nats; None for that among the logits."""
+        found = row_pass(logits, self.head, columns, matrix, target_logit, with_moments=with_moments)
+        moments = Moments(*found[3:], self.head.vocabulary) if with_moments else None
+        return self._over_shards(RowStatistics(*found[:3], moments=moments), columns)
+
+    def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
+        """With the target's logit of the rank that holds it."""
+        head = self.head
+        if head.shard is None:
+            return statistics
+        found = head.shard.target_logit(statistics.target_logit, head.holds(columns))
+        return statistics._replace(target_logit=found)

@@ -1,0 +1,169 @@
+"""The four objectives by hand, the fixed point, and the user's own format checks and rewards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastflow.config.schema import ObjectiveConfig
+from fastflow.errors import FastflowError
+from fastflow.objectives.trajectory_balance import (
+    OBJECTIVES,
+    Evidence,
+    load_function,
+    make_format_check,
+    normalise_rewards,
+)
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def make_evidence(length, base, penalty=None, reward=None) -> Evidence:
+    zeros = [0.0] * len(length)
+    return Evidence(vector(*length), vector(*base), vector(*(penalty or zeros)), vector(*(reward or zeros)))
+
+
+# two responses: 4 tokens, log p_base -6, malformed with psi -0.5; 2 tokens, log p_base -5, well-formed
+EVIDENCE = make_evidence((4, 2), (-6, -5), (-0.5, 0), (1, -1))
+
+
+@pytest.mark.parametrize(
+    ("name", "alpha", "scale", "target"),
+    [
+        # 1/|y|; alpha (log p / |y| + psi): 4 (-1.5 - 0.5), 4 (-2.5)
+        ("powerflow", 4.0, (0.25, 0.5), (-8.0, -10.0)),
+        ("powerflow", 0.5, (0.25, 0.5), (-1.0, -1.25)),
+        # 1; alpha (log p + psi): 4 (-6 - 0.5), 4 (-5)
+        ("tb_trajectory", 4.0, (1.0, 1.0), (-26.0, -20.0)),
+        # 1; log p + (alpha - 1) log p / |y| + alpha psi: -6 - 4.5 - 2, -5 - 7.5
+        ("tb_token", 4.0, (1.0, 1.0), (-12.5, -12.5)),
+        # 1/|y|; beta r + log p / |y| + psi: 15 - 1.5 - 0.5, -15 - 2.5
+        ("flowrl", 4.0, (0.25, 0.5), (13.0, -17.5)),
+    ],
+)
+def test_by_hand(name, alpha, scale, target):
+    length_scale, log_target = OBJECTIVES[name](EVIDENCE, ObjectiveConfig(alpha=alpha, beta=15.0))
+    assert length_scale.tolist() == pytest.approx(scale, abs=1e-12)
+    assert log_target.tolist() == pytest.approx(target, abs=1e-12)
+
+
+def test_every_objective_of_the_configuration_exists():
+    for name in OBJECTIVES:
+        ObjectiveConfig(name=name)
+    assert set(OBJECTIVES) == {"powerflow", "tb_trajectory", "tb_token", "flowrl"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_empty_response_gives_finite_terms(name):
+    for term in OBJECTIVES[name](make_evidence((0, 3), (0, -2), (-0.5, 0)), ObjectiveConfig()):
+        assert torch.isfinite(term).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_flowrl_reads_the_reward(name):
+    without = OBJECTIVES[name](make_evidence((4, 2), (-6, -5)), ObjectiveConfig())[1]
+    rewarded = OBJECTIVES[name](make_evidence((4, 2), (-6, -5), reward=(1, -1)), ObjectiveConfig())[1]
+    assert torch.equal(without, rewarded) == (name != "flowrl")
+
+
+responses = st.lists(st.tuples(st.integers(1, 500), st.floats(-900, -0.1), st.booleans()), min_size=1, max_size=20)
+
+
+@settings(deadline=None)
+@given(responses, st.floats(0.1, 8), st.floats(-5, 5), st.floats(-2, 0))
+def test_the_fixed_point_of_powerflow(sampled, alpha, log_z, psi):
+    """pi = p_base^alpha exp(alpha psi |y|) exp(-lambda |y|) with log_z = lambda has zero residual everywhere."""
+    length, base, malformed = (torch.tensor(column, dtype=torch.float64) for column in zip(*sampled, strict=True))
+    penalty = psi * malformed
+    log_pi = alpha * base + alpha * penalty * length - log_z * length
+    scale, target = OBJECTIVES["powerflow"](
+        Evidence(length, base, penalty, torch.zeros_like(base)), ObjectiveConfig(alpha=alpha)
+    )
+    residual = log_z + scale * log_pi - target
+    assert residual.abs().max() < 1e-9
+
+
+@settings(deadline=None)
+@given(responses, st.floats(0.1, 8))
+def test_other_members_have_other_fixed_points(sampled, alpha):
+    """tb_trajectory is at rest at p_base^alpha / Z: a constant per response, not per token."""
+    length, base, _ = (torch.tensor(column, dtype=torch.float64) for column in zip(*sampled, strict=True))
+    zeros = torch.zeros_like(base)
+    scale, target = OBJECTIVES["tb_trajectory"](Evidence(length, base, zeros, zeros), ObjectiveConfig(alpha=alpha))
+    assert (3.0 + scale * (alpha * base - 3.0) - target).abs().max() < 1e-9
+
+
+class TestRewards:
+    def test_by_hand(self):
+        # deviations 1 and 2: (1, 3) -> (-1, 1); (0, 0, 6, 6) with mean 3, deviation 3
+        normal = normalise_rewards(vector(1, 3, 0, 0, 6, 6), [2, 4])
+        assert normal.tolist() == pytest.approx([-1, 1, -1, -1, 1, 1], abs=1e-5)
+
+    @pytest.mark.parametrize("rewards", [(2.0, 2.0, 2.0), (0.0,)])
+    def test_equal_rewards_say_nothing(self, rewards):
+        assert normalise_rewards(vector(*rewards), [len(rewards)]).tolist() == [0.0] * len(rewards)
+
+    @settings(deadline=None)
+    @given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=6), min_size=1, max_size=4))
+    def test_zero_mean_and_at_most_unit_deviation_in_each_group(self, groups):
+        sizes = [len(group) for group in groups]
+        normal = normalise_rewards(vector(*(value for group in groups for value in group)), sizes)
+        for part in normal.split(sizes):
+            assert abs(float(part.mean())) < 1e-6
+            assert float(part.std(correction=0)) < 1 + 1e-6
+
+
+class TestFormatChecks:
+    @pytest.mark.parametrize(
+        ("text", "fine"),
+        [(r"so \boxed{4}", True), (r"\boxed{", True), ("boxed{4}", False), ("", False), ("a\nb\n\\boxed{1}", True)],
+    )
+    def test_a_pattern_may_match_anywhere(self, text, fine):
+        check = make_format_check(ObjectiveConfig(format_pattern=r"\\boxed\{"))
+        assert check(text, {}) is fine
+
+    def test_a_dot_crosses_lines(self):
+        check = make_format_check(ObjectiveConfig(format_pattern="<a>.*</a>"))
+        assert check("<a>one\ntwo</a>", {})
+
+    def test_a_callable_sees_text_and_record(self):
+        check = make_format_check(ObjectiveConfig(format_check="fastflow.demo.stories:is_valid"))
+        line = " in the harbour mia met a brave fox who carried the lantern home ."
+        assert check(line, {"topic": ["mia", "harbour"]})
+        assert not check(line, {"topic": ["tom", "harbour"]})
+
+    def test_no_check_switches_the_penalty_off(self):
+        assert make_format_check(ObjectiveConfig()) is None
+
+    @pytest.mark.parametrize("pattern", ["(", "[a", "*a", r"(?P<x"])
+    def test_a_bad_pattern(self, pattern):
+        with pytest.raises(FastflowError, match=r"^objective\.format_pattern .* is no regular expression: "):
+            make_format_check(ObjectiveConfig(format_pattern=pattern))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no.such.module:function", "package.module:function"),
+        ("fastflow.objectives.trajectory_balance:no_such_function", "no_such_function"),
+        ("fastflow.objectives.trajectory_balance", "package.module:function"),
+        (":function", "package.module:function"),
+        ("", "package.module:function"),
+        ("fastflow.objectives.trajectory_balance:OBJECTIVES", "is not callable"),
+    ],
+)
+def test_a_function_that_cannot_be_imported(name, reason):
+    with pytest.raises(FastflowError) as caught:
+        load_function(name, "objective.reward")
+    assert str(caught.value).startswith(f"objective.reward = {name!r}")
+    assert reason in str(caught.value)
+
+
+def test_a_function_that_can():
+    from fastflow.demo.sums import is_boxed
+
+    assert load_function("fastflow.demo.sums:is_boxed", "objective.format_check") is is_boxed

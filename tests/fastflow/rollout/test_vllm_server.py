@@ -1,0 +1,222 @@
+"""Rollouts on real vLLM servers; marked vllm."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fastflow.config.reader import read_config
+from fastflow.data.response_text import spell
+from fastflow.data.trajectory import flatten
+from fastflow.errors import FastflowError
+from fastflow.models.packed import PackedModel
+from fastflow.rollout.sampler import SamplingParams
+from fastflow.rollout.server import plugin, weights
+from fastflow.rollout.server.weights import WeightFolder
+from fastflow.train.command import train
+from server_runs import assert_same_responses, make_requests, needs_vllm
+from small_models import make_causal_lm, save_model
+from special_tokens import TURN, TURN_ID, make_chat_tokenizer
+from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, perturb
+from vllm_server import VllmServer
+
+
+def test_the_plugin_never_keeps_vllm_from_starting(monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG, "fastflow")
+    monkeypatch.setitem(sys.modules, "vllm.distributed.weight_transfer.factory", None)
+    plugin.register()
+    plugin.register()
+    assert "takes no weights from fastflow by weight transfer" in caplog.text
+
+
+@needs_vllm
+def test_the_plugin_registers_once():
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    plugin.register()
+    plugin.register()
+    assert WeightTransferEngineFactory._registry["fastflow"]().__name__ == "FileTransferEngine"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Three servers: two that take transfers, tied and untied, and an untied one that can only reload."""
+    folder = tmp_path_factory.mktemp("servers")
+    servers = {}
+    try:
+        for name, tied, transfers in (("tied", True, True), ("untied", False, True), ("reloading", False, False)):
+            directory = save_model(folder / name, family="qwen3", tied=tied, head_dim=HEAD_DIM)
+            make_chat_tokenizer().save_pretrained(directory)
+            servers[name] = VllmServer(directory, transfers=transfers, log=folder / f"{name}.log")
+        for server in servers.values():
+            server.wait()
+        yield servers
+    finally:
+        for server in servers.values():
+            server.kill()
+
+
+def make_policy(tied: bool) -> PackedModel:
+    """Of another seed than what the servers were started with."""
+    return PackedModel(make_causal_lm("qwen3", tied=tied, head_dim=HEAD_DIM, seed=1))
+
+
+@needs_vllm
+@pytest.mark.parametrize("name", ["tied", "untied", "reloading"])
+def test_samples_and_logprobs_follow_the_weights(name, real, running, monkeypatch):
+    """The untied one in many files, which cut through the tensors that vLLM fuses."""
+    if name == "untied":
+        monkeypatch.setattr(weights, "BUCKET_BYTES", 6000)
+    model = make_policy(tied=name == "tied")
+    counts = []
+    sampler = running(model, real[name], max_sequences=32, silence=60.0, on_progress=counts.append)
+    (server,) = sampler._servers
+    assert server._transfers == (name != "reloading")
+    requests = make_requests()
+    first = sampler.sample(requests, PARAMS)
+    assert_agrees(first, model)
+    for trajectory, seed in zip(flatten(first), [seed for request in requests for seed in request.seeds], strict=True):
+        ended = trajectory.response_ids[-1] == 0
+        assert trajectory.finish_reason == ("stop" if ended else "length")
+        assert ended or len(trajectory) == PARAMS.max_response_tokens
+        assert 0 not in trajectory.response_ids[:-1]
+        assert (trajectory.seed, trajectory.weight_version) == (seed, 0)
+    assert_same_responses(first, sampler.sample(requests, PARAMS))
+
+    perturb(model)
+    sampler.load_weights(model)
+    second = sampler.sample(requests, PARAMS)
+    assert_agrees(second, model)
+    assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
+    assert {trajectory.finish_reason for trajectory in flatten([*first, *second])} == {"stop", "length"}
+    assert sum(counts) == 72
+
+
+@needs_vllm
+@pytest.mark.parametrize("alone", [True, False])
+def test_special_tokens_are_stop_texts(alone, real, running):
+    """Alone, and behind a token that stands before one without stop texts."""
+    sampler = running(make_policy(tied=False), real["reloading"], max_sequences=32, silence=60.0)
+    tokenizer, requests, params = make_chat_tokenizer(), make_requests(4, 32), SamplingParams(max_response_tokens=19)
+    stop = TURN
+    if not alone:
+        unhindered = [entry.response_ids.tolist() for entry in flatten(sampler.sample(requests, params))]
+        before = next(ids[ids.index(TURN_ID) - 1] for ids in unhindered if TURN_ID in ids[1:])
+        stop = spell(tokenizer, [before, TURN_ID])
+    stopped = flatten(sampler.sample(requests, replace(params, stop=(stop,))))
+    for trajectory in stopped:
+        text, before = spell(tokenizer, trajectory.response_ids), spell(tokenizer, trajectory.response_ids[:-1])
+        ends = trajectory.response_ids[-1] == 0 or stop in text
+        assert trajectory.finish_reason == ("stop" if ends else "length")
+        assert stop not in before
+    assert any(stop in spell(tokenizer, trajectory.response_ids) for trajectory in stopped)
+
+
+@needs_vllm
+def test_stop_texts_and_a_least_length(real, running):
+    model = make_policy(tied=False)
+    sampler = running(model, real["untied"], max_sequences=32, silence=60.0)
+    requests = make_requests()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(real["untied"].model)
+    a, b = tokenizer.convert_tokens_to_ids(["a", "b"])
+    stopped = sampler.sample(requests, SamplingParams(max_response_tokens=12, stop=("a", "b")))
+    assert_agrees(stopped, model)
+    ends = [trajectory.response_ids[-1] for trajectory in flatten(stopped) if trajectory.finish_reason == "stop"]
+    assert {a, b} & set(ends)
+    for trajectory in flatten(stopped):
+        assert not np.isin(trajectory.response_ids[:-1], [a, b, 0]).any()
+    long = sampler.sample(requests, SamplingParams(max_response_tokens=12, min_response_tokens=8))
+    assert all(0 not in trajectory.response_ids[:8] for trajectory in flatten(long))
+
+
+@needs_vllm
+def test_the_engine_reads_no_other_files_and_misses_none(real, running, tmp_path):
+    server, model = real["tied"], make_policy(tied=True)
+    sampler = running(model, server, silence=60.0)
+    outside = WeightFolder(str(tmp_path)).write(model) / "model.safetensors"
+    for file, message in (
+        (outside, "is no safetensors file under"),
+        (sampler._weights.directory / "config.json", "is no safetensors file under"),
+        (sampler._weights.directory / "missing.safetensors", "this server sees no file"),
+    ):
+        assert server.post("/start_weight_update", {})[0] == 200
+        status, text = server.post("/update_weights", {"update_info": {"file": str(file)}})
+        assert (status, message in text) == (500, True)
+    status, text = server.post("/init_weight_transfer_engine", {"init_info": {"folder": str(tmp_path / "nowhere")}})
+    assert (status, "this server sees no directory" in text) == (500, True)
+
+    assert server.post("/start_weight_update", {})[0] == 200
+    status, text = server.post("/finish_weight_update", {})
+    assert (status, "of the model's parameters got no weights" in text) == (500, True)
+    sampler.load_weights(model)  # though the server believes itself in the middle of that update
+    assert_agrees(sampler.sample(make_requests(), PARAMS), model)
+
+
+@needs_vllm
+def test_where_a_reload_leaves_the_head_behind_the_probe_tells(real, running):
+    """A tied model on a CPU: vLLM's reload does not reach the packed copy of the head."""
+    model = make_policy(tied=True)
+    sampler = running(model, real["tied"], silence=60.0)
+    (server,) = sampler._servers
+    server._transfers = False
+    perturb(model)
+    with pytest.raises(FastflowError, match=r"they do not hold the same model: .* install fastflow beside vLLM"):
+        sampler.load_weights(model)
+    server._transfers = True
+    sampler.load_weights(model)
+    assert_agrees(sampler.sample(make_requests(), PARAMS), model)
+
+
+@needs_vllm
+def test_a_training_run_one_step_ahead(real, tmp_path):
+    """What `fastflow train` does: two servers, weights after every step, and a lag that the metrics show."""
+    save_model(tmp_path / "model", family="qwen3", tied=False, head_dim=HEAD_DIM)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"ab{n}"}) + "\n" for n in range(10)))
+    settings = {
+        "model.path": tmp_path / "model",
+        "model.device": "cpu",
+        "data.path": prompts,
+        "rollout.engine": "vllm-server",
+        "rollout.servers": [real["untied"].address, real["reloading"].address],
+        "rollout.ahead": 1,
+        "rollout.max_response_tokens": 6,
+        "batch.prompts_per_step": 4,
+        "batch.responses_per_prompt": 3,
+        "optim.lr": 1e-2,
+        "objective.alpha": 2,
+        "run.steps": 3,
+        "run.output": tmp_path / "run",
+        "run.report": "false",
+    }
+    train(read_config([f"--{name}={value}" for name, value in settings.items()])[0], Console(quiet=True))
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["weight_lag"] for line in metrics] == [0, 1, 1]
+    assert metrics[0]["mismatch_max"] < 1e-4 < metrics[1]["mismatch_max"]
+
+
+@needs_vllm
+def test_of_two_real_servers_one_is_killed(real, running, caplog):
+    """The last test: afterwards one of the servers is gone."""
+    model = make_policy(tied=False)
+    doomed = real["reloading"]
+    sampler = running(model, real["untied"], doomed, max_sequences=4, silence=60.0)
+    requests = make_requests(responses=16)
+    whole = sampler.sample(requests, PARAMS)
+    sampler.begin(requests, PARAMS)
+    doomed.kill()
+    survived = sampler.finish()
+    assert_same_responses(whole, survived)
+    assert_agrees(survived, model)
+    perturb(model)
+    sampler.load_weights(model)
+    assert_agrees(sampler.sample(requests, PARAMS), model)
+    assert f"the server at {doomed.address} does not answer" in caplog.text

@@ -1,0 +1,113 @@
+"""Alarms sound past their thresholds, once while they last, and again after a pause."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastflow.run.alarms import Alarms
+
+CALM = {
+    "length_mean": 100.0,
+    "truncated_share": 0.04,
+    "repetition": 0.05,
+    "effective_sample_size": 0.9,
+    "weight_lag": 0.0,
+    "mismatch_mean": 1e-5,
+    "mismatch_p99": 1e-4,
+    "mismatch_kl": 1e-6,
+}
+FIRST = {
+    "small": CALM,
+    "lagging": {**CALM, "weight_lag": 1.0},
+    "large": {**CALM, "truncated_share": 0.2, "repetition": 0.3},
+}
+
+
+def after(first, **changes) -> list[str]:
+    """The alarms of a second step that differs from the first in `changes`."""
+    alarms = Alarms()
+    alarms.check(first)
+    return alarms.check({**first, **changes})
+
+
+@pytest.mark.parametrize(
+    ("first", "name", "value", "alarm"),
+    [
+        ("small", "length_mean", 50.0, None),
+        ("small", "length_mean", 49.9, "length collapse"),
+        ("small", "length_mean", 200.0, None),
+        ("small", "length_mean", 200.1, "length explosion"),
+        ("small", "truncated_share", 0.1, None),  # at least a tenth must be cut
+        ("small", "truncated_share", 0.101, "truncation"),
+        ("large", "truncated_share", 0.4, None),  # twice the first step's share
+        ("large", "truncated_share", 0.41, "truncation"),
+        ("small", "repetition", 0.2, None),
+        ("small", "repetition", 0.21, "repetition"),
+        ("large", "repetition", 0.6, None),
+        ("large", "repetition", 0.61, "repetition"),
+        ("small", "effective_sample_size", 0.3, None),
+        ("small", "effective_sample_size", 0.29, "stale rollouts"),
+        ("small", "mismatch_kl", 0.01, None),
+        ("small", "mismatch_kl", 0.011, "sampler mismatch"),
+        ("small", "mismatch_kl", None, None),  # not measured: the sampler draws from another distribution
+        ("lagging", "mismatch_kl", 0.011, None),  # the updates in between, not the sampler
+    ],
+)
+def test_thresholds(first, name, value, alarm):
+    raised = after(FIRST[first], **{name: value})
+    assert [message.split(":")[0] for message in raised] == ([] if alarm is None else [alarm])
+
+
+@pytest.mark.parametrize(
+    ("changes", "figures", "remedies"),
+    [
+        ({"length_mean": 40.0}, ("40.0 tokens", "100.0 at the start"), ("objective.name", "optim.lr")),
+        ({"length_mean": 300.0}, ("300.0 tokens", "100.0 at the start"), ("objective.format_pattern", "optim.lr")),
+        ({"truncated_share": 0.5}, ("50%", "4% at the start"), ("rollout.max_response_tokens",)),
+        ({"repetition": 0.5}, ("50%", "5% at the start"), ("objective.alpha",)),
+        ({"effective_sample_size": 0.1}, ("10%",), ("batch.updates_per_rollout", "optim.lr")),
+    ],
+)
+def test_a_message_holds_the_figures_and_a_setting_that_exists(changes, figures, remedies):
+    from fastflow.config.reader import known_settings
+
+    (message,) = after(CALM, **changes)
+    assert all(figure in message for figure in figures)
+    assert all(remedy in message and remedy in known_settings() for remedy in remedies)
+
+
+def test_the_first_step_only_knows_staleness():
+    assert Alarms().check({**CALM, "length_mean": 1.0, "truncated_share": 1.0, "repetition": 0.0}) == []
+    (message,) = Alarms().check({**CALM, "effective_sample_size": 0.2})
+    assert message.startswith("stale rollouts")
+
+
+def test_a_lasting_alarm_is_not_repeated_and_returns_after_a_pause():
+    alarms = Alarms()
+    lengths = [100.0, 40.0, 30.0, 60.0, 45.0]
+    raised = [[m.split(":")[0] for m in alarms.check({**CALM, "length_mean": length})] for length in lengths]
+    assert raised == [[], ["length collapse"], [], [], ["length collapse"]]
+
+
+def test_alarms_last_independently():
+    alarms = Alarms()
+    alarms.check(CALM)
+    assert len(alarms.check({**CALM, "length_mean": 40.0})) == 1
+    (message,) = alarms.check({**CALM, "length_mean": 40.0, "repetition": 0.9})
+    assert message.startswith("repetition")
+    (message,) = alarms.check({**CALM, "length_mean": 400.0, "repetition": 0.9})
+    assert message.startswith("length explosion")
+
+
+def test_the_comparison_stays_with_the_first_step():
+    """A slow decline is seen although no step differs much from the one before."""
+    alarms = Alarms()
+    raised = [bool(alarms.check({**CALM, "length_mean": 100.0 * 0.9**step})) for step in range(10)]
+    assert raised.index(True) == 7  # 0.9^7 < 0.5
+    assert sum(raised) == 1
+
+
+def test_ratios_that_overflowed_count_as_stale():
+    """Raw ratios that all under- or overflow give an effective sample size of NaN: staleness at its worst."""
+    (message,) = after(CALM, effective_sample_size=float("nan"))
+    assert message.startswith("stale rollouts")

@@ -1,0 +1,194 @@
+"""Where measurements go: JSONL, console, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import sys
+import types
+
+import pytest
+from rich.console import Console
+
+from fastflow.config.schema import Config, RunConfig
+from fastflow.errors import FastflowError
+from fastflow.run.recorder import ConsoleSink, JsonlSink, Recorder, TensorBoardSink, make_recorder
+
+METRICS = {
+    "loss": 0.12345,
+    "residual_mean": -0.5,
+    "residual_std": 1.25,
+    "slope": 3.456,
+    "alpha": 4.0,
+    "length_mean": 17.25,
+    "truncated_share": 0.031,
+    "malformed_share": None,
+    "token_entropy": 0.875,
+    "grad_norm": 2.5,
+    "mismatch_kl": 1.2e-7,
+    "weight_lag": 0.0,
+    "responses": 64,
+    "seconds": 0.5,
+    "alarms": [],
+}
+
+
+def make_config(**run) -> Config:
+    return Config(run=RunConfig(**run))
+
+
+class TestJsonl:
+    def test_one_object_a_step_with_null_for_what_is_not_finite(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        sink = JsonlSink(path)
+        sink.write(
+            1, {"slope": math.nan, "loss": math.inf, "low": -math.inf, "tokens": 3, "share": None, "alarms": ["a"]}
+        )
+        sink.write(2, {"slope": 1.5})
+        sink.close()
+        first, second = path.read_text().splitlines()
+
+        def refuse(constant):
+            raise AssertionError(f"{constant} is not JSON")
+
+        assert json.loads(first, parse_constant=refuse) == {
+            "step": 1, "slope": None, "loss": None, "low": None, "tokens": 3, "share": None, "alarms": ["a"],
+        }  # fmt: skip
+        assert json.loads(second) == {"step": 2, "slope": 1.5}
+
+    def test_a_step_is_on_disk_at_once(self, tmp_path):
+        sink = JsonlSink(tmp_path / "metrics.jsonl")
+        sink.write(1, METRICS)
+        assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, **METRICS}
+        sink.close()
+
+    def test_writing_does_not_change_the_metrics(self, tmp_path):
+        metrics = {"slope": math.nan}
+        sink = JsonlSink(tmp_path / "metrics.jsonl")
+        sink.write(1, metrics)
+        sink.close()
+        assert math.isnan(metrics["slope"])
+
+
+class TestConsole:
+    def printed(self, metrics, *, step=7, steps=100) -> list[str]:
+        out = io.StringIO()
+        ConsoleSink(Console(file=out, width=40), steps).write(step, metrics)
+        return out.getvalue().splitlines()
+
+    def test_one_line_with_the_figures_even_where_the_console_is_narrow(self):
+        (line,) = self.printed(METRICS)
+        assert line == (
+            "step   7  loss 0.1235  residual -0.500±1.250  slope 3.46/4  length 17.2  cut 3%  entropy 0.88  "
+            "grad 2.50  mismatch 1e-07  128 responses/s"
+        )
+
+    def test_the_malformed_share_only_where_there_is_a_format(self):
+        assert "malformed" not in self.printed(METRICS)[0]
+        assert "malformed 25%" in self.printed({**METRICS, "malformed_share": 0.25})[0]
+
+    def test_the_samplers_lag_and_mismatch_only_where_there_is_any(self):
+        line = self.printed({**METRICS, "mismatch_kl": None, "weight_lag": 1.0})[0]
+        assert "mismatch" not in line and "  lag 1  " in line
+        assert "lag" not in self.printed(METRICS)[0]
+
+    def test_a_slope_that_is_not_known(self):
+        assert "slope nan/4" in self.printed({**METRICS, "slope": math.nan})[0]
+
+    def test_lines_are_aligned(self):
+        lines = [self.printed(METRICS, step=step)[0] for step in (1, 10, 100)]
+        assert len({len(line) for line in lines}) == 1
+
+    def test_alarms_have_lines_of_their_own(self):
+        lines = self.printed({**METRICS, "alarms": ["first: " + 20 * "long ", "second"]})
+        assert [line.rstrip() for line in lines[1:]] == ["  alarm: first: " + "long " * 19 + "long", "  alarm: second"]
+
+
+class TestTensorBoard:
+    def test_scalars_are_read_back_and_the_rest_is_left_out(self, tmp_path):
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        sink = TensorBoardSink(tmp_path / "tensorboard")
+        for step, loss in ((1, 0.5), (2, 0.25)):
+            sink.write(step, {**METRICS, "loss": loss, "slope": math.nan})
+        sink.close()
+        events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+        numbers = {name for name, value in METRICS.items() if type(value) in (int, float)} - {"slope"}
+        assert set(events.Tags()["scalars"]) == numbers
+
+    def test_absent_it_says_what_to_install(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+        with pytest.raises(FastflowError, match=r'pip install "fastflow\[tensorboard\]"'):
+            TensorBoardSink(tmp_path)
+
+
+class TestMakeRecorder:
+    def test_without_extras_jsonl_and_console(self, tmp_path):
+        out = io.StringIO()
+        recorder = make_recorder(make_config(), tmp_path, Console(file=out))
+        recorder.write(3, METRICS)
+        recorder.close()
+        assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 3
+        assert out.getvalue().startswith("step   3  loss 0.1235")
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+    def test_tensorboard_when_asked_for(self, tmp_path):
+        pytest.importorskip("tensorboard")
+        recorder = make_recorder(make_config(tensorboard=True), tmp_path, Console(file=io.StringIO()))
+        recorder.write(1, METRICS)
+        recorder.close()
+        assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+    def test_wandb_when_asked_for(self, tmp_path, monkeypatch):
+        calls = []
+
+        class FakeRun:
+            def log(self, numbers, step):
+                calls.append(("log", numbers, step))
+
+            def finish(self):
+                calls.append(("finish",))
+
+        def init(**options):
+            calls.append(("init", options))
+            return FakeRun()
+
+        fake = types.ModuleType("wandb")
+        fake.init = init
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        config = make_config(wandb="my-project")
+        recorder = make_recorder(config, tmp_path, Console(file=io.StringIO()))
+        recorder.write(1, {**METRICS, "slope": math.nan})
+        recorder.close()
+        expected = {name: value for name, value in METRICS.items() if type(value) in (int, float) and name != "slope"}
+        assert calls == [
+            ("init", {"project": "my-project", "config": dataclasses.asdict(config), "dir": str(tmp_path)}),
+            ("log", expected, 1),
+            ("finish",),
+        ]
+
+    def test_wandb_absent_says_what_to_install(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(FastflowError, match=r'pip install "fastflow\[wandb\]"'):
+            make_recorder(make_config(wandb="p"), tmp_path, Console(file=io.StringIO()))
+
+
+def test_every_sink_gets_every_step():
+    seen = []
+
+    class Sink:
+        def __init__(self, name):
+            self.name = name
+
+        def write(self, step, metrics):
+            seen.append((self.name, step, metrics["loss"]))
+
+        def close(self):
+            seen.append((self.name, "closed"))
+
+    recorder = Recorder([Sink("a"), Sink("b")])
+    recorder.write(1, METRICS)
+    recorder.close()
+    assert seen == [("a", 1, 0.12345), ("b", 1, 0.12345), ("a", "closed"), ("b", "closed")]
