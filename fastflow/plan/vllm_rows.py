@@ -15,6 +15,7 @@ from fastflow.plan.trainer_rows import (
     parameter_bytes,
     sequences_at_once,
 )
+from fastflow.rollout.vllm.adapters import RANKS, room_for
 
 BUCKET_BYTES = 256 * 2**20
 WORKSPACE_BYTES = GIB  # activations and CUDA graphs of vLLM, an assumption
@@ -42,7 +43,10 @@ def vllm_rows(
     rows.append(Row("vLLM's KV cache", "vllm", max(cache, 0), f"{how}: {held}", moments))
     if sleeps and config.rollout.sleep == "weights-to-cpu":
         rows.append(Row("vLLM's weights on the host", "host", weights, "while the policy trains"))
-    if adapters is not None:
+    if adapters is not None and _applies_adapters(config):
+        held = adapters.parameters * each * room_for(config.lora.rank) // config.lora.rank
+        rows.append(Row("vLLM's adapters", "vllm", held, "which it applies itself: rollout.adapters", moments))
+    elif adapters is not None:
         how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
         rows.append(Row("bucket of merged weights", "vllm", _bucket_bytes(config, adapters), how))
     rows.append(context_row("vllm", device))
@@ -60,10 +64,17 @@ def vllm_rows(
 
 
 def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
-    """What lies in shared memory on a CPU: all parameters, or those without adapters and one bucket of the others."""
-    if adapters is None:
+    """What lies in shared memory on a CPU: all parameters, or the plain ones and a bucket of merged ones."""
+    if adapters is None or _applies_adapters(config):
         return model.parameters * parameter_bytes(config)
     return adapters.plain * parameter_bytes(config) + _bucket_bytes(config, adapters)
+
+
+def _applies_adapters(config: Config) -> bool:
+    """Whether vLLM applies the adapters itself, as the sampler decides it."""
+    choice, rank = config.rollout.adapters, config.lora.rank
+    is_rounded = config.model.autocast or config.model.dtype == "bfloat16"
+    return rank <= RANKS[-1] and (choice == "apply" or (choice == "auto" and is_rounded))
 
 
 def _bucket_bytes(config: Config, adapters: Adapters) -> int:

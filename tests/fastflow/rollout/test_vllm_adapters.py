@@ -7,12 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from cli_runs import settings
 from safetensors.torch import load_file
 
+from fastflow.config.reader import read_config
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
 from fastflow.models.merging import adapted_layers
-from fastflow.models.packed import PackedModel, with_adapters
+from fastflow.models.packed import PackedModel, load_models, with_adapters
+from fastflow.plan.device import Device
+from fastflow.plan.sizes import count_adapters, read_sizes
+from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
 from fastflow.rollout import probe
 from fastflow.rollout.server.weights import WeightFolder
 from fastflow.rollout.vllm import messages
@@ -216,3 +221,20 @@ def test_each_load_hands_the_adapters_over_before_it_counts(monkeypatch, rng):
     name = next(iter(adapters))
     assert torch.equal(adapters[name], live[name.replace(".weight", ".default.weight")].detach())
     sampler.close()
+
+
+@pytest.mark.parametrize("changes", [{"model__dtype": "bfloat16"}, {"rollout__adapters": "apply"}, {}])
+def test_the_plan_counts_what_the_sampler_takes(changes, tmp_path):
+    values = settings(tmp_path, **{"lora__rank": 4, "rollout__engine": "vllm", **changes})
+    config = read_config([f"--{name}={value}" for name, value in values.items()])[0]
+    policy = load_models(config.model, config.lora)[0]
+    dtype = next(policy.causal_lm.parameters()).dtype
+    applied = applies_adapters(policy, config.rollout.adapters, dtype)
+    assert applied == bool(changes)
+    blocks = SharedWeights(policy, engine_dtype=dtype, merge=not applied).attach.blocks
+    model, adapters = read_sizes(config.model.path, config.model), count_adapters(
+        config.model.path, config.model, config.lora
+    )  # fmt: skip
+    assert shared_bytes(config, model, adapters) == sum(block.nbytes for block in blocks)
+    names = [row.name for row in vllm_rows(config, model, adapters, Device("cpu", 2**36, "a test"))[0]]
+    assert ("vLLM's adapters" in names) == applied and ("bucket of merged weights" in names) != applied
