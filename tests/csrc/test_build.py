@@ -63,7 +63,7 @@ def said(output: str) -> list[str]:
 
 def is_pure(wheel: Path) -> bool:
     names, described = contents(wheel)
-    assert "fastflow_kernels/native.py" in names and not any(name.startswith("csrc") for name in names)
+    assert "fastflow_kernels/cpu/native.py" in names and not any(name.startswith("csrc") for name in names)
     return wheel.name.endswith("-py3-none-any.whl") and LIBRARY not in names and "Root-Is-Purelib: true" in described
 
 
@@ -103,7 +103,7 @@ def test_without_a_compiler_where_the_library_is_required(build):
 
 
 def test_what_was_built_in_place_stays_out_of_a_wheel_without_it(build, source):
-    (source / "kernels" / "_native.so").write_bytes(b"of an editable install")
+    (source / "kernels" / "fastflow_kernels" / "_native.so").write_bytes(b"of an editable install")
     code, output, wheel = build(FASTFLOW_NATIVE="0")
     assert code == 0 and is_pure(wheel), output
     assert not said(output)
