@@ -1,39 +1,18 @@
-"""Where settings come from, which one wins, and what is refused."""
+"""Where settings come from, and which one wins."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 import yaml
 
 from fastflow.config.presets import BOXED, PRESETS
 from fastflow.config.reader import build_parser, known_settings, read_config, to_yaml
-from fastflow.config.schema import BatchConfig, Config, LoraConfig, ObjectiveConfig, OptimConfig, RunConfig, sections
+from fastflow.config.schema import Config, LoraConfig, ObjectiveConfig, OptimConfig, RunConfig, sections
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
-
-
-@pytest.fixture
-def yaml_file(tmp_path):
-    """A function that writes a settings file and returns the arguments that read it."""
-
-    def write(text: str) -> list[str]:
-        path = tmp_path / "settings.yaml"
-        path.write_text(text, encoding="utf-8")
-        return ["--config", str(path)]
-
-    return write
-
-
-def refusal(arguments: list[str]) -> str:
-    """The message with which the arguments are refused; it is one line."""
-    with pytest.raises(FastflowError) as caught:
-        read_config(arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from refusals import refusal
 
 
 def lookup(config: Config, name: str):
@@ -215,184 +194,6 @@ class TestYaml:
     def test_the_dump_is_plain_yaml_with_every_setting(self):
         tree = yaml.safe_load(to_yaml(Config()))
         assert [f"{section}.{name}" for section, entries in tree.items() for name in entries] == known_settings()
-
-
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("option", "nearest"),
-        [("--optim.lrr", "optim.lr"), ("--lr", "optim.lr"), ("--presett", "preset"), ("--dry_run", "dry-run")],
-    )
-    @pytest.mark.parametrize("form", ["{} 1", "{}=1"])
-    def test_an_unknown_option_names_the_nearest(self, option, nearest, form):
-        message = refusal(form.format(option).split())
-        assert message.startswith(f"unknown option {option}")
-        assert f"did you mean {nearest}?" in message
-
-    @pytest.mark.parametrize("arguments", [["train"], ["-lr", "1"], ["--run.steps", "3", "more"]])
-    def test_stray_words(self, arguments):
-        assert "unrecognized" in refusal(arguments)
-
-    @pytest.mark.parametrize("option", ["--run.steps", "--config", "--preset"])
-    def test_an_option_without_its_value(self, option):
-        assert option in refusal([option])
-
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [
-            ("objective.alpha", "four"),
-            ("run.steps", "1.5"),
-            ("run.steps", "ten"),
-            ("lora.rank", "true"),
-            ("run.report", "perhaps"),
-            ("optim.betas", "[0.9]"),
-            ("optim.betas", "0.9"),
-            ("optim.log_z_lr", "fast"),
-        ],
-    )
-    def test_a_wrong_type(self, yaml_file, name, value):
-        assert name in refusal([f"--{name}", value])
-        section, entry = name.split(".")
-        arguments = yaml_file(f"{section}:\n  {entry}: {value}\n")
-        message = refusal(arguments)
-        assert name in message
-        assert arguments[1] in message
-
-    @pytest.mark.parametrize(
-        ("name", "value", "bound"),
-        [
-            ("objective.alpha", "0", "above 0"),
-            ("objective.alpha", "-1", "above 0"),
-            ("objective.format_penalty", "0.1", "at most 0"),
-            ("objective.beta", "0", "above 0"),
-            ("importance.clip_low", "1.1", "at most 1"),
-            ("importance.clip_high", "-0.1", "at least 0"),
-            ("optim.lr", "0", "above 0"),
-            ("optim.log_z_lr", "0", "above 0"),
-            ("optim.betas", "[0.9, 1.0]", "below 1"),
-            ("optim.betas", "[-0.1, 0.9]", "at least 0"),
-            ("batch.responses_per_prompt", "0", "at least 1"),
-            ("batch.tokens_per_microbatch", "0", "at least 1"),
-            ("rollout.top_p", "0", "above 0"),
-            ("rollout.top_p", "1.01", "at most 1"),
-            ("rollout.temperature", "0", "above 0"),
-            ("lora.rank", "-1", "at least 0"),
-            ("model.checkpoint_share", "-0.1", "at least 0"),
-            ("model.checkpoint_share", "1.1", "at most 1"),
-            ("lora.dropout", "1", "below 1"),
-            ("run.threads", "-1", "at least 0"),
-        ],
-    )
-    def test_out_of_range(self, name, value, bound):
-        message = refusal([f"--{name}={value}"])
-        assert name in message
-        assert bound in message
-
-    @pytest.mark.parametrize("name", ["objective.alpha", "optim.lr", "optim.max_grad_norm", "lora.alpha"])
-    @pytest.mark.parametrize("value", ["nan", ".nan", "NaN"])
-    def test_nan(self, name, value):
-        assert name in refusal([f"--{name}", value])
-
-    @pytest.mark.parametrize("name", ["objective.alpha", "optim.lr"])
-    def test_nan_in_yaml(self, yaml_file, name):
-        section, entry = name.split(".")
-        assert name in refusal(yaml_file(f"{section}:\n  {entry}: .nan\n"))
-
-    def test_nan_in_a_section_made_in_code(self):
-        with pytest.raises(FastflowError, match=r"objective\.alpha is nan"):
-            ObjectiveConfig(alpha=math.nan)
-
-    @pytest.mark.parametrize(
-        ("name", "value", "choice"),
-        [
-            ("model.dtype", "float16", "bfloat16"),
-            ("model.fused_layers", "ligre", "liger"),
-            ("model.compile", "layer", "layers"),
-            ("objective.name", "power_flow", "powerflow"),
-            ("optim.schedule", "cosin", "cosine"),
-            ("importance.ratio", "token", "token_mean"),
-            ("data.overlong", "truncate", "drop"),
-        ],
-    )
-    def test_a_bad_choice_names_the_choices(self, name, value, choice):
-        message = refusal([f"--{name}", value])
-        assert name in message
-        assert choice in message
-
-    def test_a_bad_choice_in_a_section_made_in_code(self):
-        with pytest.raises(FastflowError, match=r"objective\.name is 'powerflaw': did you mean powerflow\?"):
-            ObjectiveConfig(name="powerflaw")
-
-
-RECOMPUTE = ["--importance.source=recompute"]
-AHEAD = ["--rollout.ahead=1", "--rollout.engine=vllm"]
-
-
-class TestContradictions:
-    @pytest.mark.parametrize(
-        ("arguments", "named"),
-        [
-            (
-                ["--batch.prompts_per_step=6", "--batch.updates_per_rollout=4"],
-                ("prompts_per_step", "updates_per_rollout"),
-            ),
-            (
-                ["--objective.log_z=group_mean", "--batch.responses_per_prompt=1"],
-                ("group_mean", "responses_per_prompt"),
-            ),
-            (["--rollout.temperature=0.7"], ("rollout.temperature", "importance.source")),
-            (["--rollout.top_p=0.9"], ("rollout.top_p", "importance.source")),
-            (["--objective.format_pattern=x", "--objective.format_check=a:b"], ("format_pattern", "format_check")),
-            (["--objective.name=flowrl"], ("objective.reward", "package.module:function")),
-            (["--data.system=Be brief."], ("data.system", "data.chat_template")),
-            (["--lora.rank=4", "--model.base=other"], ("model.base", "lora.rank")),
-            (["--rollout.min_response_tokens=2"], ("rollout.min_response_tokens", "importance.source")),
-            (
-                [*RECOMPUTE, "--rollout.min_response_tokens=9", "--rollout.max_response_tokens=8"],
-                ("rollout.min_response_tokens = 9", "rollout.max_response_tokens = 8"),
-            ),
-            (["--rollout.stop=['']"], ("rollout.stop", "empty text")),
-            (["--rollout.ahead=1"], ("rollout.ahead", "rollout.engine")),
-            ([*AHEAD, *RECOMPUTE], ("rollout.ahead", "importance.source")),
-            ([*AHEAD, "--rollout.sleep=drop-weights"], ("rollout.ahead", "rollout.sleep = off, not drop-weights")),
-            (["--rollout.engine=vllm-server"], ("rollout.engine", "rollout.servers")),
-        ],
-    )
-    def test_refused_with_both_names(self, arguments, named):
-        message = refusal(arguments)
-        for name in named:
-            assert name in message
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [
-            ["--batch.prompts_per_step=8", "--batch.updates_per_rollout=4"],
-            ["--objective.log_z=learned", "--batch.responses_per_prompt=1"],
-            ["--rollout.temperature=0.7", "--importance.source=recompute"],
-            ["--objective.name=flowrl", "--objective.reward=a:b"],
-            ["--data.system=Be brief.", "--data.chat_template=true"],
-            ["--model.base=other"],
-            [*RECOMPUTE, "--rollout.min_response_tokens=8", "--rollout.max_response_tokens=8"],
-            ["--rollout.stop=[END, '```']"],
-            AHEAD,
-            [*AHEAD, "--rollout.sleep=off"],
-            ["--rollout.engine=vllm-server", "--rollout.servers=[http://localhost:8000]"],
-        ],
-    )
-    def test_the_mended_settings_are_accepted(self, arguments):
-        read_config(arguments)
-
-    def test_contradictions_between_sections_made_in_code(self):
-        with pytest.raises(FastflowError, match="equal shares"):
-            Config(batch=BatchConfig(prompts_per_step=3, updates_per_rollout=2))
-
-    @pytest.mark.parametrize(
-        ("arguments", "missing"),
-        [([], "model.path"), (["--model.path=m"], "data.path"), (["--data.path=d"], "model.path")],
-    )
-    def test_model_and_data_are_required_to_start(self, arguments, missing):
-        config, _ = read_config(arguments)
-        with pytest.raises(FastflowError, match=f"^{missing} is not set; give --{missing}"):
-            config.require_inputs()
 
 
 class TestHelp:

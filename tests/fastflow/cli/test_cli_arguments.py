@@ -1,0 +1,76 @@
+"""Mistakes in arguments and settings files: exit code 2 and one line that names cause and remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from command_line import check_refused, invoke, write
+
+
+class TestArguments:
+    @pytest.mark.parametrize("arguments", [["trian"], ["plot", "runs/x"]])
+    def test_an_unknown_command(self, capsys, arguments):
+        check_refused(invoke(capsys, *arguments), arguments[0], "train", "report")
+
+    def test_no_command(self, capsys):
+        check_refused(invoke(capsys), "COMMAND")
+
+    @pytest.mark.parametrize(
+        ("arguments", "word"),
+        [
+            (["report"], "RUN"),
+            (["demo", "--seed", "x"], "--seed"),
+            (["demo", "--sed", "1"], "--sed"),
+            (["report", "a", "b"], "b"),
+        ],
+    )
+    def test_wrong_arguments_of_a_command(self, capsys, arguments, word):
+        check_refused(invoke(capsys, *arguments), word)
+
+    def test_a_negative_seed_of_the_demo(self, capsys, tmp_path):
+        outcome = invoke(capsys, "demo", "--seed", "-1", "--output", tmp_path / "demo")
+        check_refused(outcome, "--seed is -1", "at least 0")
+        assert not (tmp_path / "demo").exists()
+
+    def test_train_with_nothing_set(self, capsys):
+        check_refused(invoke(capsys, "train"), "model.path is not set", "--model.path", "--preset")
+
+    def test_a_dry_run_with_nothing_set(self, capsys):
+        check_refused(invoke(capsys, "train", "--dry-run"), "model.path is not set")
+
+    def test_an_unknown_option(self, train):
+        check_refused(train(optim__learning_rat=1), "unknown option --optim.learning_rat")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("objective.alpha", 0, ("objective.alpha is 0", "above 0")),
+            ("objective.alpha", -2, ("objective.alpha is -2", "above 0")),
+            ("objective.alpha", "nan", ("objective.alpha",)),
+            ("run.steps", "many", ("run.steps", "many")),
+            ("model.dtype", "float16", ("model.dtype", "bfloat16")),
+            ("batch.updates_per_rollout", 3, ("batch.prompts_per_step", "multiple")),
+            ("objective.format_pattern", "(", ("objective.format_pattern", "no regular expression")),
+            ("objective.format_check", "no.such:thing", ("objective.format_check", "package.module:function")),
+            ("run.seed", 2**64, ("run.seed", "at most")),
+        ],
+    )
+    def test_a_setting_that_cannot_be(self, train, name, value, words):
+        check_refused(train(**{name.replace(".", "__"): value}), *words)
+
+
+class TestSettingsFile:
+    def test_a_misspelt_setting(self, capsys, tmp_path):
+        file = write(tmp_path / "typo.yaml", "optim:", "  lrr: 1e-6")
+        check_refused(invoke(capsys, "train", "--config", file), f"{file}: unknown setting optim.lrr", "optim.lr?")
+
+    def test_a_missing_file(self, capsys, tmp_path):
+        outcome = invoke(capsys, "train", "--config", tmp_path / "absent.yaml")
+        check_refused(outcome, tmp_path / "absent.yaml", "check --config")
+
+    def test_broken_yaml(self, capsys, tmp_path):
+        file = write(tmp_path / "broken.yaml", "optim: {lr: 1", "run: [")
+        check_refused(invoke(capsys, "train", "--config", file), file, "not valid YAML")
+
+    def test_an_unknown_preset(self, capsys):
+        check_refused(invoke(capsys, "train", "--preset", "demmo"), "demmo", "did you mean demo?")

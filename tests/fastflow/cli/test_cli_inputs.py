@@ -1,0 +1,123 @@
+"""Mistakes in data and models: exit code 2 and one line that names cause and remedy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from command_line import check_refused, invoke, write
+from small_models import VOCABULARY, make_causal_lm
+
+
+class TestData:
+    def test_a_missing_file(self, train, tmp_path):
+        check_refused(train(data__path=tmp_path / "absent.jsonl"), tmp_path / "absent.jsonl", "check data.path")
+
+    def test_a_preset_with_a_file_of_its_own(self, capsys, tmp_path):
+        file = write(tmp_path / "bad.jsonl", {"prompt": "ab"}, '{"prompt": "c', {"prompt": "d"})
+        outcome = invoke(capsys, "train", "--preset", "demo", "--data.path", file, "--run.output", tmp_path / "run")
+        check_refused(outcome, f"{file}:2: not valid JSON", "one JSON object")
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ({"prompt": " "}, ("the prompt is empty", "remove the record")),
+            ({"text": "a"}, ("data.prompt_field", "text")),
+            ([1], ("a list", "one JSON object")),
+            ({"prompt": [{"role": "user", "content": "a"}]}, ("data.chat_template = true",)),
+        ],
+    )
+    def test_a_bad_record(self, train, tmp_path, line, words):
+        file = write(tmp_path / "bad.jsonl", {"prompt": "ab"}, "", line)
+        check_refused(train(data__path=file), f"{file}:3: ", *words)
+
+    def test_every_prompt_too_long(self, train):
+        outcome = train(data__max_prompt_tokens=1, data__suffix="a")
+        check_refused(outcome, "prompts.jsonl:1 with 3 tokens", "data.max_prompt_tokens = 1", "raise the limit")
+
+    def test_one_prompt_too_long_where_that_is_an_error(self, train):
+        outcome = train(data__max_prompt_tokens=2, data__overlong="error")
+        check_refused(outcome, "prompts.jsonl:2: the prompt has 3 tokens", "data.overlong = drop")
+
+    def test_a_chat_template_that_is_not_there(self, train):
+        check_refused(train(data__chat_template="true"), "no chat template", "instruct model")
+
+    def test_a_prompt_that_leaves_no_room_in_the_context(self, train):
+        check_refused(
+            train(rollout__max_response_tokens=127), "context of 128", "rollout.max_response_tokens", "prompts.jsonl:"
+        )
+
+
+class TestModels:
+    def test_a_missing_directory(self, train, tmp_path):
+        check_refused(train(model__path=tmp_path / "absent"), f"model directory {tmp_path / 'absent'} does not exist")
+
+    def test_a_directory_without_a_model(self, train, tmp_path):
+        (tmp_path / "empty").mkdir()
+        check_refused(train(model__path=tmp_path / "empty"), "cannot load", tmp_path / "empty", "check the path")
+
+    def test_a_missing_base(self, train, tmp_path):
+        check_refused(train(model__base=tmp_path / "absent"), f"model directory {tmp_path / 'absent'} does not exist")
+
+    def test_vocabularies_that_differ(self, train, models):
+        outcome = train(model__base=models / "larger")
+        check_refused(outcome, "different vocabularies", VOCABULARY, VOCABULARY + 8, "model.base of the same family")
+
+    def test_a_tokenizer_larger_than_the_head(self, train, models):
+        outcome = train(model__path=models / "large-tokenizer")
+        check_refused(outcome, "43 tokens", f"{VOCABULARY} rows", "check model.path")
+
+    @pytest.fixture
+    def changed(self, models, tmp_path):
+        """A function that copies the fine model with other entries in its config.json, and returns the copy."""
+
+        def change(**entries):
+            copy = shutil.copytree(models / "fine", tmp_path / "changed")
+            config = json.loads((copy / "config.json").read_text())
+            (copy / "config.json").write_text(json.dumps({**config, **entries}))
+            return copy
+
+        return change
+
+    def test_an_unsupported_family(self, train, changed):
+        check_refused(train(model__path=changed(model_type="mistral")), "'mistral'", "llama, qwen2, qwen3")
+
+    @pytest.mark.parametrize("content", [b"abc", b""])
+    def test_a_weights_file_that_is_cut_short(self, train, changed, content):
+        model = changed()
+        (model / "model.safetensors").write_bytes(content)
+        check_refused(train(model__path=model), f"cannot load the model {model}", "check the path")
+
+    def test_weights_of_another_shape(self, train, changed):
+        model = changed(intermediate_size=64)
+        check_refused(train(model__path=model), f"cannot load the model {model}")
+
+    def test_weights_that_are_missing_are_not_made_up(self, train, changed):
+        """transformers would fill the third layer with random numbers and warn."""
+        model = changed(num_hidden_layers=3)
+        check_refused(train(model__path=model), str(model), "model.layers.2.")
+
+    def test_pickled_weights_are_not_read(self, train, changed):
+        model = changed()
+        (model / "model.safetensors").unlink()
+        torch.save(make_causal_lm().state_dict(), model / "pytorch_model.bin")
+        check_refused(train(model__path=model), f"cannot load the model {model}", "safetensors")
+
+    def test_damaged_weights(self, train, models):
+        check_refused(train(model__path=models / "damaged"), "NaN", "weights are damaged")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    def test_cuda_where_there_is_none(self, train):
+        check_refused(train(model__device="cuda"), "no CUDA device", "--model.device cpu")
+
+    @pytest.mark.parametrize("device", ["gpu", "cuda:x", "meta", "xpu"])
+    def test_a_device_that_does_not_exist(self, train, device):
+        check_refused(train(model__device=device), f"model.device = '{device}'", "auto, cpu, cuda")
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    @pytest.mark.parametrize("kernel", ["varlen", "flash_attn"])
+    def test_attention_that_needs_cuda(self, train, kernel):
+        check_refused(train(model__attention=kernel), f"model.attention = {kernel}", "auto or sdpa")

@@ -1,0 +1,172 @@
+"""What goes wrong while training or reporting, and how the command ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from command_line import check_refused, invoke, write
+from fastflow import cli
+
+
+class TestTraining:
+    def test_a_loss_that_is_not_finite_leaves_a_usable_policy(self, train, models, tmp_path):
+        """The base's head is damaged, so the first update has no finite loss; the policy is saved as it was."""
+        from safetensors.torch import load_file
+
+        outcome = train(model__base=models / "damaged-head")
+        policy = tmp_path / "run" / "policy"
+        check_refused(outcome, "the loss is nan", "optim.lr", f"the policy after step 0 (0 updates) is in {policy}")
+        before, after = load_file(models / "fine" / "model.safetensors"), load_file(policy / "model.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_a_learning_rate_that_destroys_the_weights(self, train):
+        outcome = train(optim__lr=1e30, optim__max_grad_norm=1e30, run__steps=3)
+        check_refused(outcome, "optim.lr")
+
+    def test_only_truncated_responses_and_none_to_be_kept(self, train):
+        outcome = train(rollout__max_response_tokens=1, objective__truncated="drop", run__seed=3)
+        check_refused(outcome, "objective.truncated = drop", "rollout.max_response_tokens")
+
+    def test_an_output_directory_that_holds_a_run(self, train, tmp_path):
+        code, out, _ = train(run__steps=1)
+        assert code == 0
+        assert f"policy saved in {tmp_path / 'run' / 'policy'}" in out
+        before = (tmp_path / "run" / "metrics.jsonl").read_text()
+        check_refused(train(run__steps=1), tmp_path / "run", "already holds a run", "--run.output", "--run.overwrite")
+        assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+        code, _, _ = train(run__steps=1, run__overwrite="true")
+        assert code == 0
+        assert (
+            len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+        )  # not appended to the first run's
+
+    @pytest.mark.parametrize("overwrite", ["false", "true"])
+    def test_an_output_directory_that_holds_something_else(self, train, tmp_path, overwrite):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.tex").write_text("years of work")
+        check_refused(train(run__overwrite=overwrite), "not empty and not a run", "--run.output")
+        assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+    def test_an_output_that_is_a_file(self, train, tmp_path):
+        (tmp_path / "run").write_text("")
+        check_refused(train(), "is a file", "choose a directory")
+
+    def test_an_output_below_a_file(self, train, tmp_path):
+        write(tmp_path / "file", "")
+        check_refused(train(run__output=tmp_path / "file" / "run"), f"run.output = {tmp_path / 'file' / 'run'}")
+
+    def test_a_format_check_in_a_broken_module(self, train, tmp_path, monkeypatch):
+        write(tmp_path / "broken_check_module.py", "def check(:")
+        monkeypatch.syspath_prepend(tmp_path)
+        check_refused(
+            train(objective__format_check="broken_check_module:check"), "objective.format_check", "invalid syntax"
+        )
+
+    @pytest.mark.parametrize("name", ["run [first]", "run [", "a[/b]"])
+    def test_brackets_in_a_path_are_no_markup(self, train, tmp_path, name):
+        code, out, _ = train(run__steps=1, run__output=tmp_path / name)
+        assert code == 0
+        assert f"policy saved in {tmp_path / name / 'policy'}" in out
+
+    def test_nothing_is_written_before_the_inputs_are_checked(self, train, models, tmp_path):
+        check_refused(train(model__base=models / "larger"), "different vocabularies")
+        assert not (tmp_path / "run").exists()
+
+
+class TestReport:
+    def test_no_such_run(self, capsys):
+        check_refused(invoke(capsys, "report", "no-such-run"), "no-such-run: no such run directory", "run.output")
+
+    def test_a_directory_that_is_no_run(self, capsys, tmp_path):
+        check_refused(invoke(capsys, "report", tmp_path), tmp_path, "metrics.jsonl", "run.output")
+
+    def test_a_run_without_a_step(self, capsys, tmp_path):
+        write(tmp_path / "metrics.jsonl")
+        check_refused(invoke(capsys, "report", tmp_path), "no complete step yet")
+
+    def test_a_broken_line(self, capsys, tmp_path):
+        write(tmp_path / "metrics.jsonl", "{", {"step": 2})
+        check_refused(invoke(capsys, "report", tmp_path), "metrics.jsonl, line 1 is broken", "mend or remove")
+
+
+class TestMain:
+    def test_an_error_of_several_lines_is_printed_on_one(self, capsys, monkeypatch):
+        def fail(arguments):
+            raise cli.FastflowError("first\n  second\tthird")
+
+        monkeypatch.setattr(cli, "_train", fail)
+        code, _, err = invoke(capsys, "train")
+        assert (code, err) == (2, "fastflow: error: first second third\n")
+
+    def test_an_interruption_has_its_own_code(self, capsys, monkeypatch):
+        def interrupt(arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "_train", interrupt)
+        assert invoke(capsys, "train")[::2] == (130, "fastflow: interrupted\n")
+
+    def test_a_fault_of_ours_is_not_hidden(self, monkeypatch):
+        def fail(arguments):
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(cli, "_train", fail)
+        with pytest.raises(ZeroDivisionError):
+            cli.main(["train"])
+
+    def test_dry_run_prints_settings_that_can_be_read_back(self, capsys, tmp_path):
+        code, out, err = invoke(capsys, "train", "--preset", "demo", "--optim.lr", "1e-4", "--dry-run")
+        assert (code, err) == (0, "")
+        file = write(tmp_path / "resolved.yaml", out)
+        again = invoke(capsys, "train", "--config", file, "--dry-run")
+        assert again == (0, out, "")
+        assert "lr: 0.0001\n" in out
+
+    @pytest.mark.parametrize(
+        ("option", "value", "words"),
+        [
+            ("objective.format_pattern", "(", "no regular expression"),
+            ("objective.reward", "nowhere:function", "cannot be imported"),
+            ("data.path", "bad.jsonl", "bad.jsonl:1"),
+            ("model.fused_layers", "liger", "needs a CUDA device, and the model is on cpu"),
+        ],
+    )
+    def test_dry_run_checks_what_needs_no_model(self, capsys, tmp_path, monkeypatch, option, value, words):
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "bad.jsonl", "not json\n")
+        code, _, err = invoke(capsys, "train", "--preset", "demo", f"--{option}={value}", "--dry-run")
+        assert code == 2 and words in err
+
+    def test_help_of_train_lists_the_settings(self, capsys):
+        code, out, err = invoke(capsys, "train", "--help")
+        assert (code, err) == (0, "")
+        assert "--objective.alpha" in out
+        assert "paper-reasoning-base" in out
+
+    def test_help_imports_nothing_heavy(self):
+        program = (
+            "import sys\n"
+            "from fastflow.cli import main\n"
+            "try:\n"
+            "    main(['--help'])\n"
+            "except SystemExit as stop:\n"
+            "    heavy = {'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+            "    print('IMPORTED', sorted(heavy))\n"
+            "    sys.exit(stop.code)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "IMPORTED []" in done.stdout
+        assert all(command in done.stdout for command in ("demo", "plan", "train", "verify", "report", "doctor"))
+
+    def test_as_a_module(self):
+        command = [sys.executable, "-m", "fastflow.cli", "train", "--config", "no-such-file.yaml"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.startswith("fastflow: error: cannot read the configuration no-such-file.yaml")
+        assert done.stderr.count("\n") == 1

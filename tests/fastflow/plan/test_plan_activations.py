@@ -1,0 +1,197 @@
+"""The plan's counts of parameters and activations against models that are really built and run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastflow.data.packing import pack
+from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.models.packed import load_models
+from fastflow.plan.activations import SHARING_VARLEN, WIDE_SDPA, checkpoint_bytes, layer_bytes
+from fastflow.plan.remedies import changed
+from fastflow.plan.rows import FORWARD
+from fastflow.plan.sizes import count_adapters, read_sizes
+from fastflow.plan.trainer_rows import microbatch_tokens, numbers_of
+from fastflow.train.learner import Learner
+from plans import CPU, GPU, configure, rows_of, total_bytes
+from small_models import FAMILIES, make_groups, save_model
+
+
+class TestCounts:
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_parameters_are_those_of_the_loaded_models(self, models, family, tied, dtype):
+        config = configure(models / (family if tied else f"{family}-untied"), model__dtype=dtype)
+        policy, base = load_models(config.model, config.lora)
+        rows = rows_of(config)
+        assert rows["trainer", "policy's parameters"].bytes == total_bytes(policy.parameters())
+        assert rows["trainer", "frozen base"].bytes == total_bytes(base.model.parameters())
+
+    @pytest.mark.parametrize(("rank", "log_z"), [(0, "learned"), (0, "group_mean"), (4, "learned")])
+    def test_gradients_and_moments_are_those_of_a_step(self, models, rng, rank, log_z):
+        config = configure(models / "qwen3", objective__log_z=log_z, lora__rank=rank)
+        learner = Learner(*load_models(config.model, config.lora), config, total_updates=1)
+        learner.update(make_groups(rng))
+        trained, head = learner.policy.parameters(), learner.log_z_head
+        own = [] if head is None else list(head.parameters())
+        moments = [value for entry in trained for value in learner.optimizer.state[entry].values()]
+        rows = rows_of(config)
+        assert rows["trainer", "gradients"].bytes == total_bytes(trained)
+        assert rows["trainer", "AdamW's moments"].bytes == total_bytes(moments)
+        assert ("trainer", "log_z network") in rows or head is None
+        if head is not None:
+            assert rows["trainer", "log_z network"].bytes == 4 * total_bytes(own)
+
+    @pytest.mark.parametrize("targets", ["all-linear", "q_proj,v_proj"])
+    def test_adapters_are_the_only_thing_that_lora_trains(self, models, targets):
+        config = configure(models / "llama", lora__rank=3, lora__targets=targets, model__dtype="bfloat16")
+        policy, _ = load_models(config.model, config.lora)
+        trained = policy.parameters()
+        assert count_adapters(config.model.path, config.model, config.lora).tensors == len(trained)
+        rows = rows_of(config)
+        assert rows["trainer", "adapters"].bytes == total_bytes(trained)
+        assert ("trainer", "frozen base") not in rows
+        assert ("trainer", "gradient of the head") not in rows
+
+    @pytest.mark.parametrize("tied", [True, False])
+    @pytest.mark.parametrize("autocast", ["true", "false"])
+    def test_a_bfloat16_base_under_autocast_takes_half(self, models, tmp_path, tied, autocast):
+        path = save_model(tmp_path / "narrow", family="qwen2", tied=tied, dtype=torch.bfloat16)
+        config = configure(path, model__autocast=autocast)
+        policy, base = load_models(config.model, config.lora)
+        rows = rows_of(config)
+        assert rows["trainer", "policy's parameters"].bytes == total_bytes(policy.parameters())
+        assert rows["trainer", "frozen base"].bytes == total_bytes(base.model.parameters())
+        ratio = rows["trainer", "frozen base"].bytes / rows["trainer", "policy's parameters"].bytes
+        assert 0.5 < ratio < 0.53 if autocast == "true" else ratio == 1
+
+    def test_another_base_is_counted_for_itself(self, models, tmp_path):
+        deep = save_model(tmp_path / "deep", num_hidden_layers=5, head_dim=16)
+        rows = rows_of(configure(models / "llama", model__base=deep))
+        assert rows["trainer", "frozen base"].bytes == 4 * read_sizes(str(deep), configure(deep).model).parameters
+        assert rows["trainer", "frozen base"].bytes > rows["trainer", "policy's parameters"].bytes
+
+
+CASES = [
+    ({}, 1.0),
+    ({"model__dtype": "bfloat16"}, 1.0),
+    ({"model__autocast": "true"}, 1.0),
+    ({"model__autocast": "true", "model__dtype": "bfloat16"}, 1.0),
+    ({"lora__rank": 4}, 1.0),
+    ({"lora__rank": 4, "model__dtype": "bfloat16"}, 1.0),
+    ({"lora__rank": 4, "model__autocast": "true"}, 1.02),  # the adapters' own bfloat16 copies are left out
+    ({"lora__rank": 4, "model__autocast": "true", "model__dtype": "bfloat16"}, 1.02),
+    ({"lora__rank": 4, "lora__dropout": 0.1}, 1.15),  # a mask takes one byte on CUDA and four on a CPU
+    ({"lora__rank": 4, "lora__dropout": 0.1, "model__autocast": "true"}, 1.15),
+    ({"lora__rank": 4, "lora__dropout": 0.1, "model__dtype": "bfloat16"}, 1.15),
+    ({"model__checkpoint_share": 1}, 1.0),
+    ({"model__checkpoint_share": 1, "model__autocast": "true"}, 1.0),
+    ({"model__checkpoint_share": 1, "lora__rank": 4}, 1.0),
+]
+
+
+class TestActivations:
+    """Against the tensors that autograd saves in a real forward pass; layers are separated from the rest by depth."""
+
+    @pytest.mark.parametrize("family", ["llama", "qwen3"])
+    @pytest.mark.parametrize(("changes", "factor"), CASES, ids=lambda value: str(value))
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_layer_saves_what_the_formula_says(self, tmp_path, family, changes, factor):
+        saved = {}
+        for layers in (2, 4):
+            path = save_model(tmp_path / str(layers), family=family, num_hidden_layers=layers, **WIDTHS)
+            config = configure(path, **changes)
+            saved[layers], tokens = saved_bytes(config)
+        model = read_sizes(str(path), config.model)
+        numbers = numbers_of(config, model, CPU)
+        if config.model.checkpoint_share:
+            expected = tokens * checkpoint_bytes(model, numbers)
+        else:
+            casts = 2 * model.body_linear // model.layers if numbers.autocast and not numbers.bfloat16 else 0
+            expected = tokens * layer_bytes(model, numbers) + casts
+        measured = (saved[4] - saved[2]) / 2
+        assert expected / factor <= measured <= expected * factor
+
+    def test_the_whole_row_of_a_full_fine_tuning(self, tmp_path):
+        path = save_model(tmp_path / "model", **WIDTHS)
+        config = configure(path, data__max_prompt_tokens=9, rollout__max_response_tokens=56,
+                           batch__tokens_per_microbatch=256)  # fmt: skip
+        saved, tokens = saved_bytes(config)
+        assert tokens == microbatch_tokens(config) == 256
+        assert rows_of(config)["trainer", "activations"].bytes == saved
+
+    @pytest.mark.parametrize(
+        ("changes", "shares_heads", "kernel"),
+        [({}, True, WIDE_SDPA), ({"model__autocast": "true"}, False, "varlen"),
+         ({"model__dtype": "bfloat16"}, True, SHARING_VARLEN),
+         ({"model__autocast": "true", "model__attention": "sdpa"}, True, "sdpa")],
+    )  # fmt: skip
+    def test_kernels_of_a_gpu(self, models, changes, shares_heads, kernel, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # whether or not flash-attn is installed
+        monkeypatch.setattr("fastflow.models.attention.varlen_shares_heads", lambda: shares_heads)
+        config = configure(models / "llama", model__device="cuda", **changes)
+        assert numbers_of(config, read_sizes(config.model.path, config.model), GPU).kernel == kernel
+
+    @pytest.mark.parametrize("changes", [{}, {"model__autocast": "true"}], ids=str)
+    def test_the_row_of_a_share_that_recomputes(self, tmp_path, changes):
+        path = save_model(tmp_path / "model", num_hidden_layers=4, **WIDTHS)
+        config = configure(path, model__checkpoint_share=0.5, data__max_prompt_tokens=9,
+                           rollout__max_response_tokens=56, batch__tokens_per_microbatch=256, **changes)  # fmt: skip
+        saved, _ = saved_bytes(config)
+        rows = rows_of(config)
+        copies = rows.get(("trainer", "bfloat16 copies of the weights"))
+        assert rows["trainer", "activations"].bytes + (copies.bytes if copies else 0) == saved
+        assert ("trainer", "one layer, recomputed") not in rows
+        again = rows.get(("trainer", "bfloat16 copies in recomputed layers"))
+        assert (again is None) is (not changes)
+        assert again is None or (again.bytes == copies.bytes and again.moments == (FORWARD,))
+
+    def test_ligers_layers_save_less(self, models, monkeypatch):
+        """By the formulas: 15 numbers of the width and the MLP's silu less in bfloat16 parameters; see test_devices."""
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "liger_kernel")
+        for family, dtype in (("llama", "float32"), ("qwen3", "bfloat16")):
+            config = configure(models / family, model__device="cuda", model__dtype=dtype)
+            model = read_sizes(config.model.path, config.model)
+            numbers = numbers_of(config, model, GPU)
+            assert numbers.fused_layers
+            plain = numbers_of(changed(config, "model.fused_layers", "off"), model, GPU)
+            compiled = numbers_of(changed(config, "model.compile", "layers"), model, GPU)
+            assert not plain.fused_layers and compiled == plain
+            size, normalised = (4, 0) if dtype == "float32" else (2, model.query + model.key)
+            less = 2 * 4 * model.hidden + size * model.intermediate + 4 * normalised
+            assert layer_bytes(model, plain) - layer_bytes(model, numbers) == less
+
+    def test_tokens_of_the_largest_microbatch(self, models):
+        lengths = {"data__max_prompt_tokens": 10, "rollout__max_response_tokens": 91}
+        assert microbatch_tokens(configure(models / "llama", batch__tokens_per_microbatch=500, **lengths)) == 500
+        assert microbatch_tokens(configure(models / "llama", batch__tokens_per_microbatch=50, **lengths)) == 100
+        few = {"batch__prompts_per_step": 4, "batch__responses_per_prompt": 2, "batch__updates_per_rollout": 2}
+        assert microbatch_tokens(configure(models / "llama", **few, **lengths)) == 2 * 2 * 100
+
+
+WIDTHS = {
+    "hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+
+
+def saved_bytes(config) -> tuple[int, int]:
+    """Bytes that autograd saves in one forward pass, parameters and buffers aside; and the tokens of the batch."""
+    policy, _ = load_models(config.model, config.lora)
+    policy.model.train()
+    rng = np.random.default_rng(0)
+    answers = tuple(Trajectory(rng.integers(1, 40, 56), np.zeros(56, np.float32), "length") for _ in range(4))
+    (batch,) = pack([Group(Prompt(rng.integers(1, 40, 9)), answers)], 10**9)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*policy.model.parameters(), *policy.model.buffers())}
+    saved: dict[int, torch.Tensor] = {}  # the tensors themselves, or their memory would be used again
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in known:
+            saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.hidden_states(batch)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()), batch.tokens
