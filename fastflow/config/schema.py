@@ -76,7 +76,7 @@ class DataConfig(Section):
     )
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     suffix: str = setting("", "Instruction appended to the prompt's text, or to its last user message")
-    limit: int = setting(0, "Use only the first so many records; 0 uses all", unit="records", at_least=0)
+    limit: int = setting(0, "Use only the first N records; 0 uses all", unit="records", at_least=0)
     max_prompt_tokens: int = setting(1024, "Longer prompts are dropped and reported", unit="tokens", at_least=1)
     overlong: Literal["drop", "error"] = setting("drop", "What to do with a prompt over max_prompt_tokens")
     shuffle: bool = setting(True, "Visit the prompts in a new random order each epoch")
@@ -114,7 +114,7 @@ class RolloutConfig(Section):
     startup: float = setting(900.0, "vllm counts as hung when it takes longer to start", unit="seconds", above=0)
     silence: float = setting(300.0, "vllm counts as hung after so long without progress", unit="seconds", above=0)
     restarts: int = setting(
-        3, "vllm: a process that died or hung is started anew so many times in a row, and the step sampled again",
+        3, "vllm: maximum consecutive restarts of a process that died or hung; the step is sampled again after each",
         at_least=0,
     )  # fmt: skip
     adapters: Literal["auto", "merge", "apply"] = setting(

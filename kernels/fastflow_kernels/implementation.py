@@ -92,7 +92,7 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
     """Which implementation a call with these inputs would take, and why, in one line.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
-    'torch: the native library computes in float32, which float64 inputs must not meet'
+    'torch: the native library computes in float32, which would lose float64 precision'
     """
     return str(choose(hidden.device, factor_dtype(hidden, weight), Head(weight, bias=None)))
 
@@ -138,7 +138,7 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return f"the native library serves the CPU, not {device.type}"
     if dtype == torch.float64:
-        return "the native library computes in float32, which float64 inputs must not meet"
+        return "the native library computes in float32, which would lose float64 precision"
     return native.why_not() if native.library() is None else None
 
 
@@ -152,7 +152,7 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type == "cpu" and dtype == torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly"
     if dtype == torch.float64:
-        return "the Triton kernels accumulate in float32, which float64 inputs must not meet"
+        return "the Triton kernels accumulate in float32, which would lose float64 precision"
     if not _has_triton():
         return "Triton is not installed"
     if device.type == "cpu" and not _interprets():

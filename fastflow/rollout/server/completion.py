@@ -70,7 +70,8 @@ def trajectory_of(
         raise unusable(f"whose log-probs reach {worst[0]:.4g}, and none may exceed 0; {MODE}")
     if finish_reason == "stop" and not params.stop and ids[-1] not in eos_ids:
         raise unusable(
-            f"that ended at token {ids[-1]}, which ends none of the policy's; start it with --generation-config vllm"
+            f"that ended at token {ids[-1]}, which is not one of the policy's end tokens; start it with "
+            "--generation-config vllm"
         )
     if params.temperature == 0:
         logprobs = np.zeros_like(logprobs)

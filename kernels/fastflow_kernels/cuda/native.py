@@ -47,7 +47,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cuda" or torch.version.hip:
         return f"the CUDA kernels run on NVIDIA devices, not on {device.type}"
     if dtype == torch.float64:
-        return "the CUDA kernels accumulate in float32, which float64 inputs must not meet"
+        return "the CUDA kernels accumulate in float32, which would lose float64 precision"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the CUDA kernels need compute capability 8.0"
     return why_not()
