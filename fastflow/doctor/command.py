@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastflow doctor`."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the checks as JSON")
     parser.add_argument(
+        "--report", action="store_true", help="print a text for a bug report instead, without private paths and names"
+    )
+    parser.add_argument(
         "--vllm", action="store_true", help="also start vLLM on a tiny model and compare its log-probs (a minute or so)"
     )
 
@@ -38,7 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     with progress_line() as say:
         checks = examine(on_check=say, start_vllm=arguments.vllm)
-    print_checks(console, checks)
+    if arguments.report:
+        from fastflow.doctor.report import as_report
+
+        print(as_report(checks))
+    else:
+        print_checks(console, checks)
     if output is not None:
         output.write_text(json.dumps(as_json(checks), indent=2) + "\n", encoding="utf-8")
     return SICK if any(check.is_fault for check in checks) else 0
