@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from fastflow.verify import checks as verify_checks
+    from fastflow.verify.checks import QUICK, Size, run_checks
 
     output = None if arguments.json is None else writable(Path(arguments.json))
     start, threads = time.perf_counter(), torch.get_num_threads()
@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with torch.random.fork_rng(devices=[]), Progress(*columns, transient=True) as progress:
-            size = verify_checks.QUICK if arguments.quick else verify_checks.Size()
+            size = QUICK if arguments.quick else Size()
             task = progress.add_task("gradients", total=size.total_updates())
-            checks = verify_checks.run_checks(
+            checks = run_checks(
                 size,
                 arguments.seed,
                 on_phase=lambda name: progress.update(task, description=name),

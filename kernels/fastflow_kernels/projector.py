@@ -1,7 +1,7 @@
 """A block of rows through the head: log-probs, and the direction of their gradient.
 
-What every implementation shares; one class each says how (torch_projector.py, native_projector.py and
-gpu/projectors.py).
+What every implementation shares; one class each says how (torch_projector.py, cpu/projector.py and
+triton/projectors.py).
 """
 
 from abc import ABC, abstractmethod

@@ -70,7 +70,7 @@ TILES |= {TileKey(120, stores=True, has_bias=False, has_softcap=True): replace(_
 # Rows that are not aligned are loaded entry by entry, and all the pointers need registers.
 UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
 
-# What a search tries besides the table's own (gpu/autotune.py).
+# What a search tries besides the table's own (triton/autotune.py).
 CANDIDATES = {
     80: (Tile(128, 256, 32, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=3)),
     90: (

@@ -21,7 +21,7 @@ PASSING_ROWS = 2048
 
 
 class TorchProjector(Projector):
-    """Plain PyTorch; native_projector.py has compiled sweeps in place of these."""
+    """Plain PyTorch; cpu/projector.py has compiled sweeps in place of these."""
 
     @staticmethod
     def sweeps():

@@ -1,7 +1,7 @@
 """How much memory a call of flow_loss takes beside its inputs, before it is made: for planning, and for its tests.
 
-On CUDA, for the implementations that keep one block (gpu/projectors.py). Small things are left out, a few bytes a row
-or sequence, and so is what the vendor's library takes once for all calls.
+On CUDA, for the implementations that keep one block (triton/projectors.py). Small things are left out, a few bytes a
+row or sequence, and so is what the vendor's library takes once for all calls.
 """
 
 import itertools

@@ -19,7 +19,7 @@ SIGNATURE = (
 
 
 class CudaRowPass:
-    """Same contract as gpu/row.py's row_pass, to a few roundings of float32."""
+    """Same contract as triton/row.py's row_pass, to a few roundings of float32."""
 
     def __init__(self, library: ctypes.CDLL):
         self._launch = library.fastflow_cuda_row_pass

@@ -1,4 +1,4 @@
-"""A block of rows through the head on Hopper: as gpu/projectors.py has it, but for QuACK's product."""
+"""A block of rows through the head on Hopper: as triton/projectors.py has it, but for QuACK's product."""
 
 import torch
 from torch import Tensor

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.verify import checks as verify_checks
+from fastflow.verify import checks
 from fastflow.verify import command as verify
 from fastflow.verify.exact import SequenceSpace
 
 SPACE = SequenceSpace(3, 3)
-TINY = replace(verify_checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
-MANY = len(verify_checks.TABLE_BOUNDS) * 6 + (len(verify_checks.TRANSFORMER_BOUNDS) + 1) * 3
+TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
+MANY = len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
 
 
 def arguments(*options: str) -> argparse.Namespace:
@@ -28,10 +28,10 @@ def arguments(*options: str) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
-def transformer_distances(objective: str = "powerflow") -> list[verify_checks.Check]:
-    config = verify_checks.transformer_config(SPACE, 2.0, "group_mean", verify_checks.QUICK, seed=0)
+def transformer_distances(objective: str = "powerflow") -> list[checks.Check]:
+    config = checks.transformer_config(SPACE, 2.0, "group_mean", checks.QUICK, seed=0)
     config = replace(config, objective=replace(config.objective, name=objective))
-    return verify_checks.transformer_checks(SPACE, config, lambda: None)
+    return checks.transformer_checks(SPACE, config, lambda: None)
 
 
 def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
@@ -40,7 +40,7 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
     assert torch.get_num_threads() == threads
     written = json.loads(file.read_text())
     assert written["passed"] and written["seconds"] > 0
-    assert len(written["checks"]) == 4 + len(verify_checks.TABLE_BOUNDS) * 6 + len(verify_checks.TRANSFORMER_BOUNDS) * 3
+    assert len(written["checks"]) == 4 + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
     assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
     printed = capsys.readouterr().out
     assert "all checks passed" in printed and "FAIL" not in printed
@@ -48,8 +48,8 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
 
 
 def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(verify_checks, "QUICK", TINY)
-    monkeypatch.setattr(verify_checks, "SAMPLER_BOUND", -1.0)
+    monkeypatch.setattr(checks, "QUICK", TINY)
+    monkeypatch.setattr(checks, "SAMPLER_BOUND", -1.0)
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--quick", "--json", str(file))) == verify.FAILED == 1
     written = json.loads(file.read_text())
@@ -59,9 +59,7 @@ def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
 
 
 def test_json_has_no_nan(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        verify_checks, "run_checks", lambda size, seed, **_: [verify_checks.Check("broken", math.nan, 1.0, "")]
-    )
+    monkeypatch.setattr(checks, "run_checks", lambda size, seed, **_: [checks.Check("broken", math.nan, 1.0, "")])
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--json", str(file))) == 1
     assert json.loads(file.read_text())["checks"][0] == {
@@ -70,7 +68,7 @@ def test_json_has_no_nan(monkeypatch, tmp_path):
 
 
 def test_an_unwritable_file_is_an_error_before_the_checks(monkeypatch, tmp_path):
-    monkeypatch.setattr(verify_checks, "run_checks", lambda size, seed, **_: pytest.fail("the checks ran"))
+    monkeypatch.setattr(checks, "run_checks", lambda size, seed, **_: pytest.fail("the checks ran"))
     with pytest.raises(FastflowError, match="cannot be written"):
         verify.run(arguments("--json", str(tmp_path)))
 
@@ -87,9 +85,9 @@ def test_a_wrong_gradient_is_noticed(monkeypatch):
         return right(*inputs, length_scale=length_scale * 1.001, **others)
 
     right = fastflow_kernels.flow_loss
-    assert verify_checks.gradient_check("sequence", seed=1).passed
-    monkeypatch.setattr(verify_checks, "flow_loss", forgets_length)
-    assert not verify_checks.gradient_check("sequence", seed=1).passed
+    assert checks.gradient_check("sequence", seed=1).passed
+    monkeypatch.setattr(checks, "flow_loss", forgets_length)
+    assert not checks.gradient_check("sequence", seed=1).passed
 
 
 def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
@@ -99,23 +97,23 @@ def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
         return right(*inputs, normaliser=len(log_z), log_z=log_z, **others)
 
     right = learner.flow_loss
-    assert verify_checks.microbatch_check(seed=1).passed
+    assert checks.microbatch_check(seed=1).passed
     monkeypatch.setattr(learner, "flow_loss", averages_locally)
-    assert not verify_checks.microbatch_check(seed=1).passed
+    assert not checks.microbatch_check(seed=1).passed
 
 
 def test_a_sampler_that_reports_other_log_probs_is_noticed(monkeypatch):
     from fastflow.rollout import local
 
     right = local.draw
-    assert verify_checks.sampler_check(SPACE, seed=1).passed
+    assert checks.sampler_check(SPACE, seed=1).passed
 
     def reports_another(*inputs):
         token, logprob = right(*inputs)
         return token, logprob + 1e-3
 
     monkeypatch.setattr(local, "draw", reports_another)
-    assert not verify_checks.sampler_check(SPACE, seed=1).passed
+    assert not checks.sampler_check(SPACE, seed=1).passed
 
 
 def test_importing_the_command_loads_no_heavy_package():
