@@ -9,7 +9,7 @@ from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import sequence_lengths
 from fastflow.data.trajectory import Group
 from fastflow.models.packed import load_models
-from fastflow.train import learner as learner_module
+from fastflow.objectives import flow as flow_module
 from fastflow.train.learner import Learner
 
 TOTAL_UPDATES = 1000
@@ -41,7 +41,7 @@ class PackedContestant:
 @contextlib.contextmanager
 def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
     """The learner's steps, each with the mark of a phase before or after it; nothing else is changed."""
-    hidden_states, flow_loss, step = learner.policy.hidden_states, learner_module.flow_loss, learner._step
+    hidden_states, flow_loss, step = learner.policy.hidden_states, flow_module.flow_loss, learner._step
 
     def timed_hidden_states(batch):
         clock.enter("forward")
@@ -62,7 +62,7 @@ def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
 
     with (
         mock.patch.object(learner.policy, "hidden_states", timed_hidden_states),
-        mock.patch.object(learner_module, "flow_loss", timed_flow_loss),
+        mock.patch.object(flow_module, "flow_loss", timed_flow_loss),
         mock.patch.object(learner, "_step", timed_step),
     ):
         yield

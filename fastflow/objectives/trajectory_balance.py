@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +17,7 @@ import torch
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import with_literal_tokens
 from fastflow.errors import FastflowError
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known about n trajectories before the policy's head runs.
-
-    length: (n,) response tokens |y|. base_logprob: (n,) log p_base(y), nats. penalty: (n,) psi, nats per token, 0 or
-    negative. reward: (n,) reward, normalised within the group; zeros where there is none.
-    """
-
-    length: torch.Tensor
-    base_logprob: torch.Tensor
-    penalty: torch.Tensor
-    reward: torch.Tensor
-
+from fastflow.objectives.objective import Evidence
 
 Terms = tuple[torch.Tensor, torch.Tensor]  # length_scale (n,), log_target (n,)
 

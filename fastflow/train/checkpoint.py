@@ -68,8 +68,8 @@ def _save_trainer(
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True)
-    if learner.log_z_head is not None:
-        save_file(learner.log_z_head.state_dict(), directory / "log_z.safetensors")
+    if learner.objective.log_z_head is not None:
+        save_file(learner.objective.log_z_head.state_dict(), directory / "log_z.safetensors")
     tensors, settings = _flatten_optimizer(learner.optimizer.state_dict())
     save_file(tensors, directory / "optimizer.safetensors")
     state = {

@@ -10,7 +10,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -30,9 +29,8 @@ from fastflow.models.scoring import (
     to_flat_order,
     token_logprobs,
 )
-from fastflow.objectives.log_z import LearnedLogZ, group_mean
-from fastflow.objectives.trajectory_balance import OBJECTIVES, Evidence
-from fastflow_kernels import FlowLoss, flow_loss
+from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 
 
 class NonFiniteError(FastflowError):
@@ -49,12 +47,11 @@ class Learner:
         self.policy = policy
         self.base = base
         self.config = config
-        self.log_z_head = None
+        self.objective = FlowObjective(config.objective, config.importance, policy)
         optim = config.optim
         trained = [{"params": policy.parameters(), "lr": optim.lr}]
-        if config.objective.log_z == "learned":
-            self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device)
-            trained.append({"params": list(self.log_z_head.parameters()), "lr": optim.log_z_lr})
+        if own := self.objective.parameters():
+            trained.append({"params": own, "lr": optim.log_z_lr})
         self.optimizer = torch.optim.AdamW(
             trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
             fused=True,  # one pass over each parameter, on CUDA and on a CPU, and no temporaries
@@ -74,12 +71,13 @@ class Learner:
         batches = [batch.to(device) for batch in pack(groups, self.config.batch.tokens_per_microbatch)]
         with _timed(seconds, "score", device):
             base_tokens = [token_logprobs(self.base, batch) for batch in batches]
-            known = self._known_terms(groups, batches, base_tokens, penalty, reward)
+            facts = self._facts(groups, batches, base_tokens, penalty, reward)
+            loss_of = self.objective.losses(self.policy, facts)
         with _timed(seconds, "train", device):
             self.policy.model.train()
             self.free_gradients()
-            outputs = [self._accumulate(batch, known) for batch in batches]
-            loss, grad_norm, lr = self._step([output for output, _ in outputs])
+            outputs = [self._accumulate(loss_of, batch) for batch in batches]
+            loss, grad_norm, lr = self._step(outputs)
 
         def flat(values: list[torch.Tensor]) -> torch.Tensor:
             return to_flat_order(batches, values).cpu()
@@ -88,16 +86,16 @@ class Learner:
             loss=loss,
             grad_norm=grad_norm,
             lr=lr,
-            length=known.length.cpu(),
-            group=known.group.cpu(),
-            logprob=flat([output.logprob for output, _ in outputs]),
-            base_logprob=known.base_logprob.cpu(),
-            behaviour_logprob=known.behaviour_logprob.cpu(),
-            residual=flat([output.residual for output, _ in outputs]),
-            log_z=flat([log_z for _, log_z in outputs]),
-            weight=flat([output.weight for output, _ in outputs]),
-            raw_ratio=flat([output.raw_ratio for output, _ in outputs]),
-            token_logprobs=split_tokens(batches, [output.token_logprob for output, _ in outputs]),
+            length=facts.length.cpu(),
+            group=facts.group.cpu(),
+            logprob=flat([output.logprob for output in outputs]),
+            base_logprob=facts.base_logprob.cpu(),
+            behaviour_logprob=facts.behaviour_logprob.cpu(),
+            residual=flat([output.residual for output in outputs]),
+            log_z=flat([output.log_z for output in outputs]),
+            weight=flat([output.weight for output in outputs]),
+            raw_ratio=flat([output.raw_ratio for output in outputs]),
+            token_logprobs=split_tokens(batches, [output.token_logprob for output in outputs]),
             base_token_logprobs=split_tokens(batches, base_tokens),
             microbatches=len(batches),
             tokens=sum(batch.tokens for batch in batches),
@@ -113,49 +111,27 @@ class Learner:
         """Optimiser updates done so far."""
         return self.schedule.last_epoch
 
-    def _known_terms(self, groups, batches, base_tokens, penalty, reward) -> _KnownTerms:
-        """Everything in the residual but log pi."""
-        settings, device = self.config.objective, self.policy.device
+    def _facts(self, groups, batches, base_tokens, penalty, reward) -> Facts:
+        device = self.policy.device
         length = torch.tensor([len(entry) for entry in flatten(groups)], dtype=torch.float64, device=device)
-        base = to_flat_order(batches, [sum_per_sequence(*pair) for pair in zip(base_tokens, batches, strict=True)])
-        evidence = Evidence(
+        return Facts(
             length=length,
-            base_logprob=base,
+            group=group_index(groups).to(device),
+            base_logprob=to_flat_order(
+                batches, [sum_per_sequence(*pair) for pair in zip(base_tokens, batches, strict=True)]
+            ),
+            behaviour_logprob=behaviour_logprob(groups).to(device),
             penalty=torch.zeros_like(length) if penalty is None else penalty.to(length),
             reward=torch.zeros_like(length) if reward is None else reward.to(length),
         )
-        length_scale, log_target = OBJECTIVES[settings.name](evidence, settings)
-        group, behaviour = group_index(groups).to(device), behaviour_logprob(groups).to(device)
-        optimum = group_mean(log_target - length_scale * behaviour, group)
-        if self.log_z_head is not None:
-            self.log_z_head.calibrate(optimum)
-        return _KnownTerms(length, group, base, behaviour, length_scale, log_target, optimum)
 
-    def _accumulate(self, batch: PackedBatch, known: _KnownTerms) -> tuple[FlowLoss, torch.Tensor]:
-        """Forward and backward of one micro-batch. Returns the op's outputs and the log_z (S,) that went in."""
-        hidden = self.policy.hidden_states(batch)
-        chosen, importance = batch.sequences, self.config.importance
-        log_z = known.group_mean_log_z[chosen].float() if self.log_z_head is None else self.log_z_head(hidden, batch)
-        response_hidden, weight, bias = self.policy.head_inputs(hidden[batch.rows])
-        output = flow_loss(
-            response_hidden,
-            weight,
-            batch.targets,
-            batch.response_cu_seqlens,
-            log_z=log_z,
-            log_target=known.log_target[chosen],
-            length_scale=known.length_scale[chosen],
-            behaviour_logprob=known.behaviour_logprob[chosen],
-            clip_low=importance.clip_low,
-            clip_high=importance.clip_high,
-            ratio=importance.ratio,
-            normaliser=len(known.length),
-            bias=bias,
-        )
+    def _accumulate(self, loss_of: LossOfMicrobatch, batch: PackedBatch) -> MicrobatchLoss:
+        """Forward and backward of one micro-batch."""
+        output = loss_of(self.policy.hidden_states(batch), batch)
         output.loss.backward()
-        return output._replace(loss=output.loss.detach()), log_z.detach()
+        return output._replace(loss=output.loss.detach())
 
-    def _step(self, outputs: list[FlowLoss]) -> tuple[float, float, float]:
+    def _step(self, outputs: list[MicrobatchLoss]) -> tuple[float, float, float]:
         """Clip, check and step. Returns loss, gradient norm of the policy before clipping, and learning rate."""
         loss = float(sum(output.loss for output in outputs))
         norms = [
@@ -175,19 +151,6 @@ class Learner:
             self.schedule.step()
             self.policy.version += 1
         return loss, norms[0], lr
-
-
-@dataclass(frozen=True)
-class _KnownTerms:
-    """(n,) float64 tensors on the device, in flat order."""
-
-    length: torch.Tensor
-    group: torch.Tensor
-    base_logprob: torch.Tensor
-    behaviour_logprob: torch.Tensor
-    length_scale: torch.Tensor
-    log_target: torch.Tensor
-    group_mean_log_z: torch.Tensor
 
 
 def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:

@@ -49,7 +49,7 @@ def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> Sav
     widest = torch.float32 if adapters and export_dtype == "auto" else None
     dtype = widest if export_dtype == "auto" else getattr(torch, export_dtype)
     trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
-    head = [] if learner.log_z_head is None else list(learner.log_z_head.parameters())
+    head = learner.objective.parameters()
     return SaveSize(
         policy=sum(weight.numel() * (dtype or weight.dtype).itemsize for weight in weights),
         adapter=_bytes(adapters),

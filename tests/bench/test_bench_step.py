@@ -26,7 +26,7 @@ from bench.steps.padding import padded_batches
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import Lengths, draw_groups, response_lengths, sequence_lengths
 from fastflow.data.trajectory import flatten
-from fastflow.train import learner as learner_module
+from fastflow.objectives import flow as flow_module
 
 TINY = ModelShape("tiny", 16, 32, 4, 2, 97, tied=True, layers=2)
 LENGTHS = Lengths(prompts=3, responses_per_prompt=4, longest_prompt=6, mean_response=7, longest_response=20)
@@ -112,9 +112,9 @@ def test_the_policies_stay_together_over_updates(settings, groups):
 
 
 def test_marks_leave_the_learner_as_it_was(settings, groups):
-    contestant, before = PackedContestant(settings), learner_module.flow_loss
+    contestant, before = PackedContestant(settings), flow_module.flow_loss
     update(contestant, groups)
-    assert learner_module.flow_loss is before
+    assert flow_module.flow_loss is before
     assert "_step" not in vars(contestant.learner) and "hidden_states" not in vars(contestant.learner.policy)
 
 

@@ -35,7 +35,7 @@ class TestCounts:
         config = configure(models / "qwen3", objective__log_z=log_z, lora__rank=rank)
         learner = Learner(*load_models(config.model, config.lora), config, total_updates=1)
         learner.update(make_groups(rng))
-        trained, head = learner.policy.parameters(), learner.log_z_head
+        trained, head = learner.policy.parameters(), learner.objective.log_z_head
         own = [] if head is None else list(head.parameters())
         moments = [value for entry in trained for value in learner.optimizer.state[entry].values()]
         rows = rows_of(config)

@@ -91,14 +91,14 @@ def test_a_wrong_gradient_is_noticed(monkeypatch):
 
 
 def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
-    from fastflow.train import learner
+    from fastflow.objectives import flow
 
     def averages_locally(*inputs, normaliser, log_z, **others):
         return right(*inputs, normaliser=len(log_z), log_z=log_z, **others)
 
-    right = learner.flow_loss
+    right = flow.flow_loss
     assert checks.microbatch_check(seed=1).passed
-    monkeypatch.setattr(learner, "flow_loss", averages_locally)
+    monkeypatch.setattr(flow, "flow_loss", averages_locally)
     assert not checks.microbatch_check(seed=1).passed
 
 

@@ -1,0 +1,56 @@
+"""The trajectory-balance family as an objective: one call of `flow_loss` for each micro-batch."""
+
+from __future__ import annotations
+
+import torch
+
+from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
+from fastflow.data.packing import PackedBatch
+from fastflow.models.packed import PackedModel
+from fastflow.objectives.log_z import LearnedLogZ, group_mean
+from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
+from fastflow.objectives.trajectory_balance import OBJECTIVES
+from fastflow_kernels import flow_loss
+
+
+class FlowObjective:
+    """PowerFlow and its relatives. log_z_head: the network of log_z, or None where the group's mean takes its place."""
+
+    def __init__(self, settings: ObjectiveConfig, importance: ImportanceConfig, policy: PackedModel):
+        self._settings = settings
+        self._importance = importance
+        self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device) if settings.log_z == "learned" else None
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [] if self.log_z_head is None else list(self.log_z_head.parameters())
+
+    def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
+        """The residual's known terms for all trajectories; log_z starts at the first update's optimum."""
+        importance = self._importance
+        length_scale, log_target = OBJECTIVES[self._settings.name](facts, self._settings)
+        optimum = group_mean(log_target - length_scale * facts.behaviour_logprob, facts.group)
+        if self.log_z_head is not None:
+            self.log_z_head.calibrate(optimum)
+
+        def loss(hidden: torch.Tensor, batch: PackedBatch) -> MicrobatchLoss:
+            chosen = batch.sequences
+            log_z = optimum[chosen].float() if self.log_z_head is None else self.log_z_head(hidden, batch)
+            response_hidden, weight, bias = policy.head_inputs(hidden[batch.rows])
+            output = flow_loss(
+                response_hidden,
+                weight,
+                batch.targets,
+                batch.response_cu_seqlens,
+                log_z=log_z,
+                log_target=log_target[chosen],
+                length_scale=length_scale[chosen],
+                behaviour_logprob=facts.behaviour_logprob[chosen],
+                clip_low=importance.clip_low,
+                clip_high=importance.clip_high,
+                ratio=importance.ratio,
+                normaliser=len(facts.length),
+                bias=bias,
+            )
+            return MicrobatchLoss(**output._asdict(), log_z=log_z.detach())
+
+        return loss
