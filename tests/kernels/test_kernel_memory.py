@@ -15,10 +15,10 @@ from fastflow_kernels import (
     head_gradient,
     linear_logprob,
     linear_logprob_operator,
-    native,
     reference,
     torch_projector,
 )
+from fastflow_kernels.cpu import native
 from kernel_problems import make_problem
 
 ROWS, WIDTH, VOCABULARY, BLOCK_ROWS = 96, 8, 512, 16
