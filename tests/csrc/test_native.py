@@ -92,7 +92,7 @@ class TestLoaded:
         if native.library() is None or not sys.platform.startswith("linux"):
             pytest.skip(native.why_not() or "needs Linux's list of what a process has mapped")
         program = (
-            "from pathlib import Path\nfrom fastflow_kernels import native\nassert native.library()\n"
+            "from pathlib import Path\nfrom fastflow_kernels.cpu import native\nassert native.library()\n"
             "mapped = {line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line}\nprint(len(mapped))"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
