@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastflow.config.schema import DataConfig
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
 def describe_first(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> str:
     """Text and token ids of the first of the prompts, and what stands before and behind the record's own words."""
     first = prompts[0]
+    ids = first.ids.tolist()
     before, behind = _additions(first, settings)
     lines = [
-        f"The first of {len(prompts)} prompts, {first.source}, in {len(first.ids)} tokens:",
+        f"The first of {len(prompts)} prompts, {first.source}, in {len(ids)} tokens:",
         f"  text   {_quoted(first.text)}",
-        f"  ids    {first.ids.tolist()}",
-        f"  before the record's words  {_quoted(before)}",
-        f"  behind the record's words  {_quoted(behind)}",
+        f"  ids    {ids}",
     ]
-    if not settings.chat_template:
-        own = OwnTokens.of(tokenizer)
-        spelt = first.ids[: len(own.before)].tolist() == list(own.before) and first.text.startswith(
-            tokenizer.decode(list(own.before)) or "\0"
-        )
-        lines[3] = f"  added in front by the tokenizer  {'nothing' if spelt else _tokens(own.before, tokenizer)}"
-        if own.behind:
-            lines.append(f"  left out, which the tokenizer would put behind  {_tokens(own.behind, tokenizer)}")
+    if settings.chat_template:
+        lines.append(f"  before the record's words  {_quoted(before)}")
+    else:
+        spelt = len(tokenizer(first.text, add_special_tokens=False)["input_ids"])
+        lines.append(f"  added in front by the tokenizer  {_tokens(ids[: len(ids) - spelt], tokenizer)}")
+    lines.append(f"  behind the record's words  {_quoted(behind)}")
+    left_out = () if settings.chat_template else OwnTokens.of(tokenizer).behind
+    if left_out:
+        lines.append(f"  left out, which the tokenizer would put behind  {_tokens(left_out, tokenizer)}")
     return "\n".join(lines)
 
 
@@ -45,7 +46,7 @@ def _additions(prompt: Prompt, settings: DataConfig) -> tuple[str, str]:
     return (prompt.text[:start], prompt.text[end + len(last) :]) if min(start, end) >= 0 else (prompt.text, "")
 
 
-def _tokens(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     return ", ".join(f"{_quoted(tokenizer.convert_ids_to_tokens(i))} ({i})" for i in ids) or "nothing"
 
 

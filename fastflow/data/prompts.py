@@ -63,11 +63,12 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, sett
     prompts, dropped = [], []
     for place, record in records:
         text = render(place, record, tokenizer, settings)
-        ids = own.in_front_of(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if len(ids) == len(own.before) and not text:
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not bare:
             raise FastflowError(
                 f"{place}: the prompt {text!r} has no tokens; remove the record or fill data.prompt_field"
             )
+        ids = own.in_front_of(bare)
         if len(ids) > settings.max_prompt_tokens:
             if settings.overlong == "error":
                 raise FastflowError(

@@ -63,8 +63,9 @@ class TestRawText:
         """A text of no tokens would say that all special tokens stand behind it."""
         vocabulary = {piece: index for index, piece in enumerate([END, "<start>", *"0123456789"])}
         digits = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocabulary, [])), eos_token=END)
-        assert digits("a", add_special_tokens=False)["input_ids"] == []
         assert tokens(put_around(digits, "<start> $A <end>"), "12") == ["<start>", "1", "2"]
+        with pytest.raises(FastflowError, match=r"^p\.jsonl:1: the prompt 'a' has no tokens"):
+            tokens(digits, "a")
 
     def test_a_start_that_the_text_spells_is_not_doubled(self, tokenizer):
         put_around(tokenizer, "<start> $A <end>")
@@ -149,6 +150,10 @@ class TestDryRun:
         assert f'#   added in front by the tokenizer  "<start>" ({start})\n' in said
         assert "#   behind the record's words  nothing\n" in said
         assert f'#   left out, which the tokenizer would put behind  "{END}" ({end})\n' in said
+
+    def test_a_start_that_the_text_spells_was_not_added(self, tokenizer, dry_run):
+        said = dry_run(put_around(tokenizer, "<start> $A <end>"), "<start>ab")
+        assert "#   added in front by the tokenizer  nothing\n" in said
 
     def test_a_chat_prompt(self, tokenizer, dry_run):
         said = dry_run(tokenizer, [{"role": "user", "content": "ab"}], chat_template="true", suffix=".")

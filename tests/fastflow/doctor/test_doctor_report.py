@@ -14,7 +14,7 @@ from fastflow.doctor.report import as_report, without_privacy
 
 FOUND = [
     Check("torch", OK, "2.13.0+cpu, 8 threads"),
-    Check("native", OK, "avx512, loaded from /home/ada.l/work/secret-project/.venv/lib/python3.11/_native.so"),
+    Check("native", OK, "avx512, loaded from /home/ada.l/secret-project/.venv/lib/python3.11/_native.so"),
     Check("peft", BROKEN, "OSError: ~/private/models/thing.bin on box7.example: no", "pip install x", required=True),
 ]
 
