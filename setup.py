@@ -25,6 +25,7 @@ REQUIRED = [
     "rich>=13.7",  # progress bar and tables
     "jinja2>=3.1",  # the HTML report's template
     "matplotlib>=3.8",  # the report's plots
+    "jaxtyping>=0.2.34",  # shapes in the types of public functions; nothing checks them while a run trains
 ]
 
 EXTRAS = {
@@ -57,6 +58,9 @@ EXTRAS["test"] = [
     "hypothesis>=6.100",  # shapes and edge cases nobody thought of
     "ruff>=0.8",  # lint
     "import-linter>=2.1",  # the order of the rooms
+    "mypy>=1.15",  # types
+    "types-PyYAML>=6",
+    "beartype>=0.20",  # checks the shapes that jaxtyping names while the tests run
 ]
 
 setup(
@@ -73,7 +77,7 @@ setup(
         *find_packages("kernels"),
     ],
     package_dir={"fastflow": "fastflow", "fastflow_kernels": "kernels/fastflow_kernels"},
-    package_data={"fastflow.report": ["*.j2", "*.css"]},
+    package_data={"fastflow": ["py.typed"], "fastflow.report": ["*.j2", "*.css"], "fastflow_kernels": ["py.typed"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildNative, "bdist_wheel": TaggedWheel},
     install_requires=REQUIRED,
