@@ -11,11 +11,11 @@ from jaxtyping import install_import_hook
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: the Triton kernels run on the CPU, slowly
 
-# Public functions whose tensors have named shapes; beartype checks them in every test.
+# Public functions whose tensors have named shapes; shape_checks.py checks them in every test.
 SHAPED_MODULES = [
     "fastflow_kernels.reference",
 ]
-install_import_hook(SHAPED_MODULES, "beartype.beartype")
+install_import_hook(SHAPED_MODULES, "shape_checks.checked")
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
