@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 
 from fastflow import __version__
+from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
 
@@ -48,15 +49,8 @@ def _run(arguments: list[str]) -> int:
     return parsed.run(parsed)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of printing its usage and exiting; subcommands inherit the class."""
-
-    def error(self, message: str):
-        raise FastflowError(f"{message}; see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="fastflow",
         description="Fine-tune language models without labels or rewards: sharpen or flatten their own distribution.",
     )

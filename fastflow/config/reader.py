@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
+from fastflow.config.parser import CommandParser
 from fastflow.config.presets import PRESETS
 from fastflow.config.schema import Config, sections
 from fastflow.config.setting import help_text, suggest
@@ -52,7 +53,7 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
         raise FastflowError("a setting's value is nested too deeply to be read; see fastflow train --help") from error
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise FastflowError(_one_line(error, file)) from error
-    made = {
+    made: dict[str, Any] = {
         name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
         for name, section in sections().items()
     }
@@ -102,13 +103,10 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
 
 def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
     """The values of --config and --preset, which lie under everything else, and the remaining arguments."""
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek = CommandParser(prog="fastflow train", add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     peek.add_argument("--preset")
-    try:
-        found, rest = peek.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise FastflowError(_one_line(error, None)) from error
+    found, rest = peek.parse_known_args(list(arguments))
     return found.config, found.preset, rest
 
 

@@ -6,13 +6,16 @@ Values come, later over earlier, from the defaults here, a preset, a YAML file a
 
 from __future__ import annotations
 
-import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastflow.config.setting import Section, setting
 from fastflow.errors import FastflowError
+
+LogZ = Literal["learned", "group_mean"]
+Ratio = Literal["sequence", "token_mean"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class ObjectiveConfig(Section):
         "powerflow", "Member of the trajectory-balance family; all but powerflow are there for comparison"
     )
     alpha: float = setting(4.0, "Power of the base distribution: above 1 sharpens, below 1 flattens", above=0)
-    log_z: Literal["learned", "group_mean"] = setting(
+    log_z: LogZ = setting(
         "learned",
         "Log normaliser: a small network on the prompt (paper), or the group's mean at the rollout",
     )
@@ -165,7 +168,7 @@ class ObjectiveConfig(Section):
 class ImportanceConfig(Section):
     """The clipped importance weight that corrects for updates since the rollout."""
 
-    ratio: Literal["sequence", "token_mean"] = setting(
+    ratio: Ratio = setting(
         "sequence", "pi / pi_old over the whole response (paper), or its geometric mean per token (calmer)"
     )
     clip_low: float = setting(0.2, "The weight is at least 1 - clip_low (FlowRL's value)", at_least=0, at_most=1)
@@ -323,4 +326,4 @@ class Config:
 
 def sections() -> dict[str, type[Section]]:
     """The sections of Config by name, in order."""
-    return {entry.name: entry.default_factory for entry in dataclasses.fields(Config)}
+    return typing.get_type_hints(Config)

@@ -26,7 +26,7 @@ def setting(
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "bounds": bounds})
 
 
-def help_text(entry: dataclasses.Field) -> str:
+def help_text(entry: dataclasses.Field[Any]) -> str:
     """What `--help` shows for a field: its help, unit and range."""
     allowed = " and ".join(f"{word} {bound:g}" for word, bound in entry.metadata["bounds"].items() if bound is not None)
     notes = "; ".join(note for note in (entry.metadata["unit"], allowed) if note)

@@ -47,7 +47,8 @@ def _additions(prompt: Prompt, settings: DataConfig) -> tuple[str, str]:
 
 
 def _tokens(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return ", ".join(f"{_quoted(tokenizer.convert_ids_to_tokens(i))} ({i})" for i in ids) or "nothing"
+    tokens = zip(tokenizer.convert_ids_to_tokens(list(ids)), ids, strict=True)
+    return ", ".join(f"{_quoted(token)} ({i})" for token, i in tokens) or "nothing"
 
 
 def _quoted(text: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from fastflow.data.text_file import read_text
 from fastflow.errors import FastflowError
 
-SPACE = re.compile(r"\s*")
+VISIBLE = re.compile(r"\S")
 DEEPEST = 100  # levels of nesting that every later step can walk and write again
 
 
@@ -50,15 +50,16 @@ def _is_spread_out(text: str) -> bool:
 def _values(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects one after another, and those in an array."""
     end, line = 0, 1
-    while (position := SPACE.match(text, end).end()) < len(text):
+    while found := VISIBLE.search(text, end):
+        position = found.start()
         line += text.count("\n", end, position)
         with _parsing(f"{path}:{line}", whole=path):
             value, end = json.JSONDecoder().raw_decode(text, position)
         if isinstance(value, list):
-            found = [(f"{path}: entry {number} of the array", entry) for number, entry in enumerate(value, start=1)]
+            records = [(f"{path}: entry {number} of the array", entry) for number, entry in enumerate(value, start=1)]
         else:
-            found = [(f"{path}:{line}", value)]
-        for place, record in found:
+            records = [(f"{path}:{line}", value)]
+        for place, record in records:
             _check_object(place, record, "each record")
             yield place, record
         line += text.count("\n", position, end)

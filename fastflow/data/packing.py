@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch with its tensors on `device`, but for response_cu_seqlens."""
-        moved = {
+        moved: dict[str, Any] = {
             entry.name: value.to(device, non_blocking=True)
             for entry in fields(self)
             if isinstance(value := getattr(self, entry.name), torch.Tensor) and entry.name != "response_cu_seqlens"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -96,17 +96,18 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
     """The whole text of a prompt, as its tokens spell it."""
     value = prompt_of(place, record, settings)
     if not settings.chat_template:
-        return value + settings.suffix
+        return cast(str, value) + settings.suffix  # prompt_of refuses messages here
     messages = _with_additions(place, value, settings)
     goes_on = ends_with_answer(messages)
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=not goes_on,
             continue_final_message=goes_on,
             **(settings.template_arguments or {}),
         )
+        return cast(str, text)  # as tokenize=False promises
     except Exception as error:  # a template is arbitrary jinja, and may raise anything
         raise FastflowError(f"{place}: the chat template refuses this prompt: {error}") from error
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fastflow.errors import FastflowError
 
@@ -31,7 +31,8 @@ INCOMPLETE = "\ufffd"  # what a tokenizer gives for bytes that are no character 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """What the tokens say, special ones included."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return cast(str, text)  # a list for a batch only
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

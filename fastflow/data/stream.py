@@ -20,7 +20,7 @@ class PromptStream:
 
     def take(self, count: int) -> list[Prompt]:
         """The next `count` prompts; runs on into the next epoch."""
-        taken = []
+        taken: list[Prompt] = []
         while len(taken) < count:
             order = self._order()
             chosen = order[self._position : self._position + count - len(taken)]
@@ -37,7 +37,7 @@ class PromptStream:
     def load_state(self, state: dict[str, int]) -> None:
         self._epoch, self._position = state["epoch"], state["position"]
 
-    def _order(self) -> Sequence[int]:
+    def _order(self) -> range | np.ndarray:
         if not self._shuffle:
             return range(len(self._prompts))
         return np.random.default_rng([self._seed, self._epoch]).permutation(len(self._prompts))

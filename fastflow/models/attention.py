@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -21,7 +22,25 @@ from fastflow.errors import FastflowError
 NAME = "fastflow_packed"
 WINDOW_BLOCK = 256  # queries of one call under a sliding window that is shorter
 
-PackedAttention = Callable[..., torch.Tensor]
+
+class Kernel(Protocol):
+    """Attends query (H, T, E) to key and value (H_kv, T, E), each sequence to itself; returns (T, H, E).
+
+    cu_seqlens: (S+1,) int32; lengths: the same on the host. window: tokens before each that it sees; -1 for all.
+    """
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        lengths: tuple[int, ...],
+        *,
+        scaling: float,
+        dropout: float,
+        window: int,
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +61,7 @@ def register() -> None:
 
 
 @functools.cache
-def _outside_compiled_layers() -> PackedAttention:
+def _outside_compiled_layers() -> Callable[..., tuple[torch.Tensor, None]]:
     """The attention function as torch.compile leaves it alone: it reads lengths on the host."""
     return torch.compiler.disable(packed_attention)
 
@@ -105,25 +124,39 @@ def choose_kernel(requested: str, device: torch.device, dtype: torch.dtype) -> s
     return requested
 
 
-def _sdpa(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    lengths: tuple[int, ...],
+    *,
+    scaling: float,
+    dropout: float,
+    window: int,
+) -> torch.Tensor:
     """Sequences of similar length share one padded call: under a causal mask, padding on the right is never seen."""
     heads, _, width = query.shape
     if query.is_cuda and query.dtype == torch.float32:  # there, only a kernel that keeps all scores shares heads
         key, value = (states.repeat_interleave(heads // len(states), 0) for states in (key, value))
     buckets, order = _sdpa_plan(lengths, query.device)
+    attend = functools.partial(
+        scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[0] != key.shape[0]
+    )
     outputs = []
     for positions in buckets:
         batch = [states.transpose(0, 1)[positions].transpose(1, 2) for states in (query, key, value)]
-        options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[0] != key.shape[0]}
         if 0 <= window < positions.shape[1] - 1:
-            attended = _windowed(*batch, window=window, **options)
+            attended = _windowed(attend, *batch, window=window)
         else:
-            attended = scaled_dot_product_attention(*batch, is_causal=True, **options)
+            attended = attend(*batch, is_causal=True)
         outputs.append(attended.transpose(1, 2).reshape(-1, heads, width))
     return torch.cat(outputs).index_select(0, order)
 
 
-def _windowed(query, key, value, *, window, **options):
+def _windowed(
+    attend: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int
+) -> torch.Tensor:
     """Causal attention to the `window` tokens before each: a block of queries at a time, with the keys that it sees."""
     length, outputs = query.shape[2], []
     block = max(window, WINDOW_BLOCK)
@@ -134,7 +167,7 @@ def _windowed(query, key, value, *, window, **options):
         )
         seen = (distance >= 0) & (distance <= window)
         part = (query[:, :, start:end], key[:, :, first:end], value[:, :, first:end])
-        outputs.append(scaled_dot_product_attention(*part, attn_mask=seen, **options))
+        outputs.append(attend(*part, attn_mask=seen))
     return torch.cat(outputs, dim=2)
 
 
@@ -172,21 +205,31 @@ def _similar_lengths(lengths: tuple[int, ...]) -> list[list[int]]:
     return buckets
 
 
-def _varlen(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    lengths: tuple[int, ...],
+    *,
+    scaling: float,
+    dropout: float,
+    window: int,
+) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     if dropout:
         raise FastflowError("model.attention = varlen has no attention dropout; set the model's attention_dropout to 0")
-    options = {}
+    attend: Callable[..., Any] = varlen_attn
     if query.shape[0] != key.shape[0]:
         if varlen_shares_heads():
-            options["enable_gqa"] = True
+            attend = functools.partial(attend, enable_gqa=True)
         else:
             key, value = (states.repeat_interleave(query.shape[0] // len(states), 0) for states in (key, value))
     longest = max(lengths)
-    return varlen_attn(
+    return attend(
         *(states.transpose(0, 1) for states in (query, key, value)),
-        cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(window, 0), **options,
+        cu_seqlens, cu_seqlens, longest, longest, scale=scaling, window_size=(window, 0),
     )  # fmt: skip
 
 
@@ -198,7 +241,17 @@ def varlen_shares_heads() -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
-def _flash_attn(query, key, value, cu_seqlens, lengths, *, scaling, dropout, window):
+def _flash_attn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    lengths: tuple[int, ...],
+    *,
+    scaling: float,
+    dropout: float,
+    window: int,
+) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func
 
     longest = max(lengths)
@@ -209,4 +262,4 @@ def _flash_attn(query, key, value, cu_seqlens, lengths, *, scaling, dropout, win
     )  # fmt: skip
 
 
-_KERNELS: dict[str, PackedAttention] = {"sdpa": _sdpa, "varlen": _varlen, "flash_attn": _flash_attn}
+_KERNELS: dict[str, Kernel] = {"sdpa": _sdpa, "varlen": _varlen, "flash_attn": _flash_attn}

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -41,7 +41,8 @@ def arrange_layers(model: PreTrainedModel, *, compiled: bool = False, checkpoint
     recomputed = recomputed_layers(len(layers), checkpoint_share)
     for index, layer in enumerate(layers):
         if compiled or index < recomputed:
-            run = _packed_forward(type(layer), compiled=compiled, recomputed=index < recomputed)
+            # mypy takes the __hash__ of a module's instances for that of its class, here and below
+            run = _packed_forward(type(layer), compiled=compiled, recomputed=index < recomputed)  # type: ignore[arg-type]
             layer.forward = MethodType(run, layer)  # a method, so that a copy of the model runs its own weights
 
 
@@ -55,11 +56,11 @@ def check_compiler(device: torch.device) -> None:
 
 
 @functools.cache
-def _packed_forward(layer_class: type[torch.nn.Module], *, compiled: bool, recomputed: bool) -> Callable:
+def _packed_forward(layer_class: type[torch.nn.Module], *, compiled: bool, recomputed: bool) -> Callable[..., Any]:
     plain = layer_class.forward
-    packed = _compiled_forward(layer_class) if compiled else plain
+    packed = _compiled_forward(layer_class) if compiled else plain  # type: ignore[arg-type]
 
-    def run(layer: torch.nn.Module, *inputs, **options):
+    def run(layer: torch.nn.Module, *inputs: Any, **options: Any) -> Any:
         if "sequence_lengths" not in options:
             return plain(layer, *inputs, **options)
         if recomputed and layer.training and torch.is_grad_enabled():
@@ -70,7 +71,7 @@ def _packed_forward(layer_class: type[torch.nn.Module], *, compiled: bool, recom
 
 
 @functools.cache
-def _compiled_forward(layer_class: type[torch.nn.Module]) -> Callable:
+def _compiled_forward(layer_class: type[torch.nn.Module]) -> Callable[..., Any]:
     """One for all layers and all lengths: their weights are inputs of the compiled code, lengths its symbols."""
     import torch._dynamo
 

@@ -111,9 +111,10 @@ def _directory(path: str) -> Path | None:
     from transformers.utils import cached_file
 
     try:
-        return Path(cached_file(path, "config.json", local_files_only=True)).parent
-    except (OSError, TypeError):
+        file = cached_file(path, "config.json", local_files_only=True)
+    except OSError:
         return None
+    return Path(file).parent if file else None
 
 
 def _weights(directory: Path) -> dict[str, Path]:
@@ -124,7 +125,7 @@ def _weights(directory: Path) -> dict[str, Path]:
         return {name: directory / file for name, file in places.items()}
     from safetensors import SafetensorError, safe_open
 
-    found = {}
+    found: dict[str, Path] = {}
     for file in sorted(directory.glob("model*.safetensors")):
         with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="np") as tensors:
             found |= dict.fromkeys(tensors.keys(), file)

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -68,7 +68,7 @@ def fuse_layers(model: PreTrainedModel) -> None:
     family = model.config.model_type
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of kernels for other hardware
     liger = need("liger_kernel.transformers", extra="liger", purpose="model.fused_layers = liger")
-    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    module: Any = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     before = dict(vars(module))
     getattr(liger, f"apply_liger_kernel_to_{family}")(
         rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model

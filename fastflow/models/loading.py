@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 
@@ -20,16 +20,24 @@ if TYPE_CHECKING:
 FAMILIES = ("llama", "qwen2", "qwen3")
 
 
+class LoadedNames(TypedDict):
+    """Weights that a model has and its files lack, and the reverse."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+
+
 def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     """A transformers causal LM of a supported family from a local directory or a hub id."""
     from transformers import AutoModelForCausalLM
 
     config = read_config(path, trust_remote_code=settings.trust_remote_code)
     with loading(path, "model"):
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        model_and_names = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
             use_safetensors=True, output_loading_info=True,
         )  # fmt: skip
+    model, loaded = cast("tuple[PreTrainedModel, LoadedNames]", model_and_names)  # output_loading_info makes it a pair
     check_names(path, loaded["unexpected_keys"])
     check_tie(path, model.config, loaded["missing_keys"])
     if missing := sorted(loaded["missing_keys"]):

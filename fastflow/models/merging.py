@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Protocol, TypeGuard
 
 import torch
 
@@ -39,22 +40,38 @@ class RoundingLoss:
         return math.sqrt(float(sum(self._error)) / update) if update else 0.0
 
 
-def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+class AdaptedLayer(Protocol):
+    """A linear layer with LoRA adapters by peft. Tables are by the adapter's name; r: rank."""
+
+    base_layer: torch.nn.Linear
+    active_adapters: list[str]
+    lora_A: Mapping[str, torch.nn.Linear]  # in features -> r
+    lora_B: Mapping[str, torch.nn.Linear]  # r -> out features
+    r: Mapping[str, int]
+    scaling: Mapping[str, float]
+    fan_in_fan_out: bool
+
+
+def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
     """The layers of a model that carry LoRA adapters, with their names."""
     for name, layer in model.named_modules():
-        if hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight"):
+        if _is_adapted(layer):
             yield name, layer
 
 
-def weight_update(layer: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+def _is_adapted(layer: object) -> TypeGuard[AdaptedLayer]:
+    return hasattr(layer, "lora_A") and hasattr(layer, "get_delta_weight")
+
+
+def weight_update(layer: AdaptedLayer, dtype: torch.dtype) -> torch.Tensor:
     """What the active adapter adds to the weight of its layer: scale * B A, computed in `dtype`."""
     adapter = layer.active_adapters[0]
-    down, up = (getattr(layer, side)[adapter].weight.detach().to(dtype) for side in ("lora_A", "lora_B"))
+    down, up = (side[adapter].weight.detach().to(dtype) for side in (layer.lora_A, layer.lora_B))
     update = (up @ down) * layer.scaling[adapter]
     return update.T if layer.fan_in_fan_out else update
 
 
-def merged_weight(layer: torch.nn.Module, dtype: torch.dtype, loss: RoundingLoss | None = None) -> torch.Tensor:
+def merged_weight(layer: AdaptedLayer, dtype: torch.dtype, loss: RoundingLoss | None = None) -> torch.Tensor:
     """Weight and update added in float64 and rounded once. loss: is told what the rounding costs."""
     before = layer.base_layer.weight.detach()
     update = weight_update(layer, torch.float64)

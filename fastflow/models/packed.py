@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -24,7 +24,9 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import TypeIs
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,14 @@ class PackedModel:
     optimiser updates that the weights have seen.
     """
 
-    def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False, layers: str = PLAIN):
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        kernel: str = "sdpa",
+        autocast: bool = False,
+        layers: str = PLAIN,
+    ):
         attention.register()
         self.model = model
         self.kernel = kernel
@@ -49,7 +58,7 @@ class PackedModel:
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model, without the peft wrapper."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return cast("PreTrainedModel", self.model.get_base_model()) if has_adapters(self.model) else self.model
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +127,7 @@ class PackedModel:
             config._attn_implementation = attention.NAME
             self.model.train(was_training)
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
@@ -127,8 +136,8 @@ class PackedModel:
 class FrozenModel(PackedModel):
     """A separate copy of the weights that never changes."""
 
-    def __init__(self, model: PreTrainedModel, **options):
-        super().__init__(model, **options)
+    def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False, layers: str = PLAIN):
+        super().__init__(model, kernel=kernel, autocast=autocast, layers=layers)
         model.requires_grad_(False).eval()
 
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
@@ -140,20 +149,28 @@ class AdaptersOff:
     """The base under LoRA: the policy itself with its adapters switched off, at no extra memory."""
 
     def __init__(self, policy: PackedModel):
+        if not has_adapters(policy.model):
+            raise TypeError("the policy has no adapters that could be switched off")
         self.policy = policy
         self.vocab_size = policy.vocab_size
+        self._adapted = policy.model
 
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
-        was_training = self.policy.model.training
-        self.policy.model.eval()
+        was_training = self._adapted.training
+        self._adapted.eval()
         try:
-            with torch.no_grad(), self.policy.model.disable_adapter():
+            with torch.no_grad(), self._adapted.disable_adapter():
                 return self.policy.hidden_states(batch)
         finally:
-            self.policy.model.train(was_training)
+            self._adapted.train(was_training)
 
     def head_inputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         return self.policy.head_inputs(hidden)
+
+
+def has_adapters(model: PreTrainedModel | PeftModel) -> TypeIs[PeftModel]:
+    """Whether it is a peft model around a transformers model. Does not need peft to be installed."""
+    return hasattr(model, "get_base_model")
 
 
 def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
@@ -174,25 +191,28 @@ def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, P
         read_config(path, trust_remote_code=settings.trust_remote_code)
     check_same_tokens(settings)
     device = resolve_device(settings.device)
-    options = {
-        "kernel": attention.choose_kernel(
-            settings.attention, device, torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype)
-        ),
-        "autocast": settings.autocast,
-    }
-    model = load_causal_lm(settings.path, settings).to(device)
-    options["layers"] = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
+    dtype, autocast = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype), settings.autocast
+    kernel = attention.choose_kernel(settings.attention, device, dtype)
+    model = load_causal_lm(settings.path, settings)
+    move(model, device)
+    layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
+    adapted = with_adapters(model, lora) if lora.rank else model
+    policy = PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
     if lora.rank:
-        policy = PackedModel(with_adapters(model, lora), **options)
         return policy, AdaptersOff(policy)
-    policy = PackedModel(model, **options)
     base_model = load_causal_lm(settings.base or settings.path, settings)
-    if settings.autocast:
+    if autocast:
         hold_in_bfloat16(base_model)
-    options["layers"] = prepare_layers(base_model.to(device), settings)
-    base = FrozenModel(base_model, **options)
+    move(base_model, device)
+    layers = prepare_layers(base_model, settings)
+    base = FrozenModel(base_model, kernel=kernel, autocast=autocast, layers=layers)
     check_same_vocabulary(policy, base, settings)
     return policy, base
+
+
+def move(model: torch.nn.Module, device: torch.device) -> None:
+    """Bring all weights of a model to a device, in place."""
+    model.to(device)
 
 
 def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_share: float = 0.0) -> str:
@@ -250,7 +270,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> torch.nn.Module:
+def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     peft = need("peft", extra="lora", purpose="lora.rank above 0")
     targets = lora.targets if lora.targets == "all-linear" else [name.strip() for name in lora.targets.split(",")]
     if ends := {"lm_head", "embed_tokens"}.intersection(targets):

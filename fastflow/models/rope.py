@@ -82,6 +82,7 @@ def fix_frequencies(model: PreTrainedModel, longest: int) -> None:
         return
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    module: Any  # a rotary embedding of transformers, which declares no types for its attributes
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope" and hasattr(module, "inv_freq"):
             frequencies, scaling = ROPE_INIT_FUNCTIONS["longrope"](module.config, module.inv_freq.device, longest)

@@ -26,9 +26,7 @@ def check_same_tokens(settings: ModelConfig) -> None:
     """
     if settings.base is None or settings.base == settings.path:
         return
-    theirs = _tokens(settings.base, settings)
-    ours = None if theirs is None else _tokens(settings.path, settings)
-    if ours is None:
+    if (theirs := _tokens(settings.base, settings)) is None or (ours := _tokens(settings.path, settings)) is None:
         return
     for token in sorted(ours):
         if theirs.get(token) != ours[token]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +61,14 @@ class Judge:
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
         if self._reward is not None:
-            scores = [self._score(*pair) for pair in zip(texts, records, strict=True)]
+            scores = [self._score(self._reward, *pair) for pair in zip(texts, records, strict=True)]
             reward = normalise_rewards(
                 torch.tensor(scores, dtype=torch.float64), [len(group.trajectories) for group in groups]
             )
         return Judgement(texts, well_formed, penalty, reward, scores)
 
-    def _score(self, text: str, record: dict[str, Any]) -> float:
-        score = self._reward(text, record)
+    def _score(self, reward: Callable[..., Any], text: str, record: dict[str, Any]) -> float:
+        score = reward(text, record)
         try:
             number = float(score)
         except (TypeError, ValueError):

@@ -17,6 +17,8 @@ class LearnedLogZ(nn.Module):
     sequences fall into micro-batches.
     """
 
+    calibrated: torch.Tensor
+
     def __init__(self, width: int):
         super().__init__()
         self.body = nn.Sequential(*(layer for _ in range(2) for layer in _block(width)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.run.output_file import writable
 
@@ -63,13 +63,8 @@ def run(request: Request) -> int:
     return 0 if result.fits else DOES_NOT_FIT
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise FastflowError(f"{message}; see fastflow plan --help")
-
-
-def _own_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _own_parser() -> CommandParser:
+    parser = CommandParser(
         prog="fastflow plan",
         usage="fastflow plan [--preset NAME] [--config FILE] [--SECTION.SETTING VALUE ...] [--memory GIB] "
         "[--json FILE]",
