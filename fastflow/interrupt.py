@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from fastflow.errors import FastflowError
 
@@ -61,7 +62,7 @@ def stop_on_signals() -> Iterator[None]:
         times.append(now)
         raise StopRequest(number)
 
-    if getattr(signal.getsignal(signal.SIGTERM), "is_ours", False):
+    if isinstance(signal.getsignal(signal.SIGTERM), _Handler):
         yield
         return
     with _handling(stop):
@@ -114,14 +115,23 @@ def tell(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class _Handler:
+    """What a signal calls, of a type of its own, so that `stop_on_signals` recognises itself."""
+
+    react: Callable[[int, object], None]
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.react(number, frame)
+
+
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, object], None]) -> Iterator[None]:
+def _handling(react: Callable[[int, object], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler.is_ours = True
     heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, handler) for number in heard}
+    before = {number: signal.signal(number, _Handler(react)) for number in heard}
     try:
         yield
     finally:

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastflow.config.reader import read_config
-from fastflow.config.schema import ModelConfig
+from fastflow.config.schema import Config, ModelConfig
 from fastflow.demo.comparison import print_comparison
 from fastflow.demo.small_model import encode_prompt, make_model, make_tokenizer, pretrain
-from fastflow.demo.tasks import STORIES, SUMS, Task
+from fastflow.demo.tasks import STORIES, SUMS, Task, judge
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel, end_ids, load_causal_lm, load_tokenizer
 from fastflow.report.command import write_combined
@@ -84,7 +84,7 @@ def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Co
     return results
 
 
-def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int, engine: str):
+def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int, engine: str) -> Config:
     """The configuration of `fastflow train --preset demo` with this task's settings."""
     settings = {
         "model.path": base,
@@ -137,7 +137,7 @@ def evaluate_model(task: Task, path: Path, *, temperature: float, held_out: list
     sampler = LocalSampler(model, eos_ids=end_ids(model, tokenizer), max_sequences=512)
     prompts = [encode_prompt(task.prompt(topic), tokenizer, {"topic": list(topic)}) for topic in held_out]
     params = SamplingParams(temperature=temperature, max_response_tokens=task.max_response_tokens)
-    return task.judge(sampler, tokenizer, prompts, params, seed, greedy=temperature == 1.0)
+    return judge(task, sampler, tokenizer, prompts, params, seed, greedy=temperature == 1.0)
 
 
 @contextmanager

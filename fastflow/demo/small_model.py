@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from fastflow.models.packed import PackedModel
 from fastflow_kernels import linear_logprob
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END, UNKNOWN = "<end>", "<unknown>"
 
@@ -85,7 +85,7 @@ def pretrain(
         on_step(loss.item())
 
 
-def encode_prompt(text: str, tokenizer: PreTrainedTokenizerFast, record: dict | None = None) -> Prompt:
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any] | None = None) -> Prompt:
     return Prompt(np.array(tokenizer(text)["input_ids"], dtype=np.int64), text, record or {})
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastflow.data.trajectory import Prompt
+from fastflow.data.trajectory import Group, Prompt
 from fastflow.demo import stories, sums
 from fastflow.evaluate import metrics as evaluate
 from fastflow.rollout.sampler import Sampler, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EVALUATION_SAMPLES = 16
 
@@ -21,7 +25,8 @@ class Task:
     """One direction of the knob.
 
     topics: (seed, held_out) -> topics to train on, topics held out. prompt, respond: the corpus on one topic.
-    judge: see judge_sums. settings: what differs from the `demo` preset.
+    measure: metrics of sampled groups and their texts. is_correct: whether a response answers its prompt, where answers
+    are right or wrong. settings: what differs from the `demo` preset.
     labels: names in the comparison of the base, of the base at token-wise temperature 1/alpha, and of the policy.
     """
 
@@ -33,50 +38,55 @@ class Task:
     topics: Callable[[int, int], tuple[list[Any], list[Any]]]
     prompt: Callable[[Any], str]
     respond: Callable[[Any, np.random.Generator], str]
-    judge: Callable[..., dict[str, Any]]
+    measure: Callable[[Sequence[Group], Sequence[Sequence[str]]], dict[str, Any]]
     pretraining_steps: int
     settings: dict[str, Any]
     max_response_tokens: int
+    is_correct: evaluate.Test | None = None
     held_out: int = 64
 
 
-def judge_sums(
-    sampler: Sampler, tokenizer, prompts: list[Prompt], params: SamplingParams, seed: int, *, greedy: bool
+def judge(
+    task: Task,
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    params: SamplingParams,
+    seed: int,
+    *,
+    greedy: bool,
 ) -> dict[str, Any]:
-    """Accuracy, greedy accuracy, pass@k, boxed share, length and entropies on held-out additions."""
+    """The task's own measures, length and entropies of sampled responses.
 
-    def correct(text: str, prompt: Prompt) -> bool:
-        return sums.is_correct(text, tuple(prompt.record["topic"]))
-
-    groups, texts = evaluate.sample_texts(
-        sampler, tokenizer, prompts, samples=EVALUATION_SAMPLES, params=params, seed=seed
-    )
-    metrics = {
-        "accuracy": evaluate.share(groups, texts, correct),
-        "pass_at": evaluate.pass_at(groups, texts, correct),
-        "boxed_share": evaluate.share(groups, texts, lambda text, _: sums.is_boxed(text)),
-        **evaluate.common_metrics(groups),
-    }
-    if greedy:
-        params = SamplingParams(temperature=0, max_response_tokens=params.max_response_tokens)
-        greedy_groups, greedy_texts = evaluate.sample_texts(
-            sampler, tokenizer, prompts, samples=1, params=params, seed=seed
-        )
-        metrics["greedy_accuracy"] = evaluate.share(greedy_groups, greedy_texts, correct)
+    greedy: also the accuracy of greedy decoding, where the task has right answers.
+    """
+    sample = functools.partial(evaluate.sample_texts, sampler, tokenizer, prompts, seed=seed)
+    groups, texts = sample(samples=EVALUATION_SAMPLES, params=params)
+    metrics = task.measure(groups, texts) | evaluate.common_metrics(groups)
+    if greedy and task.is_correct is not None:
+        likeliest = SamplingParams(temperature=0, max_response_tokens=params.max_response_tokens)
+        metrics["greedy_accuracy"] = evaluate.share(*sample(samples=1, params=likeliest), task.is_correct)
     return metrics
 
 
-def judge_stories(
-    sampler: Sampler, tokenizer, prompts: list[Prompt], params: SamplingParams, seed: int, *, greedy: bool
-) -> dict[str, Any]:
-    """Valid share, distinct responses, length and entropies on held-out topics. Greedy decoding says nothing here."""
-    groups, texts = evaluate.sample_texts(
-        sampler, tokenizer, prompts, samples=EVALUATION_SAMPLES, params=params, seed=seed
-    )
+def sum_is_correct(text: str, prompt: Prompt) -> bool:
+    return sums.is_correct(text, tuple(prompt.record["topic"]))
+
+
+def measure_sums(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Accuracy, pass@k and the share of answers in a box."""
+    return {
+        "accuracy": evaluate.share(groups, texts, sum_is_correct),
+        "pass_at": evaluate.pass_at(groups, texts, sum_is_correct),
+        "boxed_share": evaluate.share(groups, texts, lambda text, _: sums.is_boxed(text)),
+    }
+
+
+def measure_stories(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Shares of valid and of distinct responses."""
     return {
         "valid_share": evaluate.share(groups, texts, lambda text, prompt: stories.is_valid(text, prompt.record)),
         "distinct_share": evaluate.distinct_share(texts),
-        **evaluate.common_metrics(groups),
     }
 
 
@@ -89,7 +99,8 @@ SUMS = Task(
     topics=sums.all_pairs,
     prompt=sums.prompt,
     respond=sums.write_response,
-    judge=judge_sums,
+    measure=measure_sums,
+    is_correct=sum_is_correct,
     pretraining_steps=700,
     max_response_tokens=48,
     settings={"run.steps": 100},
@@ -104,7 +115,7 @@ STORIES = Task(
     topics=stories.all_topics,
     prompt=stories.prompt,
     respond=stories.write_response,
-    judge=judge_stories,
+    measure=measure_stories,
     pretraining_steps=550,
     max_response_tokens=24,
     settings={

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import comb
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +12,20 @@ from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Group, Prompt, flatten
 from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Test = Callable[[str, Prompt], bool]  # (response text, prompt) -> passed
 
 
 def sample_texts(
-    sampler: Sampler, tokenizer, prompts: Sequence[Prompt], *, samples: int, params: SamplingParams, seed: int
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    params: SamplingParams,
+    seed: int,
 ) -> tuple[list[Group], list[list[str]]]:
     """`samples` responses for each prompt, as groups and as text."""
     groups = sampler.sample(requests_for(prompts, samples, seed=seed, step=0), params)
@@ -56,6 +65,6 @@ def distinct_share(texts: Sequence[Sequence[str]]) -> float:
     return float(np.mean([len(set(responses)) / len(responses) for responses in texts]))
 
 
-def _outcomes(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> Any:
+def _outcomes(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> Iterator[bool]:
     for group, responses in zip(groups, texts, strict=True):
         yield from (test(response, group.prompt) for response in responses)

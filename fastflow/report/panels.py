@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 
@@ -36,7 +37,7 @@ class Panel:
 def panels(objective: str) -> list[tuple[str, list[Panel]]]:
     """All curves, in named groups. `objective` decides the residual's unit."""
     residual_unit = "nats per response" if objective in ("tb_trajectory", "tb_token") else "nats per token"
-    percent = {"unit": "%", "scale": 100.0, "from_zero": True}
+    percent = functools.partial(Panel, unit="%", scale=100.0, from_zero=True)
     # fmt: off
     return [
         ("Towards the target", [
@@ -51,10 +52,10 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
                 Mark("length_p10", "10th to 90th percentile", "blue", "band", "length_p90"),
                 Mark("length_p50", "median"), Mark("length_mean", "mean", "orange"),
                 Mark("length_max", "longest", "muted", "dashed")), from_zero=True),
-            Panel("flaws", "Cut, malformed, repetitive", marks=(
+            percent("flaws", "Cut, malformed, repetitive", marks=(
                 Mark("truncated_share", "cut at the length limit", "orange"),
                 Mark("malformed_share", "malformed", "purple"),
-                Mark("repetition", "repeated 4-grams", "green")), **percent),
+                Mark("repetition", "repeated 4-grams", "green"))),
             Panel("reward", "Reward", "mean, before it is normalised", (Mark("reward_mean", "mean"),)),
             Panel("sequence_entropy", "Entropy per response", "nats", (
                 Mark("sequence_entropy", "entropy"),), from_zero=True),
@@ -70,9 +71,9 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
             Panel("ratio", "Importance ratio", "π / π_old, before clipping", (
                 Mark("ratio_p01", "1st to 99th percentile", "blue", "band", "ratio_p99"),
                 Mark("ratio_p50", "median")), may_be_log=True),
-            Panel("weights", "Clipped weights", marks=(
+            percent("weights", "Clipped weights", marks=(
                 Mark("effective_sample_size", "effective sample size"),
-                Mark("clipped_share", "clipped", "orange")), **percent),
+                Mark("clipped_share", "clipped", "orange"))),
             Panel("mismatch", "Sampler against trainer", "nats per token, absolute difference", (
                 Mark("mismatch_mean", "mean"), Mark("mismatch_p99", "99th percentile", "orange")), from_zero=True,
                 may_be_log=True),

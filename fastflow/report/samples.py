@@ -39,10 +39,11 @@ def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
     policy, base = ((sample.get(name) or [])[: len(tokens)] for name in ("logprobs", "base_logprobs"))
     spans = [_coloured_token(*entry) for entry in itertools.zip_longest(tokens, policy, base)]
     head, tail = TOKENS_SHOWN
-    endings = {"stop": "ended by itself", "length": "cut at the length limit"}
+    endings: dict[object, str] = {"stop": "ended by itself", "length": "cut at the length limit"}
+    formats: dict[object, str] = {True: "well-formed", False: "malformed"}
     facts = [("step", sample["step"]), ("length", f"{sample.get('length', len(tokens))} tokens"),
              ("", endings.get(sample.get("finish_reason"), "")),
-             ("", {True: "well-formed", False: "malformed"}.get(sample.get("well_formed"), ""))]  # fmt: skip
+             ("", formats.get(sample.get("well_formed"), ""))]  # fmt: skip
     measured = {"mean log π": "mean_logprob", "mean log p_base": "mean_base_logprob"}
     measured |= {"residual": "residual", "weight": "weight"}
     facts += [(label, number(sample[name])) for label, name in measured.items() if is_number(sample.get(name))]

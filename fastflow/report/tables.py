@@ -96,7 +96,7 @@ def training_table(steps: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _flatten(metrics: dict[str, Any]) -> dict[str, Any]:
     """A table within the metrics, such as pass_at, becomes entries of its own: pass_at@1."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in metrics.items():
         flat |= {f"{name}@{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
     return flat
@@ -133,9 +133,11 @@ def _model_name(name: str) -> str:
 
 def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
     """{model: {k: share of prompts solved within k attempts}}, of the models with more than one k."""
-    curves = {}
+    curves: dict[str, dict[int, float]] = {}
     for model, metrics in evaluation.items():
-        found = metrics.get("pass_at") if isinstance(metrics.get("pass_at"), dict) else {}
+        found = metrics.get("pass_at")
+        if not isinstance(found, dict):
+            continue
         curve = {int(k): value for k, value in found.items() if str(k).isdigit() and is_number(value)}
         curves |= {_model_name(model): curve} if len(curve) > 1 else {}
     return curves

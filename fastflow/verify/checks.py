@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig, OptimConfig, RolloutConfig, RunConfig
+from fastflow.config.schema import (
+    BatchConfig,
+    Config,
+    LogZ,
+    ObjectiveConfig,
+    OptimConfig,
+    Ratio,
+    RolloutConfig,
+    RunConfig,
+)
 from fastflow.data.trajectory import Prompt
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.rollout.local import LocalSampler
@@ -26,7 +35,7 @@ from fastflow.verify.exact import (
     train_policy,
     train_table,
 )
-from fastflow_kernels import flow_loss, reference
+from fastflow_kernels import FlowLoss, flow_loss, reference
 
 # The largest values that pass. Those for tables and transformers bound the total variation, KL(policy || target) in
 # nats, and |log_z - lambda| in nats per token alike.
@@ -64,14 +73,15 @@ class Size:
     responses: int = 512
     learned: tuple[float, ...] = (2.0,)
 
-    def tables(self) -> list[tuple[float, str]]:
+    def tables(self) -> list[tuple[float, LogZ]]:
         """(alpha, log_z) of every table that is trained."""
-        return [(alpha, log_z) for alpha in TABLE_BOUNDS for log_z in ("group_mean", "learned")]
+        choices: tuple[LogZ, ...] = ("group_mean", "learned")
+        return [(alpha, log_z) for alpha in TABLE_BOUNDS for log_z in choices]
 
-    def transformers(self) -> list[tuple[float, str]]:
+    def transformers(self) -> list[tuple[float, LogZ]]:
         """(alpha, log_z) of every transformer that is trained."""
-        group_mean = [(alpha, "group_mean") for alpha in TRANSFORMER_BOUNDS]
-        return group_mean + [(alpha, "learned") for alpha in self.learned]
+        group_mean: list[tuple[float, LogZ]] = [(alpha, "group_mean") for alpha in TRANSFORMER_BOUNDS]
+        return [*group_mean, *((alpha, "learned") for alpha in self.learned)]
 
     def total_updates(self) -> int:
         return len(self.tables()) * self.table_updates + len(self.transformers()) * self.updates
@@ -83,7 +93,7 @@ QUICK = Size(tokens=3, limit=3, table_updates=200, updates=150, responses=256, l
 def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_update: Callable[[], None]) -> list[Check]:
     """All checks in order; `on_phase` hears what is being trained, `on_update` that one more update is done."""
     space = SequenceSpace(size.tokens, size.limit)
-    checks = [gradient_check(ratio, seed) for ratio in ("sequence", "token_mean")]
+    checks = [gradient_check("sequence", seed), gradient_check("token_mean", seed)]
     checks += [microbatch_check(seed), sampler_check(space, seed)]
     for alpha, log_z in size.tables():
         on_phase(title("table", alpha, log_z))
@@ -94,7 +104,7 @@ def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_upd
     return checks
 
 
-def gradient_check(ratio: str, seed: int) -> Check:
+def gradient_check(ratio: Ratio, seed: int) -> Check:
     """The fused loss in float32 against float64 autograd of its definition, on a random packed batch.
 
     Lengths from 0 to 39; the importance weights are clipped at both ends. Errors are shares of the largest entry.
@@ -118,14 +128,14 @@ def gradient_check(ratio: str, seed: int) -> Check:
         "behaviour_logprob": torch.stack([part.sum() for part in logprob]) + spread * normal(len(length)),
     }
 
-    def gradients(op: Callable, dtype: torch.dtype) -> list[torch.Tensor]:
+    def gradients(op: Callable[..., FlowLoss], dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (hidden.clone(), weight.clone(), log_z.clone())]
         op(
             *inputs[:2], targets, boundaries,
             log_z=inputs[2], **{name: value.to(dtype) for name, value in known.items()},
             clip_low=0.2, clip_high=0.28, ratio=ratio, normaliser=len(length),
         ).loss.backward()  # fmt: skip
-        return [tensor.grad.double() for tensor in inputs]
+        return [_gradient(tensor) for tensor in inputs]
 
     pairs = zip(gradients(flow_loss, torch.float32), gradients(reference.flow_loss, torch.float64), strict=True)
     value = max(_relative(*pair) for pair in pairs)
@@ -147,7 +157,7 @@ def microbatch_check(seed: int) -> Check:
             optim=OptimConfig(max_grad_norm=math.inf),
         )
         Learner(policy, base, config, total_updates=1).update(groups)
-        gradients.append([parameter.grad.double() for parameter in policy.parameters()])
+        gradients.append([_gradient(parameter) for parameter in policy.parameters()])
     value = max(_relative(*pair) for pair in zip(*gradients, strict=True))
     return Check("gradient, micro-batches", value, MICROBATCH_BOUND, "relative", "one batch")
 
@@ -166,7 +176,7 @@ def sampler_check(space: SequenceSpace, seed: int) -> Check:
 
 
 def table_checks(
-    space: SequenceSpace, alpha: float, log_z: str, size: Size, seed: int, on_update: Callable[[], None]
+    space: SequenceSpace, alpha: float, log_z: LogZ, size: Size, seed: int, on_update: Callable[[], None]
 ) -> list[Check]:
     """A table of logits trained under the exact expectation, without sampling, against the exact target."""
 
@@ -194,7 +204,7 @@ def transformer_checks(space: SequenceSpace, config: Config, on_update: Callable
     )  # fmt: skip
 
 
-def transformer_config(space: SequenceSpace, alpha: float, log_z: str, size: Size, seed: int) -> Config:
+def transformer_config(space: SequenceSpace, alpha: float, log_z: LogZ, size: Size, seed: int) -> Config:
     """What the transformer is trained with: default objective and importance weights, a large learning rate.
 
     The tight gradient norm keeps the first updates from driving modes out of the samples, whence they never return.
@@ -230,7 +240,7 @@ def make_models(space: SequenceSpace, seed: int) -> tuple[PackedModel, PackedMod
     return PackedModel(model), FrozenModel(copy.deepcopy(model))
 
 
-def _prompt(space: SequenceSpace):
+def _prompt(space: SequenceSpace) -> Prompt:
     """One token; the end-of-sequence token serves, so that no further token needs a row in the head."""
 
     return Prompt(np.array([space.eos_id]), source="fastflow verify")
@@ -254,6 +264,11 @@ def _distances(
     ]  # fmt: skip
     error = abs(reached_log_z - optimal_log_z)
     return [*checks, Check(f"{title}: log_z", error, bound, "nats/token", f"exact {optimal_log_z:.3g}")]
+
+
+def _gradient(tensor: torch.Tensor) -> torch.Tensor:
+    assert tensor.grad is not None, "the backward pass left no gradient"
+    return tensor.grad.double()
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
