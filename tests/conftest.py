@@ -14,6 +14,16 @@ if not torch.cuda.is_available():
 # Public functions whose tensors have named shapes; shape_checks.py checks them in every test.
 SHAPED_MODULES = [
     "fastflow_kernels.reference",
+    "fastflow.data.packing",
+    "fastflow.data.trajectory",
+    "fastflow.data.update",
+    "fastflow.models.packed",
+    "fastflow.models.scoring",
+    "fastflow.objectives.flow",
+    "fastflow.objectives.judging",
+    "fastflow.objectives.log_z",
+    "fastflow.objectives.objective",
+    "fastflow.objectives.trajectory_balance",
 ]
 install_import_hook(SHAPED_MODULES, "shape_checks.checked")
 

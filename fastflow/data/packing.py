@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
 
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 
@@ -22,24 +24,23 @@ class PackedBatch:
     The last token of a response is never an input, since nothing is predicted from it: a sequence of P prompt and R
     response tokens occupies P + R - 1 inputs (P when R is 0).
 
-    input_ids: (T,) int64. position_ids: (T,) int64, from 0 in each sequence. cu_seqlens: (S+1,) int32, where each
-    sequence starts and the last one ends. rows: (N,) int64, inputs whose next token is a response token.
-    targets: (N,) int64, that next token. response_cu_seqlens: (S+1,) int32, boundaries within `rows`.
-    prompt_rows: (M,) int64, the inputs that are prompt tokens; prompt_owner: (M,) int64, each one's sequence.
-    sequences: (S,) int64, each sequence's place in the flat order of the trajectories.
+    sequences: each sequence's place in the flat order of the trajectories. position_ids: from 0 in each sequence.
+    cu_seqlens: where each sequence starts and the last one ends. rows: inputs whose next token is a response token.
+    targets: that next token. response_cu_seqlens: boundaries within `rows`. prompt_rows: the inputs that are prompt
+    tokens. prompt_owner: the sequence of each of them.
     lengths, response_lengths, prompt_lengths: the same counts on the host, so that no launch waits for the device;
     response_cu_seqlens stays there too, where flow_loss reads it.
     """
 
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    rows: torch.Tensor
-    targets: torch.Tensor
-    response_cu_seqlens: torch.Tensor
-    prompt_rows: torch.Tensor
-    prompt_owner: torch.Tensor
-    sequences: torch.Tensor
+    sequences: Int64[Tensor, " S"]
+    input_ids: Int64[Tensor, " T"]
+    position_ids: Int64[Tensor, " T"]
+    cu_seqlens: Int32[Tensor, " S+1"]
+    rows: Int64[Tensor, " N"]
+    targets: Int64[Tensor, " N"]
+    response_cu_seqlens: Int32[Tensor, " S+1"]
+    prompt_rows: Int64[Tensor, " M"]
+    prompt_owner: Int64[Tensor, " M"]
     lengths: tuple[int, ...]
     response_lengths: tuple[int, ...]
     prompt_lengths: tuple[int, ...]
@@ -53,7 +54,7 @@ class PackedBatch:
         moved: dict[str, Any] = {
             entry.name: value.to(device, non_blocking=True)
             for entry in fields(self)
-            if isinstance(value := getattr(self, entry.name), torch.Tensor) and entry.name != "response_cu_seqlens"
+            if isinstance(value := getattr(self, entry.name), Tensor) and entry.name != "response_cu_seqlens"
         }
         return replace(self, **moved)
 
@@ -111,13 +112,14 @@ def _assemble(items: list[tuple[int, Prompt, Trajectory]]) -> PackedBatch:
     rows = [starts[s] + prompt_lengths[s] - 1 + np.arange(response_lengths[s]) for s in spans]
     inputs = [np.concatenate([prompt.ids, trajectory.response_ids[:-1]]) for _, prompt, trajectory in items]
 
-    def ints(parts: list[np.ndarray]) -> torch.Tensor:
+    def ints(parts: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
-    def boundaries(counts: np.ndarray) -> torch.Tensor:
+    def boundaries(counts: np.ndarray) -> Tensor:
         return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
     return PackedBatch(
+        sequences=torch.tensor([index for index, _, _ in items]),
         input_ids=ints(inputs),
         position_ids=ints([np.arange(length) for length in lengths]),
         cu_seqlens=boundaries(lengths),
@@ -126,7 +128,6 @@ def _assemble(items: list[tuple[int, Prompt, Trajectory]]) -> PackedBatch:
         response_cu_seqlens=boundaries(response_lengths),
         prompt_rows=ints(prompt_rows),
         prompt_owner=ints([np.full(prompt_lengths[s], s) for s in spans]),
-        sequences=torch.tensor([index for index, _, _ in items]),
         lengths=tuple(lengths.tolist()),
         response_lengths=tuple(response_lengths.tolist()),
         prompt_lengths=tuple(prompt_lengths.tolist()),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from fastflow.errors import FastflowError
 
@@ -18,11 +19,11 @@ FinishReason = Literal["stop", "length"]
 class Prompt:
     """A tokenised prompt.
 
-    ids: (P,) int64, never empty. text: what the tokens spell. record: the source record, for reports, format checks
+    ids: never empty. text: what the tokens spell. record: the source record, for reports, format checks
     and rewards. source: file and line, or data set and row, for error messages.
     """
 
-    ids: np.ndarray
+    ids: Int64[np.ndarray, " P"]
     text: str = ""
     record: dict[str, Any] = field(default_factory=dict)
     source: str = ""
@@ -32,18 +33,18 @@ class Prompt:
 class Trajectory:
     """One response to a prompt.
 
-    response_ids: (R,) int64, the end-of-sequence token included when it was sampled. behaviour_logprobs: (R,) float32,
-    log-probability of each token under the distribution it was drawn from. finish_reason: "stop" (end of sequence, or
-    a stop text) or "length" (cut at the limit). seed: the request's seed. weight_version: optimiser updates that the
-    sampler's weights had seen. sampler_logprobs: the sampler's own, where behaviour_logprobs were recomputed since.
+    response_ids: the end-of-sequence token included when it was sampled. behaviour_logprobs: log-probability of each
+    token under the distribution it was drawn from, nats. finish_reason: "stop" (end of sequence, or a stop text) or
+    "length" (cut at the limit). seed: the request's seed. weight_version: optimiser updates that the sampler's weights
+    had seen. sampler_logprobs: the sampler's own, where behaviour_logprobs were recomputed since.
     """
 
-    response_ids: np.ndarray
-    behaviour_logprobs: np.ndarray
+    response_ids: Int64[np.ndarray, " R"]
+    behaviour_logprobs: Float32[np.ndarray, " R"]
     finish_reason: FinishReason
     seed: int = 0
     weight_version: int = 0
-    sampler_logprobs: np.ndarray | None = None
+    sampler_logprobs: Float32[np.ndarray, " R"] | None = None
 
     def __len__(self) -> int:
         """Response tokens, |y|."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import PackedBatch
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 logger = logging.getLogger(__name__)
+
+HeadInputs = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], Float[Tensor, " V"] | None]  # rows, weight, bias
 
 
 class PackedModel:
@@ -73,8 +77,8 @@ class PackedModel:
     def hidden_size(self) -> int:
         return self.head()[0].shape[1]
 
-    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
-        """Last-layer hidden states (T, D) of a PackedBatch, after the final norm."""
+    def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
+        """Last-layer hidden states of a PackedBatch, after the final norm."""
         rope.check_pass(self.causal_lm, max(batch.lengths))
         with self._autocast():
             output = self.causal_lm.get_decoder()(
@@ -87,13 +91,13 @@ class PackedModel:
             )
         return output.last_hidden_state[0]
 
-    def head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight (V, D) and bias (V,) or None of the language-model head, tied or not."""
+    def head(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
+        """Weight and bias of the language-model head, tied or not."""
         head = self.causal_lm.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
 
-    def head_inputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Hidden rows (N, D), head weight and bias as the fused ops take them.
+    def head_inputs(self, hidden: Float[Tensor, "N D"]) -> HeadInputs:
+        """Hidden rows, head weight and bias as the fused ops take them.
 
         Under autocast the rows are bfloat16 and the head stays float32: the ops multiply in the narrower of the
         two, and the head's gradient is not rounded.
@@ -101,8 +105,8 @@ class PackedModel:
         weight, bias = self.head()
         return hidden.to(torch.bfloat16 if self.autocast else weight.dtype), weight, bias
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (N, V) of a few hidden rows, in float32, multiplied as the fused ops do."""
+    def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """Logits of a few hidden rows, in float32, multiplied as the fused ops do."""
         with running_on(hidden.device):
             hidden, weight, bias = self.head_inputs(hidden)
             dtype = factor_dtype(hidden, weight)
@@ -140,7 +144,7 @@ class FrozenModel(PackedModel):
         super().__init__(model, kernel=kernel, autocast=autocast, layers=layers)
         model.requires_grad_(False).eval()
 
-    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
+    def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
         with torch.no_grad():
             return super().hidden_states(batch)
 
@@ -155,7 +159,7 @@ class AdaptersOff:
         self.vocab_size = policy.vocab_size
         self._adapted = policy.model
 
-    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
+    def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
         was_training = self._adapted.training
         self._adapted.eval()
         try:
@@ -164,7 +168,7 @@ class AdaptersOff:
         finally:
             self._adapted.train(was_training)
 
-    def head_inputs(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def head_inputs(self, hidden: Float[Tensor, "N D"]) -> HeadInputs:
         return self.policy.head_inputs(hidden)
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Float64, Int64
+from torch import Tensor
 
 from fastflow.data.packing import PackedBatch, pack
 from fastflow.data.trajectory import Group, flatten
@@ -15,29 +17,31 @@ from fastflow_kernels import linear_logprob
 
 
 @torch.no_grad()
-def token_logprobs(model: PackedModel | AdaptersOff, batch: PackedBatch) -> torch.Tensor:
-    """Log-probability (N,) float32 of every response token of the batch, at temperature 1."""
+def token_logprobs(model: PackedModel | AdaptersOff, batch: PackedBatch) -> Float32[Tensor, " N"]:
+    """Log-probability of every response token of the batch, at temperature 1."""
     hidden = model.hidden_states(batch)[batch.rows]
     hidden, weight, bias = model.head_inputs(hidden)
     return linear_logprob(hidden, weight, batch.targets, bias=bias)
 
 
-def sum_per_sequence(values: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-    """Sum (N,) values of response rows within each sequence -> (S,) float64."""
+def sum_per_sequence(values: Float[Tensor, " N"], batch: PackedBatch) -> Float64[Tensor, " S"]:
+    """Sum values of response rows within each sequence."""
     lengths = torch.tensor(batch.response_lengths)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(values.device)
     return values.new_zeros(len(lengths), dtype=torch.float64).index_add(0, owner, values.double())
 
 
-def to_flat_order(batches: Sequence[PackedBatch], per_sequence: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Per-batch (S,) tensors -> one (n,) float64 tensor in the flat order of the trajectories."""
+def to_flat_order(batches: Sequence[PackedBatch], per_sequence: Sequence[Float[Tensor, " _"]]) -> Float64[Tensor, " n"]:
+    """Join values per sequence, a tensor for each batch, into the flat order of the trajectories."""
     order = torch.cat([batch.sequences for batch in batches])
     values = torch.cat([tensor.double() for tensor in per_sequence])
     return torch.empty_like(values).index_copy(0, order, values)
 
 
-def split_tokens(batches: Sequence[PackedBatch], per_token: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Per-batch (N,) tensors -> one (|y|,) float32 array per trajectory, in flat order."""
+def split_tokens(
+    batches: Sequence[PackedBatch], per_token: Sequence[Float[Tensor, " _"]]
+) -> list[Float32[np.ndarray, " _"]]:
+    """Cut values per response token, a tensor for each batch, into one array per trajectory, in flat order."""
     arrays: dict[int, np.ndarray] = {}
     for batch, values in zip(batches, per_token, strict=True):
         parts = np.split(values.float().cpu().numpy(), np.cumsum(batch.response_lengths)[:-1])
@@ -62,13 +66,13 @@ def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: 
     ]
 
 
-def group_index(groups: Sequence[Group]) -> torch.Tensor:
-    """(n,) int64: the group of each trajectory in flat order."""
+def group_index(groups: Sequence[Group]) -> Int64[Tensor, " n"]:
+    """The group of each trajectory in flat order."""
     sizes = torch.tensor([len(group.trajectories) for group in groups])
     return torch.repeat_interleave(torch.arange(len(groups)), sizes)
 
 
-def behaviour_logprob(groups: Sequence[Group]) -> torch.Tensor:
-    """(n,) float64: each trajectory's summed behaviour log-prob."""
+def behaviour_logprob(groups: Sequence[Group]) -> Float64[Tensor, " n"]:
+    """The summed behaviour log-prob of each trajectory, nats."""
     sums = [trajectory.behaviour_logprobs.sum(dtype=np.float64) for trajectory in flatten(groups)]
     return torch.tensor(sums, dtype=torch.float64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
 from fastflow.data.packing import PackedBatch
@@ -32,7 +34,7 @@ class FlowObjective:
         if self.log_z_head is not None:
             self.log_z_head.calibrate(optimum)
 
-        def loss(hidden: torch.Tensor, batch: PackedBatch) -> MicrobatchLoss:
+        def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
             chosen = batch.sequences
             log_z = optimum[chosen].float() if self.log_z_head is None else self.log_z_head(hidden, batch)
             response_hidden, weight, bias = policy.head_inputs(hidden[batch.rows])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
@@ -28,8 +30,8 @@ class Judgement:
 
     text: list[str]
     well_formed: list[bool] | None
-    penalty: torch.Tensor
-    reward: torch.Tensor
+    penalty: Float64[Tensor, " n"]
+    reward: Float64[Tensor, " n"]
     scores: list[float] | None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor, nn
 
 from fastflow.data.packing import PackedBatch
 
@@ -17,7 +18,7 @@ class LearnedLogZ(nn.Module):
     sequences fall into micro-batches.
     """
 
-    calibrated: torch.Tensor
+    calibrated: Bool[Tensor, ""]
 
     def __init__(self, width: int):
         super().__init__()
@@ -27,8 +28,8 @@ class LearnedLogZ(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.register_buffer("calibrated", torch.tensor(False))
 
-    def forward(self, hidden: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """hidden (T, D) of the policy -> log_z (S,) float32. Gradient flows into the policy."""
+    def forward(self, hidden: Float[Tensor, "T D"], batch: PackedBatch) -> Float32[Tensor, " S"]:
+        """log_z from hidden states of the policy, into which its gradient flows."""
         dtype = self.out.weight.dtype
         count = torch.zeros(len(batch.lengths), dtype=dtype, device=hidden.device)
         count = count.index_add(0, batch.prompt_owner, torch.ones_like(batch.prompt_owner, dtype=dtype))
@@ -37,7 +38,7 @@ class LearnedLogZ(nn.Module):
         return self.out(self.body(total / count.unsqueeze(1))).squeeze(1).float()
 
     @torch.no_grad()
-    def calibrate(self, optimum: torch.Tensor) -> None:
+    def calibrate(self, optimum: Float[Tensor, " n"]) -> None:
         """Start the bias at the mean of the first batch's group means. Later calls do nothing."""
         if not self.calibrated:
             self.out.bias.fill_(float(optimum.mean()))
@@ -48,13 +49,13 @@ def _block(width: int) -> list[nn.Module]:
     return [nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)]
 
 
-def group_mean(negated_rest: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+def group_mean(negated_rest: Float[Tensor, " n"], group: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The log_z that makes each group's mean residual zero (GFlowRL, TBA): a constant, no network.
 
     The learner takes log pi from the rollout, so it is exact for the first update and a rollout old for later ones.
 
-    negated_rest: (n,) log_target - length_scale * log pi of each trajectory; group: (n,) int64 group of each.
-    Returns (n,): every trajectory's group mean.
+    negated_rest: log_target - length_scale * log pi of each trajectory. group: the group of each.
+    Returns every trajectory's group mean.
     """
     groups = int(group.max()) + 1 if len(group) else 0
     total = torch.zeros(groups, dtype=negated_rest.dtype, device=group.device).index_add(0, group, negated_rest)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
 
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
@@ -14,47 +16,48 @@ from fastflow.models.packed import PackedModel
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about n trajectories before the policy's head runs; float64.
+    """What is known about n trajectories before the policy's head runs.
 
-    length: (n,) response tokens |y|. base_logprob: (n,) log p_base(y), nats. penalty: (n,) psi, nats per token, 0 or
-    negative. reward: (n,) reward, normalised within the group; zeros where there is none.
+    length: response tokens |y|. base_logprob: log p_base(y), nats. penalty: psi, nats per token, 0 or negative.
+    reward: normalised within the group; zeros where there is none.
     """
 
-    length: torch.Tensor
-    base_logprob: torch.Tensor
-    penalty: torch.Tensor
-    reward: torch.Tensor
+    length: Float64[Tensor, " n"]
+    base_logprob: Float64[Tensor, " n"]
+    penalty: Float64[Tensor, " n"]
+    reward: Float64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
 class Facts(Evidence):
     """The same of all trajectories of an update, in flat order on the policy's device.
 
-    group: (n,) int64, the group of each. behaviour_logprob: (n,) float64 log pi_old(y), nats.
+    group: the group of each. behaviour_logprob: log pi_old(y), nats.
     """
 
-    group: torch.Tensor
-    behaviour_logprob: torch.Tensor
+    group: Int64[Tensor, " n"]
+    behaviour_logprob: Float64[Tensor, " n"]
 
 
-class MicrobatchLoss(NamedTuple):
+@dataclass(frozen=True)
+class MicrobatchLoss:
     """The loss of a micro-batch of S sequences with N response tokens, and what the metrics say of it.
 
-    loss: scalar, to be backpropagated once; those of an update's micro-batches add up to its loss. token_logprob: (N,)
-    under the policy. logprob: (S,) nats per response. residual, log_z: (S,). weight, raw_ratio: (S,) importance weight,
-    clipped and raw. All but `loss` carry no gradient.
+    loss: backpropagated once; the losses of an update's micro-batches add up to its loss. token_logprob: under the
+    policy. logprob: nats per response. weight, raw_ratio: importance weight, clipped and raw. Only `loss` carries
+    gradient.
     """
 
-    loss: torch.Tensor
-    token_logprob: torch.Tensor
-    logprob: torch.Tensor
-    residual: torch.Tensor
-    log_z: torch.Tensor
-    weight: torch.Tensor
-    raw_ratio: torch.Tensor
+    loss: Float[Tensor, ""]
+    token_logprob: Float[Tensor, " N"]
+    logprob: Float[Tensor, " S"]
+    residual: Float[Tensor, " S"]
+    log_z: Float[Tensor, " S"]
+    weight: Float[Tensor, " S"]
+    raw_ratio: Float[Tensor, " S"]
 
 
-LossOfMicrobatch = Callable[[torch.Tensor, PackedBatch], MicrobatchLoss]  # hidden (T, D) of the policy, its batch
+LossOfMicrobatch = Callable[[Float[Tensor, "T D"], PackedBatch], MicrobatchLoss]  # hidden states of the policy
 
 
 class Objective(Protocol):

@@ -13,13 +13,15 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import with_literal_tokens
 from fastflow.errors import FastflowError
 from fastflow.objectives.objective import Evidence
 
-Terms = tuple[torch.Tensor, torch.Tensor]  # length_scale (n,), log_target (n,)
+Terms = tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]  # length_scale, log_target
 
 
 def powerflow(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
@@ -78,7 +80,7 @@ def make_format_check(
     return lambda text, record: pattern.search(text) is not None
 
 
-def normalise_rewards(reward: torch.Tensor, responses_per_group: list[int]) -> torch.Tensor:
+def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int]) -> Float[Tensor, " n"]:
     """Zero mean and unit deviation within each group; a group of equal rewards gives zeros."""
     parts = [part - part.mean() for part in reward.split(responses_per_group)]
     return torch.cat([part / (part.std(correction=0) + 1e-6) for part in parts])

@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -129,7 +130,7 @@ class Learner:
         """Forward and backward of one micro-batch."""
         output = loss_of(self.policy.hidden_states(batch), batch)
         output.loss.backward()
-        return output._replace(loss=output.loss.detach())
+        return replace(output, loss=output.loss.detach())
 
     def _step(self, outputs: list[MicrobatchLoss]) -> tuple[float, float, float]:
         """Clip, check and step. Returns loss, gradient norm of the policy before clipping, and learning rate."""
