@@ -20,8 +20,8 @@ from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signa
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 when a check fails or a plan does not fit, 2 for a user's error, 130
-    after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+    """Run one command. Returns the exit code: 0; 1 when a check fails or a plan does not fit; 2 for refused input; 130
+    after Ctrl-C; 143 after SIGTERM; 129 after SIGHUP.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with stop_on_signals():
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["train"]:  # its options are read by jsonargparse
+    if arguments[:1] == ["train"]:  # jsonargparse reads its options
         return _train(arguments[1:])
     if arguments[:1] == ["plan"]:  # and so are these
         return _plan(arguments[1:])
@@ -56,13 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fastflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser("demo", help="sharpen and flatten two small models made here; about 3 minutes on a CPU")
+    demo = commands.add_parser("demo", help="make, sharpen and flatten two small models; about 3 minutes on a CPU")
     demo.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
-    demo.add_argument("--output", default="runs/demo", help="directory of everything it makes (default: runs/demo)")
+    demo.add_argument("--output", default="runs/demo", help="directory for all that it makes (default: runs/demo)")
     demo.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
     demo.add_argument(
         "--rollout.engine", dest="engine", choices=("local", "vllm"), default="local",
-        help="what samples while training (default: local)",
+        help="engine that samples while a policy trains (default: local)",
     )  # fmt: skip
     demo.set_defaults(run=_demo)
     commands.add_parser("plan", help="say whether a run fits the memory; see fastflow plan --help", add_help=False)
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.set_defaults(run=_report)
-    doctor = commands.add_parser("doctor", help="what is installed, what works, and what to do about the rest")
+    doctor = commands.add_parser("doctor", help="say what is installed, what works, and how to mend the rest")
     doctor.set_defaults(run=_doctor)
     from fastflow.doctor import command as doctor_command
     from fastflow.report import command as report_command
@@ -140,7 +140,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Our own warnings on the console; other libraries' chatter only when it matters."""
+    """Show our own warnings on the console, and of other libraries only what matters."""
     from rich.logging import RichHandler
 
     from fastflow.run.console import make_console
@@ -156,7 +156,7 @@ def _quiet_libraries() -> None:
 
 
 def _leave_dead_streams() -> None:
-    """Drop what a terminal or pipe that is gone did not take: flushed at the end, it would change the exit code."""
+    """Drop output that a closed terminal or pipe did not take. Flushed at the end, it would change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

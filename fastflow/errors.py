@@ -1,4 +1,4 @@
-"""Errors that are a user's to mend, and imports that are a user's to install."""
+"""Errors that a user can mend, and optional packages that a user can install."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from types import ModuleType
 
 
 class FastflowError(Exception):
-    """Something the user can mend. The message says what was wrong, where, and what to do.
+    """Something that the user can mend. The message says what was wrong, where, and what to do.
 
-    The command line prints it on one line and exits with code 2, or its own `exit_code`; no traceback.
+    The command line prints it on one line, without a traceback, and exits with `exit_code`.
     """
 
     exit_code = 2
 
 
 def need(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import an optional dependency, or say which extra installs it."""
+    """Import an optional dependency. Raises FastflowError that names the extra which installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

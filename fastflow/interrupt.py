@@ -1,7 +1,7 @@
 """Signals that ask a run to end: Ctrl-C, and SIGTERM and SIGHUP, which schedulers and closing terminals send.
 
-All three become one exception, and all three wait for a moment when nothing is half done. A signal that was ignored
-when the program started, as nohup ignores SIGHUP, stays ignored.
+All three become one exception. All three wait until nothing is half done. A signal that was ignored when the
+program started stays ignored, as SIGHUP under nohup.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from fastflow.errors import FastflowError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ONE_PRESS_SECONDS = 0.5  # two Ctrl-C closer than this are one, perhaps passed on by a program in between
+ONE_PRESS_SECONDS = 0.5  # two Ctrl-C that are closer count as one: a program in between may pass it on again
 
 
 class StopRequest(KeyboardInterrupt):
-    """A signal asks the program to end. It is a KeyboardInterrupt, so that what cleans up after a Ctrl-C does so."""
+    """A signal asks the program to end. Code that cleans up after KeyboardInterrupt cleans up after this too."""
 
     def __init__(self, number: int = signal.SIGINT):
         self.number = signal.Signals(number)
@@ -32,11 +32,11 @@ class StopRequest(KeyboardInterrupt):
 
 
 class GivenUp(StopRequest):
-    """A second Ctrl-C gave up the work that held the first signal back. number: of the first."""
+    """A second Ctrl-C gave up the work that held the first signal back. number: that of the first signal."""
 
 
 class RunStopped(FastflowError):
-    """A run that a signal ended; the message says what it left. exit_code: 128 and the signal's number."""
+    """A signal ended the run; the message says what the run left behind. exit_code: 128 plus the signal's number."""
 
     def __init__(self, message: str, stop: KeyboardInterrupt):
         super().__init__(message)
@@ -44,14 +44,14 @@ class RunStopped(FastflowError):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """128 and the signal's number, as shells do it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    """Return 128 plus the signal's number, as shells do: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise StopRequest in the main thread at the first signal. Later ones are ignored, since the program is ending
-    already, but for a Ctrl-C, which ends its cleaning up. No effect inside itself, or off the main thread.
+    """Raise StopRequest in the main thread at the first signal. The program then ends. Later signals do nothing,
+    except Ctrl-C, which ends the cleaning up. Has no effect within itself, nor in another thread.
     """
     times: list[float] = []
 
@@ -71,10 +71,10 @@ def stop_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_interrupt(*, work: str = "", deliver: bool = True) -> Iterator[None]:
-    """Hold signals back until the block is done, then deliver the first of them. No effect off the main thread.
+    """Hold signals back until the block is done, then deliver the first of them. Has no effect in another thread.
 
-    work: what takes so long that the user is told about it ("saving the policy"); a second Ctrl-C then gives it up and
-    raises GivenUp. deliver: whether the signal is delivered at all, or was about what is ending anyway.
+    work: names long work to the user ("saving the policy"); a second Ctrl-C then gives it up and raises GivenUp.
+    deliver: False where the program ends anyway, so that the signal is dropped.
     """
     received: list[tuple[int, float]] = []
 
@@ -84,7 +84,7 @@ def deferred_interrupt(*, work: str = "", deliver: bool = True) -> Iterator[None
             raise GivenUp(received[0][0])
         received.append((number, now))
         if work and len(received) == 1:
-            tell(f"fastflow: {StopRequest(number)} while {work}, which is finished first; Ctrl-C gives it up")
+            tell(f"fastflow: {StopRequest(number)} while {work}, which is finished first; press Ctrl-C to give it up")
 
     with _handling(note):
         yield
@@ -94,7 +94,7 @@ def deferred_interrupt(*, work: str = "", deliver: bool = True) -> Iterator[None
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Hold signals back in this thread, and in processes that it starts, until the block is done. None is lost."""
+    """Hold signals back in this thread, and in processes that it starts, until the block is done. No signal is lost."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -103,21 +103,21 @@ def blocked_signals() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """For a process that its parent ends: signals to the whole group are the parent's to answer."""
+    """Ignore signals in a process that its parent ends: the parent answers signals to the whole group."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def tell(message: str) -> None:
-    """Print on stderr, which may be a terminal that is gone, or in the middle of a print that a signal interrupts."""
+    """Print on stderr. The terminal may be gone, and a signal may have interrupted another print: neither raises."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         print(message, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class _Handler:
-    """What a signal calls, of a type of its own, so that `stop_on_signals` recognises itself."""
+    """The function that a signal calls. By its type, `stop_on_signals` recognises its own."""
 
     react: Callable[[int, object], None]
 

@@ -1,6 +1,6 @@
-"""Named starting points: the paper's three set-ups, and the demo's.
+"""Named starting points: the three set-ups of the paper, and that of the demo.
 
-The paper fixes alpha, psi, models and data; batch, lengths and optimiser follow EMPO's recipe, on which it builds.
+The paper fixes alpha, psi, models and data. Batch, lengths and optimiser follow EMPO's recipe, on which it builds.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch.updates_per_rollout": 2,
         "run.output": "runs/paper-creative",
     },
-    # What `fastflow demo` runs on the additions; it makes the model and the prompts named here.
+    # `fastflow demo` runs this on the additions. It makes the model and the prompts that are named here.
     "demo": {
         "model.path": "runs/demo/sums/base",
         "model.device": "cpu",
@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optim.final_lr_ratio": 0.1,
         "optim.max_grad_norm": 0.1,
         "run.steps": 100,
-        "run.threads": 1,  # more threads on so small a model only wait for each other
+        "run.threads": 1,  # on so small a model, more threads only wait for each other
         "run.output": "runs/demo/sums/alpha_4",
         "run.samples_every": 25,
     },

@@ -1,8 +1,8 @@
-"""From defaults, preset, YAML file and command line to a Config, through jsonargparse.
+"""Reads defaults, preset, YAML file and command line into a Config, by jsonargparse.
 
-jsonargparse was chosen because one parser types and merges both YAML and dotted options (`--optim.lr 1e-6`), reads
-YAML numbers such as 1e-6 as numbers, and imports in a tenth of a second. Unknown names are looked for first, here,
-so that the error can name the nearest known one.
+jsonargparse types and merges both YAML and dotted options (`--optim.lr 1e-6`), reads 1e-6 in YAML as a number, and
+imports in a tenth of a second. This module looks for unknown names before it, so that an error can name the nearest
+known one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from fastflow.config.setting import help_text, suggest
 from fastflow.config.synonyms import meaning
 from fastflow.errors import FastflowError
 
-LONGEST_REASON = 500  # characters of what a parser says, which may repeat the value
+LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
 _OWN_OPTIONS = ("config", "preset", "dry-run", "help")
 
 
 def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
-    """Parse the arguments of `fastflow train`. Returns the configuration and whether this is a dry run.
+    """Read the arguments of `fastflow train`. Returns the configuration, and whether this is a dry run.
 
     Raises FastflowError for unknown names, values of the wrong type or range, and unreadable files.
     """
@@ -43,7 +43,7 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
         options = ["--config", yaml.safe_dump(tree), *options]  # first: the command line overrides it
     if preset is not None:
         if not isinstance(preset, str):
-            raise FastflowError(f"{file}: preset is {preset!r}, but must be one name of {', '.join(PRESETS)}")
+            raise FastflowError(f"{file}: preset is {preset!r}, but must be one of {', '.join(PRESETS)}")
         if preset not in PRESETS:
             raise FastflowError(f"preset {preset!r} is unknown: {suggest(preset, PRESETS)}")
         parser.set_defaults(PRESETS[preset])
@@ -61,7 +61,7 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
 
 
 def build_parser() -> ArgumentParser:
-    """The parser of `fastflow train`, one option per setting."""
+    """Make the parser of `fastflow train`, with one option for each setting."""
     parser = ArgumentParser(
         prog="fastflow train",
         usage="fastflow train [--preset NAME] [--config FILE] [--SECTION.SETTING VALUE ...] [--dry-run]",
@@ -83,13 +83,13 @@ def build_parser() -> ArgumentParser:
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration as YAML that `--config` reads back to an equal Config."""
+    """Write the configuration as YAML, which `--config` reads back to an equal Config."""
     plain = json.loads(json.dumps(dataclasses.asdict(config)))
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def known_settings() -> list[str]:
-    """Dotted names of all settings."""
+    """Return the dotted names of all settings."""
     return [f"{name}.{entry.name}" for name, section in sections().items() for entry in dataclasses.fields(section)]
 
 
@@ -102,7 +102,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
 
 
 def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
-    """The values of --config and --preset, which lie under everything else, and the remaining arguments."""
+    """Split off the values of --config and --preset, which all other arguments override."""
     peek = CommandParser(prog="fastflow train", add_help=False, allow_abbrev=False)
     peek.add_argument("--config", type=Path)
     peek.add_argument("--preset")
@@ -111,7 +111,7 @@ def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would silently keep only the last of two equal keys, refusing them instead."""
+    """PyYAML's safe loader, but it refuses two equal keys, where PyYAML keeps the last one without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -122,13 +122,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    """The file's settings without its empty sections; refuses an unreadable file and unknown keys."""
+    """Read the file's settings, without its empty sections. Raises FastflowError for a bad file or an unknown key."""
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
     except OSError as error:
         raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
     except RecursionError as error:
-        raise FastflowError(f"{file} is nested too deeply to be read; settings are sections of plain values") from error
+        raise FastflowError(f"{file} is nested too deeply to be read; write sections of plain values") from error
     except (yaml.YAMLError, ValueError) as error:
         raise FastflowError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -142,13 +142,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _suggest_setting(name: str, known: list[str]) -> str:
-    """By the word that other trainers have for it, otherwise by its letters."""
+    """Suggest a setting by the word that other trainers have for it, otherwise by its letters."""
     meant = meaning(name)
     return f"did you mean {' or '.join(meant)}?" if meant else suggest(name, known)
 
 
 def _is_known(name: str, known: Iterable[str]) -> bool:
-    """Whether it is a setting, or an entry of one that maps names to values."""
+    """Whether the name is a setting, or an entry of a setting that maps names to values."""
     return name in known or name.startswith(tuple(f"{mapping}." for mapping in _mappings()))
 
 
@@ -171,7 +171,7 @@ def _settings_with_off() -> set[str]:
 
 
 def _with_off_as_word(tree: dict[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
-    """The tree with an unquoted `off`, which YAML reads as false, as the choice that it means."""
+    """Turn an unquoted `off`, which YAML reads as false, back into the word."""
     changed = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"

@@ -1,7 +1,7 @@
 """Every setting of a training run: one tree of frozen dataclasses.
 
-Values come, later over earlier, from the defaults here, a preset, a YAML file and the command line
-(`fastflow.config.reader`). Where the paper leaves a value open, the help says which recipe it follows.
+`fastflow.config.reader` takes values from the defaults here, a preset, a YAML file and the command line; a later source
+overrides an earlier one. Where the paper leaves a value open, the help names the recipe that it follows.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ Ratio = Literal["sequence", "token_mean"]
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """Which model is trained, and how it is held in memory."""
+    """Which model is trained, and how memory holds it."""
 
     path: str = setting("", "Local directory or Hugging Face id of the model to train (Llama, Qwen2 or Qwen3 family)")
-    base: str | None = setting(None, "Frozen base, if it is not the model that training starts from")
+    base: str | None = setting(None, "Frozen base, where it differs from model.path")
     device: str = setting("auto", "Device of policy and base: auto, cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", "Parameters' dtype; bfloat16 halves the memory but swallows small updates, so prefer it with LoRA"
+        "float32",
+        "Type of the parameters; bfloat16 halves the memory and rounds small updates away: prefer it with LoRA",
     )
     autocast: bool = setting(False, "Run the transformer body in bfloat16 while float32 parameters are kept")
     attention: Literal["auto", "sdpa", "varlen", "flash_attn"] = setting(
@@ -35,15 +36,16 @@ class ModelConfig(Section):
     )
     fused_layers: Literal["auto", "liger", "off"] = setting(
         "auto",
-        "RMSNorm, SwiGLU and rotary embeddings by Liger's kernels (CUDA): where installed (auto), always or never",
+        "RMSNorm, SwiGLU and rotary embeddings by Liger's kernels (CUDA): where installed (auto), always (liger) or "
+        "never (off)",
     )
     compile: Literal["off", "layers"] = setting(
         "off",
-        "layers: torch.compile each decoder layer, once for all lengths; the first update waits for the compiler",
+        "layers: compile each decoder layer (torch.compile), once for all lengths; the first update waits for it",
     )
     checkpoint_share: float = setting(
         0.0,
-        "Share of the decoder layers that recompute their activations in the backward pass to save memory; 1 is all",
+        "Share of the decoder layers that recompute their activations in the backward pass to save memory; 1 means all",
         at_least=0, at_most=1,
     )  # fmt: skip
     trust_remote_code: bool = setting(False, "Run Python code that comes with the model; only for sources you trust")
@@ -51,20 +53,20 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class LoraConfig(Section):
-    """Low-rank adapters; with them the base is the policy with its adapters switched off."""
+    """Low-rank adapters. With them, the base is the policy with its adapters switched off."""
 
     rank: int = setting(0, "Adapter rank; 0 trains all parameters", at_least=0)
     alpha: float = setting(32.0, "Adapter scale; the update is multiplied by alpha / rank", above=0)
-    dropout: float = setting(0.0, "Dropout on the adapters' input", at_least=0, below=1)
-    targets: str = setting("all-linear", "Which modules get adapters: all-linear, or their names separated by commas")
+    dropout: float = setting(0.0, "Dropout rate on the adapters' input", at_least=0, below=1)
+    targets: str = setting("all-linear", "Modules that get adapters: all-linear, or names separated by commas")
 
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where prompts come from and how they are turned into tokens."""
+    """Where prompts come from, and how they become tokens."""
 
     path: str = setting(
-        "", "A .jsonl, .json (.gz, .bz2, .xz) or .parquet file, or a Hugging Face dataset id or directory"
+        "", "Prompts: a .jsonl, .json (.gz, .bz2, .xz) or .parquet file, or a Hugging Face dataset id or directory"
     )
     subset: str | None = setting(None, "Configuration name of a Hugging Face dataset")
     split: str = setting("train", "Split of a Hugging Face dataset")
@@ -75,172 +77,177 @@ class DataConfig(Section):
     )
     final_assistant: Literal["drop", "continue", "error"] = setting(
         "drop",
-        "Where messages end with an assistant turn: leave it out, let the response continue it, or stop with an error",
+        "What happens to an assistant turn at the end: drop leaves it out, continue lets the response continue it, "
+        "error refuses the record",
     )
-    system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
-    suffix: str = setting("", "Instruction appended to the prompt's text, or to its last user message")
+    system: str | None = setting(None, "System message in front of each prompt (needs chat_template)")
+    suffix: str = setting("", "Instruction that follows the prompt's text or its last user message")
     limit: int = setting(0, "Use only the first N records; 0 uses all", unit="records", at_least=0)
-    max_prompt_tokens: int = setting(1024, "Longer prompts are dropped and reported", unit="tokens", at_least=1)
-    overlong: Literal["drop", "error"] = setting("drop", "What to do with a prompt over max_prompt_tokens")
+    max_prompt_tokens: int = setting(1024, "Drop longer prompts, and report how many", unit="tokens", at_least=1)
+    overlong: Literal["drop", "error"] = setting("drop", "Prompts over max_prompt_tokens: leave them out, or stop")
     shuffle: bool = setting(True, "Visit the prompts in a new random order each epoch")
 
 
 @dataclass(frozen=True)
 class RolloutConfig(Section):
-    """How responses are sampled."""
+    """How the engine samples responses."""
 
     engine: Literal["local", "vllm", "vllm-server"] = setting(
         "local",
         "Sampler: local (embedded), vllm (in a process of its own), or vllm-server (running servers, over HTTP)",
     )
     temperature: float = setting(1.0, "Sampling temperature", above=0)
-    top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
+    top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
     max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
     min_response_tokens: int = setting(
-        0, "No end-of-sequence token is drawn before so many others", unit="tokens", at_least=0
+        0, "Draw no end-of-sequence token before N other tokens", unit="tokens", at_least=0
     )
     stop: tuple[str, ...] = setting(
-        (), "Texts that end a response, themselves part of it; a list such as [END]; special tokens count by their text"
+        (), "Texts that end a response and belong to it: a list such as [END]; a special token counts by its text"
     )
-    max_sequences: int = setting(256, "Responses decoded at once", unit="sequences", at_least=1)
+    max_sequences: int = setting(256, "Responses that the engine decodes at once", unit="sequences", at_least=1)
     ahead: int = setting(
         0,
-        "1 samples the next step while this one trains, from weights a step old; the importance weight corrects for it",
+        "1: sample the next step while this one trains, from weights one step old; importance weights correct for it",
         at_least=0, at_most=1,
     )  # fmt: skip
-    memory_fraction: float = setting(0.4, "vllm: share of the GPU's memory that it may use", above=0, below=1)
+    memory_fraction: float = setting(0.4, "vllm: share of the GPU's memory that vLLM may use", above=0, below=1)
     sleep: Literal["auto", "off", "weights-to-cpu", "drop-weights"] = setting(
         "auto",
-        "vllm: what it frees on the GPU while the policy trains: nothing (off), its cache with the weights moved to "
-        "the CPU, or its cache and its weights; auto drops both, and is off on a CPU and with ahead",
+        "vllm: what vLLM frees on the GPU while the policy trains. off: nothing; weights-to-cpu: its cache, and its "
+        "weights move to the CPU; drop-weights: its cache and its weights; auto: drop-weights, but off on a CPU and "
+        "with rollout.ahead",
     )
-    startup: float = setting(900.0, "vllm counts as hung when it takes longer to start", unit="seconds", above=0)
-    silence: float = setting(300.0, "vllm counts as hung after so long without progress", unit="seconds", above=0)
+    startup: float = setting(900.0, "vllm that takes longer to start counts as hung", unit="seconds", above=0)
+    silence: float = setting(300.0, "vllm without progress for longer counts as hung", unit="seconds", above=0)
     restarts: int = setting(
-        3, "vllm: maximum consecutive restarts of a process that died or hung; the step is sampled again after each",
+        3, "vllm: maximum consecutive restarts of a process that died or hung; each restart samples the step again",
         at_least=0,
     )  # fmt: skip
     adapters: Literal["auto", "merge", "apply"] = setting(
         "auto",
-        "vllm: LoRA adapters are merged into the weights that it gets, or it applies them itself; auto applies where a "
-        "merge would be rounded to bfloat16",
+        "vllm: merge LoRA adapters into the weights that vLLM gets, or let vLLM apply them; auto: apply where a merge "
+        "would be rounded to bfloat16",
     )
     servers: tuple[str, ...] = setting((), "vllm-server: addresses, a list such as [localhost:8000,other:8000]")
     shared_folder: str | None = setting(
-        None, "vllm-server: a directory that the servers see under the same path; the weights pass through it"
+        None, "vllm-server: directory through which weights travel; the servers see it under the same path"
     )
 
     @property
     def samples_the_policy(self) -> bool:
-        """Whether responses are drawn from the policy itself, and not from a distribution made of it."""
+        """Whether responses come from the policy itself, and not from a changed distribution."""
         return (self.temperature, self.top_p, self.min_response_tokens) == (1.0, 1.0, 0)
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig(Section):
-    """What the policy is trained towards (residual = log_z + length_scale * log pi - log_target)."""
+    """The target of training (residual = log_z + length_scale * log pi - log_target)."""
 
     name: Literal["powerflow", "tb_trajectory", "tb_token", "flowrl"] = setting(
-        "powerflow", "Member of the trajectory-balance family; all but powerflow are there for comparison"
+        "powerflow", "Member of the trajectory-balance family; all others than powerflow serve for comparison"
     )
-    alpha: float = setting(4.0, "Power of the base distribution: above 1 sharpens, below 1 flattens", above=0)
+    alpha: float = setting(4.0, "Power of the base distribution: above 1 sharpens it, below 1 flattens it", above=0)
     log_z: LogZ = setting(
         "learned",
-        "Log normaliser: a small network on the prompt (paper), or the group's mean at the rollout",
+        "Log normaliser: a small network on the prompt (learned, as in the paper), or the group's mean at the rollout",
     )
     truncated: Literal["keep", "drop"] = setting(
-        "keep", "A response cut at the length limit is an outcome like any other (keep), or left out of the loss (drop)"
+        "keep",
+        "Responses cut at the length limit: treat them like others (keep), or leave them out of the loss (drop)",
     )
     format_pattern: str | None = setting(
         None,
-        "Regular expression that a well-formed response must contain, special tokens included; none switches the "
-        "penalty off",
+        "Regular expression that every well-formed response matches somewhere, special tokens included; without one, "
+        "the penalty is off",
     )
     format_check: str | None = setting(
-        None, "package.module:function(response_text, record) -> bool, in place of format_pattern"
+        None, "Function in place of format_pattern: package.module:function(response_text, record) -> bool"
     )
     format_penalty: float = setting(-0.5, "psi of a malformed response", unit="nats per token", at_most=0)
-    reward: str | None = setting(None, "package.module:function(response_text, record) -> float; only flowrl uses it")
-    beta: float = setting(15.0, "Weight of the group-normalised reward; only flowrl uses it", above=0)
+    reward: str | None = setting(None, "For flowrl only: package.module:function(response_text, record) -> float")
+    beta: float = setting(15.0, "Weight of the group-normalised reward, for flowrl only", above=0)
 
 
 @dataclass(frozen=True)
 class ImportanceConfig(Section):
-    """The clipped importance weight that corrects for updates since the rollout."""
+    """The clipped importance weight, which corrects for updates since the rollout."""
 
     ratio: Ratio = setting(
-        "sequence", "pi / pi_old over the whole response (paper), or its geometric mean per token (calmer)"
+        "sequence", "pi / pi_old of the whole response (paper), or its geometric mean per token (varies less)"
     )
-    clip_low: float = setting(0.2, "The weight is at least 1 - clip_low (FlowRL's value)", at_least=0, at_most=1)
-    clip_high: float = setting(0.28, "The weight is at most 1 + clip_high (FlowRL's value)", at_least=0)
+    clip_low: float = setting(0.2, "Lower bound of the weight: 1 - clip_low (FlowRL's value)", at_least=0, at_most=1)
+    clip_high: float = setting(0.28, "Upper bound of the weight: 1 + clip_high (FlowRL's value)", at_least=0)
     source: Literal["rollout", "recompute"] = setting(
         "rollout",
-        "Behaviour log-probs: those the sampler reports, or recomputed by the trainer before the first update",
+        "Behaviour log-probs: those of the sampler (rollout), or the trainer's before the first update (recompute)",
     )
 
 
 @dataclass(frozen=True)
 class BatchConfig(Section):
-    """Three sizes, one unit each, and how many updates a rollout serves."""
+    """Three sizes, one unit each, and how many updates follow a rollout."""
 
-    prompts_per_step: int = setting(256, "Prompts sampled from in each step", unit="prompts", at_least=1)
-    responses_per_prompt: int = setting(16, "Responses sampled for each prompt", unit="responses", at_least=1)
+    prompts_per_step: int = setting(256, "Prompts in each step", unit="prompts", at_least=1)
+    responses_per_prompt: int = setting(16, "Responses to each prompt", unit="responses", at_least=1)
     tokens_per_microbatch: int = setting(
-        16384, "Packed tokens in one forward and backward pass; changes memory and speed, never the gradient",
+        16384, "Packed tokens of one forward and backward pass; this changes memory and speed, never the gradient",
         unit="tokens", at_least=1,
     )  # fmt: skip
     updates_per_rollout: int = setting(
-        1, "Optimiser updates per step, each on an equal share of the step's prompts", unit="updates", at_least=1
+        1, "Optimiser updates in each step; each takes an equal share of the step's prompts", unit="updates", at_least=1
     )
 
 
 @dataclass(frozen=True)
 class OptimConfig(Section):
-    """AdamW, its schedule and its safety net."""
+    """AdamW, its learning rate and its gradient bound."""
 
     lr: float = setting(5e-7, "Peak learning rate of the policy (EMPO's value)", above=0)
     log_z_lr: float = setting(
-        1e-3, "Learning rate of the learned log_z, which starts from scratch and needs more than the policy", above=0
+        1e-3,
+        "Learning rate of the learned log_z; it starts untrained and needs more than the policy",
+        above=0,
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's moment decay rates", at_least=0, below=1)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
     warmup_updates: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
-    final_lr_ratio: float = setting(0.0, "Last learning rate as a share of the peak", at_least=0, at_most=1)
-    max_grad_norm: float = setting(1.0, "The gradient is scaled down to this norm", above=0)
+    final_lr_ratio: float = setting(0.0, "Last learning rate, as a share of the peak", at_least=0, at_most=1)
+    max_grad_norm: float = setting(1.0, "Scale a gradient above this norm down to it", above=0)
 
 
 @dataclass(frozen=True)
 class RunConfig(Section):
-    """Length of the run, what it writes and where."""
+    """How long the run is, what it writes and where."""
 
-    steps: int = setting(100, "Rollout-and-update steps", unit="steps", at_least=1)
+    steps: int = setting(100, "Steps; each samples once and updates the policy", unit="steps", at_least=1)
     seed: int = setting(0, "Fixes sampling, data order and initialisation on one device", at_least=0, at_most=2**63 - 1)
     output: str = setting("runs/train", "Run directory: settings, metrics, samples, model, report")
-    overwrite: bool = setting(False, "Replace an earlier run in the output directory")
-    threads: int = setting(0, "CPU threads; 0 leaves torch's choice", unit="threads", at_least=0)
+    overwrite: bool = setting(False, "Replace an earlier run in run.output")
+    threads: int = setting(0, "CPU threads; 0 keeps torch's default", unit="threads", at_least=0)
     save_every: int = setting(
         0,
-        "Save the policy every so many steps, replacing the last save; 0 saves at the end only",
+        "Save the policy every N steps, in place of the last save; 0 saves it at the end only",
         unit="steps",
         at_least=0,
     )
     export_dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
-        "Type of the saved policy: the model's, but float32 where merging LoRA adapters into bfloat16 would lose over "
-        "5 % of what they learned (auto), or always this one",
+        "Type of the saved policy; auto: the model's, but float32 where a merge of LoRA adapters into bfloat16 would "
+        "lose over 5 % of what they learned",
     )
-    samples_every: int = setting(10, "Write sample responses every so many steps; 0 never", unit="steps", at_least=0)
-    samples_per_dump: int = setting(8, "Responses in one dump", unit="responses", at_least=1)
+    samples_every: int = setting(10, "Write sample responses every N steps; 0 writes none", unit="steps", at_least=0)
+    samples_per_dump: int = setting(8, "Responses that are written each time", unit="responses", at_least=1)
     tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")
-    wandb: str | None = setting(None, "Weights & Biases project to log to (pip install 'fastflow[wandb]')")
+    wandb: str | None = setting(None, "Log to this Weights & Biases project (pip install 'fastflow[wandb]')")
     report: bool = setting(True, "Write report.html at the end")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration. Settings that contradict each other are refused here."""
+    """The whole configuration. Raises FastflowError for settings that contradict each other."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -286,13 +293,13 @@ class Config:
         if not rollout.samples_the_policy and self.importance.source == "rollout":
             raise FastflowError(
                 "rollout.temperature and rollout.top_p other than 1, and rollout.min_response_tokens, sample from a "
-                "different distribution than the policy, whose log-probs the loss needs; set importance.source = "
-                "recompute"
+                "different distribution than the policy, but the loss needs the policy's log-probs; set "
+                "importance.source = recompute"
             )
         if rollout.min_response_tokens > rollout.max_response_tokens:
             raise FastflowError(
                 f"rollout.min_response_tokens = {rollout.min_response_tokens} is over rollout.max_response_tokens = "
-                f"{rollout.max_response_tokens}"
+                f"{rollout.max_response_tokens}; lower the first or raise the second"
             )
         if any(not text for text in rollout.stop):
             raise FastflowError("rollout.stop holds an empty text, which would end every response at once; remove it")
@@ -302,12 +309,12 @@ class Config:
             )
         if rollout.ahead and self.importance.source == "recompute":
             raise FastflowError(
-                "rollout.ahead = 1 and importance.source = recompute contradict each other: by the time a response is "
-                "recomputed, the weights that it was sampled from are gone; set importance.source = rollout"
+                "rollout.ahead = 1 and importance.source = recompute contradict each other: the weights that sampled a "
+                "response are gone before its log-probs could be recomputed; set importance.source = rollout"
             )
         if rollout.ahead and rollout.sleep not in ("auto", "off"):
             raise FastflowError(
-                "rollout.ahead = 1 samples while the policy trains, so that vLLM cannot sleep; set rollout.sleep = "
+                "rollout.ahead = 1 samples while the policy trains, so vLLM cannot sleep; set rollout.sleep = "
                 f"off, not {rollout.sleep}"
             )
         if rollout.engine == "vllm-server" and not rollout.servers:
@@ -316,7 +323,7 @@ class Config:
             )
 
     def require_inputs(self) -> None:
-        """Refuse to start without a model and data."""
+        """Raise FastflowError where model.path or data.path is not set."""
         for name, value in (("model.path", self.model.path), ("data.path", self.data.path)):
             if not value:
                 raise FastflowError(
@@ -325,5 +332,5 @@ class Config:
 
 
 def sections() -> dict[str, type[Section]]:
-    """The sections of Config by name, in order."""
+    """Return the class of each section of Config by its name, in order."""
     return typing.get_type_hints(Config)

@@ -1,4 +1,4 @@
-"""How one setting is declared and checked: its default, its help, its unit and its range, in one place."""
+"""How one setting is declared and checked: default, help, unit and range in one place."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def setting(
     below: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A dataclass field with help text, unit and range; a tuple's range holds for each of its items."""
+    """Declare a dataclass field with help text, unit and range. The range of a tuple holds for each of its items."""
     bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "bounds": bounds})
 
 
 def help_text(entry: dataclasses.Field[Any]) -> str:
-    """What `--help` shows for a field: its help, unit and range."""
+    """Return what `--help` shows for a field: its help, unit and range."""
     allowed = " and ".join(f"{word} {bound:g}" for word, bound in entry.metadata["bounds"].items() if bound is not None)
     notes = "; ".join(note for note in (entry.metadata["unit"], allowed) if note)
     return entry.metadata["help"] + (f" [{notes}]" if notes else "")
@@ -35,7 +35,7 @@ def help_text(entry: dataclasses.Field[Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Base of every section of the configuration: checks the range and choices of each field when it is made."""
+    """Base of every section of the configuration. Its construction checks the range and choices of each field."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -57,7 +57,7 @@ class Section:
 
 
 def _check_text(name: str, text: str) -> None:
-    """Refuse what neither a tokenizer takes nor a file holds, such as a byte of the command line that is not UTF-8."""
+    """Raise FastflowError for what neither a tokenizer takes nor a file holds, such as a byte that is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -77,7 +77,7 @@ def _check_range(name: str, number: float, bounds: dict[str, float | None]) -> N
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the nearest known ones, or all of them."""
+    """Return the end of an error about an unknown name: the nearest known names, otherwise all of them."""
     known = [str(entry) for entry in known]
     near = [entry for entry in known if entry.split(".")[-1] == name.split(".")[-1]]  # under another section
     near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)

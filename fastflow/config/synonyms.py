@@ -1,4 +1,4 @@
-"""Words that users of other trainers bring, and the settings that they stand for here."""
+"""Words of other trainers, and the settings that they mean here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SETTINGS = {word: settings.split() for settings, words in _WORDS.items() for wo
 
 
 def meaning(name: str) -> list[str]:
-    """The settings that an unknown name, dotted or not, stands for in other trainers; none for a word of no trainer.
+    """Return the settings that an unknown name, dotted or not, means in other trainers; none for an unknown word.
 
     >>> meaning("learning-rate"), meaning("model.name"), meaning("actor.optim.colour")
     (['optim.lr'], ['model.path'], [])

@@ -151,7 +151,7 @@ def test_a_rescue_can_be_given_up_too(begin, tmp_path):
         process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted while saving the policy, which is finished first; Ctrl-C gives it up" in err
+    assert "interrupted while saving the policy, which is finished first; press Ctrl-C to give it up" in err
     assert err.splitlines()[-1] == "fastflow: interrupted; the save was given up; no policy was saved before"
     assert "Traceback" not in out + err
 
