@@ -1,4 +1,4 @@
-"""What a record's prompt field means: a text, or messages with a role and a text each."""
+"""Reads a record's prompt field: a text, or messages that each have a role and a text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastflow.config.schema import DataConfig
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
 
-Message = dict[str, Any]  # with the keys role and content, both text; other keys are the template's business
+Message = dict[str, Any]  # has the keys role and content, both text; a template may read others
 
 FORM = "a string or a list of {role, content} messages"
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -16,10 +16,10 @@ ASSISTANT = "assistant"
 
 
 def prompt_of(place: str, record: dict[str, Any], settings: DataConfig) -> str | list[Message]:
-    """The text or the messages that a response will follow; the record stays as it is.
+    """Return the text or the messages that a response will follow. Leaves the record as it is.
 
-    Text parts of a message are joined. An assistant turn at the end is treated as `data.final_assistant` says.
-    Raises FastflowError naming the place and the entry for any other form and for a prompt that says nothing.
+    Joins the text parts of a message. Treats an assistant turn at the end as `data.final_assistant` says.
+    Raises FastflowError, with the place and the entry, for any other form and for an empty prompt.
     """
     name = settings.prompt_field
     if name not in record:
@@ -65,7 +65,7 @@ def _before_the_response(place: str, name: str, messages: list[Message], setting
 
 
 def _message(form: str, number: int, entry: Any) -> Message:
-    """A copy of a message with its content as one text."""
+    """Copy a message, with its content as one text."""
     wrong = f"{form}, but entry {number}"
     if not isinstance(entry, dict):
         raise FastflowError(f"{wrong} is a {type(entry).__name__}")
@@ -75,16 +75,16 @@ def _message(form: str, number: int, entry: Any) -> Message:
             "user and assistant"
         )
     if not isinstance(entry.get("role"), str):
-        raise FastflowError(f"{wrong} has no role; its keys are {', '.join(map(str, entry)) or 'none'}")
+        raise FastflowError(f"{wrong} has no role; add one (its keys are {', '.join(map(str, entry)) or 'none'})")
     wrong += f" ({entry['role']})"
     content = entry.get("content")
     if content is None:
-        calls = " and tool calls in place of one, which are no text to render" if entry.get("tool_calls") else ""
+        calls = " but tool calls, which are not text" if entry.get("tool_calls") else ""
         raise FastflowError(f"{wrong} has no content{calls}; fill it or remove the record")
     if isinstance(content, list):
         content = "".join(_part(wrong, *pair) for pair in enumerate(content, start=1))
     if not isinstance(content, str):
-        raise FastflowError(f"{wrong} has a content of type {type(content).__name__}; it must be text")
+        raise FastflowError(f"{wrong} has a content of type {type(content).__name__}; write text")
     return {**entry, "content": content}
 
 
@@ -95,8 +95,8 @@ def _part(wrong: str, number: int, part: Any) -> str:
         return part["text"]
     kind = f"type {part['type']!r}" if isinstance(part, dict) and "type" in part else f"a {type(part).__name__}"
     raise FastflowError(
-        f"{wrong} has a content whose part {number} is of {kind}; only text parts can be rendered, so remove it or "
-        "the record"
+        f"{wrong} has a content whose part {number} is of {kind}; fastflow renders text alone: remove the part "
+        "or the record"
     )
 
 
@@ -106,7 +106,7 @@ def _check_words(place: str, name: str, texts: list[str]) -> None:
 
 
 def _wrapped(record: dict[str, Any]) -> str:
-    """What to do with a record that holds the records themselves; empty for any other."""
+    """Say what to do with a record that holds the records themselves; empty for any other record."""
     for key, value in record.items():
         if (
             isinstance(value, list)

@@ -1,4 +1,4 @@
-"""One prompt as the model will see it, for `fastflow train --dry-run`."""
+"""Shows one prompt as the model will see it, for `fastflow train --dry-run`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe_first(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> str:
-    """Text and token ids of the first of the prompts, and what stands before and behind the record's own words."""
+    """Describe the first prompt: its text, its token ids, and what stands before and after the record's own words."""
     first = prompts[0]
     ids = first.ids.tolist()
     before, behind = _additions(first, settings)
@@ -38,7 +38,7 @@ def describe_first(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, se
 
 
 def _additions(prompt: Prompt, settings: DataConfig) -> tuple[str, str]:
-    """What stands in the text around the record's first and last words; all of it where a template rewrites them."""
+    """Return the text around the record's own words; the whole text where a template rewrites them."""
     value = prompt_of(prompt.source, prompt.record, settings)
     contents = [value] if isinstance(value, str) else [message["content"] for message in value]
     first, last = contents[0].strip(), contents[-1].strip()

@@ -1,4 +1,4 @@
-"""Records of a JSON file: one object a line, an array of objects, or objects that are spread over lines."""
+"""Reads records from JSON: one object a line, an array of objects, or objects over several lines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastflow.data.text_file import read_text
 from fastflow.errors import FastflowError
 
 VISIBLE = re.compile(r"\S")
-DEEPEST = 100  # levels of nesting that every later step can walk and write again
+DEEPEST = 100  # levels of nesting that every later step can read and write
 
 
 def read_json(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each record after the place where it stands: file and line, or file and entry of the array.
+    """Return each record with its place: file and line, or file and entry of the array.
 
-    Raises FastflowError naming that place for what is not JSON, no object, nested too deeply, or not text.
+    Raises FastflowError, with that place, for what is not JSON, not an object, nested too deeply, or not text.
     """
     text = read_text(path)
     records = list(_values(path, text) if _is_spread_out(text) else _lines(path, text))
@@ -30,7 +30,7 @@ def read_json(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), start=1):
-        line = line.lstrip("\ufeff")  # of a file that was appended to this one
+        line = line.lstrip("\ufeff")  # a byte-order mark, where another file was appended
         if line.strip():
             place = f"{path}:{number}"
             with _parsing(place):
@@ -40,7 +40,7 @@ def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _is_spread_out(text: str) -> bool:
-    """Whether the file is an array, or its first object goes over lines."""
+    """Whether the file is an array, or its first object takes several lines."""
     first, _, rest = text.lstrip().partition("\n")
     if _is_json(first):
         return first.startswith("[") and not rest.strip()
@@ -48,7 +48,7 @@ def _is_spread_out(text: str) -> bool:
 
 
 def _values(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects one after another, and those in an array."""
+    """Yield objects that follow one another, and those of an array."""
     end, line = 0, 1
     while found := VISIBLE.search(text, end):
         position = found.start()
@@ -75,13 +75,13 @@ def _is_json(text: str) -> bool:
 
 @contextlib.contextmanager
 def _parsing(place: str, whole: Path | None = None) -> Iterator[None]:
-    """Name the place in the error; `whole` is the file whose lines the parser counts by itself."""
+    """Name the place in the error. whole: the file, where the parser counts the lines."""
     try:
         yield
     except json.JSONDecodeError as error:
         where = place if whole is None else f"{whole}:{error.lineno}"
         raise FastflowError(f"{where}: not valid JSON ({error.msg}); each line must be one JSON object") from error
-    except ValueError as error:  # a whole number of more digits than Python converts
+    except ValueError as error:  # an integer with more digits than Python converts
         raise FastflowError(f"{place}: not readable as JSON ({error}); repair or remove the record") from error
     except RecursionError as error:
         raise _too_deep(place) from error
@@ -93,11 +93,11 @@ def _too_deep(place: str) -> FastflowError:
 
 def _check_object(place: str, record: Any, what: str) -> None:
     if not isinstance(record, dict):
-        raise FastflowError(f"{place}: a {type(record).__name__}, but {what} must be one JSON object")
+        raise FastflowError(f"{place}: found a {type(record).__name__}, but {what} must be one JSON object")
 
 
 def _check_values(place: str, record: dict[str, Any]) -> None:
-    """Refuse what a later step could neither tokenise nor write: half characters, and values nested without end."""
+    """Raise FastflowError for what no later step can tokenise or write: half characters, values nested too deeply."""
     waiting: list[tuple[str, Any, int]] = [(f"field {name!a}", (name, value), 1) for name, value in record.items()]
     while waiting:
         field, value, depth = waiting.pop()

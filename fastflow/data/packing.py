@@ -1,4 +1,4 @@
-"""Groups of trajectories to PackedBatches: several sequences in one row of tokens, without padding."""
+"""Packs groups of trajectories into PackedBatches: several sequences in one row of tokens, without padding."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """S sequences (prompt + response) laid end to end in T tokens; the policy and the base read the same object.
+    """S sequences (prompt + response), end to end in T tokens. Policy and base read the same object.
 
-    The last token of a response is never an input, since nothing is predicted from it: a sequence of P prompt and R
-    response tokens occupies P + R - 1 inputs (P when R is 0).
+    The last token of a response is not an input, since it predicts nothing: a sequence of P prompt and R response
+    tokens takes P + R - 1 inputs (P where R is 0).
 
     sequences: each sequence's place in the flat order of the trajectories. position_ids: from 0 in each sequence.
     cu_seqlens: where each sequence starts and the last one ends. rows: inputs whose next token is a response token.
     targets: that next token. response_cu_seqlens: boundaries within `rows`. prompt_rows: the inputs that are prompt
     tokens. prompt_owner: the sequence of each of them.
-    lengths, response_lengths, prompt_lengths: the same counts on the host, so that no launch waits for the device;
-    response_cu_seqlens stays there too, where flow_loss reads it.
+    lengths, response_lengths, prompt_lengths: the same counts on the host, so that no launch waits for the device.
+    response_cu_seqlens stays on the host too, where flow_loss reads it.
     """
 
     sequences: Int64[Tensor, " S"]
@@ -50,7 +50,7 @@ class PackedBatch:
         return int(self.input_ids.numel())
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same batch with its tensors on `device`, but for response_cu_seqlens."""
+        """Copy the batch with its tensors on `device`, except response_cu_seqlens."""
         moved: dict[str, Any] = {
             entry.name: value.to(device, non_blocking=True)
             for entry in fields(self)
@@ -60,15 +60,15 @@ class PackedBatch:
 
 
 def input_length(prompt: Prompt, trajectory: Trajectory) -> int:
-    """Input tokens that one sequence occupies in a batch."""
+    """Count the input tokens that one sequence takes in a batch."""
     return len(prompt.ids) + max(len(trajectory) - 1, 0)
 
 
 def pack(groups: Sequence[Group], tokens_per_microbatch: int) -> list[PackedBatch]:
-    """Distribute all trajectories over as few batches as first-fit-decreasing finds.
+    """Pack all trajectories into as few batches as first-fit-decreasing finds.
 
-    tokens_per_microbatch: input tokens a batch may hold. A trajectory longer than that gets a batch of its own and a
-    warning; nothing is ever truncated. Deterministic: equal lengths keep their order.
+    tokens_per_microbatch: input tokens that a batch may hold. A longer trajectory gets a batch of its own, with a
+    warning; nothing is truncated. The result is deterministic: equal lengths keep their order.
     """
     flat = [(group.prompt, trajectory) for group in groups for trajectory in group.trajectories]
     lengths = [input_length(prompt, trajectory) for prompt, trajectory in flat]
@@ -86,7 +86,7 @@ def pack(groups: Sequence[Group], tokens_per_microbatch: int) -> list[PackedBatc
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices whose lengths sum to at most `capacity`; a longer item gets a bin alone."""
+    """Fill bins of indices whose lengths sum to at most `capacity`. A longer item gets a bin of its own."""
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -1,4 +1,4 @@
-"""From records to token ids: rendered, given the tokenizer's own tokens in front, and filtered by length."""
+"""Turns records into token ids: renders them, adds the tokenizer's own tokens in front, filters by length."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PROBES = ("a", "A", "1", ".", "\u4e00")
 
 @dataclass(frozen=True)
 class OwnTokens:
-    """Ids that a tokenizer puts around a raw text by itself.
+    """Ids that a tokenizer adds to a raw text by itself.
 
-    Those in front belong to a prompt. Those behind would end it before the response, so prompts are made without.
+    The ids in front belong to a prompt. The ids behind would end it before the response, so prompts leave them out.
     """
 
     before: tuple[int, ...] = ()
@@ -36,7 +36,7 @@ class OwnTokens:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> OwnTokens:
-        """Read off the first of a few short texts that the tokenizer has tokens for."""
+        """Find them by the first of a few short texts for which the tokenizer has tokens."""
         for text in PROBES:
             bare, whole = (tokenizer(text, add_special_tokens=added)["input_ids"] for added in (False, True))
             for start in range(len(whole) - len(bare) + 1 if bare else 0):
@@ -45,17 +45,17 @@ class OwnTokens:
         return cls()
 
     def in_front_of(self, ids: list[int]) -> list[int]:
-        """The ids after the tokens in front, unless the text has spelt these itself."""
+        """Put the tokens in front, unless the text begins with them already."""
         before = list(self.before)
         return ids if ids[: len(before)] == before else before + ids
 
 
 def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> list[Prompt]:
-    """Render and tokenise; leaves out prompts over `max_prompt_tokens` and reports how many.
+    """Render and tokenise records. Leaves out prompts over `max_prompt_tokens`, and reports how many.
 
-    A rendered chat prompt has the tokens that its template spells and no others. Raises FastflowError when a chat
-    template is asked for but absent, does not know a template argument or refuses a prompt, when nothing is left,
-    or, with `data.overlong = error`, for the first prompt that is too long.
+    A rendered chat prompt has the tokens that its template spells, and no others. Raises FastflowError where a chat
+    template is missing, does not read a template argument or refuses a prompt; where a prompt has no tokens; where no
+    prompt is left; and, with `data.overlong = error`, for the first prompt that is too long.
     """
     if settings.chat_template:
         _check_template(tokenizer, settings.template_arguments or {})
@@ -93,7 +93,7 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, sett
 
 
 def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBase, settings: DataConfig) -> str:
-    """The whole text of a prompt, as its tokens spell it."""
+    """Render the whole text of a prompt, as its tokens spell it."""
     value = prompt_of(place, record, settings)
     if not settings.chat_template:
         return cast(str, value) + settings.suffix  # prompt_of refuses messages here
@@ -108,17 +108,19 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
             **(settings.template_arguments or {}),
         )
         return cast(str, text)  # as tokenize=False promises
-    except Exception as error:  # a template is arbitrary jinja, and may raise anything
+    except Exception as error:  # a template is any jinja program, and may raise anything
         raise FastflowError(f"{place}: the chat template refuses this prompt: {error}") from error
 
 
 def _with_additions(place: str, value: str | list[Message], settings: DataConfig) -> list[Message]:
-    """The messages with `data.system` and `data.suffix`."""
+    """Add `data.system` and `data.suffix` to the messages."""
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else [dict(entry) for entry in value]
     if settings.suffix:
         last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         if last_user is None:
-            raise FastflowError(f"{place}: no user message to append data.suffix to")
+            raise FastflowError(
+                f"{place}: there is no user message for data.suffix to follow; add one, or unset data.suffix"
+            )
         messages[last_user]["content"] += settings.suffix
     if settings.system is not None:
         messages.insert(0, {"role": "system", "content": settings.system})
@@ -128,7 +130,8 @@ def _with_additions(place: str, value: str | list[Message], settings: DataConfig
 def _check_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, Any]) -> None:
     if not tokenizer.chat_template:
         raise FastflowError(
-            "data.chat_template is on, but the tokenizer has no chat template; use an instruct model or switch it off"
+            "data.chat_template is on, but the tokenizer has no chat template; use an instruct model, or set "
+            "data.chat_template = false"
         )
     known = _variables(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
     for name in arguments:
@@ -139,7 +142,7 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, 
 
 
 def _variables(template: str) -> set[str] | None:
-    """Names that a template takes from its caller; None where it is no plain jinja."""
+    """Find the names that a template takes from its caller; None where it is not plain jinja."""
     from jinja2 import Environment, TemplateError, meta
 
     environment = Environment(extensions=["jinja2.ext.loopcontrols"])
@@ -150,11 +153,11 @@ def _variables(template: str) -> set[str] | None:
 
 
 def _report_ends(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn of prompts that say by themselves that the text is over."""
+    """Warn of prompts that end with the end-of-sequence token."""
     ended = [prompt.source for prompt in prompts if prompt.ids[-1] == tokenizer.eos_token_id]
     if ended:
         logger.warning(
             "%d of %d prompts end with the end-of-sequence token %s (first: %s), after which a model expects no "
-            "response; remove it from the text or from the chat template",
+            "response; remove that token from the text or from the chat template",
             len(ended), len(prompts), tokenizer.eos_token, ended[0],
         )  # fmt: skip

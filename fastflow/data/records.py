@@ -1,4 +1,4 @@
-"""Records from JSON, parquet or a Hugging Face dataset, each with the place where it stands."""
+"""Reads records from JSON, parquet or a Hugging Face dataset, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fastflow.errors import FastflowError, need
 
 logger = logging.getLogger(__name__)
 
-Record = tuple[str, dict[str, Any]]  # where it stands, what it holds
+Record = tuple[str, dict[str, Any]]  # its place, its fields
 
 JSON = (".jsonl", ".json", ".ndjson")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def read_records(settings: DataConfig) -> list[Record]:
-    """All records with their places, checked for a usable prompt field but not tokenised yet.
+    """Read all records with their places, and check each for a usable prompt field. Does not tokenise them.
 
-    Reports how many prompts end with an assistant turn and what becomes of it. Raises FastflowError naming file and
-    line for missing files, malformed lines and missing or empty prompts.
+    Reports how many prompts end with an assistant turn, and what happens to it. Raises FastflowError, with file and
+    line, for missing files, malformed lines and missing or empty prompts.
     """
     records = list(_read_file(Path(settings.path)) if is_file(settings) else _read_dataset(settings))
     records = records[: settings.limit or None]
     if not records:
-        raise FastflowError(f"{settings.path} holds no records; data.path needs at least one prompt")
+        raise FastflowError(f"{settings.path} holds no records; give data.path at least one prompt")
     for place, record in records:
         prompt_of(place, record, settings)
     _report_answers(records, settings)
@@ -43,7 +43,7 @@ def is_file(settings: DataConfig) -> bool:
 
 
 def _ending(path: Path) -> str:
-    """The ending in small letters, without that of a compression."""
+    """Return the ending in small letters, without that of a compression."""
     endings = [ending.lower() for ending in path.suffixes]
     if endings[-1:] and endings[-1] in COMPRESSED:
         endings.pop()
@@ -61,7 +61,7 @@ def _read_file(path: Path) -> Iterable[Record]:
     if ending in JSON:
         return read_json(path)
     raise FastflowError(
-        f"{path} ends in {ending or 'nothing'!r}, and only {', '.join(JSON)} and .parquet are read; convert it, or "
+        f"{path} ends in {ending or 'nothing'!r}, but fastflow reads {', '.join(JSON)} and .parquet; convert it, or "
         "give a directory that the datasets package can load"
     )
 

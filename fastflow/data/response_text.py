@@ -1,15 +1,15 @@
-"""The text of a response, decided once for everything that reads text: it is what the model wrote.
+"""Spells the text of a response: one text for everything that reads it, and it is what the model wrote.
 
 Stop texts, format_pattern, format_check, rewards, samples and the report all read the same text:
 
-- Special and added tokens are spelled like any other token, wherever they stand; nothing is cleaned up.
-- Left out is one token: the end-of-sequence token that closes a response, where it is a special token. A pattern such
-  as `\\d$` therefore sees the last thing that was said. A format_pattern that names the closing token sees it too.
+- It spells special and added tokens like any other token, wherever they stand. Nothing is cleaned up.
+- It leaves out one token: the end-of-sequence token that closes a response, where that is a special token. A pattern
+  such as `\\d$` therefore sees the last thing that the model said. A format_pattern that names that token sees it too.
 - A special token's text in a format_pattern stands for itself, escaped or not: `<|im_end|>` is that token, and not
   `<` or `im_end` or `>`.
-- A stop text may be a special token, hold one, or be spelled by several tokens. It belongs to the response. It is
-  looked for in the text, so that a stop text that equals a special token also stops where other tokens spell it.
-- A character of several tokens counts when it is complete.
+- A stop text may be a special token, contain one, or take several tokens. It belongs to the response. The sampler looks
+  for it in the text, so a stop text that equals a special token also stops where other tokens spell it.
+- A character that takes several tokens counts when it is complete.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INCOMPLETE = "\ufffd"  # what a tokenizer gives for bytes that are no character yet
+INCOMPLETE = "\ufffd"  # a tokenizer spells bytes so that are not a whole character yet
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """What the tokens say, special ones included."""
+    """Spell the tokens, special ones included."""
     text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return cast(str, text)  # a list for a batch only
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The text of each special token by its id, those included that the tokenizer has no role for."""
+    """Return the text of each special token by its id, also of those for which the tokenizer has no role."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found = {token: entry.content for token, entry in added.items() if entry.special}
     roles = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
@@ -44,8 +44,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def check_spelling(tokenizer: PreTrainedTokenizerBase, setting: str, text: str) -> None:
-    """Raise FastflowError where a text holds a special token that the tokenizer spells otherwise, as some do with the
-    spaces in it: it could never be seen."""
+    """Raise FastflowError for a text with a special token that the tokenizer spells in another way: it never matches.
+
+    Some tokenizers change the spaces of such a token.
+    """
     held = {token: written for token, written in special_tokens(tokenizer).items() if written in text}
     for token, written in held.items():
         first = spell(tokenizer, [token])
@@ -53,7 +55,7 @@ def check_spelling(tokenizer: PreTrainedTokenizerBase, setting: str, text: str) 
         if not (written in first and written in later):
             raise FastflowError(
                 f"{setting} holds the special token {written}, which the tokenizer spells {later!r} within a response; "
-                "write it so, or use a text without it"
+                "write it that way, or use a text without it"
             )
 
 
@@ -69,14 +71,14 @@ class ResponseText:
         self._ends = {token: special[token] for token in end_ids if token in special}
 
     def of(self, ids: Sequence[int], *, naming: str = "") -> str:
-        """The response's text. naming: a rule's own text; the closing token stays where the rule names it."""
+        """Spell a response. naming: the text of a rule; the closing token stays where the rule names it."""
         if len(ids) and int(ids[-1]) in self._ends and self._ends[int(ids[-1])] not in naming:
             ids = ids[:-1]
         return spell(self._tokenizer, ids)
 
 
 def with_literal_tokens(pattern: str, tokens: Collection[str]) -> str:
-    """A regular expression in which the texts of these tokens stand for themselves, with a warning where they did not.
+    """Escape the texts of these tokens in a regular expression, and warn where they did not stand for themselves.
 
     >>> with_literal_tokens("42<|end|>$", ["<|end|>"])
     '42<\\\\|end\\\\|>$'
@@ -85,14 +87,14 @@ def with_literal_tokens(pattern: str, tokens: Collection[str]) -> str:
         if len(token) > 1 and token in pattern and not _matches_itself(token):
             pattern = pattern.replace(token, re.escape(token))
             logger.warning(
-                "objective.format_pattern holds the special token %s, whose characters mean something else in a "
-                "regular expression; it is taken as the token: write %s", token, re.escape(token),
+                "objective.format_pattern holds the special token %s, whose characters have another meaning in a "
+                "regular expression; fastflow takes it as the token: write %s", token, re.escape(token),
             )  # fmt: skip
     return pattern
 
 
 def unescaped(pattern: str) -> str:
-    """A regular expression's text without the backslashes before punctuation: what it names literally."""
+    """Remove the backslashes before punctuation from a regular expression: what is left, it names literally."""
     return re.sub(r"\\([^\w\s])", r"\1", pattern)
 
 

@@ -1,4 +1,4 @@
-"""The order in which prompts are served."""
+"""Serves prompts in an order that can be resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastflow.data.trajectory import Prompt
 
 
 class PromptStream:
-    """Serves prompts for ever, each epoch in an order that (seed, epoch) alone decides, so that it can be resumed."""
+    """Serves prompts without end. (seed, epoch) alone decides the order of an epoch, so a run can resume it."""
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool = True):
         self._prompts = list(prompts)
@@ -19,7 +19,7 @@ class PromptStream:
         self._epoch, self._position = 0, 0
 
     def take(self, count: int) -> list[Prompt]:
-        """The next `count` prompts; runs on into the next epoch."""
+        """Return the next `count` prompts. Continues with the next epoch at the end of one."""
         taken: list[Prompt] = []
         while len(taken) < count:
             order = self._order()
@@ -31,7 +31,7 @@ class PromptStream:
         return taken
 
     def state(self) -> dict[str, int]:
-        """Where the stream stands, for `load_state` of a stream over the same prompts and seed."""
+        """Return where the stream stands, for `load_state` of a stream with the same prompts and seed."""
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state(self, state: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""The text of a data file, compressed or not, with what is wrong with its bytes said in one sentence."""
+"""Reads the text of a data file, compressed or not. One sentence says what is wrong with its bytes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read_text(path: Path) -> str:
-    """Decompresses gzip, bzip2 and xz, whatever the file is called, and leaves out a byte-order mark.
+    """Read a file, decompress gzip, bzip2 and xz whatever its name is, and leave out a byte-order mark.
 
-    Raises FastflowError for a file that cannot be read, is damaged, or holds no UTF-8.
+    Raises FastflowError for a file that cannot be read, is damaged, or is not UTF-8.
     """
     try:
         content = path.read_bytes()

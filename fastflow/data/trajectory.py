@@ -1,4 +1,4 @@
-"""What a rollout asks for and what it returns: prompts, trajectories and groups."""
+"""What a rollout takes and returns: prompts, trajectories and groups."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Trajectory:
     sampler_logprobs: Float32[np.ndarray, " R"] | None = None
 
     def __len__(self) -> int:
-        """Response tokens, |y|."""
+        """Count the response tokens, |y|."""
         return len(self.response_ids)
 
 
@@ -60,12 +60,12 @@ class Group:
 
 
 def flatten(groups: Sequence[Group]) -> list[Trajectory]:
-    """All trajectories, group by group: the order of every per-trajectory tensor of an update."""
+    """Return all trajectories, group by group. Every tensor of an update with a value per trajectory has this order."""
     return [trajectory for group in groups for trajectory in group.trajectories]
 
 
 def without_truncated(groups: Sequence[Group]) -> list[Group]:
-    """The groups without trajectories that were cut at the length limit; raises FastflowError when none is left."""
+    """Remove trajectories that were cut at the length limit. Raises FastflowError when none is left."""
     kept = [
         replace(group, trajectories=tuple(entry for entry in group.trajectories if entry.finish_reason == "stop"))
         for group in groups
@@ -73,13 +73,13 @@ def without_truncated(groups: Sequence[Group]) -> list[Group]:
     kept = [group for group in kept if group.trajectories]
     if not kept:
         raise FastflowError(
-            "every response hit the length limit, and objective.truncated = drop leaves nothing to train on; raise "
-            "rollout.max_response_tokens or set objective.truncated = keep"
+            "every response reached the length limit, and objective.truncated = drop leaves nothing to train on; raise "
+            "rollout.max_response_tokens, or set objective.truncated = keep"
         )
     return kept
 
 
 def split_evenly(groups: Sequence[Group], shares: int) -> list[list[Group]]:
-    """`shares` runs of consecutive groups whose sizes differ by one at most."""
+    """Split groups into `shares` runs of consecutive ones, whose sizes differ by at most one."""
     bounds = [len(groups) * share // shares for share in range(shares + 1)]
     return [list(groups[start:end]) for start, end in itertools.pairwise(bounds)]

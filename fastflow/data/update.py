@@ -1,4 +1,4 @@
-"""What one update saw."""
+"""What one update saw, for metrics, alarms and samples."""
 
 from __future__ import annotations
 

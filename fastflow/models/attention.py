@@ -1,8 +1,7 @@
-"""The one attention function of training: causal attention within each packed sequence, never across.
+"""The one attention function of training: causal attention within each packed sequence, never across sequences.
 
-Registered with transformers under the name `fastflow_packed`. It reads the sequence boundaries that
-`fastflow.models.packed` passes along and refuses to run without them, since attention that silently crosses sequences
-is the classic mistake of packed training.
+transformers knows it by the name `fastflow_packed`. It reads the sequence boundaries that `fastflow.models.packed`
+passes, and refuses to run without them: attention across sequences is the classic mistake of packed training.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ class Kernel(Protocol):
 class SequenceLengths:
     """Tokens of each packed sequence, on the host.
 
-    An object, since torch.compile writes code for each value of a tuple that it sees, and none for what is in here.
+    This is an object because torch.compile writes new code for each value of a tuple, but not for what an object holds.
     """
 
     counts: tuple[int, ...]
 
 
 def register() -> None:
-    """Make `fastflow_packed` known to transformers. Safe to call twice."""
+    """Register `fastflow_packed` with transformers. A second call changes nothing."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _outside_compiled_layers())
@@ -62,7 +61,7 @@ def register() -> None:
 
 @functools.cache
 def _outside_compiled_layers() -> Callable[..., tuple[torch.Tensor, None]]:
-    """The attention function as torch.compile leaves it alone: it reads lengths on the host."""
+    """Keep the attention function out of torch.compile, since it reads lengths on the host."""
     return torch.compiler.disable(packed_attention)
 
 
@@ -81,21 +80,23 @@ def packed_attention(
     packed_kernel: str = "sdpa",
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over query (1, H, T, E), key and value (1, H_kv, T, E); returns (1, T, H, E).
+    """Attend query (1, H, T, E) to key and value (1, H_kv, T, E). Returns (1, T, H, E).
 
     cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same on the host.
     Raises RuntimeError without boundaries, with a mask, or with a KV cache.
     """
     if cu_seq_lens_q is None or sequence_lengths is None:
         raise RuntimeError(
-            f"{NAME} needs cu_seq_lens_q and sequence_lengths: call the model through fastflow.models, or switch its "
-            "attention implementation before calling it directly"
+            f"{NAME} needs cu_seq_lens_q and sequence_lengths: call the model through fastflow.models, or set another "
+            "attention implementation before you call it directly"
         )
     lengths = sequence_lengths.counts
     if attention_mask is not None or key.shape[2] != sum(lengths) or query.shape[0] != 1:
-        raise RuntimeError(f"{NAME} takes one packed row without attention mask or KV cache (pass use_cache=False)")
+        raise RuntimeError(
+            f"{NAME} takes one packed row without attention mask or KV cache; pass use_cache=False and no mask"
+        )
     window = -1 if sliding_window is None else sliding_window - 1
-    # under autocast, rotary embeddings and norms leave query and key in float32; not every kernel casts by itself
+    # under autocast, rotary embeddings and norms return query and key in float32; not every kernel casts them
     query, key = query.to(value.dtype), key.to(value.dtype)
     attend = _KERNELS[packed_kernel]
     output = attend(query[0], key[0], value[0], cu_seq_lens_q, lengths, scaling=scaling, dropout=dropout, window=window)
@@ -103,11 +104,12 @@ def packed_attention(
 
 
 def choose_kernel(requested: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The kernel that serves `model.attention` on this device: "sdpa", "varlen" or "flash_attn".
+    """Choose the kernel that serves `model.attention` on this device: "sdpa", "varlen" or "flash_attn".
 
-    auto follows a rule and times nothing, so that a seed fixes the run: in half precision on CUDA flash-attn where it
-    is installed, whose kernels are the newer ones, else torch's varlen; both take a whole micro-batch in one call and
-    pad nothing. Elsewhere SDPA over sequences of similar length, the only one of the three that runs there.
+    auto follows a rule and measures no time, so that a seed fixes the run. In half precision on CUDA it takes
+    flash-attn where it is installed, since its kernels are newer, otherwise torch's varlen. Both take a whole
+    micro-batch in one call and pad nothing. Elsewhere it takes SDPA over sequences of similar length, since the other
+    two do not run there.
     """
     half_on_cuda = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     has_flash_attn = importlib.util.find_spec("flash_attn") is not None
@@ -135,9 +137,9 @@ def _sdpa(
     dropout: float,
     window: int,
 ) -> torch.Tensor:
-    """Sequences of similar length share one padded call: under a causal mask, padding on the right is never seen."""
+    """Pad sequences of similar length into one call. Under a causal mask no token sees the padding on its right."""
     heads, _, width = query.shape
-    if query.is_cuda and query.dtype == torch.float32:  # there, only a kernel that keeps all scores shares heads
+    if query.is_cuda and query.dtype == torch.float32:  # there, the one kernel that shares heads stores all scores
         key, value = (states.repeat_interleave(heads // len(states), 0) for states in (key, value))
     buckets, order = _sdpa_plan(lengths, query.device)
     attend = functools.partial(
@@ -157,7 +159,7 @@ def _sdpa(
 def _windowed(
     attend: Callable[..., torch.Tensor], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, window: int
 ) -> torch.Tensor:
-    """Causal attention to the `window` tokens before each: a block of queries at a time, with the keys that it sees."""
+    """Attend each token to the `window` tokens before it, a block of queries at a time with the keys that it sees."""
     length, outputs = query.shape[2], []
     block = max(window, WINDOW_BLOCK)
     for start in range(0, length, block):
@@ -173,10 +175,10 @@ def _windowed(
 
 @functools.lru_cache(maxsize=64)
 def _sdpa_plan(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Which packed tokens each padded call reads, and where the packed tokens stand among its outputs.
+    """Plan which packed tokens each padded call reads, and where the packed tokens stand among its outputs.
 
-    Returns one (sequences, longest) tensor of packed positions per bucket, padding repeating the sequence's last
-    token, and the (T,) order that brings the concatenated, flattened outputs back to the packed order.
+    Returns one (sequences, longest) tensor of packed positions for each bucket, whose padding repeats the sequence's
+    last token, and the (T,) order that brings the concatenated, flattened outputs back to the packed order.
     """
     count = torch.tensor(lengths)
     start = torch.cumsum(count, 0) - count
@@ -195,7 +197,7 @@ def _sdpa_plan(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[to
 
 
 def _similar_lengths(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Sequences by falling length, cut where padding to the bucket's longest would waste a quarter of a sequence."""
+    """Sort sequences by falling length. Start a new bucket where padding would waste over a quarter of a sequence."""
     buckets: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if buckets and 4 * lengths[index] >= 3 * lengths[buckets[-1][0]]:

@@ -1,7 +1,7 @@
-"""How each decoder layer runs over a packed batch: compiled or not, its activations kept or recomputed.
+"""Arranges how each decoder layer runs over a packed batch: compiled or not, with activations kept or recomputed.
 
-Both are wrapped around the layer's forward here, and not by transformers' own switches, so that their order is one and
-the same in every version: the recomputation outside, the compiled layer inside.
+This module wraps both around the layer's forward. transformers has switches for them, but their order depends on its
+version. Here the recomputation is always outside, and the compiled layer inside.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ VARIANTS = 64  # of a compiled function: with and without gradients, adapters, a
 
 
 def recomputed_layers(layers: int, share: float) -> int:
-    """How many layers `model.checkpoint_share` recomputes: the share, rounded to whole layers."""
+    """Count the layers that `model.checkpoint_share` recomputes: the share, rounded to whole layers."""
     return round(share * layers)
 
 
 def arrange_layers(model: PreTrainedModel, *, compiled: bool = False, checkpoint_share: float = 0.0) -> None:
     """Compile this model's decoder layers, and recompute the activations of the first ones in the backward pass.
 
-    The first layers are the last to go backward: by then the others' activations are gone, so that what is recomputed
-    takes no memory on top of the peak. Calls other than those over a packed batch, as in decoding, stay as they were.
+    The first layers run backward last. By then the activations of the other layers are gone, so the recomputed ones do
+    not raise the peak of the memory. Calls without a packed batch, as in decoding, stay as they were.
     """
     layers = model.get_decoder().layers
     recomputed = recomputed_layers(len(layers), checkpoint_share)
@@ -43,11 +43,11 @@ def arrange_layers(model: PreTrainedModel, *, compiled: bool = False, checkpoint
         if compiled or index < recomputed:
             # mypy takes the __hash__ of a module's instances for that of its class, here and below
             run = _packed_forward(type(layer), compiled=compiled, recomputed=index < recomputed)  # type: ignore[arg-type]
-            layer.forward = MethodType(run, layer)  # a method, so that a copy of the model runs its own weights
+            layer.forward = MethodType(run, layer)  # as a method, a copy of the model runs its own weights
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise FastflowError where torch.compile would not find what it generates code for."""
+    """Raise FastflowError where torch.compile would not find the compiler for its code."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise FastflowError('model.compile = layers needs triton on CUDA: pip install "fastflow[triton]", or use off')
     compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
@@ -72,9 +72,9 @@ def _packed_forward(layer_class: type[torch.nn.Module], *, compiled: bool, recom
 
 @functools.cache
 def _compiled_forward(layer_class: type[torch.nn.Module]) -> Callable[..., Any]:
-    """One for all layers and all lengths: their weights are inputs of the compiled code, lengths its symbols."""
+    """Compile once for all layers and lengths: weights are inputs of the compiled code, lengths are symbols in it."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    forward = inspect.unwrap(layer_class.forward)  # without transformers' wrapper that checkpoints
+    forward = inspect.unwrap(layer_class.forward)  # without the checkpointing wrapper of transformers
     return torch.compile(forward, dynamic=True)

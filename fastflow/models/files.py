@@ -1,4 +1,4 @@
-"""What a model's files say that fastflow refuses: quantised weights, pickles, a tie that is none."""
+"""Refuses files of a model: quantised weights, pickles, and weights that contradict tie_word_embeddings."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ CONVERT = (
 
 
 def check_files(path: str) -> None:
-    """Raise FastflowError for a local directory whose weights are quantised or pickles. Reads their names alone; a path
-    that is no local directory is left to whoever loads it."""
+    """Raise FastflowError for a local directory whose weights are quantised or pickles. Reads only names.
+
+    Accepts every path that is not a local directory; loading it says whether it exists.
+    """
     directory = Path(path)
     if not directory.is_dir():
         return
@@ -37,15 +39,15 @@ def check_files(path: str) -> None:
     pickles = sorted(file.name for file in directory.glob("pytorch_model*.bin"))
     if pickles and not any(directory.glob("*.safetensors")):
         raise FastflowError(
-            f"cannot load the model {path}: its weights are pickles ({pickles[0]}), which can run any code when they "
-            "are read, so that fastflow takes safetensors only; if you trust their source, convert them with python -c "
-            f"{shlex.quote(CONVERT)} {shlex.quote(path)}"
+            f"cannot load the model {path}: its weights are pickles ({pickles[0]}), which can run any code when "
+            "something reads them, so fastflow takes safetensors alone; if you trust their source, convert them with "
+            f"python -c {shlex.quote(CONVERT)} {shlex.quote(path)}"
         )
     check_names(path, _weights(directory))
 
 
 def check_names(path: str, names: Iterable[str]) -> None:
-    """Raise FastflowError where the names of weights are those of a quantised model, whatever its config.json says."""
+    """Raise FastflowError where a quantised model has such names of weights, whatever its config.json says."""
     if quantised := next(filter(QUANTISED.search, sorted(names)), None):
         raise _refusal(path, f"it has a {quantised}")
 
@@ -59,7 +61,7 @@ def check_quantisation(path: str, settings: Any) -> None:
 def check_tie(path: str, config: PretrainedConfig, missing: Collection[str]) -> None:
     """Raise FastflowError where tie_word_embeddings contradicts the weights of a loaded model's files.
 
-    missing: names of weights that the model has and its files do not.
+    missing: names of weights that the model has and its files lack.
     """
     tied = getattr(config, "tie_word_embeddings", None)
     if tied is False and HEAD in missing:
@@ -80,8 +82,8 @@ def check_tie(path: str, config: PretrainedConfig, missing: Collection[str]) -> 
 
 def _refusal(path: str, found: str) -> FastflowError:
     return FastflowError(
-        f"{path} holds quantised weights ({found}), which can be neither trained nor scored exactly; take the model "
-        "that it was made from, in float32, bfloat16 or float16 (to save memory: lora.rank and model.dtype = bfloat16)"
+        f"{path} holds quantised weights ({found}), which fastflow can neither train nor score exactly; take the "
+        "original model in float32, bfloat16 or float16 (to save memory: lora.rank and model.dtype = bfloat16)"
     )
 
 
@@ -89,12 +91,12 @@ def _config_entry(directory: Path, name: str) -> Any:
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None  # whoever loads the model says so
+        return None  # loading the model says so
     return config.get(name) if isinstance(config, dict) else None
 
 
 def _method(settings: Any) -> str:
-    """What a quantization_config calls its method, in a word or two."""
+    """Name the method of a quantization_config, in a word or two."""
     if isinstance(settings, str):
         return settings
     entries = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
@@ -105,7 +107,7 @@ def _method(settings: Any) -> str:
 
 
 def _directory(path: str) -> Path | None:
-    """Where the files of a loaded model stand: its local directory, or that of a hub id in the cache."""
+    """Find the files of a loaded model: its local directory, or that of a hub id in the cache."""
     if Path(path).is_dir():
         return Path(path)
     from transformers.utils import cached_file
@@ -118,7 +120,7 @@ def _directory(path: str) -> Path | None:
 
 
 def _weights(directory: Path) -> dict[str, Path]:
-    """The file of each weight; those of damaged files are left out, which whoever loads them says."""
+    """Return the file of each weight. Leaves damaged files out; loading them says what is wrong."""
     index = directory / "model.safetensors.index.json"
     with contextlib.suppress(OSError, ValueError, RecursionError, KeyError, AttributeError):
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -140,6 +142,6 @@ def _read(file: Path, name: str) -> torch.Tensor:
 
 
 def _same(head: torch.Tensor, embedding: torch.Tensor) -> bool:
-    """Equal to the precision of the narrower of the two."""
+    """Compare in the narrower type of the two."""
     narrow = min(head.dtype, embedding.dtype, key=lambda dtype: dtype.itemsize)
     return head.shape == embedding.shape and bool((head.to(narrow) == embedding.to(narrow)).all())

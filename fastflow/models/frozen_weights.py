@@ -1,4 +1,4 @@
-"""A frozen base under autocast, held in half the memory."""
+"""Holds a frozen base under autocast in half the memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 
 @torch.no_grad()
 def hold_in_bfloat16(model: torch.nn.Module) -> int:
-    """Store in bfloat16 what autocast multiplies in it, where that changes no bit; returns the parameters stored so.
+    """Store weights in bfloat16 where that changes no bit of a result. Returns how many parameters it stored so.
 
-    Autocast rounds the weights of linear layers to bfloat16 before each product. Those that are bfloat16 numbers
-    already, as in a checkpoint of that type, can be stored as such; so can the embedding, whose output returns to the
-    type it had. Norms and biases stay as they are, and so does every weight that rounding would change.
+    Autocast rounds the weights of linear layers to bfloat16 before each product. Weights that are bfloat16 numbers
+    already, as in a checkpoint of that type, need no wider type. The same holds for the embedding, whose output a hook
+    turns back into float32. Norms, biases and all weights that rounding would change stay as they are.
     """
     stored: dict[int, int] = {}  # tied weights are one parameter
     for module in model.modules():

@@ -1,8 +1,8 @@
-"""RMSNorm, SwiGLU and rotary embeddings of the decoder by Liger's kernels, on CUDA (`model.fused_layers`).
+"""Runs RMSNorm, SwiGLU and rotary embeddings of the decoder by Liger's kernels, on CUDA (`model.fused_layers`).
 
-Each takes several launches and copies of its input as transformers writes it, and one launch as a kernel. Liger
-replaces them through its own patching functions, apply_liger_kernel_to_llama and the like. Its loss is left out: the
-head belongs to `fastflow_kernels`.
+In transformers each of them takes several launches and copies of its input; as a kernel it takes one launch. Liger's
+own functions, such as apply_liger_kernel_to_llama, put them in place. Its loss stays out, since `fastflow_kernels` has
+the head.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 LIGER, PLAIN = "liger", "plain"
 FAMILIES = ("llama", "qwen2", "qwen3")
-ACTIVATIONS = ("silu", "swish")  # Liger computes silu whatever the model's config.json says
+ACTIVATIONS = ("silu", "swish")  # Liger computes silu, whatever the model's config.json says
 
 
 def fits(config: PretrainedConfig) -> bool:
     """Whether Liger computes what the layers of this model compute."""
-    own_code = getattr(config, "auto_map", None)  # layers that come with the model may be anything
+    own_code = getattr(config, "auto_map", None)  # the model's own code may compute anything
     return config.model_type in FAMILIES and getattr(config, "hidden_act", None) in ACTIVATIONS and not own_code
 
 
 def choose_layers(requested: str, device: torch.device, *, suitable: bool = True, compiled: bool = False) -> str:
-    """Which layers serve `model.fused_layers` on this device: "liger" or "plain".
+    """Choose the layers that serve `model.fused_layers` on this device: "liger" or "plain".
 
     auto takes Liger's on CUDA where they are installed and the model is suitable (`fits`), unless torch.compile fuses
-    the layers itself. Raises FastflowError where Liger's are asked for and cannot serve.
+    the layers itself. Raises FastflowError where the setting is liger and they cannot serve.
     """
     installed = importlib.util.find_spec("liger_kernel") is not None
     if requested == "auto":
@@ -53,17 +53,17 @@ def choose_layers(requested: str, device: torch.device, *, suitable: bool = True
         )
     if not suitable:
         raise FastflowError(
-            f"model.fused_layers = liger serves {', '.join(FAMILIES)} with the activation silu, which this model is "
-            "not by its config.json; use auto or off"
+            f"model.fused_layers = liger serves {', '.join(FAMILIES)} with the activation silu; by its config.json, "
+            "this model is something else: use auto or off"
         )
     return requested
 
 
 def fuse_layers(model: PreTrainedModel) -> None:
-    """Give this model Liger's layers; parameters and their names stay.
+    """Give this model Liger's layers. Parameters and their names stay.
 
-    Norms and MLPs change in this model alone. The rotary embedding is a function of transformers' module, so it
-    changes for all models of the family in this process, though only for tensors on CUDA.
+    Norms and MLPs change in this model alone. The rotary embedding is a function of transformers' module, so it changes
+    for all models of the family in this process, but only for tensors on CUDA.
     """
     family = model.config.model_type
     logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of kernels for other hardware
@@ -74,7 +74,7 @@ def fuse_layers(model: PreTrainedModel) -> None:
         rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model
     )
     fused_rotary = module.apply_rotary_pos_emb
-    for name, value in before.items():  # Liger also replaces the classes that later models are made of
+    for name, value in before.items():  # Liger also replaces the classes of later models
         setattr(module, name, value)
     if not isinstance(module.apply_rotary_pos_emb, RotaryByDevice):
         module.apply_rotary_pos_emb = RotaryByDevice(before["apply_rotary_pos_emb"], fused_rotary)
@@ -82,7 +82,7 @@ def fuse_layers(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class RotaryByDevice:
-    """transformers' rotary embedding, and a fused one that only runs on CUDA."""
+    """Calls a fused rotary embedding on CUDA, and that of transformers elsewhere."""
 
     plain: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     fused: Callable[..., tuple[torch.Tensor, torch.Tensor]]

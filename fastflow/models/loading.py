@@ -1,4 +1,4 @@
-"""A transformers causal LM from a directory or a hub id, and one sentence for each way in which that fails."""
+"""Loads a transformers causal LM from a directory or a hub id. Each failure becomes one sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoadedNames(TypedDict):
 
 
 def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
-    """A transformers causal LM of a supported family from a local directory or a hub id."""
+    """Load a causal LM of a supported family. Raises FastflowError where that fails, or weights are missing."""
     from transformers import AutoModelForCausalLM
 
     config = read_config(path, trust_remote_code=settings.trust_remote_code)
@@ -42,15 +42,18 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     check_tie(path, model.config, loaded["missing_keys"])
     if missing := sorted(loaded["missing_keys"]):
         raise FastflowError(
-            f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), which would start at random; "
+            f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), so they would be random; "
             "check that its config.json and weights belong together"
         )
     return model
 
 
 def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
-    """The model's configuration. Raises FastflowError where it, or a local directory's files, name what fastflow does
-    not train: another family, quantised weights, pickles."""
+    """Read the model's configuration.
+
+    Raises FastflowError where it, or the files of a local directory, name what fastflow does not train: another family,
+    quantised weights, pickles.
+    """
     from transformers import AutoConfig
 
     check_files(path)
@@ -72,7 +75,7 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
 
 @contextlib.contextmanager
 def loading(path: str, what: str) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one sentence."""
+    """Turn each failure of loading into one sentence."""
     local = Path(path)
     if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
         raise FastflowError(
@@ -82,7 +85,7 @@ def loading(path: str, what: str) -> Iterator[None]:
         yield
     except FastflowError:
         raise
-    except Exception as error:  # a configuration of the wrong type, a damaged file, code that came with the model
+    except Exception as error:  # a configuration of the wrong type, a damaged file, a model's own code
         plain = isinstance(error, (OSError, ValueError, RuntimeError))
         reason = " ".join(f"{'' if plain else f'{type(error).__name__}: '}{error}".split())[:300]
         raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error

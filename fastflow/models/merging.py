@@ -1,7 +1,7 @@
-"""LoRA adapters merged into the weights that they adapt, and what rounding the sum costs.
+"""Merges LoRA adapters into the weights that they adapt, and measures what rounding the sum costs.
 
-A low-rank update is often smaller than the spacing of bfloat16 numbers around the weight that it changes: rounding the
-sum then gives the old weight back. `RoundingLoss` says how much of the update that takes.
+A low-rank update is often smaller than the spacing of bfloat16 numbers around the weight that it changes. The rounded
+sum then equals the old weight. `RoundingLoss` says how much of the update that loses.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ WORTH_A_WARNING = 0.05
 
 
 class RoundingLoss:
-    """How far rounded weights are from exact ones, relative to what was learned: the norm of the error over the norm of
-    the update, all weights taken together. 0 is all of the update, 1 is none of it.
+    """Distance of rounded weights from exact ones: the norm of the error over the norm of the update, of all weights
+    together. At 0 the rounding keeps the whole update, at 1 it loses all of it.
     """
 
     def __init__(self) -> None:
@@ -28,14 +28,14 @@ class RoundingLoss:
         self._update: list[torch.Tensor] = []
 
     def add(self, before: torch.Tensor, update: torch.Tensor, after: torch.Tensor) -> None:
-        """One weight before the update and after it, rounded. Differences are taken in the type of `update`."""
+        """Count one weight: before the update, and after it and rounded. Subtracts in the type of `update`."""
         error = after.to(update.dtype) - before.to(update.dtype) - update
         self._error.append(error.square_().sum(dtype=torch.float64))
         self._update.append(update.square().sum(dtype=torch.float64))
 
     @property
     def relative(self) -> float:
-        """The loss so far; 0 where nothing was learned yet."""
+        """The loss so far; 0 while nothing was learned."""
         update = float(sum(self._update))
         return math.sqrt(float(sum(self._error)) / update) if update else 0.0
 
@@ -53,7 +53,7 @@ class AdaptedLayer(Protocol):
 
 
 def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """The layers of a model that carry LoRA adapters, with their names."""
+    """Yield the layers of a model that carry LoRA adapters, with their names."""
     for name, layer in model.named_modules():
         if _is_adapted(layer):
             yield name, layer
@@ -64,7 +64,7 @@ def _is_adapted(layer: object) -> TypeGuard[AdaptedLayer]:
 
 
 def weight_update(layer: AdaptedLayer, dtype: torch.dtype) -> torch.Tensor:
-    """What the active adapter adds to the weight of its layer: scale * B A, computed in `dtype`."""
+    """Compute what the active adapter adds to the weight of its layer: scale * B A, in `dtype`."""
     adapter = layer.active_adapters[0]
     down, up = (side[adapter].weight.detach().to(dtype) for side in (layer.lora_A, layer.lora_B))
     update = (up @ down) * layer.scaling[adapter]
@@ -72,7 +72,7 @@ def weight_update(layer: AdaptedLayer, dtype: torch.dtype) -> torch.Tensor:
 
 
 def merged_weight(layer: AdaptedLayer, dtype: torch.dtype, loss: RoundingLoss | None = None) -> torch.Tensor:
-    """Weight and update added in float64 and rounded once. loss: is told what the rounding costs."""
+    """Add weight and update in float64, and round once. loss: counts what the rounding costs."""
     before = layer.base_layer.weight.detach()
     update = weight_update(layer, torch.float64)
     after = (before.double() + update).to(dtype)
@@ -82,9 +82,9 @@ def merged_weight(layer: AdaptedLayer, dtype: torch.dtype, loss: RoundingLoss | 
 
 
 class MergeWatch:
-    """Warns once where a sampler gets merged weights whose rounding takes over 5 % of what was learned.
+    """Warns once where a sampler gets merged weights whose rounding loses over 5 % of what was learned.
 
-    remedy: what the user can do about it.
+    remedy: what the user can do.
     """
 
     def __init__(self, remedy: str) -> None:
@@ -92,13 +92,14 @@ class MergeWatch:
         self._has_warned = False
 
     def judge(self, loss: RoundingLoss, dtype: torch.dtype) -> None:
-        """All weights of a load were seen. dtype: what the sampler holds them in."""
+        """Judge the loss of all weights of a load. dtype: that of the sampler's weights."""
         if self._has_warned or loss.relative <= WORTH_A_WARNING:
             return
         self._has_warned = True
         logger.warning(
-            "vLLM samples from merged weights in %s, whose rounding takes %.3g %% of what the adapters have learned so "
-            "far (relative error of the weight update): until they grow, its samples come from nearly the base, and "
-            "the importance weight corrects that only within its clip; %s, or sample with --rollout.engine local",
+            "vLLM samples from merged weights in %s, and rounding loses %.3g %% of what the adapters have learned so "
+            "far (relative error of the weight update). Until the adapters grow, the samples come from nearly the "
+            "base, and the clipped importance weight corrects only a part of that; %s, or sample with "
+            "--rollout.engine local",
             str(dtype).removeprefix("torch."), 100 * loss.relative, self._remedy,
         )  # fmt: skip

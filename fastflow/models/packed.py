@@ -1,4 +1,4 @@
-"""Policy and frozen base: loading, hidden states of a PackedBatch, the language-model head, LoRA."""
+"""Loads policy and frozen base, and reads PackedBatches: hidden states, the language-model head, LoRA."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ HeadInputs = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], Float[Tensor, " V
 
 
 class PackedModel:
-    """A causal LM read over PackedBatches: hidden states without the head, and the head apart.
+    """A causal LM that reads PackedBatches: hidden states without the head, and the head apart.
 
-    model: a transformers causal LM, or a peft model around one. kernel: which packed attention serves it.
-    autocast: run the transformer body in bfloat16. layers: whose layers it has, for the announcement. version:
-    optimiser updates that the weights have seen.
+    model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
+    transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
+    the weights have seen.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class PackedModel:
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The transformers model, without the peft wrapper."""
+        """The transformers model without the peft wrapper."""
         return cast("PreTrainedModel", self.model.get_base_model()) if has_adapters(self.model) else self.model
 
     @property
@@ -78,7 +78,7 @@ class PackedModel:
         return self.head()[0].shape[1]
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
-        """Last-layer hidden states of a PackedBatch, after the final norm."""
+        """Compute the last layer's hidden states of a PackedBatch, after the final norm."""
         rope.check_pass(self.causal_lm, max(batch.lengths))
         with self._autocast():
             output = self.causal_lm.get_decoder()(
@@ -92,21 +92,21 @@ class PackedModel:
         return output.last_hidden_state[0]
 
     def head(self) -> tuple[Float[Tensor, "V D"], Float[Tensor, " V"] | None]:
-        """Weight and bias of the language-model head, tied or not."""
+        """Return weight and bias of the language-model head, tied or not."""
         head = self.causal_lm.get_output_embeddings()
         return head.weight, getattr(head, "bias", None)
 
     def head_inputs(self, hidden: Float[Tensor, "N D"]) -> HeadInputs:
-        """Hidden rows, head weight and bias as the fused ops take them.
+        """Return hidden rows, head weight and bias as the fused ops take them.
 
-        Under autocast the rows are bfloat16 and the head stays float32: the ops multiply in the narrower of the
-        two, and the head's gradient is not rounded.
+        Under autocast the rows are bfloat16 and the head stays float32: the ops multiply in the narrower type, and the
+        head's gradient is not rounded.
         """
         weight, bias = self.head()
         return hidden.to(torch.bfloat16 if self.autocast else weight.dtype), weight, bias
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-        """Logits of a few hidden rows, in float32, multiplied as the fused ops do."""
+        """Compute logits of a few hidden rows in float32. Multiplies as the fused ops do."""
         with running_on(hidden.device):
             hidden, weight, bias = self.head_inputs(hidden)
             dtype = factor_dtype(hidden, weight)
@@ -115,12 +115,12 @@ class PackedModel:
             return logits if head.bias is None else logits.add_(head.bias)
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The parameters that training changes."""
+        """Return the parameters that training changes."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[PreTrainedModel]:
-        """The transformers model ready for cached, padded decoding: SDPA, no dropout. Restored on exit."""
+        """Prepare the transformers model for cached, padded decoding: SDPA, no dropout. Restores it on exit."""
         config, was_training = self.causal_lm.config, self.model.training
         config._attn_implementation = "sdpa"
         self.model.eval()
@@ -150,7 +150,7 @@ class FrozenModel(PackedModel):
 
 
 class AdaptersOff:
-    """The base under LoRA: the policy itself with its adapters switched off, at no extra memory."""
+    """The base under LoRA: the policy with its adapters switched off. It takes no further memory."""
 
     def __init__(self, policy: PackedModel):
         if not has_adapters(policy.model):
@@ -178,7 +178,7 @@ def has_adapters(model: PreTrainedModel | PeftModel) -> TypeIs[PeftModel]:
 
 
 def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model.path`. Raises FastflowError when it cannot be read or has no end-of-sequence token."""
+    """Load the tokenizer of `model.path`. Raises FastflowError where that fails, or it has no end-of-sequence token."""
     from transformers import AutoTokenizer
 
     check_files(settings.path)
@@ -190,8 +190,8 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, PackedModel | AdaptersOff]:
-    """Policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
-    for path in filter(None, (settings.path, settings.base)):  # before any weights take their time
+    """Load policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
+    for path in filter(None, (settings.path, settings.base)):  # before weights load, which takes time
         read_config(path, trust_remote_code=settings.trust_remote_code)
     check_same_tokens(settings)
     device = resolve_device(settings.device)
@@ -220,10 +220,10 @@ def move(model: torch.nn.Module, device: torch.device) -> None:
 
 
 def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_share: float = 0.0) -> str:
-    """Fuse, compile and checkpoint the decoder layers of a model on its device. Returns which layers it has now:
-    "liger", "compiled" or "plain".
+    """Fuse, compile and checkpoint the decoder layers of a model on its device.
 
-    Raises FastflowError where model.fused_layers or model.compile cannot be had.
+    Returns the kind of layers that it has now: "liger", "compiled" or "plain". Raises FastflowError where
+    model.fused_layers or model.compile does not work here.
     """
     compiled = settings.compile == "layers"
     layers = choose_layers(settings.fused_layers, model.device, suitable=fits(model.config), compiled=compiled)
@@ -236,6 +236,7 @@ def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_
 
 
 def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: ModelConfig) -> None:
+    """Raise FastflowError where the heads of policy and base have different numbers of rows."""
     if policy.vocab_size != base.vocab_size:
         raise FastflowError(
             f"policy and base have different vocabularies: {settings.path} has {policy.vocab_size} rows in its head, "
@@ -244,23 +245,23 @@ def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: Mode
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: PackedModel, settings: ModelConfig) -> None:
-    """Refuse a tokenizer that can produce ids without a row in the head."""
+    """Raise FastflowError for a tokenizer with ids that have no row in the head."""
     if len(tokenizer) > policy.vocab_size:
         raise FastflowError(
             f"the tokenizer in {settings.path} has {len(tokenizer)} tokens, but the model's head only "
-            f"{policy.vocab_size} rows; the two do not belong together, so check model.path"
+            f"{policy.vocab_size} rows; they do not belong together: check model.path"
         )
 
 
 def end_ids(policy: PackedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end a response: the tokenizer's and the model's own."""
+    """Return the tokens that end a response: those of the tokenizer and of the model."""
     configured = policy.causal_lm.generation_config.eos_token_id if policy.causal_lm.generation_config else None
     configured = [configured] if isinstance(configured, int) else list(configured or [])
     return sorted({tokenizer.eos_token_id, *configured})
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device for `model.device`; "auto" is CUDA where there is one."""
+    """Return the torch device for `model.device`; "auto" is CUDA where there is a device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -268,18 +269,19 @@ def resolve_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not supported")
     except RuntimeError as error:
-        raise FastflowError(f"model.device = {name!r} is no device; use auto, cpu, cuda or cuda:N") from error
+        raise FastflowError(f"model.device = {name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise FastflowError(f"model.device = {name}, but torch sees no CUDA device; use --model.device cpu")
     return device
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    """Add LoRA adapters to a model. Raises FastflowError for targets that do not fit it."""
     peft = need("peft", extra="lora", purpose="lora.rank above 0")
     targets = lora.targets if lora.targets == "all-linear" else [name.strip() for name in lora.targets.split(",")]
     if ends := {"lm_head", "embed_tokens"}.intersection(targets):
         raise FastflowError(
-            f"lora.targets names {', '.join(sorted(ends))}, but the fused loss reads the head's weight; leave it out"
+            f"lora.targets names {', '.join(sorted(ends))}, but the fused loss reads the head's weight; leave them out"
         )
     adapters = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"

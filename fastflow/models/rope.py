@@ -1,12 +1,13 @@
-"""Rotary position embeddings whose frequencies are scaled: how far a context reaches, and what one pass decides.
+"""Rotary position embeddings with scaled frequencies: how long a context is, and what depends on one pass.
 
-Most kinds (linear, yarn, llama3) scale once and for all. Two depend on the longest sequence of a pass in transformers:
-`dynamic` beyond max_position_embeddings, `longrope` beyond original_max_position_embeddings. In a packed batch that
-would be another sequence's length, and in cached decoding it changes in the middle of a response.
+Most kinds (linear, yarn, llama3) scale in the same way at every length. In transformers, two kinds depend on the
+longest sequence of a pass: `dynamic` beyond max_position_embeddings, `longrope` beyond
+original_max_position_embeddings. In a packed batch that may be another sequence, and in cached decoding it changes in
+the middle of a response.
 
-Up to that length both are as constant as the others. Beyond it, longrope takes its long factors for the whole run, for
-policy, base and sampler alike, as vLLM does from its max_model_len. dynamic is refused: transformers computes it anew
-for each length and vLLM once, so that no two of them hold the same model.
+Up to that length both kinds are constant, too. Beyond it, longrope takes its long factors for the whole run, in policy,
+base and sampler, as vLLM does from its max_model_len. dynamic is refused: transformers computes it anew for each length
+and vLLM once, so the two would not run the same model.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIXED = "fixed"  # a rope_type by which transformers no longer changes the frequencies
+FIXED = "fixed"  # with this rope_type, transformers no longer changes the frequencies
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """Tokens that the model has room for, scaling included; None where its configuration does not say.
+    """Count the tokens of the longest context, scaling included; None where the configuration does not say.
 
-    linear and yarn extend a context by their factor, and configurations give the length before it; that of llama3 and
-    longrope is the length after. dynamic counts as far as its frequencies are constant.
+    linear and yarn extend a context by their factor, and a configuration names the length before that. For llama3 and
+    longrope it names the length after. dynamic counts as far as its frequencies are constant.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
@@ -48,7 +49,7 @@ def context_of(config: PretrainedConfig) -> int | None:
 
 
 def constant_up_to(config: PretrainedConfig) -> int | None:
-    """Tokens of the longest sequence for which the frequencies do not depend on a pass; None where they never do."""
+    """Count the tokens up to which the frequencies do not depend on a pass; None where they never do."""
     limits = []
     for rope in _scalings(config):
         if "dynamic" in _kind(rope):
@@ -59,7 +60,7 @@ def constant_up_to(config: PretrainedConfig) -> int | None:
 
 
 def kinds(config: PretrainedConfig) -> str:
-    """The kinds of scaling, for messages; empty for plain rotary embeddings."""
+    """Name the kinds of scaling, for messages; empty for plain rotary embeddings."""
     return ", ".join(sorted({_kind(rope) for rope in _scalings(config)} - {"default"}))
 
 
@@ -71,12 +72,12 @@ def check_kinds(path: str, config: PretrainedConfig) -> None:
     if unknown := sorted({_kind(rope) for rope in _scalings(config)} - known):
         raise FastflowError(
             f"the config.json of {path} scales position embeddings by {unknown[0]!r}, which transformers does not "
-            f"know; known are {', '.join(sorted(known))}"
+            f"know; it knows {', '.join(sorted(known))}"
         )
 
 
 def fix_frequencies(model: PreTrainedModel, longest: int) -> None:
-    """Give a longrope model that will see sequences of `longest` tokens one set of frequencies for all lengths."""
+    """Give a longrope model one set of frequencies for all lengths, where sequences can have `longest` tokens."""
     limit = constant_up_to(model.config)
     if limit is None or longest <= limit:
         return
@@ -96,7 +97,7 @@ def fix_frequencies(model: PreTrainedModel, longest: int) -> None:
 
 
 def check_pass(model: PreTrainedModel, longest: int) -> None:
-    """Raise FastflowError where a pass over sequences of up to `longest` tokens would choose its own frequencies."""
+    """Raise FastflowError where frequencies would depend on a pass over sequences of up to `longest` tokens."""
     limit = constant_up_to(model.config)
     if limit is None or longest <= limit:
         return
@@ -109,11 +110,11 @@ def check_pass(model: PreTrainedModel, longest: int) -> None:
 
 
 def for_vllm(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy that makes vLLM compute what transformers does in this run.
+    """Copy a configuration so that vLLM computes what transformers does in this run.
 
-    It would apply dynamic scaling at every length; since no sequence is over `constant_up_to`, there is none. It takes
-    max_position_embeddings for the end of a yarn context, where many configurations give the length before it, and its
-    own scale for longrope's attention.
+    vLLM would apply dynamic scaling at every length. The copy has none, since no sequence is over `constant_up_to`.
+    vLLM takes max_position_embeddings for the end of a yarn context, but many configurations name the length before
+    scaling. It also takes its own scale for longrope's attention.
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -132,7 +133,7 @@ def for_vllm(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def advice_for_servers(config: PretrainedConfig, longest: int) -> str | None:
-    """How a vLLM server must be started to compute what the trainer does; None where any start will do.
+    """Say how to start a vLLM server so that it computes what the trainer does; None where every start does.
 
     longest: tokens of the longest prompt and response of the run.
     """
@@ -157,7 +158,7 @@ def advice_for_servers(config: PretrainedConfig, longest: int) -> str | None:
 
 
 def _scalings(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """One entry, or one for each type of layer."""
+    """Return one entry, or one for each type of layer."""
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     nested = [entry for entry in found.values() if isinstance(entry, dict)]
     return nested or [found]

@@ -1,4 +1,4 @@
-"""Log-probabilities of packed responses under a model, and the way from micro-batches back to trajectories."""
+"""Scores packed responses under a model, and brings values of micro-batches back to trajectories."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastflow_kernels import linear_logprob
 
 @torch.no_grad()
 def token_logprobs(model: PackedModel | AdaptersOff, batch: PackedBatch) -> Float32[Tensor, " N"]:
-    """Log-probability of every response token of the batch, at temperature 1."""
+    """Compute the log-probability of every response token of the batch, at temperature 1."""
     hidden = model.hidden_states(batch)[batch.rows]
     hidden, weight, bias = model.head_inputs(hidden)
     return linear_logprob(hidden, weight, batch.targets, bias=bias)
@@ -50,7 +50,7 @@ def split_tokens(
 
 
 def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: int) -> list[Group]:
-    """The same groups, with behaviour log-probs recomputed by `model` at temperature 1 and the sampler's kept apart."""
+    """Recompute behaviour log-probs by `model` at temperature 1. Keeps those of the sampler apart."""
     model.model.eval()
     batches = [batch.to(model.device) for batch in pack(groups, tokens_per_microbatch)]
     logprobs = iter(split_tokens(batches, [token_logprobs(model, batch) for batch in batches]))
@@ -67,12 +67,12 @@ def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: 
 
 
 def group_index(groups: Sequence[Group]) -> Int64[Tensor, " n"]:
-    """The group of each trajectory in flat order."""
+    """Return the group of each trajectory, in flat order."""
     sizes = torch.tensor([len(group.trajectories) for group in groups])
     return torch.repeat_interleave(torch.arange(len(groups)), sizes)
 
 
 def behaviour_logprob(groups: Sequence[Group]) -> Float64[Tensor, " n"]:
-    """The summed behaviour log-prob of each trajectory, nats."""
+    """Sum the behaviour log-probs of each trajectory, nats, in flat order."""
     sums = [trajectory.behaviour_logprobs.sum(dtype=np.float64) for trajectory in flatten(groups)]
     return torch.tensor(sums, dtype=torch.float64)

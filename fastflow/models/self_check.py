@@ -1,7 +1,8 @@
-"""Proof on the loaded model that a packed batch equals its sequences alone, before anything is sampled.
+"""Proves on the loaded model, before it samples, that a packed batch equals its sequences alone.
 
-It finds on the real model what no list of families can: code that ignores where sequences end, position embeddings that
-depend on another sequence's length, a window that the attention does not keep. It costs two passes over 140 tokens.
+No list of families can find what this finds on the real model: code that ignores where sequences end, position
+embeddings that depend on the length of another sequence, a window that the attention does not keep. It costs two passes
+over 140 tokens.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from fastflow.models import rope
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 
 LENGTHS = (5, 96, 1, 33)
-# Of a hidden state's norm: the median over a sequence's tokens. Seen on a CPU, on models of 2 and 30 layers: 1e-6, and
-# 1e-3 under autocast; sequences that see each other leave 1.5, other frequencies 0.3 to 0.7.
+# Shares of a hidden state's norm: the median over the tokens of a sequence. Models of 2 and 30 layers on a CPU showed
+# 1e-6, and 1e-3 under autocast. Sequences that see each other give 1.5, other frequencies 0.3 to 0.7.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def check_models(policy: PackedModel, base: PackedModel | AdaptersOff, *, longest: int, names: tuple[str, str]) -> None:
-    """Make policy and base fit for sequences of up to `longest` tokens, and prove that packing changes nothing.
+    """Prepare policy and base for sequences of up to `longest` tokens, and prove that packing changes nothing.
 
-    Raises FastflowError with the model's name where it does. With LoRA the base is the policy itself.
+    Raises FastflowError, with the model's name, where packing changes something. With LoRA the policy is the base.
     """
     for model, name in zip((policy, base), names, strict=True):
         if model is policy or isinstance(model, FrozenModel):
@@ -42,7 +43,7 @@ def check_models(policy: PackedModel, base: PackedModel | AdaptersOff, *, longes
 
 
 def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
-    """The largest relative difference that packing makes; raises FastflowError where it is over the tolerance."""
+    """Return the largest relative difference by packing. Raises FastflowError where it is over the tolerance."""
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, model.vocab_size, min(length, longest)) for length in LENGTHS]
     was_training = model.model.training
@@ -52,7 +53,7 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
         alone = [_alone(model, ids) for ids in sequences]
     except (FastflowError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # a model's own code may fail in any way
+    except Exception as error:  # a model's own code may raise anything
         reason = " ".join(str(error).split())[:200]
         raise FastflowError(
             f"{name} cannot read a packed batch ({type(error).__name__}: {reason}); fastflow needs models whose code "
@@ -73,15 +74,17 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
         raise FastflowError(
             f"{name} gives hidden states in a packed batch that are {worst:.2g} of their norm away from those of the "
             f"same sequences alone ({TOLERANCE[dtype]:g} is allowed), with model.attention = {model.kernel}{scaled}: "
-            "its attention or its position embeddings depend on the other sequences of a pass, so that it cannot be "
-            "trained in packed batches; take a model without such code, or another model.attention"
+            "its attention or its position embeddings depend on the other sequences of a pass, so packed batches "
+            "cannot train it; take a model without such code, or another model.attention"
         )
     return worst
 
 
 def _packed(model: PackedModel, sequences: list[np.ndarray], longest: int) -> list[torch.Tensor]:
-    """Hidden states (n, D) of each sequence in one packed batch, beside one whose last token stands at the last place
-    that the run can reach."""
+    """Compute hidden states (n, D) of each sequence in one packed batch.
+
+    The batch holds one more sequence, whose last token stands at the last position that the run can reach.
+    """
     nothing = Trajectory(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "length")
     companion = sequences[0][:2]
     groups = [Group(Prompt(ids), (nothing,)) for ids in (*sequences, companion)]
@@ -94,7 +97,7 @@ def _packed(model: PackedModel, sequences: list[np.ndarray], longest: int) -> li
 
 
 def _with_position(batch: PackedBatch, place: int, position: int) -> PackedBatch:
-    """The batch with another position for the last token of one of its sequences."""
+    """Give the last token of one sequence another position."""
     positions = batch.position_ids.clone()
     last = int(batch.cu_seqlens[place + 1]) - 1
     positions[last] = max(position, int(positions[last]))
@@ -102,7 +105,7 @@ def _with_position(batch: PackedBatch, place: int, position: int) -> PackedBatch
 
 
 def _alone(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
-    """Hidden states (n, D) of one sequence, as transformers computes them by itself."""
+    """Compute hidden states (n, D) of one sequence, as transformers does by itself."""
     with torch.no_grad(), model.decoding() as plain:
         row = torch.from_numpy(ids)[None].to(model.device)
         positions = torch.arange(len(ids), device=model.device)[None]

@@ -1,4 +1,4 @@
-"""Whether policy and base mean the same by every token id."""
+"""Checks that policy and base mean the same by every token id."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece
 def check_same_tokens(settings: ModelConfig) -> None:
     """Raise FastflowError where the tokenizers of model.path and model.base give an id to different tokens.
 
-    Ids that only the policy's tokenizer knows are refused too, since prompts and responses may hold them. Chat
-    templates, roles and the way text is cut may differ: only the policy's tokenizer is used. A warning where a
+    Also refuses ids that only the policy's tokenizer knows, since prompts and responses may hold them. Chat templates,
+    roles and the way to cut text may differ, because training uses the policy's tokenizer alone. Warns where a
     tokenizer is missing, and where the base alone knows an id.
     """
     if settings.base is None or settings.base == settings.path:
@@ -30,27 +30,27 @@ def check_same_tokens(settings: ModelConfig) -> None:
         return
     for token in sorted(ours):
         if theirs.get(token) != ours[token]:
-            meaning = f"is {theirs[token]!r}" if token in theirs else "is no token"
+            meaning = f"is {theirs[token]!r}" if token in theirs else "is not a token"
             raise FastflowError(
                 f"policy and base have different tokenizers: token {token} is {ours[token]!r} in {settings.path}, and "
-                f"{meaning} in {settings.base}; the base would score other texts than the policy writes, so choose a "
+                f"{meaning} in {settings.base}; the base would score other texts than the policy writes; choose a "
                 "model.base of the same family"
             )
     if more := sorted(theirs.keys() - ours.keys()):
         logger.warning(
-            "the tokenizer of the base %s knows %d tokens that the policy's does not (first: %d, %r); the policy "
-            "should never write them", settings.base, len(more), more[0], theirs[more[0]],
+            "the tokenizer of the base %s knows %d tokens that the policy's does not (first: %d, %r); check that "
+            "the policy never writes them", settings.base, len(more), more[0], theirs[more[0]],
         )  # fmt: skip
 
 
 def _tokens(path: str, settings: ModelConfig) -> dict[int, str] | None:
-    """Id -> token; None, with a warning, where there is no tokenizer to read."""
+    """Read the token of each id; None, with a warning, where no tokenizer can be read."""
     try:
         return {token: text for text, token in _load(path, settings).get_vocab().items()}
-    except Exception as error:  # a tokenizer that is not needed but for this may fail in any way
+    except Exception as error:  # nothing else needs this tokenizer, and it may raise anything
         logger.warning(
-            "the tokenizers of policy and base could not be compared, since %s has none that can be read (%s); make "
-            "sure that both mean the same by every token id", path, " ".join(str(error).split())[:200],
+            "the tokenizers of policy and base could not be compared, since that of %s cannot be read (%s); check that "
+            "both mean the same by every token id", path, " ".join(str(error).split())[:200],
         )  # fmt: skip
         return None
 
@@ -60,5 +60,5 @@ def _load(path: str, settings: ModelConfig) -> PreTrainedTokenizerBase:
 
     directory = Path(path)
     if directory.is_dir() and not settings.trust_remote_code and not any((directory / name).exists() for name in FILES):
-        raise FileNotFoundError("no tokenizer file")  # or transformers would make up an empty one
+        raise FileNotFoundError("no tokenizer file")  # otherwise transformers would make an empty one
     return AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)

@@ -228,11 +228,13 @@ class TestRendering:
         assert chat_tokenizer.convert_ids_to_tokens(ids) == expected
 
     def test_a_tokenizer_without_a_template(self, tokenizer):
-        with pytest.raises(FastflowError, match="no chat template; use an instruct model or switch it off"):
+        with pytest.raises(
+            FastflowError, match="no chat template; use an instruct model, or set data.chat_template = false"
+        ):
             self.render("a", tokenizer, chat_template=True)
 
     def test_a_suffix_without_a_user_message(self, chat_tokenizer):
-        with pytest.raises(FastflowError, match=r"^p\.jsonl:1: no user message to append data\.suffix to"):
+        with pytest.raises(FastflowError, match=r"^p\.jsonl:1: there is no user message for data\.suffix to follow"):
             self.render([{"role": "system", "content": "a"}], chat_tokenizer, chat_template=True, suffix=".")
 
     def test_a_template_that_refuses_the_prompt(self, chat_tokenizer):

@@ -156,7 +156,7 @@ class TestPatterns:
         judge(tokenizer, "a", format_pattern="<|im_end|>")
         assert caplog.messages == [
             "objective.format_pattern holds the special token <|im_end|>, whose characters mean something else in a "
-            r"regular expression; it is taken as the token: write <\|im_end\|>"
+            r"regular expression; fastflow takes it as the token: write <\|im_end\|>"
         ]
 
     @pytest.mark.parametrize("pattern", [r"a|b", r"[abc]", r"<\|im_end\|>", "<end>", r"\w+|\d"])

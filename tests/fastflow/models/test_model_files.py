@@ -111,7 +111,7 @@ class TestQuantisedWeights:
         ({"tie_word_embeddings": "yes"}, "expected bool, got str"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "4"}}, "TypeError"),
-        ({"rope_parameters": {"rope_type": "su", "factor": 2.0}}, "'su', which transformers does not know; known are"),
+        ({"rope_parameters": {"rope_type": "su", "factor": 2.0}}, "'su', which transformers does not know; it knows"),
         ({"layer_types": ["sliding_attention"] * 2}, "layers of sliding attention and no sliding_window"),
         ({"quantization_config": "gptq"}, "quantised weights (gptq"),
         ({"quantization_config": [1]}, "quantised weights (of an unnamed method"),

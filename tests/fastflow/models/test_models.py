@@ -217,5 +217,5 @@ def test_adapters_on_the_head_are_refused():
 
 
 def test_unknown_device_and_family():
-    with pytest.raises(FastflowError, match="is no device"):
+    with pytest.raises(FastflowError, match="is not a device"):
         resolve_device("tpu9")
