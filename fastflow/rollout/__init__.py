@@ -1,1 +1,1 @@
-"""Rollouts: the Sampler protocol and its engines."""
+"""Rollouts: the protocol of a sampler, and the engines that follow it."""

@@ -1,4 +1,4 @@
-"""What a sampler refuses before anything is sampled: prompts that the model has no room or no rows for."""
+"""Refuse prompts that do not fit the model's context or vocabulary, before anything is sampled."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_toke
 
 
 def context_for(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> int:
-    """Tokens of the longest prompt and its response, which the model must have room for."""
+    """Return the tokens of the longest prompt and its response, and check that the model has room for them."""
     check_room(policy, prompts, max_response_tokens)
     return max(len(prompt.ids) for prompt in prompts) + max_response_tokens
 
 
 def _up_to_here(policy: PackedModel) -> str:
-    """Why a dynamically scaled context ends where it does."""
+    """Say why a dynamically scaled context ends there; empty for every other context."""
     if "dynamic" not in kinds(policy.causal_lm.config):
         return ""
     return ", up to which its position embeddings (dynamic) do not depend on the longest sequence of a pass"

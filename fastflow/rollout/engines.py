@@ -1,9 +1,9 @@
-"""The sampler that the settings ask for."""
+"""Make the sampler that the settings ask for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fastflow.config.schema import RolloutConfig
 from fastflow.data.trajectory import Prompt
@@ -24,39 +24,53 @@ def make_sampler(
     *,
     on_progress: Callable[[int], None],
 ) -> Sampler:
-    """A sampler for the policy; what another engine needs is imported only where it is asked for.
+    """Return a sampler for the policy. An engine's own packages are imported only when it is chosen.
 
-    prompts: all of the run's, of which the longest decides the context that an engine must have room for.
+    prompts: all prompts of the run; the longest decides the context that an engine must have room for.
     """
-    options = {
-        "eos_ids": end_ids(policy, tokenizer),
-        "max_sequences": rollout.max_sequences,
-        "on_progress": on_progress,
-    }
+    eos_ids = end_ids(policy, tokenizer)
     if rollout.engine == "local":
-        return LocalSampler(policy, tokenizer=tokenizer, **options)
-    options["context"] = context_for(policy, prompts, rollout.max_response_tokens)
-    options["silence"] = rollout.silence
+        return LocalSampler(
+            policy,
+            tokenizer=tokenizer,
+            eos_ids=eos_ids,
+            max_sequences=rollout.max_sequences,
+            on_progress=on_progress,
+        )
+    context = context_for(policy, prompts, rollout.max_response_tokens)
     if rollout.engine == "vllm-server":
         from fastflow.rollout.server.sampler import ServerSampler
 
-        return ServerSampler(policy, servers=rollout.servers, folder=rollout.shared_folder, **options)
+        return ServerSampler(
+            policy,
+            eos_ids=eos_ids,
+            context=context,
+            servers=rollout.servers,
+            folder=rollout.shared_folder,
+            max_sequences=rollout.max_sequences,
+            silence=rollout.silence,
+            on_progress=on_progress,
+        )
     from fastflow.rollout.vllm.sampler import VllmSampler
 
     return VllmSampler(
         policy,
         tokenizer=tokenizer if rollout.stop else None,
+        eos_ids=eos_ids,
+        context=context,
+        max_sequences=rollout.max_sequences,
         memory_fraction=rollout.memory_fraction,
         sleep=resolve_sleep(rollout, policy),
         startup=rollout.startup,
+        silence=rollout.silence,
         restarts=rollout.restarts,
         adapters=rollout.adapters,
-        **options,
+        on_progress=on_progress,
     )
 
 
-def resolve_sleep(rollout: RolloutConfig, policy: PackedModel) -> str:
-    """What `rollout.sleep = auto` stands for."""
+def resolve_sleep(rollout: RolloutConfig, policy: PackedModel) -> Literal["off", "weights-to-cpu", "drop-weights"]:
+    """Return `rollout.sleep`, with `auto` replaced by what it means on the policy's device."""
     if rollout.sleep != "auto":
         return rollout.sleep
     return "drop-weights" if policy.device.type == "cuda" and not rollout.ahead else "off"

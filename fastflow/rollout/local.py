@@ -1,15 +1,15 @@
-"""The embedded sampler: batched decoding with a KV cache in the trainer's own process, on any device.
+"""Decode batches with a KV cache in the trainer's own process, on any device: the embedded sampler.
 
 Each prompt is prefilled once for all its responses. Token t of a response is drawn by inverting the cumulative
-distribution at the t-th number of the request's own random stream, so that a response does not depend on which other
-requests share its batch (beyond floating-point rounding). Finished responses leave the batch as it drains.
+distribution at the t-th number of the request's own random stream. So a response does not depend on the other requests
+of its batch, beyond floating-point rounding. Finished responses leave the batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,16 +23,16 @@ from fastflow.rollout.stop_texts import StopTexts
 from fastflow_kernels.exponentials import exponentials_
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 _COMPACT_BELOW = 0.75  # share of unfinished rows at which finished ones are removed from the batch
 
 
 class LocalSampler:
-    """Samples from the policy's own weights, without copying them.
+    """Samples from the policy's own weights, without a copy of them.
 
     eos_ids: tokens that end a response. tokenizer: needed for stop texts only. pad_id: any valid token id.
-    max_sequences: responses decoded at once. on_progress: called with the number of responses finished since the last
+    max_sequences: responses decoded at once. on_progress: receives the number of responses that finished since the last
     call.
     """
 
@@ -57,18 +57,17 @@ class LocalSampler:
         self._policy = policy
 
     def close(self) -> None:
-        """Nothing to release: the weights are the trainer's."""
+        """Release nothing: the weights are the trainer's."""
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request. Raises FastflowError for an unfit prompt and when the logits are not finite."""
+        """Return one group per request. Raises FastflowError for an unfit prompt and for logits that are not finite."""
         check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
-        if params.stop and self._tokenizer is None:
-            raise FastflowError("stop texts need a tokenizer; give LocalSampler the policy's")
+        stop_texts = self._stop_texts(params.stop)
         trajectories: list[list[Trajectory]] = [[] for _ in requests]
         with self._policy.decoding():
             for chunk in self._chunks(requests):
-                finished = self._decode([(requests[index].prompt, seed) for index, seed in chunk], params)
+                finished = self._decode([(requests[index].prompt, seed) for index, seed in chunk], params, stop_texts)
                 for (index, _), trajectory in zip(chunk, finished, strict=True):
                     trajectories[index].append(trajectory)
         return [Group(request.prompt, tuple(sampled)) for request, sampled in zip(requests, trajectories, strict=True)]
@@ -78,7 +77,16 @@ class LocalSampler:
         for start in range(0, len(flat), self._max_sequences):
             yield flat[start : start + self._max_sequences]
 
-    def _decode(self, items: list[tuple[Prompt, int]], params: SamplingParams) -> list[Trajectory]:
+    def _stop_texts(self, texts: tuple[str, ...]) -> StopTexts | None:
+        if not texts:
+            return None
+        if self._tokenizer is None:
+            raise FastflowError("stop texts need a tokenizer; give LocalSampler the policy's")
+        return StopTexts(self._tokenizer, texts)
+
+    def _decode(
+        self, items: list[tuple[Prompt, int]], params: SamplingParams, stop_texts: StopTexts | None
+    ) -> list[Trajectory]:
         """Decode one batch of (prompt, seed) to the end."""
         limit = params.max_response_tokens
         tokens = np.zeros((len(items), limit), dtype=np.int64)
@@ -89,7 +97,6 @@ class LocalSampler:
             np.stack([np.random.Generator(np.random.Philox(seed)).random(limit) for _, seed in items])
         ).to(self._policy.device)
 
-        stop_texts = StopTexts(self._tokenizer, params.stop) if params.stop else None
         batch = self._prefill([prompt for prompt, _ in items])
         for position in range(limit):
             if position < params.min_response_tokens:
@@ -126,16 +133,16 @@ class LocalSampler:
         ]
 
     def _prefill(self, prompts: list[Prompt]) -> _DecodingBatch:
-        """Run each distinct prompt once, then give every response its copy of the cache."""
+        """Run each distinct prompt once, then give each response its copy of the cache."""
         distinct = {id(prompt): prompt for prompt in prompts}
         place = {key: row for row, key in enumerate(distinct)}
         device, longest = self._policy.device, max(len(prompt.ids) for prompt in distinct.values())
-        ids = np.full((len(distinct), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros((len(distinct), longest), dtype=np.int64)
+        padded = np.full((len(distinct), longest), self._pad_id, dtype=np.int64)
+        is_token = np.zeros((len(distinct), longest), dtype=np.int64)
         for row, prompt in enumerate(distinct.values()):
-            ids[row, longest - len(prompt.ids) :] = prompt.ids
-            mask[row, longest - len(prompt.ids) :] = 1
-        ids, mask = torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+            padded[row, longest - len(prompt.ids) :] = prompt.ids
+            is_token[row, longest - len(prompt.ids) :] = 1
+        ids, mask = torch.from_numpy(padded).to(device), torch.from_numpy(is_token).to(device)
         cache = _make_cache(self._policy.causal_lm)
         logits = _next_logits(
             self._policy,
@@ -156,12 +163,14 @@ class LocalSampler:
         )
 
 
-def _make_cache(model):
-    """A KV cache that holds keys in the values' dtype: under autocast, rotary embeddings leave keys in float32."""
+def _make_cache(model: PreTrainedModel) -> DynamicCache:
+    """Return a KV cache that holds keys in the values' dtype: under autocast, rotary embeddings leave them float32."""
     from transformers import DynamicCache
 
     class EvenCache(DynamicCache):
-        def update(self, key_states, value_states, *arguments, **options):
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *arguments: Any, **options: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             return super().update(key_states.to(value_states.dtype), value_states, *arguments, **options)
 
     return EvenCache(config=model.config)
@@ -169,13 +178,13 @@ def _make_cache(model):
 
 @dataclass
 class _DecodingBatch:
-    """Rows being decoded together: which item each is, its cache, and the logits of its next token."""
+    """The rows decoded together: the item of each row (B,), its cache, and the logits (B, V) of its next token."""
 
     items: torch.Tensor
     alive: torch.Tensor
     mask: torch.Tensor
     next_position: torch.Tensor
-    cache: object
+    cache: DynamicCache
     logits: torch.Tensor
 
     def keep_alive(self) -> None:
@@ -196,8 +205,15 @@ class _DecodingBatch:
         self.next_position = self.next_position + 1
 
 
-def _next_logits(policy: PackedModel, *, input_ids, attention_mask, position_ids, cache) -> torch.Tensor:
-    """Logits (B, V) float32 of the next token; the head sees the last position only."""
+def _next_logits(
+    policy: PackedModel,
+    *,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    cache: DynamicCache,
+) -> torch.Tensor:
+    """Return the logits (B, V) float32 of the next token; the head reads the last position only."""
     output = policy.causal_lm.get_decoder()(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -216,8 +232,8 @@ def _next_logits(policy: PackedModel, *, input_ids, attention_mask, position_ids
 def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw one token per row by inverting its cumulative distribution at `uniform`.
 
-    logits: (B, V) float32, used up. uniform: (B,) float64 in [0, 1). Returns token (B,) int64 and its log-probability
-    (B,) float32 under the distribution drawn from, temperature and nucleus included.
+    logits: (B, V) float32, overwritten. uniform: (B,) float64 in [0, 1). Returns the tokens (B,) int64 and their
+    log-probabilities (B,) float32 under the distribution drawn from, temperature and nucleus included.
     """
     if params.temperature == 0:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])
@@ -233,7 +249,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) ->
 
 
 def _keep_nucleus_(weights: torch.Tensor, top_p: float) -> None:
-    """0 outside the smallest set of most likely tokens whose share of the sum reaches top_p."""
+    """Set all weights to 0 but those of the smallest set of likeliest tokens whose share of the sum reaches top_p."""
     ordered, order = weights.sort(dim=-1, descending=True)
     mass = ordered.cumsum(-1, dtype=torch.float64)
     enough = top_p * mass[:, -1:]

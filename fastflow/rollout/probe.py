@@ -1,4 +1,4 @@
-"""Proof after every weight load that another engine holds the trainer's weights: a few tokens' log-probs from both."""
+"""Prove after each weight load that another engine holds the trainer's weights: compare log-probs of a few tokens."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import token_logprobs
 
 PROBE_TOKENS = 16
-# Nats, mean over the tokens. Seen on a CPU, on models of 20,000 to 20 million parameters: 1e-5 and 0.03. It tells other
-# weights from these, not one small update from the next.
+# Nats, mean over the tokens. Measured on a CPU, on models of 20,000 to 20 million parameters: 1e-5 and 0.03. The bound
+# finds other weights; it does not find a missing small update.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 MAY_MEAN = (
-    "a large difference speaks for other weights (a load that did not reach them all, another model) or another "
-    "vocabulary (another tokenizer, a head with other padding); a small one for another dtype than the trainer's "
-    "{dtype}, a quantised engine, or other position embeddings or attention (rope scaling, sliding window)"
+    "a large difference points to other weights (an incomplete load, another model) or another vocabulary (another "
+    "tokenizer, another padding of the head); a small difference points to another dtype than the trainer's {dtype}, a "
+    "quantised engine, or other position embeddings or attention (rope scaling, sliding window)"
 )
 
 
 def probe_for(policy: PackedModel, context: int) -> np.ndarray:
-    """The probe's token ids (P,): always the same, from all over the vocabulary."""
+    """Return the probe's token ids (P,): always the same, spread over the vocabulary."""
     return np.random.default_rng(0).integers(0, policy.vocab_size, max(2, min(PROBE_TOKENS, context - 1)))
 
 
 def logprobs_of(policy: PackedModel, probe: np.ndarray) -> np.ndarray:
-    """The trainer's log-probs (P - 1,) float64 of the probe's tokens after the first."""
+    """Return the trainer's log-probs (P - 1,) float64 of the probe's tokens after the first."""
     rest = Trajectory(probe[1:], np.zeros(len(probe) - 1, dtype=np.float32), "length")
     (batch,) = pack([Group(Prompt(probe[:1]), (rest,))], tokens_per_microbatch=10**9)
     was_training = policy.model.training
@@ -44,7 +44,7 @@ def logprobs_of(policy: PackedModel, probe: np.ndarray) -> np.ndarray:
 def check_agreement(
     theirs: Sequence[float], ours: np.ndarray, *, dtype: torch.dtype, engine: str, version: int
 ) -> float:
-    """The mean difference in nats; raises FastflowError with both numbers where it is over the dtype's tolerance."""
+    """Return the mean difference in nats. Raises FastflowError with both numbers above the dtype's tolerance."""
     difference = np.abs(np.asarray(theirs, dtype=np.float64) - ours)
     worst = int(np.nan_to_num(difference, nan=np.inf).argmax())
     if not difference.mean() <= TOLERANCE[dtype]:
@@ -52,7 +52,7 @@ def check_agreement(
             f"after weight load {version}, {engine} gives token {worst + 1} of a probe the log-prob "
             f"{theirs[worst]:.4f} and the trainer {ours[worst]:.4f} (on average {difference.mean():.3g} nats apart, "
             f"{TOLERANCE[dtype]:g} are allowed); they do not hold the same model: {MAY_MEAN.format(dtype=_name(dtype))}"
-            "; see what differs, or sample with --rollout.engine local"
+            "; find out what differs, or sample with --rollout.engine local"
         )
     return float(difference.mean())
 

@@ -1,4 +1,4 @@
-"""The seam between the trainer and whatever samples: requests in, groups out, weights loaded in between."""
+"""The protocol between trainer and sampler: requests go in, groups come out, weights are loaded in between."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastflow.models.packed import PackedModel
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the seeds of its responses, one seed a response."""
+    """One prompt and the seeds of its responses, one seed for each."""
 
     prompt: Prompt
     seeds: tuple[int, ...]
@@ -25,9 +25,9 @@ class SamplingParams:
     """How tokens are drawn.
 
     temperature: divides the logits; 0 is greedy, with behaviour log-probs of 0. top_p: nucleus mass in (0, 1].
-    max_response_tokens: the length limit, end-of-sequence token included. min_response_tokens: no end-of-sequence
-    token is drawn before so many others. stop: texts that end a response, as response_text spells it; the token that
-    completes one is its last.
+    max_response_tokens: the length limit, end-of-sequence token included. min_response_tokens: tokens that come before
+    the first end-of-sequence token may be drawn. stop: texts that end a response, as response_text spells it; the token
+    that completes one is the last of the response.
     """
 
     temperature: float = 1.0
@@ -38,30 +38,30 @@ class SamplingParams:
 
 
 class Sampler(Protocol):
-    """Anything that samples groups of responses from the current policy."""
+    """Samples groups of responses from the current policy."""
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request, in order. A response depends on its seed, prompt and weights alone."""
+        """Return one group per request, in order. A response depends on its seed, prompt and weights alone."""
 
     def load_weights(self, policy: PackedModel) -> None:
-        """Sample from these weights from now on; trajectories carry `policy.version` of this moment."""
+        """Sample from these weights from now on; new trajectories carry the present `policy.version`."""
 
     def close(self) -> None:
-        """Release everything; the sampler is not used afterwards."""
+        """Release everything. Nobody uses the sampler afterwards."""
 
 
 class OverlappingSampler(Sampler, Protocol):
-    """A sampler with weights of its own, which can sample while the policy trains."""
+    """Samples from its own copy of the weights, so that it can work while the policy trains."""
 
     def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        """Start sampling and return at once. Until `finish`, nothing else is asked of the sampler."""
+        """Start sampling and return at once. The next call is `finish`."""
 
     def finish(self) -> list[Group]:
-        """What `sample` would have returned for the requests of `begin`."""
+        """Wait, and return what `sample` returns for the requests of `begin`."""
 
 
 def requests_for(prompts: Sequence[Prompt], responses_per_prompt: int, *, seed: int, step: int) -> list[Request]:
-    """Requests whose seeds are distinct across the whole run and depend on (seed, step, place) alone."""
+    """Return requests whose seeds are distinct across the run and depend on (seed, step, place) alone."""
     count = len(prompts) * responses_per_prompt
     seeds = np.random.SeedSequence([seed, step]).generate_state(count, np.uint64) >> np.uint64(1)  # fits int64
     rows = seeds.reshape(len(prompts), responses_per_prompt).tolist()

@@ -1,1 +1,1 @@
-"""Rollouts by running vLLM servers over HTTP; plugin.py and transfer_engine.py are what vLLM loads on their side."""
+"""Sample on running vLLM servers over HTTP; vLLM itself loads plugin.py and transfer_engine.py on its side."""

@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own, so that sampling goes on while the trainer does something else."""
+"""Run an asyncio loop in a thread of its own, so that sampling goes on while the trainer works."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 ENDING_SECONDS = 10.0
 
+Result = TypeVar("Result")
 
-class Work:
+
+class Work(Generic[Result]):
     """A coroutine on the loop, seen from another thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]):
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Result]):
         self._loop = loop
-        self._outcome: concurrent.futures.Future = concurrent.futures.Future()
+        self._outcome: concurrent.futures.Future[Result] = concurrent.futures.Future()
         loop.call_soon_threadsafe(self._begin, coroutine)
 
     def done_within(self, seconds: float) -> bool:
-        """Whether it ends in that time."""
+        """Wait at most that long. Returns whether the coroutine has ended."""
         return bool(concurrent.futures.wait([self._outcome], seconds).done)
 
-    def result(self) -> Any:
-        """Waits for what the coroutine returns or raises; a Ctrl-C meanwhile cancels it."""
+    def result(self) -> Result:
+        """Wait for what the coroutine returns or raises. Ctrl-C meanwhile cancels it."""
         try:
             return self._outcome.result()
         except KeyboardInterrupt:
@@ -32,25 +34,25 @@ class Work:
             raise
 
     def cancel(self) -> None:
-        """Returns when the coroutine has cleaned up after itself."""
-        self._loop.call_soon_threadsafe(lambda: self._task.cancel())  # which _begin has made by then
+        """Cancel the coroutine, and wait until it has cleaned up."""
+        self._loop.call_soon_threadsafe(lambda: self._task.cancel())  # _begin runs before it
         self.done_within(ENDING_SECONDS)
 
-    def _begin(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _begin(self, coroutine: Coroutine[Any, Any, Result]) -> None:
         self._task = self._loop.create_task(coroutine)
         self._task.add_done_callback(self._end)
 
-    def _end(self, task: asyncio.Task) -> None:
+    def _end(self, task: asyncio.Task[Result]) -> None:
         if task.cancelled():
             self._outcome.set_exception(concurrent.futures.CancelledError())
-        elif task.exception() is not None:
-            self._outcome.set_exception(task.exception())
+        elif (error := task.exception()) is not None:
+            self._outcome.set_exception(error)
         else:
             self._outcome.set_result(task.result())
 
 
 class BackgroundLoop:
-    """Runs until it is closed; the thread does not keep the program alive."""
+    """Runs until `close`. The thread does not keep the program alive."""
 
     def __init__(self, name: str):
         self._loop = asyncio.new_event_loop()
@@ -61,15 +63,15 @@ class BackgroundLoop:
     def closed(self) -> bool:
         return self._loop.is_closed()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Work:
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Work[Result]:
         return Work(self._loop, coroutine)
 
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """What the coroutine returns or raises."""
+    def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Wait for what the coroutine returns or raises."""
         return self.start(coroutine).result()
 
     def close(self) -> None:
-        """Cancels what still runs and ends the thread."""
+        """Cancel what still runs, and end the thread."""
         if self._loop.is_closed():
             return
         self.start(_end_everything()).done_within(ENDING_SECONDS)
@@ -84,4 +86,4 @@ async def _end_everything() -> None:
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
-    await asyncio.get_running_loop().shutdown_default_executor()  # the threads that looked up names
+    await asyncio.get_running_loop().shutdown_default_executor()  # threads that looked up host names

@@ -1,4 +1,4 @@
-"""One vLLM server over HTTP: what is asked of it, and what becomes of an answer that is none."""
+"""Talk to one vLLM server over HTTP, and turn each bad answer into an error that says what to do."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ import os
 import random
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastflow.errors import FastflowError, need
 
+if TYPE_CHECKING:
+    import httpx
+
 CONNECT_SECONDS = 10.0
-BRIEF_SECONDS = 10.0  # for questions that a server answers at once or not at all
+BRIEF_SECONDS = 10.0  # for requests that a healthy server answers at once
 BUSY = (429, 503)
 GENERATED = re.compile(r"^vllm:generation_tokens_total(?:{[^}]*})? (\S+)$", re.MULTILINE)
 
 
 class Unreachable(Exception):
-    """The server gave no usable answer; asking again, there or elsewhere, may help."""
+    """The server gave no usable answer; another attempt may help, there or at another server."""
 
 
 class Busy(Unreachable):
-    """The server stands, and asks to be asked later."""
+    """The server runs, and asks for a later attempt."""
 
 
 class WorkerError(Unreachable):
-    """vLLM passed an order on to its workers, and they could not obey; they would not another time either."""
+    """vLLM passed a command on to its workers, which failed; another attempt would fail too."""
 
 
 class Backoff:
-    """Pauses that double up to `longest` seconds, each shortened at random so that clients do not come in step."""
+    """Pauses that double up to `longest` seconds, each shortened at random so that clients do not retry together."""
 
     def __init__(self, first: float = 0.25, longest: float = 15.0):
         self._first = self._next = first
@@ -40,7 +43,7 @@ class Backoff:
         self._next = self._first
 
     def seconds(self) -> float:
-        """The next pause."""
+        """Return the next pause."""
         now, self._next = self._next, min(2 * self._next, self._longest)
         return now * random.uniform(0.5, 1.0)
 
@@ -51,9 +54,9 @@ class Backoff:
 class Client:
     """HTTP to one address, over connections that stay open.
 
-    connections: requests under way at once. patience: seconds that an answer may take, completions excepted, whose
-    time nobody knows, and short questions, which get BRIEF_SECONDS at most. The key of a server with --api-key is
-    read from the environment variable VLLM_API_KEY.
+    connections: maximum concurrent requests. patience: seconds that an answer may take. Completions have no limit, and
+    brief requests have BRIEF_SECONDS at most. The key of a server with --api-key comes from the environment variable
+    VLLM_API_KEY.
     """
 
     def __init__(self, address: str, *, connections: int, patience: float):
@@ -68,8 +71,8 @@ class Client:
             timeout=httpx.Timeout(patience, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=connections + 4, max_keepalive_connections=connections + 4),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            verify=address.startswith("https:"),  # reading the certificates takes a while
-            trust_env=False,  # a proxy that stands in the environment is not meant for these servers
+            verify=address.startswith("https:"),  # reading the certificates is slow
+            trust_env=False,  # a proxy in the environment is not for these servers
         )
 
     async def close(self) -> None:
@@ -79,7 +82,7 @@ class Client:
         await self._ask("GET", "/health", timeout=self._brief)
 
     async def get(self, path: str, field: str) -> Any:
-        """One field of the answer."""
+        """Return one field of the answer."""
         answer = await self._json("GET", path, timeout=self._brief)
         if not isinstance(answer, dict) or field not in answer:
             raise FastflowError(
@@ -87,19 +90,19 @@ class Client:
             )
         return answer[field]
 
-    async def post(self, path: str, body: dict | None = None, **parameters: str) -> Any:
+    async def post(self, path: str, body: dict[str, Any] | None = None, **parameters: str) -> Any:
         return await self._json("POST", path, json=body, params=parameters)
 
     async def resume(self) -> None:
-        """After a pause."""
+        """End a pause."""
         await self._json("POST", "/resume", timeout=self._brief)
 
-    async def complete(self, body: dict) -> Any:
-        """The answer to a completion request, however long it takes."""
+    async def complete(self, body: dict[str, Any]) -> Any:
+        """Return the answer to a completion request, however long it takes."""
         return await self._json("POST", "/v1/completions", json=body, timeout=self._unlimited)
 
     async def prompt_logprobs(self, model: str, ids: Sequence[int]) -> list[float]:
-        """Log-probs of the ids after the first."""
+        """Return the log-probs of the ids after the first."""
         body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         try:
             (choice,) = (await self.complete(body))["choices"]
@@ -111,7 +114,7 @@ class Client:
             ) from error
 
     async def tokens_generated(self) -> float | None:
-        """A count that grows as long as the server generates; None when it does not tell."""
+        """Return a count that grows while the server generates; None where the server does not report one."""
         try:
             text = (await self._ask("GET", "/metrics")).text
         except (Unreachable, FastflowError):
@@ -119,7 +122,7 @@ class Client:
         counts = GENERATED.findall(text)
         return sum(map(float, counts)) if counts else None
 
-    async def _json(self, method: str, path: str, **options) -> Any:
+    async def _json(self, method: str, path: str, **options: Any) -> Any:
         answer = await self._ask(method, path, **options)
         try:
             return answer.json()
@@ -129,8 +132,8 @@ class Client:
                 "vLLM listens there"
             ) from error
 
-    async def _ask(self, method: str, path: str, **options):
-        """The answer; raises Unreachable where another attempt may help and FastflowError where none can."""
+    async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Return the answer. Raises Unreachable where another attempt may help, and FastflowError where none can."""
         try:
             answer = await self._http.request(method, path, **options)
         except self._errors as error:
@@ -154,8 +157,8 @@ class Client:
         raise FastflowError(f"{said}; check rollout.servers and how that server was started")
 
 
-def _reason(answer) -> str:
+def _reason(answer: httpx.Response) -> str:
     try:
-        return answer.json()["error"]["message"]
+        return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return " ".join(answer.text.split())[:200] or answer.reason_phrase

@@ -1,4 +1,4 @@
-"""The completion request for one response, and the response in its answer."""
+"""Write the completion request for one response, and read the response from its answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fastflow.errors import FastflowError
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.server.client import Unreachable
 
-ROUNDING = 1e-3  # nats by which a log-prob may exceed 0
+ROUNDING = 1e-3  # nats; a log-prob may exceed 0 by so little
 MODE = "it was probably started without --logprobs-mode processed_logprobs"
 
 
 def request_body(
     model: str, prompt_ids: Sequence[int], seed: int, params: SamplingParams, eos_ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Every setting that shapes the distribution is said, or the model's generation_config.json would decide."""
+    """Return a request that sets all that shapes the distribution and leaves nothing to generation_config.json."""
     return {
         "model": model,
         "prompt": list(prompt_ids),
@@ -33,10 +33,10 @@ def request_body(
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "ignore_eos": True,  # the server's own; ours follow
+        "ignore_eos": True,  # the server's end token; the policy's follow
         "stop_token_ids": list(eos_ids),
         "stop": list(params.stop),
-        "skip_special_tokens": False,  # stop texts may name them: see response_text
+        "skip_special_tokens": False,  # stop texts may contain them: see response_text
         "spaces_between_special_tokens": False,
         "logprobs": 0,
         "return_token_ids": True,
@@ -46,9 +46,10 @@ def request_body(
 def trajectory_of(
     answer: Any, *, address: str, seed: int, params: SamplingParams, eos_ids: Sequence[int], weight_version: int
 ) -> Trajectory:
-    """Raises FastflowError for a response that cannot be used.
+    """Return the response as a trajectory.
 
-    And Unreachable for one that the server cut off, as it does when somebody changes its weights.
+    Raises FastflowError for a response that cannot be used. Raises Unreachable for one that the server cut off, as it
+    does when another run changes its weights.
     """
 
     def unusable(reason: str) -> FastflowError:

@@ -1,8 +1,8 @@
-"""One round of sampling over several servers: every request is answered once, whichever server lives to answer it.
+"""Run one round of sampling over several servers: each request is answered once, by any server that works.
 
-A request goes to the open server with the fewest under way. One that fails goes back to the front of the queue with its
-seed, and its server is closed until it has shown its health and its weights; what it still has under way goes on.
-Answers count when their server shows afterwards that it still holds the weights; else they are asked for again.
+A request goes to the open server with the fewest requests under way. A request that fails goes back to the front of the
+queue with its seed. Its server is closed until it has shown its health and its weights; its other requests go on.
+Answers count when their server shows afterwards that it still holds the weights; otherwise they are asked for again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ PROOF_ATTEMPTS = 3
 
 @dataclass
 class Lane:
-    """A server during a round. last_sign: when it last finished a response or was seen to generate. answered: jobs
-    since it last showed its weights, or all of the round while it always held them.
+    """A server during a round.
+
+    last_sign: when it last finished a response or was seen to generate. answered: its jobs since it last lost its
+    weights, or since the round began.
     """
 
     server: Server
@@ -61,11 +63,11 @@ class Lane:
 
 
 class Round:
-    """ask: one response from one server for the job of this number. make_ready: as Server.make_ready, weights given;
-    still_holds: as Server.still_holds, likewise.
+    """Hands jobs to servers until each has an answer.
 
-    max_sequences: requests under way at one server. silence: seconds without a sign of life from any server after which
-    the round fails. on_finished: called once for each response, in this thread.
+    ask: gets the response of the job with this number from one server. make_ready, still_holds: the methods of Server,
+    with the weights bound. max_sequences: maximum concurrent requests at one server. silence: seconds after which the
+    round fails without a sign of life from any server. on_finished: called once for each response, in this thread.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Round:
         self._on_finished = on_finished
         self._waiting = deque(range(jobs))
         self._answers: dict[int, Any] = {}
-        self._told: set[int] = set()  # jobs that on_finished was called for
+        self._told: set[int] = set()  # jobs for which on_finished was called
         self._jobs = jobs
         self._started = now
         self._progress = now  # when any server last finished a response or was seen to generate
@@ -95,7 +97,7 @@ class Round:
         self._failure: BaseException | None = None
 
     async def run(self) -> list[Any]:
-        """The answers in the order of the jobs. Raises FastflowError when no server answers any more."""
+        """Return the answers in the order of the jobs. Raises FastflowError when no server answers any more."""
         tending = [self._spawn(self._tend(lane)) for lane in self._lanes]
         for lane in self._lanes:
             lane.doubted.set()  # until it has shown its weights
@@ -131,7 +133,7 @@ class Round:
 
     def _hand_out(self) -> None:
         if any(not lane.tried for lane in self._lanes) and time.monotonic() - self._started < HEAD_START:
-            return  # or the first server to show its weights would take what another could share
+            return  # the first server to show its weights must not take the share of another
         while self._waiting:
             free = [lane for lane in self._lanes if lane.is_free(self._max_sequences)]
             if not free:
@@ -139,13 +141,13 @@ class Round:
             lane = min(free, key=lambda lane: len(lane.under_way))
             job = self._waiting.popleft()
             if not lane.under_way:
-                lane.last_sign = time.monotonic()  # it had nothing to give a sign about
+                lane.last_sign = time.monotonic()  # it was idle before
             task = asyncio.ensure_future(self._ask(lane.server, job))
             lane.under_way[task] = job
             task.add_done_callback(functools.partial(self._settle, lane))
 
     def _settle(self, lane: Lane, task: asyncio.Task) -> None:
-        """Takes the answer, or puts the job back."""
+        """Take the answer, otherwise put the job back."""
         job = lane.under_way.pop(task)
         error = None if task.cancelled() else task.exception()
         if error is None and not task.cancelled():
@@ -171,7 +173,7 @@ class Round:
         self._news.set()
 
     async def _tend(self, lane: Lane) -> None:
-        """Opens the lane whenever it is in doubt and its server holds the weights."""
+        """Reopen the lane, each time it is in doubt, once its server holds the weights."""
         while True:
             await lane.doubted.wait()
             if lane.trouble:
@@ -192,7 +194,7 @@ class Round:
             self._news.set()
 
     async def _all_proven(self) -> bool:
-        """Whether every server that answered holds the weights at the end too; what the others gave is put back."""
+        """Put back what servers answered that have lost the weights by now. Returns whether all answers are left."""
         lanes = [lane for lane in self._lanes if lane.answered]
         proven = await asyncio.gather(*(self._is_proven(lane) for lane in lanes))
         for lane in [lane for lane, good in zip(lanes, proven, strict=True) if not good]:
@@ -213,7 +215,7 @@ class Round:
         return False
 
     async def _discard(self, lane: Lane) -> None:
-        """Puts back what this server answered or still answers with other weights."""
+        """Put back the jobs that this server answered, or still answers, with other weights."""
         under_way = list(lane.under_way)
         for task in under_way:
             task.cancel()
@@ -224,7 +226,7 @@ class Round:
         lane.answered.clear()
 
     def _look_for_signs(self, look: float) -> None:
-        """Long responses give none until they end, so servers are asked whether they generate."""
+        """Ask quiet servers whether they generate: a long response gives no sign until it ends."""
         for lane in self._lanes:
             looking = lane.look is not None and not lane.look.done()
             if lane.under_way and not looking and time.monotonic() - max(lane.last_sign, lane.last_look) > look:
@@ -248,6 +250,6 @@ class Round:
         troubles = "; ".join(lane.trouble or f"{lane.server.address} is silent" for lane in self._lanes)
         return FastflowError(
             f"no server has made progress for {self._silence:g} seconds, with {self._jobs - len(self._answers)} of "
-            f"{self._jobs} responses missing: {troubles}; see to the servers, or raise rollout.silence if they were "
+            f"{self._jobs} responses missing: {troubles}; check the servers, or raise rollout.silence if they were "
             "only slow"
         )

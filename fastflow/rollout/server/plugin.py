@@ -1,4 +1,4 @@
-"""What vLLM calls at its start where fastflow is installed beside it: one more way to receive weights."""
+"""Give vLLM one more way to receive weights. vLLM calls this at its start where fastflow is installed beside it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Makes `--weight-transfer-config '{"backend": "fastflow"}'` known to vLLM; nothing is imported before it is used.
+    """Register `--weight-transfer-config '{"backend": "fastflow"}'` with vLLM; the engine is imported when it is used.
 
-    Called in every process of vLLM, perhaps more than once. Never raises, since that would keep vLLM from starting.
+    vLLM calls this in each of its processes, perhaps more than once. It raises nothing, since an error would keep vLLM
+    from starting.
     """
     try:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory

@@ -1,4 +1,4 @@
-"""Sampling on running vLLM servers: weights through a directory that they see, responses over HTTP."""
+"""Sample on running vLLM servers: weights go through a directory that they see, responses come over HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import torch
@@ -28,30 +27,26 @@ from fastflow.rollout.server.dispatch import Round
 from fastflow.rollout.server.server import OURS, Server, Weights
 from fastflow.rollout.server.weights import WeightFolder
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 0.1
-OTHERS_SECONDS = 3.0  # that a load at least waits for further servers once one has the weights
+OTHERS_SECONDS = 3.0  # minimum wait for further servers once one has the weights
 
 
 class ServerSampler:
-    """Samples on vLLM servers that somebody else started, and that this run has to itself.
+    """Samples on vLLM servers that run already, and that no other run uses.
 
-    tokenizer: not needed, since the servers have their own. eos_ids: tokens that end a response. context: tokens of
-    prompt and response together, at most. servers: addresses. folder: a directory that the servers see under the same
-    path; None will do for servers on this machine. max_sequences: requests under way at each server. silence: seconds
-    without progress after which a server counts as hung, and all of them as lost. on_progress: called in the thread of
-    `finish` with the number of responses finished since the last call.
+    eos_ids: tokens that end a response. context: maximum tokens of prompt and response together. servers: addresses.
+    folder: a directory that the servers see under the same path; None suits servers on this machine. max_sequences:
+    maximum concurrent requests at each server. silence: seconds without progress after which a server counts as hung,
+    and after which a round fails. on_progress: receives, in the thread of `finish`, the number of responses that
+    finished since the last call.
     """
 
     def __init__(
         self,
         policy: PackedModel,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         eos_ids: Sequence[int],
         context: int,
         servers: Sequence[str],
@@ -70,10 +65,9 @@ class ServerSampler:
         self._on_progress = on_progress or (lambda finished: None)
         self._run = secrets.token_hex(4)
         self._loads = itertools.count()
-        self._weights: Weights | None = None
         self._requests: Sequence[Request] = ()
-        self._round: Work | None = None
-        self._late: set[asyncio.Task] = set()  # servers that still take weights
+        self._round: Work[list[Trajectory]] | None = None
+        self._late: set[asyncio.Task[None]] = set()  # servers that still take weights
         self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
         if advice := advice_for_servers(policy.causal_lm.config, context):
             logger.warning("%s", advice)
@@ -90,9 +84,9 @@ class ServerSampler:
             raise
 
     def load_weights(self, policy: PackedModel) -> None:
-        """Every server that answers takes the policy's weights; the others take them before they serve again.
+        """Give the policy's weights to each server that answers; the others take them before they serve again.
 
-        Raises FastflowError when no server takes them, or one gives other log-probs than the trainer.
+        Raises FastflowError where no server takes them, and where one gives other log-probs than the trainer.
         """
         self._policy = policy
         probe = probe_for(policy, self._context)
@@ -104,11 +98,11 @@ class ServerSampler:
             logprobs=logprobs_of(policy, probe),
             dtype=torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype,
         )
-        self._background.run(self._make_some_ready())
+        self._background.run(self._make_some_ready(self._weights))
         self._folder.keep_only(self._weights.directory)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request. Raises FastflowError for an unfit prompt and when no server answers any more."""
+        """Return one group per request. Raises FastflowError for an unfit prompt and where no server answers."""
         self.begin(requests, params)
         return self.finish()
 
@@ -119,8 +113,10 @@ class ServerSampler:
         self._round = self._background.start(self._sample(requests, params))
 
     def finish(self) -> list[Group]:
-        """The groups of `begin`. A Ctrl-C cancels what is under way at the servers."""
+        """Wait for the groups of `begin`. Ctrl-C cancels the requests that are under way at the servers."""
         work, self._round = self._round, None
+        if work is None:
+            raise RuntimeError("finish() needs a begin() before it")
         try:
             while not work.done_within(PROGRESS_SECONDS):
                 self._show_progress()
@@ -132,7 +128,7 @@ class ServerSampler:
         return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in self._requests]
 
     def close(self) -> None:
-        """Cancels what is under way and deletes the weights; the servers go on with those they have."""
+        """Cancel what is under way, and delete the weight files. The servers keep the weights that they have."""
         if self._round is not None:
             self._round.cancel()
             self._round = None
@@ -143,31 +139,36 @@ class ServerSampler:
 
     async def _sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Trajectory]:
         jobs = [(request.prompt.ids.tolist(), seed) for request in requests for seed in request.seeds]
-        version = self._weights.version
+        weights = self._weights
 
         async def ask(server: Server, job: int) -> Trajectory:
             ids, seed = jobs[job]
             answer = await server.client.complete(request_body(server.model, ids, seed, params, self._eos_ids))
             return trajectory_of(
-                answer, address=server.address, seed=seed, params=params, eos_ids=self._eos_ids, weight_version=version
+                answer,
+                address=server.address,
+                seed=seed,
+                params=params,
+                eos_ids=self._eos_ids,
+                weight_version=weights.version,
             )
 
         return await Round(
             self._servers,
             len(jobs),
             ask=ask,
-            make_ready=lambda server: server.make_ready(self._weights),
-            still_holds=lambda server: server.still_holds(self._weights),
+            make_ready=lambda server: server.make_ready(weights),
+            still_holds=lambda server: server.still_holds(weights),
             max_sequences=self._max_sequences,
             silence=self._silence,
             on_finished=lambda: self._finished.put(1),
         ).run()
 
-    async def _make_some_ready(self) -> None:
-        """Returns when one server holds the weights and the others had as long again; they go on taking them."""
-        deadline, backoff, told = time.monotonic() + self._silence, Backoff(), set()
+    async def _make_some_ready(self, weights: Weights) -> None:
+        """Wait until one server holds the weights, and as long again for the others, which may take them later too."""
+        deadline, backoff, told = time.monotonic() + self._silence, Backoff(), set[str]()
         while True:
-            failures = await self._offer()
+            failures = await self._offer(weights)
             for failure in failures:
                 if str(failure) not in told:
                     told.add(str(failure))
@@ -182,12 +183,12 @@ class ServerSampler:
                 )
             await backoff.pause()
 
-    async def _offer(self) -> list[Unreachable]:
-        """What kept the servers from taking the weights, for those that have not."""
+    async def _offer(self, weights: Weights) -> list[Unreachable]:
+        """Offer the weights to all servers. Returns what kept each of the others from taking them."""
         for task in self._late:
             task.cancel()
         started = time.monotonic()
-        tasks = {asyncio.ensure_future(server.make_ready(self._weights)): server.address for server in self._servers}
+        tasks = {asyncio.ensure_future(server.make_ready(weights)): server.address for server in self._servers}
         waiting, ready = set(tasks), False
         try:
             while waiting and not ready:
@@ -196,9 +197,12 @@ class ServerSampler:
             if waiting:
                 grace = max(OTHERS_SECONDS, time.monotonic() - started)
                 _, waiting = await asyncio.wait(waiting, timeout=grace)
-            failures = [task.exception() for task in tasks.keys() - waiting if task.exception() is not None]
-            for failure in failures:
-                if not isinstance(failure, Unreachable):
+            failures = []
+            for task in tasks.keys() - waiting:
+                failure = task.exception()
+                if isinstance(failure, Unreachable):
+                    failures.append(failure)
+                elif failure is not None:
                     raise failure
         except BaseException:
             for task in tasks:
@@ -224,8 +228,8 @@ class ServerSampler:
             self._on_progress(finished)
 
 
-def _forget(task: asyncio.Task) -> None:
-    """The next to make the server ready meets what went wrong here."""
+def _forget(task: asyncio.Task[None]) -> None:
+    """Read the failure of a late server, so that asyncio does not log it: the next attempt finds it again."""
     if not task.cancelled():
         task.exception()
 
@@ -240,12 +244,12 @@ def _is_address(text: str) -> bool:
             and text.isprintable()
             and " " not in text
         )
-    except ValueError:  # a port beyond 65535 or without digits, a bracket that stays open
+    except ValueError:  # a port above 65535 or without digits, an open bracket
         return False
 
 
 def read_addresses(servers: Sequence[str]) -> list[str]:
-    """Addresses without what users add to them, each once. Raises FastflowError for one that is none."""
+    """Return each address once, with its scheme and without /v1. Raises FastflowError for what is no address."""
     addresses = []
     for text in servers:
         address = text.strip().rstrip("/").removesuffix("/v1")

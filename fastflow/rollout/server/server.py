@@ -1,4 +1,4 @@
-"""One server of the fleet: what it serves, how it takes weights, and which it is known to hold."""
+"""Give weights to one server, and check which weights it holds."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ REMEDY = (
     f'install fastflow beside vLLM on that server and start it with --weight-transfer-config \'{{"backend": '
     f'"{BACKEND}"}}\', since reload_weights does not reach all weights of every model'
 )
-OTHER_BACKEND = ("weight transfer not configured", "invalid init_info")  # as vLLM puts it
-UNSEEN = ("fastflow: this server sees no", "Repo id must be")  # the second: vLLM takes it for the name of a hub's model
-OURS = "fastflow-"  # how the tags of every run begin
+OTHER_BACKEND = ("weight transfer not configured", "invalid init_info")  # in vLLM's words
+UNSEEN = ("fastflow: this server sees no", "Repo id must be")  # the second: vLLM takes the path for a hub id
+OURS = "fastflow-"  # the tags of all runs begin with it
 CACHE_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One version on disk, and the proof of holding it.
+    """One version of the weights on disk, and what proves that a server holds it.
 
-    directory: as WeightFolder wrote it. tag: names this version of this run and no other. probe: token ids (P,).
-    logprobs: the trainer's (P - 1,) of them. dtype: what the trainer computes in.
+    directory: from WeightFolder. tag: the name of this version of this run. probe: token ids (P,). logprobs: (P - 1,)
+    of these tokens after the first, by the trainer. dtype: the type in which the trainer computes.
     """
 
     directory: Path
@@ -45,9 +45,9 @@ class Weights:
 
 
 class Server:
-    """A client and what is known about its server.
+    """A server of the run, through its client.
 
-    context: tokens of prompt and response together that it must have room for.
+    context: tokens of prompt and response together; the server must have room for them.
     """
 
     def __init__(self, client: Client, context: int):
@@ -56,12 +56,12 @@ class Server:
         self.model = ""
         self._context = context
         self._introduction = ""
-        self._transfers = False  # the weights, by vLLM's weight-transfer API and not by reload_weights
-        self._holds = ""  # the tag of the weights that it has proven to hold
+        self._transfers = False  # whether it takes weights by vLLM's weight-transfer API, not by reload_weights
+        self._holds = ""  # the tag of the weights that it has proved to hold
         self._giving = asyncio.Lock()
 
     async def make_ready(self, weights: Weights) -> None:
-        """The server holds these weights afterwards. A server that was started anew is given them again.
+        """Make sure that the server holds these weights; a restarted server gets them again.
 
         Raises Unreachable where another attempt may help, and FastflowError where the server cannot serve.
         """
@@ -69,7 +69,7 @@ class Server:
             await self._make_ready(weights)
 
     async def still_holds(self, weights: Weights) -> bool:
-        """False for a server that was started anew. Raises FastflowError where another run gave it its weights."""
+        """Return False for a restarted server. Raises FastflowError where another run gave it other weights."""
         said = await self._says_it_holds()
         if said != weights.tag and said.startswith(OURS):
             raise FastflowError(
@@ -83,7 +83,7 @@ class Server:
         said = await self._says_it_holds()
         if self._holds == weights.tag == said:
             return
-        if not self.model or said != self._holds:  # new to us, or started anew
+        if not self.model or said != self._holds:  # new, or restarted
             await self._introduce(weights.directory.parent)
         self._holds = ""
         await self._give(weights)
@@ -93,7 +93,7 @@ class Server:
         return str(await self.client.get("/weight_info", "weight_version"))
 
     async def _introduce(self, folder: Path) -> None:
-        """What it serves, and which way the weights can take."""
+        """Find out what the server serves, and how it takes weights."""
         (entry, *_) = await self.client.get("/v1/models", "data")
         room = entry.get("max_model_len")
         if room is not None and room < self._context:
@@ -133,9 +133,7 @@ class Server:
 
     async def _give(self, weights: Weights) -> None:
         client = self.client
-        await client.post(
-            "/pause", mode="abort"
-        )  # or what an interrupted run left there would meet half of the weights
+        await client.post("/pause", mode="abort")  # requests that an interrupted run left must not see half a load
         try:
             await (self._transfer(weights) if self._transfers else self._reload(weights))
             await self._forget_prefixes()
@@ -162,7 +160,7 @@ class Server:
         await client.post("/finish_weight_update", {"weight_version": weights.tag})
 
     async def _abandon_update(self) -> None:
-        """Ends an update that another trainer left in the middle: vLLM does so when a file is refused."""
+        """End an update that another trainer left unfinished: vLLM ends it when it refuses a file."""
         with contextlib.suppress(WorkerError):
             await self.client.post("/update_weights", {"update_info": {"file": ""}})
 
@@ -173,7 +171,7 @@ class Server:
 
     async def _forget_prefixes(self) -> None:
         backoff = Backoff()
-        for _ in range(CACHE_ATTEMPTS):  # it fails while a request that was just aborted still holds blocks
+        for _ in range(CACHE_ATTEMPTS):  # fails while an aborted request still holds blocks
             if (await self.client.post("/reset_prefix_cache", reset_external="true"))["success"]:
                 return
             await backoff.pause()

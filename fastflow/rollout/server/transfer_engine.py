@@ -1,7 +1,7 @@
-"""vLLM's side of a weight load: safetensors files that the trainer names, through vLLM's own loader.
+"""Load the safetensors files that the trainer names, through vLLM's own loader: vLLM's side of a weight load.
 
-Runs in vLLM's workers, chosen by `--weight-transfer-config '{"backend": "fastflow"}'`. The trainer announces a folder
-once; an update is a start, one call per file, and a finish, which refuses to end while a parameter got nothing.
+It runs in vLLM's workers with `--weight-transfer-config '{"backend": "fastflow"}'`. The trainer announces a folder
+once. An update is a start, one call per file, and a finish, which fails where a parameter got no weights.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -23,7 +24,7 @@ TIED_HEAD = "lm_head.weight"
 
 @dataclass
 class Folder(WeightTransferInitInfo):
-    """folder: the only place that files are read from."""
+    """folder: the only place from which files are read."""
 
     folder: str
 
@@ -36,13 +37,13 @@ class File(WeightTransferUpdateInfo):
 
 
 class FileTransferEngine(WeightTransferEngine[Folder, File]):
-    """Loads safetensors files in place. Errors are ValueErrors that begin with "fastflow:"."""
+    """Loads safetensors files in place. Its errors are ValueErrors whose text begins with "fastflow:"."""
 
     init_info_cls = Folder
     update_info_cls = File
     supports_draft_weight_update = False
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self._folder: Path | None = None
         self._wanted: set[str] = set()
@@ -56,7 +57,7 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
 
     def start_weight_update(self) -> None:
         if self._updating:
-            self._end()  # an earlier trainer left in the middle; what it brought must not count
+            self._end()  # an earlier trainer left its update unfinished, and its weights must not count
         initialize_layerwise_reload(self.model)
         self._updating = True
         self._wanted = {name for name, _ in self.model.named_parameters()}
@@ -68,7 +69,7 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
             loaded = self.model.load_weights(_tensors(self._allowed(update_info.file)))
             self._wanted = self._wanted - loaded if loaded is not None else set()  # None: this model does not say
         except BaseException:
-            self._end()  # or the model would stand without tensors
+            self._end()  # otherwise the model would have no tensors
             raise
 
     def finish_weight_update(self) -> None:
@@ -79,7 +80,7 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
             )
 
     def shutdown(self) -> None:
-        """Nothing is held between updates."""
+        """Release nothing: it holds nothing between updates."""
 
     def _end(self) -> None:
         if not self._updating:
@@ -87,8 +88,8 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
         self._updating = False
         finalize_layerwise_reload(self.model, self.model_config)
         head = getattr(self.model, "lm_head", None)
-        if self.device.type == "cpu" and self._is_tied() and hasattr(head, "quant_method"):
-            # There the head computes with a packed copy, which the embedding's loading does not reach.
+        if self.device.type == "cpu" and self._is_tied() and head is not None and hasattr(head, "quant_method"):
+            # On a CPU the head computes with a packed copy, which loading the embedding does not change.
             head.quant_method.process_weights_after_loading(head)
 
     def _is_tied(self) -> bool:

@@ -1,9 +1,9 @@
-"""The policy as directories of safetensors files that servers read: one a version, there only when complete.
+"""Write the policy as directories of safetensors files that servers read: one for each version, visible when complete.
 
-    FOLDER/fastflow-weights-x1y2/version-3/config.json, model.safetensors         up to BUCKET_BYTES, else
+    FOLDER/fastflow-weights-x1y2/version-3/config.json, model.safetensors         up to BUCKET_BYTES, otherwise
                                            model-00001-of-00002.safetensors, ..., model.safetensors.index.json
 
-Each is a checkpoint that transformers and vLLM load. Adapters are merged, and tied weights stand there once.
+Each is a checkpoint that transformers and vLLM load. Adapters are merged, and tied weights are written once.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
-from fastflow.models.merging import MergeWatch, RoundingLoss, weight_update
+from fastflow.models.merging import AdaptedLayer, MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 
 BUCKET_BYTES = 2**30
 
 
 class WeightFolder:
-    """Writes versions of the weights and deletes those that nobody reads any more.
+    """Writes versions of the weights, and deletes those that no server reads any more.
 
-    folder: a place that every server sees under the same path, in which this makes a directory of its own; None stands
-    for the system's temporary files.
+    folder: a directory that all servers see under the same path, in which this makes a directory of its own; None is
+    the system's directory for temporary files.
     """
 
     def __init__(self, folder: str | None):
@@ -39,15 +39,15 @@ class WeightFolder:
             if folder is not None:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix="fastflow-weights-", dir=folder))
-            self.path = made.absolute()  # links in it stay, since servers may see the folder through them only
-            self.path.chmod(0o755)  # a server may run as somebody else
+            self.path = made.absolute()  # unresolved: servers may see the folder through its links only
+            self.path.chmod(0o755)  # a server may run as another user
         except OSError as error:
             raise FastflowError(f"cannot write to rollout.shared_folder = {folder}: {error}; choose another") from error
         self._written = 0
         atexit.register(self.close)
 
     def write(self, policy: PackedModel) -> Path:
-        """The next version's directory, complete. Raises FastflowError when it cannot be written."""
+        """Write the next version. Returns its directory. Raises FastflowError when it cannot be written."""
         target = self.path / f"version-{self._written}"
         unfinished = self.path / f"{target.name}.unfinished"
         try:
@@ -65,26 +65,26 @@ class WeightFolder:
         return target
 
     def keep_only(self, directory: Path) -> None:
-        """Deletes the other versions."""
+        """Delete the other versions."""
         for other in self.path.iterdir():
             if other != directory:
                 shutil.rmtree(other, ignore_errors=True)
 
     def close(self) -> None:
-        """Deletes everything that was written; at the end of the program if nobody did before."""
+        """Delete all that was written. The end of the program does so too."""
         atexit.unregister(self.close)
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def write_checkpoint(policy: PackedModel, directory: Path) -> RoundingLoss:
-    """Config and weights, one file at a time through the CPU's memory. Under autocast the weights are bfloat16.
+    """Write config and weights, one file at a time through the CPU's memory. Under autocast the weights are bfloat16.
 
     Returns what the rounding of merged adapters costs.
     """
     from safetensors.torch import save_file
 
     dtype = torch.bfloat16 if policy.autocast else None
-    buckets = _buckets(policy, dtype)
+    buckets, layers = _buckets(policy, dtype), dict(adapted_layers(policy.causal_lm))
     names = [f"model-{number:05d}-of-{len(buckets):05d}.safetensors" for number in range(1, len(buckets) + 1)]
     if len(names) == 1:
         names = ["model.safetensors"]
@@ -94,7 +94,7 @@ def write_checkpoint(policy: PackedModel, directory: Path) -> RoundingLoss:
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     loss = RoundingLoss()
     for name, bucket in zip(names, buckets, strict=True):
-        tensors = {weight: _merged(policy, source, dtype, loss).cpu() for weight, source in bucket.items()}
+        tensors = {weight: _merged(policy, layers, source, dtype, loss).cpu() for weight, source in bucket.items()}
         tensors = {weight: tensor.contiguous() for weight, tensor in tensors.items()}
         save_file(tensors, directory / name, metadata={"format": "pt"})
     _write_config(policy, dtype, directory)
@@ -103,14 +103,14 @@ def write_checkpoint(policy: PackedModel, directory: Path) -> RoundingLoss:
 
 def _write_config(policy: PackedModel, dtype: torch.dtype | None, directory: Path) -> None:
     config = copy.deepcopy(policy.causal_lm.config)
-    config._attn_implementation = "sdpa"  # readers have no fastflow_packed
+    config._attn_implementation = "sdpa"  # readers do not have fastflow_packed
     config.architectures = [type(policy.causal_lm).__name__]
     config.dtype = dtype or next(policy.causal_lm.parameters()).dtype
     config.save_pretrained(directory)
 
 
 def _buckets(policy: PackedModel, dtype: torch.dtype | None) -> list[dict[str, str]]:
-    """Names in the checkpoint -> names in the policy, in files of at most BUCKET_BYTES (or of one larger tensor)."""
+    """Return for each file its names -> names in the policy. A file has BUCKET_BYTES at most, or one tensor."""
     buckets: list[dict[str, str]] = [{}]
     size = 0
     for weight, source, tensor in _weights(policy):
@@ -124,8 +124,8 @@ def _buckets(policy: PackedModel, dtype: torch.dtype | None) -> list[dict[str, s
 
 
 def _weights(policy: PackedModel) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """(name without adapters, name in the policy, tensor) of all that a checkpoint holds, tied tensors once."""
-    seen = set()
+    """Yield (name in the checkpoint, name in the policy, tensor), tied tensors once."""
+    seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in policy.causal_lm.state_dict().items():
         storage = (tensor.data_ptr(), tensor.shape)
         if ".lora_" not in name and storage not in seen:
@@ -134,13 +134,22 @@ def _weights(policy: PackedModel) -> Iterator[tuple[str, str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _merged(policy: PackedModel, name: str, dtype: torch.dtype | None, loss: RoundingLoss) -> torch.Tensor:
-    """The tensor of this name in `dtype` or its own, its adapter added in float32 before it is rounded."""
+def _merged(
+    policy: PackedModel,
+    layers: Mapping[str, AdaptedLayer],
+    name: str,
+    dtype: torch.dtype | None,
+    loss: RoundingLoss,
+) -> torch.Tensor:
+    """Return a tensor with its adapter added in float32, rounded once to `dtype` (None: the type that it has).
+
+    layers: those with adapters, by name.
+    """
     module_name, _, attribute = name.rpartition(".")
-    tensor = getattr(policy.causal_lm.get_submodule(module_name), attribute)
+    tensor: torch.Tensor = getattr(policy.causal_lm.get_submodule(module_name), attribute)
     if not name.endswith(".base_layer.weight"):
         return tensor.detach().to(dtype or tensor.dtype)
-    layer = policy.causal_lm.get_submodule(module_name.removesuffix(".base_layer"))
+    layer = layers[module_name.removesuffix(".base_layer")]
     update = weight_update(layer, torch.float32)
     merged = (tensor + update).to(dtype or tensor.dtype)
     loss.add(tensor, update, merged)

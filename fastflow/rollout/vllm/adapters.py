@@ -1,4 +1,4 @@
-"""LoRA adapters that vLLM applies itself, beside unmerged weights: what a bfloat16 merge rounds away reaches it."""
+"""Hand LoRA adapters to vLLM, which applies them beside the unmerged weights: no bfloat16 merge rounds them away."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from fastflow.errors import FastflowError
 from fastflow.models.merging import adapted_layers
 from fastflow.models.packed import PackedModel
 
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM reserves room for one of these
 
 
 def rank_of(policy: PackedModel) -> int:
-    """The adapters' rank; 0 without adapters."""
+    """Return the largest rank of the adapters; 0 without adapters."""
     return max((layer.r[layer.active_adapters[0]] for _, layer in adapted_layers(policy.causal_lm)), default=0)
 
 
 def targets_of(policy: PackedModel) -> tuple[str, ...]:
-    """The last part of the name of every adapted layer."""
+    """Return the last part of the name of each adapted layer."""
     return tuple(sorted({name.rpartition(".")[2] for name, _ in adapted_layers(policy.causal_lm)}))
 
 
 def applies_adapters(policy: PackedModel, choice: str, engine_dtype: torch.dtype) -> bool:
-    """Whether vLLM applies the adapters itself. choice: rollout.adapters; `auto` does so where a merge is rounded to
-    bfloat16. Raises FastflowError where vLLM cannot and has to.
+    """Return whether vLLM applies the adapters itself.
+
+    choice: rollout.adapters; `auto` applies them where a merge would be rounded to bfloat16. Raises FastflowError where
+    `apply` asks for a rank that vLLM cannot apply.
     """
     rank = rank_of(policy)
     if not rank or choice == "merge":
@@ -39,26 +41,29 @@ def applies_adapters(policy: PackedModel, choice: str, engine_dtype: torch.dtype
 
 
 def room_for(rank: int) -> int:
-    """The smallest rank that vLLM can make room for and that holds this one."""
+    """Return the smallest rank in RANKS that holds this one."""
     return next(room for room in RANKS if room >= rank)
 
 
 def write_adapters(policy: PackedModel, directory: Path) -> Path:
-    """The adapters of now as the directory that vLLM reads, in peft's format."""
+    """Write the current adapters in peft's format, which vLLM reads. Returns the directory."""
     from safetensors.torch import save_file
 
     directory.mkdir()
-    tensors, layer, adapter = {}, None, ""
+    tensors: dict[str, torch.Tensor] = {}
+    rank, alpha = 0, 0.0
     for name, layer in adapted_layers(policy.causal_lm):
         adapter = layer.active_adapters[0]
+        rank = layer.r[adapter]
+        alpha = layer.scaling[adapter] * rank
         for side in ("lora_A", "lora_B"):
             weight = getattr(layer, side)[adapter].weight.detach()
             tensors[f"base_model.model.{name}.{side}.weight"] = weight.cpu().contiguous()
     save_file(tensors, directory / "adapter_model.safetensors")
     settings = {
         "peft_type": "LORA",
-        "r": layer.r[adapter],
-        "lora_alpha": layer.scaling[adapter] * layer.r[adapter],
+        "r": rank,
+        "lora_alpha": alpha,
         "target_modules": targets_of(policy),
         "bias": "none",
     }

@@ -1,7 +1,7 @@
-"""The vLLM process: builds the engine, then obeys the trainer until its pipe closes or its parent is gone.
+"""Run the vLLM process: build the engine, then obey the trainer until the pipe closes or the parent is gone.
 
-vLLM runs inside this process, without an engine process of its own: ready in seconds, and a death is seen at once.
-Whatever it prints goes to the log file.
+vLLM runs inside this process, without an engine process of its own. So it is ready in seconds, and the trainer sees its
+death at once. All that it prints goes to the log file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import shutil
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
 import torch
 
@@ -24,19 +26,21 @@ DEFAULT_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
-DEFAULT_CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}  # or the first responses wait for a compiler, for nothing
+DEFAULT_CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}  # the first responses would wait for a compiler, without gain
 ORPHAN_CHECK_SECONDS = 0.5
+
+Result = TypeVar("Result")
 
 
 def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSettings) -> None:
-    """Says over the pipe what cannot be done; ends where a new process may do better. pulse: see Engine."""
-    ignore_signals()  # Ctrl-C, SIGTERM and SIGHUP are for the trainer, which then closes the pipe
+    """Report over the pipe what cannot be done; end where a new process may do better. pulse: see Engine."""
+    ignore_signals()  # the trainer handles Ctrl-C, SIGTERM and SIGHUP, and then closes the pipe
     _print_to(settings.log)
     _die_with(os.getppid(), settings.model)
     os.environ |= REQUIRED_ENVIRONMENT
     for name, value in (DEFAULT_ENVIRONMENT | (DEFAULT_CPU_ENVIRONMENT if settings.device == "cpu" else {})).items():
         os.environ.setdefault(name, value)
-    torch.set_num_threads(settings.threads)  # before vLLM, which makes it a no-op
+    torch.set_num_threads(settings.threads)  # before vLLM is imported, which makes this a no-op
     try:
         engine = _carry_out("starting", lambda: Engine(settings, pulse), pipe)
         if engine is None:
@@ -56,11 +60,11 @@ def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSetting
         return  # the trainer is gone
 
 
-def _carry_out(what: str, act, pipe: Connection):
-    """What `act` returns; None where it failed for good, which the trainer then knows.
+def _carry_out(what: messages.Activity, act: Callable[[], Result], pipe: Connection) -> Result | None:
+    """Return what `act` returns. Where a new process would fail too, tell the trainer and return None.
 
-    Raises what a new process may do better: anything but a lack of memory, a request that vLLM refuses, and what
-    depends on model and weights alone.
+    A new process would fail too where memory is short, where vLLM refuses a request, and where the failure depends on
+    model and weights alone. Raises every other failure.
     """
     try:
         return act()
@@ -81,7 +85,7 @@ def _print_to(path: str) -> None:
 
 
 def _die_with(parent: int, folder: str) -> None:
-    """End this process soon after its parent, even in the middle of a long computation, and remove their folder."""
+    """End this process soon after its parent, even during a long computation, and remove their folder."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,10 +1,10 @@
-"""vLLM inside its process: the engine, the memory that the trainer shares, and what can be asked of them."""
+"""Run vLLM inside its process: the engine, the memory shared with the trainer, and the commands on both."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,17 +12,21 @@ import torch
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import room_for
 
-CPU_PASS_TOKENS = 8192  # of prompts in one forward pass
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+CPU_PASS_TOKENS = 8192  # prompt tokens in one forward pass
 
 
 class RequestRefused(Exception):
-    """vLLM does not take a request; the engine is as it was."""
+    """vLLM refuses a request; the engine is unchanged."""
 
 
 class Engine:
-    """Obeys one command at a time.
+    """Carries out one command at a time.
 
-    pulse: (2,) int64 in shared memory, by which the trainer sees life: steps of work done, and responses finished.
+    pulse: (2,) int64 in shared memory, which shows the trainer progress: steps of work done, and responses finished.
     """
 
     def __init__(self, settings: messages.EngineSettings, pulse: torch.Tensor):
@@ -33,7 +37,9 @@ class Engine:
         if settings.device == "cpu":
             import vllm._custom_ops as operations
 
-            operations._supports_onednn = False  # its packed linears drop the parameters that weights are loaded into
+            operations._supports_onednn = (
+                False  # its packed linear layers drop the parameters that the loader writes to
+            )
         from vllm import LLM
 
         self._llm = LLM(
@@ -49,7 +55,7 @@ class Engine:
             enable_prefix_caching=True,
             enable_sleep_mode=settings.sleeps,
             logprobs_mode="processed_logprobs",
-            generation_config="vllm",  # nothing but the requests decides how they are sampled
+            generation_config="vllm",  # the requests alone decide how they are sampled
             disable_log_stats=True,
         )
         self._device = settings.device
@@ -58,14 +64,14 @@ class Engine:
         self._rounds: tuple[tuple[messages.Place, ...], ...] = ()
         self._loaded: set[str] = set()
         self._requests = 0
-        self._adapters = None  # that the requests ask for
+        self._adapters: LoRARequest | None = None  # which all requests use
 
     def attach(self, message: messages.Attach) -> None:
         self._blocks, self._rounds = message.blocks, message.rounds
 
-    def action(self, message: object) -> tuple[str, Callable[[], object]]:
-        """What a command does, in a word, and the function that does it and returns the reply."""
-        act = {
+    def action(self, message: messages.Command) -> tuple[messages.Activity, Callable[[], messages.Reply]]:
+        """Return the name of what a command does, and the function that does it and returns the reply."""
+        actions: dict[type, tuple[messages.Activity, Callable[[Any], messages.Reply]]] = {
             messages.Load: ("loading", self._load),
             messages.Adopt: ("loading", self._adopt),
             messages.Commit: ("loading", self._commit),
@@ -74,18 +80,18 @@ class Engine:
             messages.Sleep: ("sleeping", self._sleep),
             messages.Wake: ("waking", self._wake),
         }
-        what, function = act[type(message)]
+        what, function = actions[type(message)]
         return what, lambda: function(message)
 
     def _load(self, message: messages.Load) -> messages.Done:
-        """Through vLLM's own loader, which splits and joins them for its layers."""
+        """Load the weights of a round through vLLM's own loader, which splits and joins them for its layers."""
         weights = {
             place.name: self._blocks[place.block][place.offset : place.offset + place.shape.numel()].view(place.shape)
             for place in self._rounds[message.round]
         }
         (loaded,) = self._llm.apply_model(lambda model: model.load_weights(iter(weights.items())))
         self._loaded |= {_without_wrapper(name) for name in loaded}
-        if self._device == "cuda":  # or the trainer could change what is still being read
+        if self._device == "cuda":  # the trainer may change the weights once they are read, not before
             torch.cuda.synchronize()
         self._beat()
         return messages.Done()
@@ -134,7 +140,7 @@ class Engine:
         return _sampled([response.outputs[0] for response in responses], _prompt_logprobs(probe))
 
     def _generate(self, requests: list[tuple[list[int], Any]]) -> list[Any]:
-        """vLLM's output for each (prompt, parameters), in order; the pulse beats meanwhile."""
+        """Return vLLM's output for each (prompt, parameters), in order; the pulse moves meanwhile."""
         engine, first = self._llm.llm_engine, self._requests
         outputs: dict[int, Any] = {}
         try:
@@ -165,7 +171,7 @@ class Engine:
 
 
 def _without_wrapper(name: str) -> str:
-    """A parameter's name without the layer that vLLM puts around its own to apply adapters."""
+    """Return a parameter's name without the layer that vLLM wraps around its own to apply adapters."""
     return name.replace(".base_layer.", ".")
 
 
@@ -174,12 +180,12 @@ def _with_adapters(settings: messages.EngineSettings) -> dict[str, Any]:
         "enable_lora": True,
         "max_loras": 1,
         "max_lora_rank": room_for(settings.lora_rank),
-        "lora_target_modules": list(settings.lora_targets),  # not the head, of which a probe needs every row
+        "lora_target_modules": list(settings.lora_targets),  # without the head: a probe needs all its rows
     }
 
 
 def _on_cpu(settings: messages.EngineSettings) -> dict[str, Any]:
-    """Whole prompts only: rewinding a seeded request after a part of its prompt needs a GPU's random generator."""
+    """Return options for a CPU. Prompts are prefilled whole: in parts, a seeded one needs a GPU's generator."""
     return {
         "enforce_eager": True,
         "enable_chunked_prefill": False,
@@ -187,8 +193,8 @@ def _on_cpu(settings: messages.EngineSettings) -> dict[str, Any]:
     }
 
 
-def _sampling_params(message: messages.Sample):
-    """vLLM's sampling parameters, but for the seed."""
+def _sampling_params(message: messages.Sample) -> SamplingParams:
+    """Return vLLM's sampling parameters without a seed."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -203,20 +209,20 @@ def _sampling_params(message: messages.Sample):
         logprobs=0,
         flat_logprobs=True,
         detokenize=bool(settings.stop),
-        skip_special_tokens=False,  # stop texts may name them: see response_text
+        skip_special_tokens=False,  # stop texts may contain them: see response_text
         spaces_between_special_tokens=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def _probe_params():
+def _probe_params() -> SamplingParams:
     from vllm import SamplingParams
 
     return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0)
 
 
 def _prompt_logprobs(output: Any) -> tuple[float, ...]:
-    """Of the prompt's tokens after the first."""
+    """Return the log-probs of the prompt's tokens after the first."""
     found = zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True)
     return tuple(entry[token].logprob for entry, token in found)
 
@@ -226,7 +232,7 @@ def _sampled(outputs: list[Any], probe_logprobs: tuple[float, ...]) -> messages.
         if output.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"a response ended with {output.finish_reason!r}")
 
-    def joined(parts: list, dtype: type) -> np.ndarray:
+    def joined(parts: list[Any], dtype: type) -> np.ndarray:
         return np.concatenate([np.asarray(part, dtype=dtype) for part in parts])
 
     return messages.Sampled(

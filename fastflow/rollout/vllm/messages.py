@@ -1,4 +1,4 @@
-"""What the trainer and the vLLM process say to each other over their pipe: one class a command, one a reply."""
+"""The messages between the trainer and the vLLM process, over their pipe: one class for each command and each reply."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import torch
 
 from fastflow.rollout.sampler import SamplingParams
 
+Activity = Literal["starting", "loading", "probing", "sampling", "sleeping", "waking"]
+SleepLevel = Literal[1, 2]
+MemoryTag = Literal["weights", "kv_cache"]
+
 
 @dataclass(frozen=True)
 class EngineSettings:
     """What the child needs to build its engine.
 
-    model: a directory with a config.json and no weights. tokenizer: whether one stands there, for stop texts.
-    sleeps: whether the engine must be able to give its memory back. threads: on a CPU. lora_rank: of adapters that the
-    engine applies itself; 0 where it gets merged weights. lora_targets: last parts of the names of adapted layers.
+    model: a directory with a config.json and no weights. tokenizer: whether it has a tokenizer too, for stop texts.
+    sleeps: whether the engine must be able to give its memory back. threads: on a CPU. lora_rank: rank of the adapters
+    that the engine applies itself; 0 where it gets merged weights. lora_targets: last parts of the names of adapted
+    layers.
     """
 
     model: str
@@ -36,7 +41,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a weight stands in one of the shared blocks of memory."""
+    """The place of a weight in one of the shared blocks of memory."""
 
     name: str
     block: int
@@ -46,7 +51,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Attach:
-    """Sent once: memory that both processes see, and what stands where in it in each round of a load."""
+    """Sent once: the memory that both processes see, and the places in it of each round's weights. No reply."""
 
     blocks: tuple[torch.Tensor, ...]
     rounds: tuple[tuple[Place, ...], ...]
@@ -54,35 +59,36 @@ class Attach:
 
 @dataclass(frozen=True)
 class Load:
-    """Take the weights of this round, which the shared memory holds now. Reply: Done."""
+    """Load the weights of this round, which the shared memory holds now. Reply: Done."""
 
     round: int
 
 
 @dataclass(frozen=True)
 class Adopt:
-    """Apply the adapters in this directory from now on, in place of earlier ones. Reply: Done."""
+    """Apply the adapters in this directory from now on, in place of the earlier ones. Reply: Done."""
 
     directory: str
 
 
 @dataclass(frozen=True)
 class Commit:
-    """All rounds are over: check that nothing is missing, and forget what the old weights left. Reply: Done."""
+    """Check after the last round that no weight is missing, and forget what the old weights computed. Reply: Done."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Reply: Probed."""
+    """Compute the log-probs of these tokens. Reply: Probed."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One response for each (owner, seed): owner (n,) is the place of its prompt, seed (n,) int64. Reply: Sampled.
+    """Sample one response for each (owner, seed). Reply: Sampled.
 
-    probe: see Probe; it rides along, so that no response counts before the weights behind it have shown themselves.
+    owner: (n,) the place of the response's prompt in `prompts`. seed: (n,) int64. probe: see Probe; its log-probs come
+    with the responses and prove which weights sampled them.
     """
 
     prompts: tuple[np.ndarray, ...]
@@ -95,16 +101,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sleep:
-    """Give back the cache, and the weights to the CPU (level 1) or to nobody (level 2). Reply: Done."""
+    """Free the cache, and move the weights to the CPU (level 1) or drop them (level 2). Reply: Done."""
 
-    level: Literal[1, 2]
+    level: SleepLevel
 
 
 @dataclass(frozen=True)
 class Wake:
-    """Take memory for the weights or for the cache again. Reply: Done."""
+    """Allocate the memory of the weights or of the cache again. Reply: Done."""
 
-    tag: Literal["weights", "kv_cache"]
+    tag: MemoryTag
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,12 @@ class Close:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine stands."""
+    """The engine is built."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """Carried out."""
+    """The command was carried out."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,10 @@ class Probed:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Responses in the order of the request: ids and logprobs of all tokens, one after the other.
+    """Responses in the order of the request: ids and logprobs of all tokens, joined.
 
-    length: (n,) tokens of each response. stopped: (n,) whether it ended by itself, not at the limit. probe_logprobs:
-    see Probed.
+    length: (n,) tokens of each response. stopped: (n,) whether it ended before the length limit. probe_logprobs: see
+    Probed.
     """
 
     ids: np.ndarray
@@ -146,8 +152,12 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Failed:
-    """A command that could not be carried out. while_: what was being done; out_of_memory: whether that was why."""
+    """The command failed. while_: what the process was doing. out_of_memory: whether it lacked memory."""
 
-    while_: Literal["starting", "loading", "probing", "sampling", "sleeping", "waking"]
+    while_: Activity
     reason: str
     out_of_memory: bool = False
+
+
+Command = Load | Adopt | Commit | Probe | Sample | Sleep | Wake  # each has a reply
+Reply = Ready | Done | Probed | Sampled

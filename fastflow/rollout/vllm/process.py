@@ -1,4 +1,4 @@
-"""The vLLM process as the trainer sees it: started, told, listened to, and never waited for in vain."""
+"""Start the vLLM process, send it commands and wait for its replies; notice when it dies or hangs."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ Reply = TypeVar("Reply")
 
 
 class EngineLost(Exception):
-    """The process died or hangs. What it was asked can be asked of a new one."""
+    """The process died or hangs. A new one can take over its commands."""
 
 
 class EngineProcess:
-    """One child process with vLLM in it; it lives until `end`.
+    """One child process with vLLM in it, until `end`.
 
-    startup, silence: seconds that it may take to start, and to show no progress. on_progress: called with the number
-    of responses finished since the last call. Raises EngineLost when the process dies or hangs, and FastflowError
-    when vLLM says that something cannot be done.
+    startup: seconds that its start may take. silence: seconds that it may show no progress. on_progress: receives the
+    number of responses that finished since the last call. Raises EngineLost when the process dies or hangs, and
+    FastflowError when vLLM reports that it cannot carry out a command.
     """
 
     def __init__(
@@ -53,17 +53,15 @@ class EngineProcess:
         pulse = torch.zeros(2, dtype=torch.int64).share_memory_()
         self._pulse = pulse.numpy()
         self._seen = self._pulse.copy()
-        self._replies: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[messages.Reply | messages.Failed | None] = queue.SimpleQueue()  # None: the end
         spawn = torch.multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
         self._process = spawn.Process(
             target=child.main, args=(theirs, pulse, settings), daemon=True, name="fastflow-vllm"
         )
-        with blocked_signals():  # which the child inherits, until it ignores them
+        with blocked_signals():  # the child inherits them blocked, and then ignores them
             self._process.start()
-            atexit.register(
-                self._process.kill
-            )  # or an exit would wait for a child that was stopped, or ignores SIGTERM
+            atexit.register(self._process.kill)  # an exit would wait for a child that is stopped or ignores SIGTERM
         theirs.close()
         self._reader = threading.Thread(target=self._read, daemon=True, name="fastflow-vllm-replies")
         self._reader.start()
@@ -74,11 +72,11 @@ class EngineProcess:
             raise
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         return self._process.pid
 
-    def send(self, message: object) -> None:
-        """Returns when the process has taken it, or hangs."""
+    def send(self, message: messages.Attach | messages.Command | messages.Close) -> None:
+        """Return when the process has read the message. Raises EngineLost when it hangs or is dead."""
         failure: list[OSError] = []
 
         def write() -> None:
@@ -96,11 +94,11 @@ class EngineProcess:
             raise self._death()
 
     def wait_for(self, kind: type[Reply]) -> Reply:
-        """The next reply, which is of this kind; progress is passed on meanwhile."""
+        """Wait for the next reply, which must be of this kind, and pass progress on meanwhile."""
         return self._wait_for(kind, self._silence, "rollout.silence")
 
     def end(self) -> None:
-        """End the process, kindly first. May be called again."""
+        """Ask the process to end, then kill it. A second call does nothing."""
         if self._process.is_alive():
             with contextlib.suppress(EngineLost):
                 self._silence = CLOSING_SECONDS
@@ -110,15 +108,15 @@ class EngineProcess:
             self._process.kill()
             self._process.join()
         atexit.unregister(self._process.kill)
-        self._reader.join()  # it has seen the end of the pipe
+        self._reader.join()  # it ends with the pipe
         self._pipe.close()
 
     def _read(self) -> None:
-        """Takes replies as they come, so that the process never waits for a trainer that trains."""
+        """Take replies as they come, so that the process never waits for the trainer."""
         while True:
             try:
                 self._replies.put(self._pipe.recv())
-            except (EOFError, OSError, pickle.UnpicklingError):  # its end, perhaps in the middle of a reply
+            except (EOFError, OSError, pickle.UnpicklingError):  # the process ended, perhaps during a reply
                 self._replies.put(None)
                 return
 
@@ -135,10 +133,12 @@ class EngineProcess:
                 elif time.monotonic() - last_sign > patience:
                     raise self._hang(patience, setting) from None
         if reply is None:
-            self._replies.put(None)  # for whoever asks again
+            self._replies.put(None)  # the next wait must find it too
             raise self._death()
         if isinstance(reply, messages.Failed):
             raise FastflowError(f"{explain(reply)}{self._last_words()}")
+        if not isinstance(reply, kind):
+            raise RuntimeError(f"the vLLM process replied with {type(reply).__name__}, and {kind.__name__} was due")
         return reply
 
     def _hang(self, patience: float, setting: str) -> EngineLost:
@@ -148,7 +148,7 @@ class EngineProcess:
         )
 
     def _pass_on_progress(self) -> bool:
-        """Whether there was a sign of life since the last call."""
+        """Report finished responses. Returns whether the process made progress since the last call."""
         now = self._pulse.copy()
         moved, finished = bool((now != self._seen).any()), int(now[1] - self._seen[1])
         self._seen = now
@@ -172,7 +172,7 @@ class EngineProcess:
 
 
 def explain(failure: messages.Failed) -> str:
-    """What a user reads about a command that vLLM cannot carry out."""
+    """Return the message for a command that vLLM cannot carry out, with a remedy."""
     if failure.out_of_memory:
         remedy = {
             "starting": "lower rollout.memory_fraction, or the trainer's share: batch.tokens_per_microbatch, lora.rank",

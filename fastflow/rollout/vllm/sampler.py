@@ -1,4 +1,4 @@
-"""Rollouts by vLLM in a process of its own: weights in, requests in, groups out, and a new process for a lost one."""
+"""Sample with vLLM in a child process: load weights, send requests, return groups, and replace a lost process."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SLEEP_LEVELS = {"off": 0, "weights-to-cpu": 1, "drop-weights": 2}
+SLEEP_LEVELS: dict[str, messages.SleepLevel | None] = {"off": None, "weights-to-cpu": 1, "drop-weights": 2}
 
 
 class VllmSampler:
     """Samples with vLLM in a child process, from weights that both processes see.
 
-    eos_ids: tokens that end a response. context: tokens of prompt and response together, at most. tokenizer: needed
-    for stop texts only. sleep: see SLEEP_LEVELS; what the engine gives back between `finish` and `load_weights`.
-    startup, silence: seconds after which the child counts as hung, at its start and without progress later. restarts:
-    how many losses in a row are made good by a new process; the responses are then sampled anew with the same seeds.
-    adapters: whether vLLM gets LoRA adapters merged into the weights or applies them itself; see applies_adapters.
+    eos_ids: tokens that end a response. context: maximum tokens of prompt and response together. tokenizer: needed for
+    stop texts only. sleep: what the engine frees between `finish` and `load_weights`; see SLEEP_LEVELS. startup:
+    seconds after which a starting child counts as hung. silence: the same for a running child without progress.
+    restarts: maximum consecutive restarts of a lost child; the new one samples the step again with the same seeds.
+    adapters: whether LoRA adapters are merged into vLLM's weights or applied by vLLM; see applies_adapters.
     """
 
     def __init__(
@@ -61,7 +61,8 @@ class VllmSampler:
         on_progress: Callable[[int], None] | None = None,
     ):
         check_installed()
-        if SLEEP_LEVELS[sleep] and policy.device.type == "cpu":
+        self._sleep_level, self._asleep = SLEEP_LEVELS[sleep], False
+        if self._sleep_level and policy.device.type == "cpu":
             raise FastflowError(f"rollout.sleep = {sleep} frees nothing on a CPU; leave it at auto")
         if policy.device.index:
             raise FastflowError(
@@ -73,11 +74,10 @@ class VllmSampler:
         self._restarts, self._losses = restarts, 0
         self._on_progress = on_progress or (lambda finished: None)
         self._finished = 0
-        self._sleep_level, self._asleep = SLEEP_LEVELS[sleep], False
         self._weight_version = policy.version
         self._has_tokenizer = tokenizer is not None
         self._requests: Sequence[Request] = ()
-        self._message: messages.Sample | None = None
+        self._params = SamplingParams()
         self._probe = probe.probe_for(policy, context)
         self._probe_logprobs = np.empty(0)
         self._dtype = torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype
@@ -95,28 +95,27 @@ class VllmSampler:
             threads=torch.get_num_threads(),
             memory_fraction=memory_fraction,
             tokenizer=self._has_tokenizer,
-            sleeps=self._sleep_level > 0,
+            sleeps=self._sleep_level is not None,
             log=str(Path(self._folder.name) / "vllm.log"),
             lora_rank=rank_of(policy) if self._applies_adapters else 0,
             lora_targets=targets_of(policy) if self._applies_adapters else (),
         )
         self._settings, self._startup, self._silence = settings, startup, silence
-        self._process: EngineProcess | None = None
-        try:
-            self._process = self._start()
-            self._attach_and_load()
-            self._process.send(messages.Probe(tuple(self._probe.tolist())))
-            self._probe_logprobs = probe.logprobs_of(policy, self._probe)
-            self._check_agreement(self._process.wait_for(messages.Probed).logprobs)
-        except EngineLost as loss:
-            self.close()
-            raise FastflowError(f"{loss}; sample with --rollout.engine local, or see `fastflow doctor`") from loss
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._folder.cleanup)
+            try:
+                self._process = self._start()
+                undo.callback(self._process.end)
+                self._attach_and_load()
+                self._process.send(messages.Probe(tuple(self._probe.tolist())))
+                self._probe_logprobs = probe.logprobs_of(policy, self._probe)
+                self._check_agreement(self._process.wait_for(messages.Probed).logprobs)
+            except EngineLost as loss:
+                raise FastflowError(f"{loss}; sample with --rollout.engine local, or see `fastflow doctor`") from loss
+            undo.pop_all()
 
     def load_weights(self, policy: PackedModel) -> None:
-        """vLLM takes the weights of the policy that the sampler was made for; the next sample proves that it has."""
+        """Have vLLM take the weights of the policy that the sampler was made for. The next sample proves it."""
         if policy is not self._policy:
             raise ValueError("a VllmSampler serves the policy that it was made for, whose memory it shares")
         try:
@@ -125,10 +124,10 @@ class VllmSampler:
             self._replace(loss)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
-        """One group per request.
+        """Return one group per request.
 
-        Raises FastflowError for a request that cannot be served, after too many losses, and where vLLM's log-probs of
-        a probe, computed among the responses, are not the trainer's.
+        Raises FastflowError for a request that cannot be served, after too many losses of the process, and where vLLM's
+        log-probs of a probe, computed with the responses, are not the trainer's.
         """
         self.begin(requests, params)
         return self.finish()
@@ -139,8 +138,8 @@ class VllmSampler:
             raise FastflowError("stop texts need a tokenizer; give VllmSampler the policy's")
         if self._asleep:
             self.load_weights(self._policy)
-        self._requests, self._finished = requests, 0
-        self._message = messages.Sample(
+        self._requests, self._params, self._finished = requests, params, 0
+        message = messages.Sample(
             prompts=tuple(request.prompt.ids for request in requests),
             owner=np.repeat(np.arange(len(requests)), [len(request.seeds) for request in requests]),
             seed=np.array([seed for request in requests for seed in request.seeds], dtype=np.int64),
@@ -148,8 +147,8 @@ class VllmSampler:
             end_ids=self._eos_ids,
             probe=tuple(self._probe.tolist()),
         )
-        with contextlib.suppress(EngineLost):  # `finish` finds it lost as well, and replaces it
-            self._process.send(self._message)
+        with contextlib.suppress(EngineLost):  # `finish` finds the process lost too, and replaces it
+            self._process.send(message)
         self._probe_logprobs = probe.logprobs_of(self._policy, self._probe)  # while vLLM samples
 
     def finish(self) -> list[Group]:
@@ -159,20 +158,19 @@ class VllmSampler:
                 break
             except EngineLost as loss:
                 self._replace(loss)
-                self.begin(self._requests, self._message.params)
+                self.begin(self._requests, self._params)
             except KeyboardInterrupt:
-                self._process.end()  # or its reply would be taken for that of the next request
+                self._process.end()  # its reply must not be taken for that of the next request
                 raise
         self._losses = self._finished = 0
         self._check_agreement(sampled.probe_logprobs)
         groups = self._groups(sampled)
         if self._sleep_level:
-            self._fall_asleep()
+            self._fall_asleep(self._sleep_level)
         return groups
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.end()
+        self._process.end()
         self._folder.cleanup()
 
     def _groups(self, sampled: messages.Sampled) -> list[Group]:
@@ -189,7 +187,7 @@ class VllmSampler:
 
     def _start(self) -> EngineProcess:
         if self._policy.device.type == "cuda":
-            torch.cuda.empty_cache()  # vLLM looks at what is free
+            torch.cuda.empty_cache()  # vLLM plans with what is free
         return EngineProcess(self._settings, startup=self._startup, silence=self._silence, on_progress=self._advance)
 
     def _attach_and_load(self) -> None:
@@ -222,35 +220,35 @@ class VllmSampler:
             theirs, self._probe_logprobs, dtype=self._dtype, engine="vLLM", version=self._weight_version
         )
 
-    def _fall_asleep(self) -> None:
+    def _fall_asleep(self, level: messages.SleepLevel) -> None:
         while not self._asleep:
             try:
-                self._ask(messages.Sleep(self._sleep_level))
+                self._ask(messages.Sleep(level))
                 self._asleep = True
             except EngineLost as loss:
                 self._replace(loss)
 
-    def _wake(self, tag: str) -> None:
-        torch.cuda.empty_cache()  # or the trainer's unused memory would be missing
+    def _wake(self, tag: messages.MemoryTag) -> None:
+        torch.cuda.empty_cache()  # vLLM needs the memory that the trainer does not use
         self._ask(messages.Wake(tag))
 
-    def _ask(self, message: object) -> None:
+    def _ask(self, message: messages.Command) -> None:
         self._process.send(message)
         self._process.wait_for(messages.Done)
 
     def _replace(self, loss: EngineLost) -> None:
-        """A new process with the policy's weights for the lost one. Raises FastflowError after too many losses."""
+        """Start a new process with the policy's weights. Raises FastflowError after too many losses in a row."""
         while True:
             self._process.end()
             self._losses += 1
             if self._losses > self._restarts:
                 raise FastflowError(
-                    f"{loss}; after {self._losses} such losses in a row, rollout.restarts = {self._restarts} allows no "
-                    "other start: see `fastflow doctor`, or sample with --rollout.engine local"
+                    f"{loss}; that was loss {self._losses} in a row, and rollout.restarts = {self._restarts} allows no "
+                    "other restart: see `fastflow doctor`, or sample with --rollout.engine local"
                 ) from loss
             logger.warning(
-                "%s\nvLLM is started anew (%d of %d in a row); what it was sampling is sampled again with the same "
-                "seeds, from the policy's weights of now", loss, self._losses, self._restarts,
+                "%s\nvLLM is restarted (%d of at most %d in a row); the new process samples the same requests again, "
+                "with the same seeds, from the policy's current weights", loss, self._losses, self._restarts,
             )  # fmt: skip
             self._advance(-self._finished)
             try:
@@ -265,17 +263,17 @@ class VllmSampler:
         self._on_progress(finished)
 
     def _write_model(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """What vLLM reads before the weights come."""
+        """Write what vLLM reads before it gets weights."""
         config = for_vllm(self._policy.causal_lm.config)
         config.architectures = [type(self._policy.causal_lm).__name__]
-        config.eos_token_id = None  # the requests name what ends them
+        config.eos_token_id = None  # the requests name their end tokens
         config.save_pretrained(self._folder.name)
         if tokenizer is not None:
             tokenizer.save_pretrained(self._folder.name)
 
 
 def check_installed() -> None:
-    """Raises FastflowError without vllm; it is looked for and not imported, which only the child does."""
+    """Raise FastflowError where vllm is not installed. It is not imported: only the child does that."""
     if importlib.util.find_spec("vllm") is None:
         raise FastflowError(
             'rollout.engine = vllm needs the package vllm: pip install "fastflow[vllm]" on a GPU machine; `fastflow '

@@ -1,6 +1,6 @@
-"""The policy's weights in memory that another process sees: a sync moves no data through files or pipes.
+"""Keep the policy's weights in memory that another process sees: a sync moves no data through files or pipes.
 
-Parameters that vLLM takes as they are live in that memory themselves, so that the optimiser's step is all they need.
+Parameters that vLLM takes unchanged live in that memory themselves, so that the optimiser's step updates them there.
 Weights under LoRA adapters are merged into a bucket of limited size, one round of a load after the other.
 """
 
@@ -13,21 +13,22 @@ from pathlib import Path
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.models.merging import MergeWatch, RoundingLoss, weight_update
+from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm.messages import Attach, Place
 
 BUCKET_BYTES = 256 * 2**20
 _ADAPTED = ".base_layer.weight"
 _SHARED_MEMORY = Path("/dev/shm")
+Named = tuple[str, torch.nn.Parameter]
 
 
 class SharedWeights:
     """All weights of the policy's causal LM, under transformers' names, in shared blocks of memory.
 
-    attach: what the other process is told once. engine_dtype: what the other process holds them in; a merge that loses
-    the adapters to its rounding is told. merge: whether adapters are; else the weights under them stand there alone.
-    Raises FastflowError where shared memory has no room for them.
+    attach: the message that tells the other process where they are. engine_dtype: the type in which the other process
+    holds them; a merge whose rounding loses the adapters is logged. merge: whether to merge the adapters; otherwise the
+    blocks hold the weights without them. Raises FastflowError where shared memory has no room for them.
     """
 
     def __init__(
@@ -39,11 +40,9 @@ class SharedWeights:
         merge: bool = True,
     ):
         self._policy = policy
-        self._engine_dtype, self._loss, self._watch = (
-            engine_dtype,
-            RoundingLoss(),
-            MergeWatch("set --rollout.adapters apply"),
-        )
+        self._engine_dtype = engine_dtype
+        self._loss, self._watch = RoundingLoss(), MergeWatch("set --rollout.adapters apply")
+        self._layers = dict(adapted_layers(policy.causal_lm))
         named = [item for item in policy.causal_lm.named_parameters() if ".lora_" not in item[0]]
         adapted = [item for item in named if merge and item[0].endswith(_ADAPTED)]
         plain = [item for item in named if not (merge and item[0].endswith(_ADAPTED))]
@@ -51,7 +50,7 @@ class SharedWeights:
         _require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
         blocks: list[torch.Tensor] = []
         rounds = [tuple(place for part in _fill(plain, bucket_bytes) for place in self._move(part, blocks))]
-        self._merged: list[list[tuple[str, torch.Tensor]]] = [[]]  # by round: what is written before it
+        self._merged: list[list[tuple[str, torch.Tensor]]] = [[]]  # for each round: the merged weights it takes
         self._bucket(buckets, blocks, rounds)
         self.attach = Attach(tuple(blocks), tuple(rounds))
 
@@ -61,23 +60,23 @@ class SharedWeights:
 
     @torch.no_grad()
     def prepare(self, round: int) -> None:
-        """Write what a round takes and what does not stand there by itself; the round before must be over."""
+        """Write the merged weights that a round takes. The round before it must be over."""
         for name, target in self._merged[round]:
-            layer = self._policy.causal_lm.get_submodule(name.removesuffix(_ADAPTED))
+            layer = self._layers[name.removesuffix(_ADAPTED)]
             update = weight_update(layer, torch.float32)
-            target.copy_(layer.base_layer.weight + update)  # the sum is float32, and rounded once
+            target.copy_(layer.base_layer.weight + update)  # the sum is float32, rounded once
             held = target.to(self._engine_dtype or target.dtype)
             self._loss.add(layer.base_layer.weight, update, held)
         if round == self.rounds - 1 and self._merged[round]:
             self._watch.judge(self._loss, held.dtype)
             self._loss = RoundingLoss()
-        if self._policy.device.type == "cuda":  # no order holds between the streams of two processes
+        if self._policy.device.type == "cuda":  # the streams of two processes have no common order
             torch.cuda.synchronize(self._policy.device)
 
     @staticmethod
-    def _move(named: list, blocks: list[torch.Tensor]) -> Iterator[Place]:
-        """Parameters into new shared blocks, one per type, of which they are then views."""
-        by_dtype: dict[torch.dtype, list] = {}
+    def _move(named: list[Named], blocks: list[torch.Tensor]) -> Iterator[Place]:
+        """Move parameters into new shared blocks, one per type; they become views of these. Yields their places."""
+        by_dtype: dict[torch.dtype, list[Named]] = {}
         for name, parameter in named:
             by_dtype.setdefault(parameter.dtype, []).append((name, parameter))
         for parameters in by_dtype.values():
@@ -91,8 +90,8 @@ class SharedWeights:
                 offset += parameter.numel()
             blocks.append(memory)
 
-    def _bucket(self, buckets: list, blocks: list[torch.Tensor], rounds: list) -> None:
-        """One shared block that every later round is merged into."""
+    def _bucket(self, buckets: list[list[Named]], blocks: list[torch.Tensor], rounds: list[tuple[Place, ...]]) -> None:
+        """Add one shared block, into which each later round is merged."""
         if not buckets:
             return
         largest = max(sum(parameter.numel() for _, parameter in bucket) for bucket in buckets)
@@ -109,9 +108,9 @@ class SharedWeights:
         blocks.append(memory)
 
 
-def _fill(named: list, bucket_bytes: int) -> Iterator[list]:
-    """Consecutive runs of parameters, each of at most so many bytes, or of one parameter."""
-    bucket: list = []
+def _fill(named: list[Named], bucket_bytes: int) -> Iterator[list[Named]]:
+    """Cut parameters into consecutive runs of at most `bucket_bytes`; a larger parameter is a run of its own."""
+    bucket: list[Named] = []
     for name, parameter in named:
         if bucket and sum(_bytes(bucket)) + parameter.nbytes > bucket_bytes:
             yield bucket
@@ -121,7 +120,7 @@ def _fill(named: list, bucket_bytes: int) -> Iterator[list]:
         yield bucket
 
 
-def _bytes(named: list) -> list[int]:
+def _bytes(named: list[Named]) -> list[int]:
     return [parameter.nbytes for _, parameter in named]
 
 
@@ -132,14 +131,14 @@ def _shared(like: torch.Tensor, count: int) -> torch.Tensor:
     for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         if "expandable_segments:true" in os.environ.get(name, "").lower().replace(" ", ""):
             raise FastflowError(
-                f"{name} asks for expandable segments, which another process cannot open everywhere; unset it, or "
+                f"{name} asks for expandable segments, which another process cannot open on every system; unset it, or "
                 "sample with --rollout.engine local"
             )
-    return memory  # shared by its handle
+    return memory  # CUDA shares it by its handle
 
 
 def _require_room(device: torch.device, needed: int) -> None:
-    """Refuse before the first write to memory that is not there, which would end the process without a word."""
+    """Refuse weights without room in shared memory: the first write beyond it would kill the process silently."""
     if device.type != "cpu" or not _SHARED_MEMORY.is_dir():
         return
     statistics = os.statvfs(_SHARED_MEMORY)

@@ -65,7 +65,7 @@ def test_a_killed_process_is_replaced_and_samples_the_same(rng, caplog):
         assert_equal(sampler.sample(requests, PARAMS), expected)
         assert min(finished) < 0 and sum(finished) == 800  # what the lost process had finished is not counted twice
         assert "died by signal SIGKILL, which is also how Linux ends a process when memory runs out" in caplog.text
-        assert "vLLM is started anew (1 of 1 in a row)" in caplog.text
+        assert "vLLM is restarted (1 of at most 1 in a row)" in caplog.text
 
         os.kill(sampler._process.pid, signal.SIGSTOP)
         sampler._process._silence = 1.0
@@ -128,7 +128,7 @@ def test_too_many_losses_and_refused_requests_stop_with_a_reason(rng):
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)  # a refusal harms nothing
 
         os.kill(sampler._process.pid, signal.SIGKILL)
-        with pytest.raises(FastflowError, match=r"(?s)SIGKILL.*rollout\.restarts = 0 allows no other start"):
+        with pytest.raises(FastflowError, match=r"(?s)SIGKILL.*rollout\.restarts = 0 allows no other restart"):
             sampler.sample(make_requests(rng), PARAMS)
     finally:
         sampler.close()
@@ -331,7 +331,7 @@ def test_an_interrupted_trainer_leaves_no_orphan(number, whole_group, tmp_path):
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
         assert "; the policy after step" in output and "Traceback" not in output
-        assert "vLLM is started anew" not in output  # its process did not go first
+        assert "vLLM is restarted" not in output  # its process did not go first
         assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 
