@@ -4,8 +4,8 @@ r"""A loss of your own in one file: a policy gradient in place of PowerFlow's re
     python examples/custom_objective.py --config examples/own_prompts/run.yaml --model.path runs/own_objective/model \
         --run.output runs/own_objective/run --run.steps 20 --batch.responses_per_prompt 16
 
-It takes the options of `fastflow train`; half a minute on a CPU. Sampling, packing, the base's log-probs, the optimiser,
-saves, metrics, alarms and the report stay as they are; only the loss is another.
+It takes the options of `fastflow train`; half a minute on a CPU. Sampling, packing, the base's log-probs, optimiser,
+saves, metrics, alarms and report stay as they are; only the loss is another.
 
 The advantage of a response is how far the policy falls short of the target p_base^alpha there, per token, against the
 mean of its group; `objective.reward` adds a reward of yours. A clipped importance weight corrects for updates after the

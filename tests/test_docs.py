@@ -11,6 +11,7 @@ import pytest
 
 from fastflow.cli import main
 from fastflow.config.reader import read_config
+from step_files import step_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,3 +89,10 @@ def test_every_setting_and_op_has_its_page():
     assert "| `optim.lr` | `float` | `5e-07` | Peak learning rate" in settings
     assert all("{{" not in page and len(page) > 2000 for page in (settings, ops))
     assert "## `flow_loss`" in ops
+
+
+def test_the_anatomy_of_a_step_lists_the_files_of_a_real_one(tmp_path):
+    page = (ROOT / "docs" / "anatomy-of-a-step.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\d+\. `(fastflow/[\w/.]+)`: \S", page, re.MULTILINE)
+    assert listed == [file for file in step_files(tmp_path) if file.startswith("fastflow/")]
+    assert f"runs through {len(listed)} files of `fastflow`" in page

@@ -61,7 +61,7 @@ def test_log_probs_of_a_head_agree(run):
 
 def test_a_policy_gradient_reaches_the_same_target(run, tmp_path):
     documentation = ast.get_docstring(ast.parse((EXAMPLES / "custom_objective.py").read_text(encoding="utf-8")))
-    model, train = re.findall(r"^    (python .*(?:\\\n.*)*)", documentation, re.MULTILINE)
+    model, train = re.findall(r"^    (python (?:.*\\\n)*.*)", documentation, re.MULTILINE)
     run(model)
     assert "PolicyGradient on " in run(train.replace("\\\n", " "))
     folder = tmp_path / "runs" / "own_objective" / "run"
