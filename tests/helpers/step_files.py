@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
@@ -40,8 +41,8 @@ def files_entered(call: Callable[[], object], folders: list[Path]) -> list[Path]
     return list(found)
 
 
-def step_files(directory: Path) -> list[str]:
-    """Files of `fastflow` and `fastflow_kernels` in one step of a run in `directory`, relative to the repository."""
+def trace_step(directory: Path) -> tuple[list[str], dict[str, Any]]:
+    """Run in `directory`. Returns one step's files, relative to the repository, and its metrics."""
     from rich.console import Console
 
     from fastflow.config.reader import read_config
@@ -67,14 +68,15 @@ def step_files(directory: Path) -> list[str]:
     trainer = Trainer(config, Console(quiet=True))
     try:
         trainer.step(1)
-        entered = files_entered(lambda: trainer.step(2), [ROOT / "fastflow", ROOT / "kernels"])
+        metrics: dict[str, Any] = {}
+        entered = files_entered(lambda: metrics.update(trainer.step(2)), [ROOT / "fastflow", ROOT / "kernels"])
     finally:
         trainer.close()
-    return [file.relative_to(ROOT).as_posix() for file in entered]
+    return [file.relative_to(ROOT).as_posix() for file in entered], metrics
 
 
 if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        print(*step_files(Path(folder)), sep="\n")
+        print(*trace_step(Path(folder))[0], sep="\n")
