@@ -1,21 +1,26 @@
-"""Fills pages that are generated: all settings from their declarations, the ops from their docstrings."""
+"""Fills what is generated: settings from their declarations, ops from their docstrings, plots from bench/results."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
+import tempfile
 import typing
 from pathlib import Path
+from typing import Any
 
-FIGURE = "2026-11-26-nvidia-h200-second-kernels.png"
 
-
-def on_files(files, config):
-    """Called by mkdocs once: adds the figure, which stands with its results."""
+def on_files(files: Any, config: Any) -> Any:
+    """Called by mkdocs once: adds the plots."""
     from mkdocs.structure.files import File
 
-    source = Path(config.config_file_path).parent / "bench" / "results" / FIGURE
-    files.append(File.generated(config, f"images/{FIGURE}", abs_src_path=str(source)))
+    sys.path.insert(0, str(Path(__file__).parent))
+    from figures import draw
+
+    with tempfile.TemporaryDirectory() as folder:
+        for file in draw(Path(folder)):
+            files.append(File.generated(config, f"images/{file.name}", content=file.read_bytes()))
     return files
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
-import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fastflow.cli import main
-from fastflow.config.reader import read_config
+from fastflow.run.alarms import _conditions
+from step_files import trace_step
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,6 +22,14 @@ ANATOMIES = [page for page in PAGES if page.name.startswith("anatomy")]
 
 def ids(page: Path) -> str:
     return page.name
+
+
+def module_of(name: str) -> Any:
+    """A module that stands beside the pages."""
+    specification = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def names_in(file: Path) -> set[str]:
@@ -48,10 +57,19 @@ def test_an_anatomy_leads_to_the_code(page):
     assert len(FILE.findall(page.read_text(encoding="utf-8"))) >= 12
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> set[str]:
+    """The names of the plots, none of them empty."""
+    files = module_of("figures").draw(tmp_path_factory.mktemp("figures"))
+    assert all(file.stat().st_size > 10_000 for file in files)
+    return {file.name for file in files}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere(page, drawn):
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
-        if target.startswith("images/"):  # which docs/hooks.py adds
+        if target.startswith("images/"):  # which docs/figures.py draws
+            assert target.removeprefix("images/") in drawn
             continue
         file = page if not target else (page.parent / target)
         assert file.exists(), target
@@ -60,31 +78,43 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def command_lines(page: Path) -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("fastflow ")]
-
-
-@pytest.mark.parametrize("line", [line for page in PAGES for line in command_lines(page)])
-def test_commands_have_options_that_exist(line):
-    _, command, *arguments = shlex.split(line, comments=True)
-    if command in ("train", "plan"):
-        own = ("--memory", "--json")
-        places = [place for place, word in enumerate(arguments) if word in own]
-        read_config([word for place, word in enumerate(arguments) if not {place, place - 1} & set(places)])
-    else:
-        with pytest.raises(SystemExit) as ended:
-            main([command, *arguments, "--help"])
-        assert ended.value.code == 0
-
-
 def test_every_setting_and_op_has_its_page():
-    import importlib.util
-
-    specification = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(hooks)
+    hooks = module_of("hooks")
     settings, ops = (hooks.on_page_markdown(f"{{{{ {name} }}}}") for name in ("settings", "ops"))
     assert "| `optim.lr` | `float` | `5e-07` | Peak learning rate" in settings
     assert all("{{" not in page and len(page) > 2000 for page in (settings, ops))
     assert "## `flow_loss`" in ops
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory) -> tuple[list[str], dict[str, Any]]:
+    """Files and metrics of a real step."""
+    return trace_step(tmp_path_factory.mktemp("step"))
+
+
+def test_the_anatomy_of_a_step_lists_the_files_of_a_real_one(step):
+    page = (ROOT / "docs" / "anatomy-of-a-step.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\d+\. `(fastflow/[\w/.]+)`: \S", page, re.MULTILINE)
+    assert listed == [file for file in step[0] if file.startswith("fastflow/")]
+    assert f"runs through {len(listed)} files of `fastflow`" in page
+
+
+def table_under(page: Path, heading: str) -> list[list[str]]:
+    """The rows of the first table of a section; every cell must say something."""
+    section = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert len(rows) > 2
+    return rows[2:]
+
+
+def test_every_metric_is_explained(step):
+    rows = table_under(ROOT / "docs" / "reading-a-run.md", "The metrics")
+    assert all(len(row) == 3 and row[2] for row in rows)
+    listed = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(listed) == sorted(["step", *step[1]])
+
+
+def test_every_alarm_has_its_remedy(step):
+    rows = table_under(ROOT / "docs" / "reading-a-run.md", "The alarms")
+    assert all(len(row) == 3 and row[1] and row[2] for row in rows)
+    assert [row[0] for row in rows] == [name for name, _, _ in _conditions(step[1], step[1])]

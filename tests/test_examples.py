@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -56,6 +57,18 @@ def test_log_probs_of_a_head_agree(run):
     differences = re.findall(r"relative difference (\S+)", run("python examples/logprobs_of_a_head.py"))
     assert len(differences) == 4
     assert all(float(difference) < 1e-5 for difference in differences)
+
+
+def test_a_policy_gradient_reaches_the_same_target(run, tmp_path):
+    documentation = ast.get_docstring(ast.parse((EXAMPLES / "custom_objective.py").read_text(encoding="utf-8")))
+    model, train = re.findall(r"^    (python (?:.*\\\n)*.*)", documentation, re.MULTILINE)
+    run(model)
+    assert "PolicyGradient on " in run(train.replace("\\\n", " "))
+    folder = tmp_path / "runs" / "own_objective" / "run"
+    slopes = [json.loads(line)["slope"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert slopes[0] == pytest.approx(1, abs=0.01)
+    assert sum(slopes[-5:]) / 5 < 0.85  # on the way to alpha = 0.5
+    assert (folder / "report.html").exists() and not (folder / "trainer" / "log_z.safetensors").exists()
 
 
 def test_own_prompts(run, tmp_path):

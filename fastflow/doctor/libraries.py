@@ -70,7 +70,7 @@ def check_python() -> Check:
 
 
 def check_requirements() -> Check:
-    """All that setup.py asks for, by version."""
+    """All that the installed distribution asks for, by version."""
     name = "fastflow's requirements"
     try:
         wanted = probes.requirements_of("fastflow")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
+from fastflow.config.schema import Config, ImportanceConfig, ObjectiveConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.log_z import LearnedLogZ, group_mean
@@ -22,6 +22,11 @@ class FlowObjective:
         self._settings = settings
         self._importance = importance
         self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device) if settings.log_z == "learned" else None
+
+    @classmethod
+    def of(cls, config: Config, policy: PackedModel) -> FlowObjective:
+        """The objective that a run's settings name."""
+        return cls(config.objective, config.importance, policy)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [] if self.log_z_head is None else list(self.log_z_head.parameters())

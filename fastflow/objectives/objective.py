@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from fastflow.config.schema import Config
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
 
@@ -63,8 +64,15 @@ LossOfMicrobatch = Callable[[Float[Tensor, "T D"], PackedBatch], MicrobatchLoss]
 class Objective(Protocol):
     """Turns what is known of trajectories into losses. The learner packs, scores, backpropagates and steps."""
 
+    @property
+    def log_z_head(self) -> torch.nn.Module | None:
+        """The network that is trained beside the policy and saved with it, or None."""
+
     def parameters(self) -> list[torch.nn.Parameter]:
         """What is trained beside the policy, at `optim.log_z_lr`."""
 
     def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
         """Settle all that concerns the whole update. Returns the loss of one of its micro-batches."""
+
+
+MakeObjective = Callable[[Config, PackedModel], Objective]  # from the settings and the policy that will be trained

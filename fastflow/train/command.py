@@ -12,6 +12,8 @@ import torch
 from fastflow.config.schema import Config
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
+from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.objective import MakeObjective
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
 
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, console: Console) -> Path:
-    """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
-    with contextlib.closing(Trainer(config, console)) as trainer:
+def train(config: Config, console: Console, objective: MakeObjective = FlowObjective.of) -> Path:
+    """Carry out a run with its announcements and its report. Returns the trained policy's directory.
+
+    objective: makes the objective that gives the loss; by default what the settings name.
+    """
+    with contextlib.closing(Trainer(config, console, objective)) as trainer:
         console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
         for warning in doubtful(config):
             logger.warning(warning)
@@ -62,7 +67,7 @@ def describe(trainer: Trainer) -> str:
     responses = batch.prompts_per_step * batch.responses_per_prompt
     rows, head, _ = policy.head_inputs(torch.empty(0, policy.hidden_size, device=policy.device))
     return (
-        f"{config.objective.name} at alpha {config.objective.alpha:g} (log_z {config.objective.log_z}) on "
+        f"{describe_objective(trainer)} on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
         f"{describe_body(trainer)}\n"
         f"kernels {explain(rows, head)}\n"
@@ -70,6 +75,14 @@ def describe(trainer: Trainer) -> str:
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
     )
+
+
+def describe_objective(trainer: Trainer) -> str:
+    """Which loss is taken: that of the settings, or another one's name."""
+    objective, settings = trainer.learner.objective, trainer.config.objective
+    if isinstance(objective, FlowObjective):
+        return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z})"
+    return type(objective).__name__
 
 
 def describe_body(trainer: Trainer) -> str:

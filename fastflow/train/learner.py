@@ -31,7 +31,7 @@ from fastflow.models.scoring import (
     token_logprobs,
 )
 from fastflow.objectives.flow import FlowObjective
-from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
+from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
 
 
 class NonFiniteError(FastflowError):
@@ -41,14 +41,22 @@ class NonFiniteError(FastflowError):
 class Learner:
     """Holds policy, base, log_z head and optimiser, and turns groups of trajectories into updates.
 
-    total_updates: the updates that the learning-rate schedule spans.
+    total_updates: the updates that the learning-rate schedule spans. objective: makes the one that gives the loss.
     """
 
-    def __init__(self, policy: PackedModel, base: PackedModel | AdaptersOff, config: Config, *, total_updates: int):
+    def __init__(
+        self,
+        policy: PackedModel,
+        base: PackedModel | AdaptersOff,
+        config: Config,
+        *,
+        total_updates: int,
+        objective: MakeObjective = FlowObjective.of,
+    ):
         self.policy = policy
         self.base = base
         self.config = config
-        self.objective = FlowObjective(config.objective, config.importance, policy)
+        self.objective = objective(config, policy)
         optim = config.optim
         trained = [{"params": policy.parameters(), "lr": optim.lr}]
         if own := self.objective.parameters():

@@ -22,7 +22,9 @@ from fastflow.interrupt import deferred_interrupt, stop_on_signals
 from fastflow.models.packed import FrozenModel, check_tokenizer_fits, end_ids, load_models, load_tokenizer
 from fastflow.models.scoring import rescore
 from fastflow.models.self_check import check_models
+from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.judging import Judge, Judgement
+from fastflow.objectives.objective import MakeObjective
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
@@ -57,12 +59,14 @@ class Trainer:
     """A training run, assembled from a Config; inputs are checked in the order of their cost.
 
     `run()` carries it out and returns the directory of the trained policy. From the start until `close`, no other
-    process can write to run.output.
+    process can write to run.output. objective: makes the objective that gives the loss; by default what the settings
+    name.
     """
 
-    def __init__(self, config: Config, console: Console):
+    def __init__(self, config: Config, console: Console, objective: MakeObjective = FlowObjective.of):
         config.require_inputs()
         self.config, self.console = config, console
+        self._make_objective = objective
         self.directory = Path(config.run.output)
         run_directory.check_inputs_survive(self.directory, config)
         check_sinks(config)
@@ -93,7 +97,7 @@ class Trainer:
 
         updates = config.run.steps * config.batch.updates_per_rollout
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
-        self.learner = Learner(policy, base, config, total_updates=updates)
+        self.learner = Learner(policy, base, config, total_updates=updates, objective=self._make_objective)
         self._saved: tuple[int, int] | None = None  # step and updates of the last save
         self._exporter = self._rehearse_save()
         self.progress = RunProgress(console, label="training", steps=config.run.steps)

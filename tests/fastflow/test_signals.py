@@ -10,8 +10,9 @@ import subprocess
 import time
 
 import pytest
-from cli_runs import lines_in, options, settings, start, wait_for
 from safetensors.torch import load_file
+
+from cli_runs import lines_in, options, settings, start, wait_for
 
 pytestmark = pytest.mark.slow  # a process a test
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from cli_runs import settings
 from safetensors.torch import load_file
 
+from cli_runs import settings
 from fastflow.config.reader import read_config
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import ROOT, lines_in, options, settings, start, wait_for
 
+from cli_runs import ROOT, lines_in, options, settings, start, wait_for
 from fastflow import cli
 from fastflow.errors import FastflowError
 from fastflow.run.directory import check_output

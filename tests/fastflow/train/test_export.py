@@ -7,17 +7,17 @@ import logging
 
 import pytest
 import torch
-from cli_runs import settings
 from rich.console import Console
 from safetensors.torch import load_file
-from weight_updates import relative_error, updates
 
+from cli_runs import settings
 from fastflow.config.reader import read_config
 from fastflow.models.merging import RoundingLoss, adapted_layers, merged_weight, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.train.command import train
 from fastflow.train.trainer import Trainer
 from small_models import FAMILIES, save_model
+from weight_updates import relative_error, updates
 
 
 def config(home, **changes):

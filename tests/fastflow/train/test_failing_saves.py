@@ -10,11 +10,11 @@ import subprocess
 
 import pytest
 import torch
-from cli_runs import lines_in, options, settings, start
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cli_runs import lines_in, options, settings, start
 from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError

@@ -8,9 +8,9 @@ from collections import namedtuple
 
 import pytest
 import torch
-from cli_runs import options, settings
 from rich.console import Console
 
+from cli_runs import options, settings
 from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError

@@ -1,0 +1,51 @@
+"""An objective of one's own takes the place of the settings': examples/custom_objective.py against PowerFlow."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig, OptimConfig
+from fastflow.models.packed import FrozenModel, PackedModel
+from fastflow.models.scoring import rescore
+from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.objective import MakeObjective
+from fastflow.train.learner import Learner
+from small_models import make_causal_lm, make_groups
+
+FILE = Path(__file__).parents[3] / "examples" / "custom_objective.py"
+CONFIG = Config(objective=ObjectiveConfig(alpha=2.0, log_z="group_mean"), optim=OptimConfig(lr=1e-3, max_grad_norm=1e9))
+
+
+@pytest.fixture(scope="module")
+def policy_gradient() -> MakeObjective:
+    specification = importlib.util.spec_from_file_location("custom_objective", FILE)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.PolicyGradient
+
+
+def gradient(objective: MakeObjective, groups, tokens: int = 10**6) -> torch.Tensor:
+    """That of one update on responses that the policy itself has scored."""
+    policy, base = PackedModel(make_causal_lm(seed=0)), FrozenModel(make_causal_lm(seed=1))
+    config = replace(CONFIG, batch=BatchConfig(tokens_per_microbatch=tokens))
+    learner = Learner(policy, base, config, total_updates=10, objective=objective)
+    learner.update(rescore(policy, groups, 10**6))
+    return torch.cat([parameter.grad.flatten().double() for parameter in policy.parameters()])
+
+
+def test_on_policy_it_is_half_of_powerflow(policy_gradient, rng):
+    groups = make_groups(rng)
+    expected, found = gradient(FlowObjective.of, groups), gradient(policy_gradient, groups)
+    assert expected.norm() > 0
+    assert float((2 * found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_it_does_not_depend_on_micro_batches(policy_gradient, rng):
+    groups = make_groups(rng)
+    whole, cut = gradient(policy_gradient, groups), gradient(policy_gradient, groups, tokens=40)
+    assert float((whole - cut).norm() / whole.norm()) < 1e-5

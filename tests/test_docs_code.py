@@ -1,0 +1,149 @@
+"""The code blocks of the pages run, but for those that say why they cannot; a command's options exist in any case.
+
+A block is run by sybil. Where it cannot be run in the tests, the comment in front of it says why:
+
+    <!--- skip: next "needs a GPU" -->
+
+The blocks of an example's README are run by test_examples.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from sybil import Example
+from sybil.document import Document
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+from fastflow.config.schema import sections
+from page_commands import check, commands, fenced, shims
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+SECTIONS = sections()
+SETTING = re.compile(r"`(?:--)?(" + "|".join(SECTIONS) + r")\.(\w+)(?:(?: = |: | )([^`]+))?`")
+INLINE = re.compile(r"`((?:fastflow (?:train|demo|doctor|plan|report|verify)|python examples/)[^`]*)`")
+LANGUAGES = {"bash", "python", "text", "yaml", "json"}
+
+
+def evaluate_bash(example: Example) -> None:
+    """Run a shell block in the document's folder, with this interpreter's `fastflow` and `python`."""
+    environment = os.environ | {"PATH": os.pathsep.join([str(example.namespace["bin"]), os.environ["PATH"]])}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", example.parsed], cwd=example.namespace["folder"], env=environment,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+PARSERS = (PythonCodeBlockParser(), CodeBlockParser("bash", evaluate_bash), SkipParser())
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code_of(page: Path) -> list:
+    document = Document.parse(str(page), *PARSERS)
+    return [pytest.param(example, id=f"{name_of(page)}:{example.line}") for example in document.examples()]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> Path:
+    return shims(tmp_path_factory.mktemp("programs") / "bin")
+
+
+@pytest.mark.parametrize("example", [example for page in PAGES for example in code_of(page)])
+def test_blocks_run(example, tmp_path_factory, programs, monkeypatch):
+    """In order: a mark skips the block after it. hidden, head and targets are what a page may take as given.
+
+    The blocks of a page share names and a folder.
+    """
+    folder = tmp_path_factory.getbasetemp() / name_of(Path(example.path)).replace("/", "-")
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 32, bias=False)
+    given = {"hidden": torch.randn(5, 8), "head": head, "targets": torch.randint(32, (5,))}
+    for name, value in {**given, "bin": programs, "folder": folder}.items():
+        example.namespace.setdefault(name, value)
+    example.evaluate()
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=name_of)
+def test_commands_are_well_formed(page):
+    text = page.read_text(encoding="utf-8")
+    inline = [f"{found}\n" for found in INLINE.findall(text) if "..." not in found]
+    for block in [*fenced(text, "bash"), *inline]:
+        for command in commands(block):
+            check(command)
+
+
+def test_commands_in_the_examples_docstrings_are_well_formed():
+    for file in sorted((ROOT / "examples").glob("*.py")):
+        documentation = file.read_text(encoding="utf-8").split('"""')[1].replace("\\\n", " ")
+        lines = [line for line in documentation.splitlines() if re.match(r" *python ", line)]
+        assert lines, file
+        for line in lines:
+            (command,) = commands(re.split(r"\s{3,}(?=[a-z])", line.strip())[0])
+            check(command)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=name_of)
+def test_every_block_has_a_language_that_is_checked(page):
+    opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
+    assert set(opened) <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=name_of)
+def test_settings_in_the_text_exist(page):
+    for section, name, value in SETTING.findall(page.read_text(encoding="utf-8")):
+        hints = typing.get_type_hints(SECTIONS[section])
+        assert name in hints, f"{section}.{name}"
+        if value and typing.get_origin(hints[name]) is typing.Literal:
+            assert value in typing.get_args(hints[name]), f"{section}.{name} = {value}"
+
+
+def test_every_example_is_run():
+    run = (ROOT / "tests" / "test_examples.py").read_text(encoding="utf-8")
+    names = [file.stem for file in (ROOT / "examples").glob("*.py")] + [page.parent.name for page in EXAMPLES]
+    assert [name for name in names if name not in run and name != "tiny_model"] == []
+
+
+class TestWhatIsWrongIsSeen:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "fastflow train --preset demo --optim.rate 1",
+            "fastflow train --preset demo --optim.lr fast",
+            "fastflow train --preset demos",
+            "fastflow plan --preset demo --memories 48",
+            "fastflow demo --sed 1",
+            "fastflow doctor --vllms",
+            "fastflow evaluation",
+            "python examples/none.py",
+            "python examples/one_file_loop.py --alphas 2",
+            "python -m bench.none",
+            'pip install ".[tests]"',
+            'pip install "fastflow[data,loras]"',
+            "pip install -c constraint.txt .",
+            "pytest -m vlm",
+            "somebody-elses --program",
+        ],
+    )
+    def test_commands(self, line):
+        (command,) = commands(line)
+        with pytest.raises((Exception, SystemExit)):
+            check(command)
+
+    def test_settings(self):
+        assert SETTING.findall("`optim.rate`, `--rollout.engine vllms`, `objective.name = flowrl`") == [
+            ("optim", "rate", ""), ("rollout", "engine", "vllms"), ("objective", "name", "flowrl"),
+        ]  # fmt: skip
