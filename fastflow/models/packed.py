@@ -19,8 +19,8 @@ from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
 from fastflow.models.loading import load_causal_lm, loading, read_config
 from fastflow.models.vocabulary import check_same_tokens
-from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
+from fastflow_kernels.implementation import running_on
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
 
 if TYPE_CHECKING:

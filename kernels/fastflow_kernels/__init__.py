@@ -15,7 +15,7 @@ functions in plain PyTorch; that is their meaning, and what the tests compare wi
 from fastflow_kernels.flow_loss import flow_loss
 from fastflow_kernels.implementation import explain
 from fastflow_kernels.linear_logprob import linear_logprob
-from fastflow_kernels.result import FlowLoss, TokenStatistics
+from fastflow_kernels.reference import FlowLoss, TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 
 __all__ = ["FlowLoss", "TokenStatistics", "VocabularyShard", "explain", "flow_loss", "linear_logprob"]

@@ -8,7 +8,7 @@ import torch
 
 
 @pytest.mark.parametrize(
-    "module", ["blocks", "exponentials", "flow_loss", "implementation", "linear_logprob", "panel", "tiles"]
+    "module", ["blocks", "exponentials", "flow_loss", "implementation", "linear_logprob", "tiles", "torch_projector"]
 )
 def test_docstring_examples(module):
     outcome = doctest.testmod(importlib.import_module(f"fastflow_kernels.{module}"), extraglobs={"torch": torch})
