@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["FlowLoss", "TokenStatistics", "flow_loss", "linear_logprob"]
+
 
 class TokenStatistics(NamedTuple):
     """Of the distribution softmax(logits / temperature) that each row gives, over the whole vocabulary; in nats.
