@@ -21,10 +21,10 @@ from fastflow_kernels.triton.combine import combine
 from fastflow_kernels.triton.excess import Totals
 from fastflow_kernels.triton.finish import finish
 from fastflow_kernels.triton.project import project, project_tilted
+from fastflow_kernels.triton.rebase import rebase_
 from fastflow_kernels.triton.row import row_pass
 from fastflow_kernels.triton.row_tilt import tilt_rows
-from fastflow_kernels.triton.segment import settle_sequences_
-from fastflow_kernels.triton.settle import settle_
+from fastflow_kernels.triton.sequence import settle_sequences_
 from fastflow_kernels.triton.target_logit import target_logits
 from fastflow_kernels.triton.upstream import take_upstream
 
@@ -64,11 +64,11 @@ def cases(architecture: int, *, thorough: bool = False) -> Iterator[Case]:
     yield from _project_cases(architecture, thorough)
     yield from _row_cases(thorough)
     yield from _target_logit_cases(thorough)
-    yield from _settle_cases(architecture, thorough)
+    yield from _rebase_cases(architecture, thorough)
     yield from _combine_cases(architecture, thorough)
     yield from _finish_cases(thorough)
     yield from _upstream_cases()
-    yield from _segment_cases()
+    yield from _sequence_cases()
 
 
 def candidates(architecture: int) -> Iterator[Case]:
@@ -176,7 +176,7 @@ def _target_logit_cases(thorough: bool) -> Iterator[Case]:
             )
 
 
-def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
+def _rebase_cases(architecture: int, thorough: bool) -> Iterator[Case]:
     """With each width of tiles that the projection may have left."""
     for shape in (USUAL, ODD_VOCABULARY, SMALLEST) if thorough else (USUAL,):
         for dtype, (_, has_bias, has_softcap) in product((torch.bfloat16, torch.float32), ALL_OR_NONE):
@@ -184,9 +184,9 @@ def _settle_cases(architecture: int, thorough: bool) -> Iterator[Case]:
                 words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, {tiles}"
                 totals, *others = given
                 yield Case(
-                    "settle",
+                    "rebase",
                     words,
-                    partial(settle_, _block(shape, dtype), totals, _empty(shape.rows), _empty(shape.rows), *others),
+                    partial(rebase_, _block(shape, dtype), totals, _empty(shape.rows), _empty(shape.rows), *others),
                 )
 
 
@@ -240,7 +240,7 @@ def _upstream_cases() -> Iterator[Case]:
         yield Case("upstream", words, partial(take_upstream, gradient, upstream, out))
 
 
-def _segment_cases() -> Iterator[Case]:
+def _sequence_cases() -> Iterator[Case]:
     """Whole sequences, and the first and last part of a long one."""
     count, rows = 8, 4096
     offsets = _empty(count + 1, dtype=torch.int64)
@@ -254,7 +254,7 @@ def _segment_cases() -> Iterator[Case]:
     for ratio, (name, block) in product(RATIOS, blocks.items()):
         inputs = SequenceInputs(*per_sequence, clip_low=0.2, clip_high=0.28, ratio=ratio, normaliser=64.0)
         launch = partial(settle_sequences_, terms, inputs, offsets, block, _empty(rows), _empty(rows))
-        yield Case("segment", f"{name}, ratio {ratio}", launch)
+        yield Case("sequence", f"{name}, ratio {ratio}", launch)
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100, 120)
-KERNELS = ("project", "row", "row_tilt", "target_logit", "settle", "combine", "finish", "segment", "upstream")
+KERNELS = ("project", "row", "row_tilt", "target_logit", "rebase", "combine", "finish", "sequence", "upstream")
 BREACH, UNUSABLE = 1, 2
 COLUMNS = {  # heading: key of the report's lines
     "kernel": "kernel",

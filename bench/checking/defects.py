@@ -46,16 +46,16 @@ DEFECTS = (
         "huge project",
     ),
     Defect(
-        "settle.py",
+        "rebase.py",
         "first_tile = tl.program_id(1).to(tl.int64) * BLOCK_TILES",
         "first_tile = tl.program_id(1) * BLOCK_TILES",
-        "huge settle",
+        "huge rebase",
     ),
     Defect(
-        "settle.py",
+        "rebase.py",
         "rows.to(tl.int64)[:, None] * exponentials_stride",
         "rows[:, None] * exponentials_stride",
-        "huge settle",
+        "huge rebase",
     ),
     Defect(
         "combine.py",
@@ -100,10 +100,10 @@ DEFECTS = (
         "fused float32",
     ),
     Defect(
-        "settle.py",
+        "rebase.py",
         "is_column = (within < TILE) & (columns < vocabulary)",
         "is_column = (within < TILE) & (columns < exponentials_stride)",
-        "settle ragged",
+        "rebase ragged",
     ),
     Defect("excess.py", "mask=is_row[:, None] & inside[None, :]", "mask=inside[None, :]", "fused excess"),
     Defect("excess.py", "bias + columns, mask=is_column, other=0.0", "bias + columns", "fused excess"),
@@ -119,13 +119,13 @@ DEFECTS = (
     Defect("row.py", "column = tl.where(is_here, target, 0)", "column = target + 1", "rows float32"),
     Defect("target_logit.py", "inside = positions < width", "inside = positions < BLOCK_WIDTH", "fused float32"),
     Defect(
-        "segment.py",
+        "sequence.py",
         "tl.store(row_factor + rows, factor * coefficient, mask=rows < end)",
         "tl.store(row_factor + rows, factor * coefficient)",
         "fused float32",
     ),
     Defect(
-        "segment.py",
+        "sequence.py",
         "last = tl.load(cu_seqlens + sequence + 1)",
         "last = tl.load(cu_seqlens + sequence + 2)",
         "fused float32",
@@ -144,7 +144,7 @@ DEFECTS = (
     ),
     # what switched-off lanes hold
     Defect(
-        "segment.py",
+        "sequence.py",
         "tl.load(row_factor + rows, mask=rows < end, other=0.0)",
         "tl.load(row_factor + rows, mask=rows < end)",
         "fused float32",

@@ -23,10 +23,10 @@ from fastflow_kernels.triton.combine import combine
 from fastflow_kernels.triton.excess import Totals
 from fastflow_kernels.triton.finish import finish
 from fastflow_kernels.triton.project import project, project_tilted
+from fastflow_kernels.triton.rebase import rebase_
 from fastflow_kernels.triton.row import row_pass
 from fastflow_kernels.triton.row_tilt import tilt_rows
-from fastflow_kernels.triton.segment import settle_sequences_
-from fastflow_kernels.triton.settle import settle_
+from fastflow_kernels.triton.sequence import settle_sequences_
 from fastflow_kernels.triton.target_logit import target_logits
 from fastflow_kernels.triton.upstream import take_upstream
 
@@ -65,12 +65,12 @@ def launch_cases() -> tuple[LaunchCase, ...]:
         LaunchCase("huge target_logit", lambda: target_logits(_empty(ROWS, WIDTH), _head(WIDTH), _targets()), sample=2),
         LaunchCase("huge row", _row, sample=1),
         LaunchCase("huge row tilt", _row_tilt, sample=1),
-        LaunchCase("huge settle", _settle, sample=1),
+        LaunchCase("huge rebase", _rebase, sample=1),
         LaunchCase("huge combine", _combine, sample=2),
         LaunchCase("huge excess", _excess, sample=1),
         LaunchCase("huge finish", lambda: _finish(ROWS, _block(BFLOAT16), _targets()), sample=9),
         LaunchCase("huge upstream", lambda: _upstream(_empty(2**31 + 9), BFLOAT16), sample=2),
-        LaunchCase("settle ragged", _settle_ragged, sample=None),
+        LaunchCase("rebase ragged", _rebase_ragged, sample=None),
         LaunchCase("moments ragged", _moments_ragged, sample=None),
         LaunchCase("upstream ragged", lambda: _upstream(torch.ones(20_011), BFLOAT16), sample=None),
         LaunchCase("upstream in place", lambda: _upstream(torch.ones(20_011), FLOAT32), sample=None),
@@ -88,7 +88,7 @@ def thorough_launch_cases() -> Iterator[LaunchCase]:
             sample=4,
         )
     for width in (64, 128, 256):
-        yield LaunchCase(f"huge settle {width}", lambda width=width: _settle(rows, vocabulary, width), sample=20)
+        yield LaunchCase(f"huge rebase {width}", lambda width=width: _rebase(rows, vocabulary, width), sample=20)
         yield LaunchCase(f"huge combine {width}", lambda width=width: _combine(rows, vocabulary, width), sample=2)
     late = 2**33
     for block in (
@@ -97,7 +97,7 @@ def thorough_launch_cases() -> Iterator[LaunchCase]:
         SequenceBlock(2**31 + 1, 2**31 + 2001, 0, 1, opens=False, closes=False),
     ):
         offsets = torch.tensor([0, late, late + 3000, late + 3000, late + 5000, late + 9000])
-        yield LaunchCase(f"late {block}", lambda block=block, offsets=offsets: _segment(block, offsets), sample=None)
+        yield LaunchCase(f"late {block}", lambda block=block, offsets=offsets: _sequence(block, offsets), sample=None)
 
 
 def _project_both(tile: Tile, dtype: torch.dtype) -> None:
@@ -128,10 +128,10 @@ def _combine(rows: int = 2**25 + 1, vocabulary: int = 70 * 64, width: int = 64) 
     combine(Totals(total, width), _empty(rows), of_rows, head, targets)
 
 
-def _settle(rows: int = ROWS, vocabulary: int = 5_000_011, width: int = 64) -> None:
+def _rebase(rows: int = ROWS, vocabulary: int = 5_000_011, width: int = 64) -> None:
     total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
     totals = Totals(total, width)
-    settle_(_block(BFLOAT16, rows, vocabulary), totals, _empty(rows), _empty(rows), of_rows, head, targets)
+    rebase_(_block(BFLOAT16, rows, vocabulary), totals, _empty(rows), _empty(rows), of_rows, head, targets)
 
 
 def _excess(tile: int = 256) -> None:
@@ -143,7 +143,7 @@ def _excess(tile: int = 256) -> None:
         totals = Totals(total, tile)
         combine(totals, _empty(rows), of_rows, head, targets)
         block = _block(FLOAT32, rows, vocabulary)
-        settle_(block, totals, _empty(rows), _empty(rows), of_rows, head, targets)
+        rebase_(block, totals, _empty(rows), _empty(rows), of_rows, head, targets)
 
 
 def _rows(rows: int, vocabulary: int, width: int = 8) -> tuple[Tensor, Head, Tensor]:
@@ -151,7 +151,7 @@ def _rows(rows: int, vocabulary: int, width: int = 8) -> tuple[Tensor, Head, Ten
     return _empty(rows, width), _head(width, vocabulary=vocabulary), _empty(rows, dtype=torch.int64)
 
 
-def _settle_ragged() -> None:
+def _rebase_ragged() -> None:
     """Rows and columns beside whole tiles; some tiles are taken once more."""
     random = torch.Generator().manual_seed(0)
     total = torch.randn(9, 37, generator=random).abs()
@@ -160,7 +160,7 @@ def _settle_ragged() -> None:
     hidden, weight = torch.randn(37, 8, generator=random), torch.randn(515, 8, generator=random)
     targets = torch.randint(515, (37,), generator=random)
     block = torch.ones(37, 520)[:, :515]
-    settle_(block, Totals(total, 64), target_logit, reference, hidden, Head(weight, None), targets)
+    rebase_(block, Totals(total, 64), target_logit, reference, hidden, Head(weight, None), targets)
 
 
 def _moments_ragged() -> None:
@@ -188,7 +188,7 @@ def _upstream(gradient: Tensor, dtype: torch.dtype) -> None:
     take_upstream(gradient, torch.tensor(2.0), out)
 
 
-def _segment(block: SequenceBlock, offsets: Tensor) -> None:
+def _sequence(block: SequenceBlock, offsets: Tensor) -> None:
     per_sequence = [torch.rand(len(offsets) - 1, dtype=torch.float64) for _ in range(4)]
     inputs = SequenceInputs(*per_sequence, clip_low=0.2, clip_high=0.28, ratio="token_mean", normaliser=4.0)
     rows = torch.rand(2, block.row_count)

@@ -21,9 +21,7 @@ from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
 from fastflow.models.loading import load_causal_lm, loading, read_config
 from fastflow.models.vocabulary import check_same_tokens
-from fastflow_kernels.device import running_on
-from fastflow_kernels.head import Head
-from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
+from fastflow_kernels.sampling import head_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -107,12 +105,7 @@ class PackedModel:
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Compute logits of a few hidden rows in float32. Multiplies as the fused ops do."""
-        with running_on(hidden.device):
-            hidden, weight, bias = self.head_inputs(hidden)
-            dtype = factor_dtype(hidden, weight)
-            head = Head.of(weight, bias, dtype)
-            logits = project(hidden.detach().to(dtype).contiguous(), head.weight).to(accumulator_dtype(dtype))
-            return logits if head.bias is None else logits.add_(head.bias)
+        return head_logits(*self.head_inputs(hidden))
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Return the parameters that training changes."""

@@ -13,9 +13,7 @@ from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Row
 from fastflow.plan.sizes import Adapters, ModelSizes
-from fastflow_kernels.blocks import default_block_rows
-from fastflow_kernels.matmul import cpu_multiplies_bfloat16
-from fastflow_kernels.workspace import Workspace, flow_loss_workspace
+from fastflow_kernels.memory import Workspace, cpu_block_rows, cpu_multiplies_bfloat16, flow_loss_workspace
 
 FLOAT = 4
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
@@ -146,7 +144,7 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
         block_bytes = workspace.block
     else:
         beside = 0 if config.lora.rank else head * FLOAT
-        block_rows = default_block_rows(vocabulary, device.type, factor, beside)
+        block_rows = cpu_block_rows(vocabulary, factor, head_gradient_bytes=beside)
         block_bytes = min(block_rows, tokens) * -(-vocabulary // 8) * 8 * factor
     shown_rows = block_bytes // (-(-vocabulary // 8) * 8 * factor)
     narrowed = numbers.product if numbers.product != numbers.residual else 0

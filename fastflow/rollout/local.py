@@ -20,7 +20,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.rollout.admission import check_prompts
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.stop_texts import StopTexts
-from fastflow_kernels.exponentials import exponentials_
+from fastflow_kernels.sampling import exponentials_
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase

@@ -5,17 +5,22 @@
                      vocabulary
     explain          which implementation a call would take, and why
 
-Both also report each token's entropy, logsumexp and mean logit where `statistics=True` asks for it, at no further pass.
-
-Neither op ever holds the (rows, vocabulary) matrix of logits. `fastflow_kernels.reference` states the same two
-functions in plain PyTorch; that is their meaning, and what the tests compare with. Both are operators of torch
+With `statistics=True` both ops also report each token's entropy, logsumexp and mean logit, from the same pass over the
+vocabulary. Neither op ever holds the (rows, vocabulary) matrix of logits. Both are operators of torch
 (torch.ops.fastflow), so torch.compile takes them into its graphs whole.
+
+These modules are public, too, by the names in their `__all__`; all others may change without notice:
+
+    `fastflow_kernels.reference`    the two ops in plain PyTorch: their meaning, and what the tests compare with
+    `fastflow_kernels.sampling`     logits of a few rows, and the weights that a sampler draws from
+    `fastflow_kernels.memory`       the memory that a call will take
+    `fastflow_kernels.cpu.native`   whether the CPU's native library is loaded, and why not
 """
 
 from fastflow_kernels.flow_loss import flow_loss
 from fastflow_kernels.implementation import explain
 from fastflow_kernels.linear_logprob import linear_logprob
-from fastflow_kernels.result import FlowLoss, TokenStatistics
+from fastflow_kernels.reference import FlowLoss, TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 
 __all__ = ["FlowLoss", "TokenStatistics", "VocabularyShard", "explain", "flow_loss", "linear_logprob"]

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fastflow_kernels.device import running_on
-from fastflow_kernels.implementation import has_triton_kernels_for
+from fastflow_kernels.implementation import has_triton_kernels_for, running_on
 
 
 def refuse_create_graph(op: str) -> None:

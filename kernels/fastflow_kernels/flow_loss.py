@@ -36,8 +36,7 @@ import torch
 from torch import Tensor
 
 from fastflow_kernels import flow_loss_operator
-from fastflow_kernels.head_arguments import checked_head_arguments
-from fastflow_kernels.result import FlowLoss, TokenStatistics
+from fastflow_kernels.reference import FlowLoss, TokenStatistics
 from fastflow_kernels.sequence_terms import RATIOS
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import (
@@ -46,6 +45,7 @@ from fastflow_kernels.validate import (
     check_name,
     check_positive,
     check_sequence_tensors,
+    checked_head_arguments,
 )
 
 

@@ -13,18 +13,17 @@ from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward
 from fastflow_kernels.blocks import sequence_blocks
-from fastflow_kernels.device import copied_to, is_being_captured, running_on
-from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
+from fastflow_kernels.flow_loss_blocks import FlowLossOverBlocks, NeededGradients
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import finished_dtype
-from fastflow_kernels.implementation import choose
+from fastflow_kernels.implementation import choose, is_being_captured, running_on
 from fastflow_kernels.matmul import accumulator_dtype
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import check_boundaries, check_captured_offsets, check_target_range
 
-RESULTS = 6  # loss, logprob, residual, weight, raw_ratio, token_logprob
+RESULTS = 6  # those of FlowLoss
 GRADIENTS = RESULTS + len(TokenStatistics._fields)  # where they begin: behind the statistics
 DIFFERENTIABLE = ("hidden", "weight", "bias", "log_z")
 
@@ -77,8 +76,8 @@ def run(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
     with running_on(hidden.device):
-        offsets = copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
-        flow = FlowLossPass(
+        offsets = _copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
+        flow = FlowLossOverBlocks(
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
             offsets.long().contiguous(),
@@ -103,13 +102,21 @@ def run(
             sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, block_bytes))
         )
     terms, dtype = flow.terms, flow.dtype
-    sums = (terms.loss.sum(), terms.logprob, terms.residual, terms.weight, terms.raw_ratio)
+    sums = (terms.loss.sum(), terms.logprob, terms.residual, terms.importance, terms.raw_ratio)
     return (
         *(values.to(dtype) for values in sums),
         flow.token_logprob,
         *(flow.token_statistics or TokenStatistics.empty(0, hidden, dtype)),
         *(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients),
     )
+
+
+def _copied_to(device: torch.device, values: Tensor) -> Tensor:
+    """The values on this device; on their way from the host to a CUDA device, through pinned memory: a copy from
+    other memory would hold the host until the device has come to it."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=())

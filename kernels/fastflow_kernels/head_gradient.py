@@ -1,12 +1,14 @@
-"""The gradient of the head (weight and bias), summed over blocks of rows."""
+"""The gradient of the head (weight and bias), summed over blocks of rows; and what a block adds to it."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fastflow_kernels.blocks import HeadSum
 from fastflow_kernels.head import Head
-from fastflow_kernels.matmul import accumulate_, accumulator_dtype
-from fastflow_kernels.panel import Panel
+from fastflow_kernels.matmul import accumulate_, accumulator_dtype, back_project_, direction_dtype
+from fastflow_kernels.projector import Panel
 
 
 def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> torch.dtype:
@@ -86,3 +88,31 @@ class HeadGradient:
             for total, finished in zip((self._weight, self._bias), self._finished, strict=True)
         )
         return weight, bias
+
+
+def spend_directions(
+    panels: list[Panel],
+    row_factor: Tensor,  # (R,)
+    hidden: Tensor,  # (R, D), in the type of the head
+    head: Head,
+    d_hidden: Tensor | None,  # (R, D), overwritten; None where not needed
+    d_head: HeadGradient | None,  # added to; None where not needed
+    hidden_is_done: Callable[[Tensor], None] | None = None,  # called with d_hidden, ahead of the head's last product
+) -> None:
+    """row_factor times the directions, taken back to the hidden states and to the head; frees the panels on the way."""
+    scale = row_factor.unsqueeze(1)
+    scaled = None
+    if d_head is not None:
+        scaled = torch.mul(hidden, scale, out=torch.empty_like(hidden, dtype=direction_dtype(hidden.dtype)))
+    while panels:
+        panel = panels.pop(0)
+        if d_hidden is not None:
+            back_project_(d_hidden, panel.matrix, head.direction_weight[panel.columns], overwrite=panel.start == 0)
+            if not panels:
+                d_hidden.mul_(scale)
+                if hidden_is_done is not None:
+                    hidden_is_done(d_hidden)
+        if d_head is not None:
+            d_head.add_panel(panel, row_factor, scaled)
+    if d_head is not None:
+        d_head.end_block()

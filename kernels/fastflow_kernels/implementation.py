@@ -10,9 +10,11 @@
 `FASTFLOW_KERNELS` in the environment forces one of them, for every call; a call that it cannot serve is an error.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +102,20 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:
     """Whether a helper kernel can run on a CUDA tensor, whatever computed it."""
     return tensor.is_cuda and _triton_obstacle(tensor.device, tensor.dtype) is None
+
+
+@contextlib.contextmanager
+def running_on(device: torch.device) -> Iterator[None]:
+    """Kernels go to this device, not to the current one; and autocast, which would round what the ops accumulate,
+    is off: they choose their types themselves."""
+    of_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with torch.autocast(device.type, enabled=False), of_device:
+        yield
+
+
+def is_being_captured(device: torch.device) -> bool:
+    """Whether what is launched now on this device goes into a CUDA graph, where the host can neither ask nor copy."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _best(device: torch.device, dtype: torch.dtype, head: Head | None) -> Choice:

@@ -14,9 +14,9 @@ from typing import Literal, overload
 from torch import Tensor
 
 from fastflow_kernels import linear_logprob_operator
-from fastflow_kernels.head_arguments import checked_head_arguments
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
+from fastflow_kernels.validate import checked_head_arguments
 
 
 @overload

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from fastflow_kernels import logprob_pass
+from fastflow_kernels import logprob_blocks
 from fastflow_kernels.autograd import refuse_create_graph
-from fastflow_kernels.device import running_on
 from fastflow_kernels.head import Head
-from fastflow_kernels.implementation import choose
+from fastflow_kernels.implementation import choose, running_on
 from fastflow_kernels.matmul import accumulator_dtype
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.tilt import Tilt
 from fastflow_kernels.validate import check_target_range
@@ -48,7 +47,7 @@ def run(
         rows = hidden.to(product_dtype).contiguous()
         choice = choose(hidden.device, product_dtype, head, statistics=statistics)
         found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(product_dtype))
-        logprob = logprob_pass.logprobs(
+        logprob = logprob_blocks.logprobs(
             rows, targets.long().contiguous(), head, choice, block_rows, block_bytes, found if statistics else None
         )
         return logprob, *found
@@ -99,7 +98,7 @@ def run_backward(
     elif upstream is None:
         upstream = hidden.new_zeros(hidden.shape[0], dtype=accumulator)
     with running_on(hidden.device):
-        found = logprob_pass.gradients(
+        found = logprob_blocks.gradients(
             upstream if tilt is None else tilt,
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 
 
 class Moments(NamedTuple):

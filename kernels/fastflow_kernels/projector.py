@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from fastflow_kernels.head import Head
-from fastflow_kernels.panel import Panel
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tilt import Tilt
+
+
+class Panel(NamedTuple):
+    """Columns [start, start + C) of a block's (R, V) matrix: each panel can go as soon as it is used up."""
+
+    start: int
+    matrix: Tensor  # (R, C)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.start, self.start + self.matrix.shape[1])
 
 
 class Exponentials(NamedTuple):
@@ -22,7 +32,7 @@ class Exponentials(NamedTuple):
 
     panels: list[Panel]  # of (R, V)
     statistics: RowStatistics  # of this head's columns; target_logit over all shards
-    block: Any = None  # what the projector needs to settle them
+    block: Any = None  # what the projector needs to rebase them
 
 
 class Directions(NamedTuple):
@@ -93,7 +103,7 @@ class Projector(ABC):
         columns = self.head.columns(targets)
         exponentials = self._exponentials(hidden, columns, with_moments=statistics_out is not None)
         statistics = exponentials.statistics.merged(self.head.shard)
-        self._settle_(exponentials, statistics.reference)
+        self._rebase_(exponentials, statistics.reference)
         factor = self._finish(statistics, columns, out, exponentials.panels)
         _hand_out(statistics, statistics_out)
         return Directions(exponentials.panels, factor)
@@ -117,7 +127,7 @@ class Projector(ABC):
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
         """Panels of the tilted direction, whatever at the targets; the statistics are the tilt's."""
 
-    def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
+    def _rebase_(self, exponentials: Exponentials, reference: Tensor) -> None:
         """Brings the matrix to the row's final reference, which other shards may have raised."""
         if self.head.shard is not None:
             scale = exponentials.statistics.ratio_to(reference).unsqueeze(1)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fastflow_kernels.moments import Moments, token_statistics
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 
 FAR_BELOW = -50.0  # nats; its exponential is 0 beside 1

@@ -16,10 +16,10 @@ class SequenceTerms(NamedTuple):
 
     logprob: Tensor
     residual: Tensor
-    weight: Tensor
+    importance: Tensor  # the clipped ratio
     raw_ratio: Tensor
     loss: Tensor  # already divided by the normaliser
-    d_logprob: Tensor  # d loss / d logprob, the weight held constant
+    d_logprob: Tensor  # d loss / d logprob, the importance held constant
     d_log_z: Tensor
 
     @classmethod
@@ -72,10 +72,10 @@ def settle_sequences_(
     if inputs.ratio == "token_mean":
         log_ratio = log_ratio / row_count.clamp(min=1)
     raw_ratio = log_ratio.exp()
-    weight = raw_ratio.clamp(1.0 - inputs.clip_low, 1.0 + inputs.clip_high)
-    d_log_z = 2.0 * weight * residual / inputs.normaliser
-    terms.residual[own], terms.raw_ratio[own], terms.weight[own] = residual, raw_ratio, weight
-    terms.loss[own] = weight * residual.square() / inputs.normaliser
+    importance = raw_ratio.clamp(1.0 - inputs.clip_low, 1.0 + inputs.clip_high)
+    d_log_z = 2.0 * importance * residual / inputs.normaliser
+    terms.residual[own], terms.raw_ratio[own], terms.importance[own] = residual, raw_ratio, importance
+    terms.loss[own] = importance * residual.square() / inputs.normaliser
     terms.d_log_z[own] = d_log_z
     terms.d_logprob[own] = (d_log_z * inputs.length_scale[own]).masked_fill_(is_empty, 0.0)
     if not block.is_part:

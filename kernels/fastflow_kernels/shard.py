@@ -8,8 +8,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
-from fastflow_kernels.device import is_being_captured
-
 
 @dataclass(frozen=True)
 class VocabularyShard:
@@ -47,7 +45,7 @@ class VocabularyShard:
             RuntimeError: it would have to be asked for while a CUDA graph is captured.
         """
         if self.largest is None:
-            if is_being_captured(device):
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     "A CUDA graph is being captured, where the ranks cannot ask each other for the size of their "
                     "largest shard; pass VocabularyShard(..., largest=...) or block_rows."

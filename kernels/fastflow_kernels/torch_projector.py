@@ -1,5 +1,7 @@
 """A block of rows through the head on any device: torch's products, panel by panel, and two sweeps over each."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -8,8 +10,7 @@ from fastflow_kernels.blocks import default_block_rows
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, product_dtype, project
 from fastflow_kernels.moments import Moments
-from fastflow_kernels.panel import Panel, column_ranges
-from fastflow_kernels.projector import Exponentials, Projector
+from fastflow_kernels.projector import Exponentials, Panel, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tilt import Tilt
 
@@ -173,6 +174,18 @@ class TorchProjector(Projector):
     @staticmethod
     def _entry_bytes(head: Head) -> int:
         return product_dtype(head.weight.dtype, head.weight.device).itemsize
+
+
+def column_ranges(vocabulary: int, row_count: int, entry_bytes: int, panel_bytes: int) -> list[slice]:
+    """As many ranges of columns of even width as give each panel at least this memory; one, if all of it is less.
+
+    >>> column_ranges(10, row_count=2, entry_bytes=4, panel_bytes=24)
+    [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
+    """
+    least = max(1, -(-panel_bytes // max(1, row_count * entry_bytes)))
+    count = max(1, vocabulary // least)
+    edges = [vocabulary * number // count for number in range(count + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def _finite(reference: Tensor) -> Tensor:

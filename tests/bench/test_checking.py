@@ -45,9 +45,9 @@ def test_a_defect_whose_line_is_gone_cannot_be_planted():
 
 
 def test_a_planted_defect_is_gone_afterwards():
-    defect = next(defect for defect in DEFECTS if defect.case == "settle ragged")
+    defect = next(defect for defect in DEFECTS if defect.case == "rebase ragged")
     assert caught(defect, CASES)
-    assert not list(CASES["settle ragged"].run())
+    assert not list(CASES["rebase ragged"].run())
 
 
 def test_a_kernel_without_a_case_is_named(monkeypatch):

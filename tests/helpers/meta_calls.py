@@ -1,4 +1,4 @@
-"""flow_loss's pass over its blocks on tensors that have no memory, and without its kernels: what it would take."""
+"""flow_loss over its blocks on tensors that have no memory, and without its kernels: what it would take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastflow_kernels.blocks import sequence_blocks
-from fastflow_kernels.flow_loss_pass import FlowLossPass, NeededGradients
+from fastflow_kernels.flow_loss_blocks import FlowLossOverBlocks, NeededGradients
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.sequence_terms import SequenceInputs
@@ -90,7 +90,7 @@ def watch_flow_loss(
     )
     with no_launch, watch:
         choice = Choice("fused", "it is watched")
-        flow = FlowLossPass(hidden, targets, offsets, head, weight, None, inputs, choice, need)
+        flow = FlowLossOverBlocks(hidden, targets, offsets, head, weight, None, inputs, choice, need)
         gradients = flow.run(sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, None)))
     assert gradients.hidden.dtype == torch.float32
     return watch

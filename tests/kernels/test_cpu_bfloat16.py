@@ -12,7 +12,7 @@ from eager_head import eager_logits, exact_logits
 from fastflow_kernels import flow_loss, head_gradient, linear_logprob, matmul, reference, torch_projector
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
-from fastflow_kernels.panel import Panel
+from fastflow_kernels.projector import Panel
 from kernel_problems import Problem, assert_matches, make_problem, problems
 
 # Of the error of an eager bfloat16 head, which rounds logits, their gradient and the head's gradient. Ours rounds the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastflow_kernels import head_arguments, linear_logprob, reference
+from fastflow_kernels import linear_logprob, reference, validate
 from kernel_problems import head_tensors, make_problem, on_cpu, on_device, relative_error
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
@@ -18,7 +18,7 @@ SHAPE = {"width": 64, "vocabulary": 203}
 def on_tensor_cores(device, monkeypatch):
     """The type and the implementation that CUDA chooses; the CPU would take float32."""
     if device.type == "cpu":
-        monkeypatch.setattr(head_arguments, "factor_dtype", lambda hidden, weight: torch.float16)
+        monkeypatch.setattr(validate, "factor_dtype", lambda hidden, weight: torch.float16)
     monkeypatch.setenv("FASTFLOW_KERNELS", "fused")
 
 

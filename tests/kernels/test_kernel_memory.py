@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from fastflow_kernels import (
     flow_loss,
+    flow_loss_blocks,
     flow_loss_operator,
-    flow_loss_pass,
     head_gradient,
     linear_logprob,
     linear_logprob_operator,
@@ -117,7 +117,7 @@ def test_a_panel_goes_before_the_next_is_used(monkeypatch):
     """So that the head's gradient grows into the memory that they leave."""
     monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", BLOCK * 4 // 6)
     panels, counts = [], []
-    spend, accumulate_ = flow_loss_pass.spend_directions, head_gradient.accumulate_
+    spend, accumulate_ = flow_loss_blocks.spend_directions, head_gradient.accumulate_
 
     def remember(given, *arguments, **options):
         panels.extend(weakref.ref(panel.matrix) for panel in given)
@@ -127,7 +127,7 @@ def test_a_panel_goes_before_the_next_is_used(monkeypatch):
         counts.append(sum(panel() is not None for panel in panels))
         return accumulate_(*arguments, **options)
 
-    monkeypatch.setattr(flow_loss_pass, "spend_directions", remember)
+    monkeypatch.setattr(flow_loss_blocks, "spend_directions", remember)
     monkeypatch.setattr(head_gradient, "accumulate_", count)
     make_problem([BLOCK_ROWS], width=WIDTH, vocabulary=VOCABULARY).cast(torch.float32).run(needs=("weight",))
     assert counts == [5, 4, 3, 2, 1]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from packaging.version import Version
 
-from fastflow_kernels import explain, flow_loss, linear_logprob, logprob_pass, reference, sequence_terms
+from fastflow_kernels import explain, flow_loss, linear_logprob, logprob_blocks, reference, sequence_terms
 from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import choose
@@ -325,7 +325,7 @@ def test_a_target_that_no_column_has_makes_its_logprob_nan(name, implementation)
     hidden, weight = torch.ones(4, 3, device=DEVICE), torch.ones(70, 3, device=DEVICE)
     head = Head.of(weight, None, torch.float32, vocabulary=60)
     targets = torch.tensor([-100, 70, 65, 59], device=DEVICE)
-    logprob = logprob_pass.logprobs(hidden, targets, head, choose(hidden.device, torch.float32), None)
+    logprob = logprob_blocks.logprobs(hidden, targets, head, choose(hidden.device, torch.float32), None)
     assert logprob.isnan().tolist() == [True, True, True, False]
 
 
@@ -338,9 +338,9 @@ def test_nan_reaches_the_result(name, implementation):
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token_mean"])
-def test_the_segment_kernel_equals_the_torch_function(ratio):
-    """Empty segments, single tokens, one of 100,000, and one that goes over two blocks."""
-    from fastflow_kernels.triton import segment
+def test_the_sequence_kernel_equals_the_torch_function(ratio):
+    """Empty sequences, single tokens, one of 100,000, and one that goes over two blocks."""
+    from fastflow_kernels.triton import sequence
 
     lengths = torch.tensor([1, 0, 100_000, 1, 7, 30])
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
@@ -363,7 +363,7 @@ def test_the_segment_kernel_equals_the_torch_function(ratio):
     assert any(block.is_part for block in blocks) and not all(block.is_part for block in blocks)
 
     outcomes = []
-    for device, settle in (("cpu", sequence_terms.settle_sequences_), (DEVICE, segment.settle_sequences_)):
+    for device, settle in (("cpu", sequence_terms.settle_sequences_), (DEVICE, sequence.settle_sequences_)):
         moved = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in vars(inputs).items()
         }

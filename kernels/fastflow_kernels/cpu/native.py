@@ -1,6 +1,6 @@
 """The native library: found, loaded once, and where there is none, why.
 
-It is optional. setup.py compiles `csrc/cpu` into `_native.so` beside this file where there is a C++ compiler.
+It is optional. setup.py compiles `csrc/cpu` into `_native.so` in the package's folder where there is a C++ compiler.
 `FASTFLOW_NATIVE=0` in the environment leaves it unused.
 """
 
@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch  # noqa: F401  before the library: its OpenMP must be loaded, or the library brings a second one
 
 from fastflow_kernels.cpu.row_pass import NativeRowPass
+
+__all__ = ["describe", "is_worth_mending", "library", "why_not"]
 
 SWITCH = "FASTFLOW_NATIVE"
 FILE = Path(__file__).parents[1] / "_native.so"

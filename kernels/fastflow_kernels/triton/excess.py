@@ -1,6 +1,6 @@
 """Tiles in which a logit stands so far above the target's that exponentials against that are no use.
 
-Their total is above LIMIT, or no number. They are rare, so that what needs them (combine.py, settle.py) finds them by
+Their total is above LIMIT, or no number. They are rare, so that what needs them (combine.py, rebase.py) finds them by
 their totals and takes their logits once more.
 """
 

@@ -14,8 +14,7 @@ from fastflow_kernels.head_gradient import head_sum
 from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.matmul import project as library_project
 from fastflow_kernels.moments import Moments
-from fastflow_kernels.panel import Panel
-from fastflow_kernels.projector import Exponentials, Projector
+from fastflow_kernels.projector import Exponentials, Panel, Projector
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tiles import Tile, candidates_for, tile_for
 from fastflow_kernels.tilt import Tilt
@@ -25,9 +24,9 @@ from fastflow_kernels.triton.excess import Totals
 from fastflow_kernels.triton.finish import finish
 from fastflow_kernels.triton.logit import NATS_PER_BIT, bits_per_logit
 from fastflow_kernels.triton.project import project, project_tilted
+from fastflow_kernels.triton.rebase import rebase_
 from fastflow_kernels.triton.row import row_pass
 from fastflow_kernels.triton.row_tilt import tilt_rows
-from fastflow_kernels.triton.settle import settle_
 from fastflow_kernels.triton.target_logit import target_logits
 
 FORWARD_ROWS = 16384  # the totals of these take 4 * 16384 * V / 256 bytes: 39 MB at V = 152,000
@@ -83,7 +82,7 @@ class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
 
     class Block(NamedTuple):
-        """What `settle_` needs to know of a block's exponentials."""
+        """What `rebase_` needs to know of a block's exponentials."""
 
         totals: Totals
         target_logit: Tensor  # (R,) bits
@@ -156,9 +155,9 @@ class FusedProjector(TritonProjector):
             (default, *candidates_for(head.weight)),
         )
 
-    def _settle_(self, exponentials: Exponentials, reference: Tensor) -> None:
+    def _rebase_(self, exponentials: Exponentials, reference: Tensor) -> None:
         totals, target_logit, hidden, columns = exponentials.block
-        settle_(exponentials.panels[0].matrix, totals, target_logit, reference, hidden, self.head, columns)
+        rebase_(exponentials.panels[0].matrix, totals, target_logit, reference, hidden, self.head, columns)
 
 
 class RowsProjector(TritonProjector):

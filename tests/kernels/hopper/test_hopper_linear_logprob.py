@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
 
-from fastflow_kernels import linear_logprob, logprob_pass, reference
+from fastflow_kernels import linear_logprob, logprob_blocks, reference
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import choose
 from gradient_terms import sizes_of_terms
@@ -188,8 +188,8 @@ def test_a_target_that_is_none_becomes_nan_alone(device):
     targets[3], targets[5], targets[19] = 384, -100, 2**33
     head = Head.of(weight, None, torch.bfloat16)
     choice = choose(device, torch.bfloat16, head)
-    logprob = logprob_pass.logprobs(hidden, targets, head, choice)
-    d_hidden, d_weight, _ = logprob_pass.gradients(
+    logprob = logprob_blocks.logprobs(hidden, targets, head, choice)
+    d_hidden, d_weight, _ = logprob_blocks.gradients(
         torch.ones(20, device=device),
         hidden,
         targets,

@@ -1,15 +1,14 @@
-"""The forward and the backward pass of `linear_logprob` over its blocks, free of autograd."""
+"""The loops of `linear_logprob` over its blocks, forward and backward, free of autograd."""
 
 import torch
 from torch import Tensor
 
-from fastflow_kernels.block_gradient import spend_directions
 from fastflow_kernels.blocks import row_blocks
 from fastflow_kernels.head import Head
-from fastflow_kernels.head_gradient import HeadGradient
+from fastflow_kernels.head_gradient import HeadGradient, spend_directions
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.shard import SumsUnderWay
 from fastflow_kernels.tilt import Tilt
 

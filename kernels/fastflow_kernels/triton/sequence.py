@@ -1,10 +1,9 @@
 """Everything that the flow loss computes per sequence, for the sequences of a block of rows, in one launch.
 
-One program a sequence: it sums the log-probs of the sequence's rows in this block onto what earlier blocks
-left; at the sequence's end it forms length-normalised residual, clipped weight, loss and gradients; and where
-the whole sequence lies in this block, it multiplies the rows' factors by d loss / d logprob. All in float64,
-but for the settings, which Triton takes as float32: a sum of 100,000 log-probs keeps its digits, and the rate of
-float64 does not matter for (S,) numbers.
+One program a sequence: it sums the log-probs of the sequence's rows in this block onto what earlier blocks left. At the
+sequence's end it forms residual, importance (the clipped ratio), loss and gradients. Where the whole sequence lies in
+this block, it multiplies the rows' factors by d loss / d logprob. All in float64, but for the settings, which Triton
+takes as float32: a sum of 100,000 log-probs keeps its digits, and the rate of float64 does not matter for (S,) numbers.
 """
 
 import triton
@@ -21,7 +20,7 @@ BLOCK_TOKENS = 1024
     do_not_specialize=["row_start", "row_stop", "sequence_start"],
     do_not_specialize_on_alignment=["token_logprob", "row_factor"],  # a block may start at an odd row
 )
-def segment_kernel(
+def sequence_kernel(
     token_logprob,  # (R,) float32, of this block's rows
     row_factor,  # (R,) float32, multiplied in place
     cu_seqlens,  # (S+1,) int64
@@ -31,7 +30,7 @@ def segment_kernel(
     behaviour_logprob,
     logprob,  # (S,) float64, as the next six; read and written
     residual,
-    weight,
+    importance,
     raw_ratio,
     loss,
     d_logprob,
@@ -73,7 +72,7 @@ def segment_kernel(
         slope = 2.0 * clipped * distance / normaliser
         tl.store(residual + sequence, distance)
         tl.store(raw_ratio + sequence, ratio)
-        tl.store(weight + sequence, clipped)
+        tl.store(importance + sequence, clipped)
         tl.store(loss + sequence, clipped * distance * distance / normaliser)
         tl.store(d_log_z + sequence, slope)
         tl.store(d_logprob + sequence, slope * scale)
@@ -97,7 +96,7 @@ def settle_sequences_(
     sequence_count = block.sequence_stop - block.sequence_start
     if not sequence_count:
         return
-    segment_kernel[(sequence_count,)](
+    sequence_kernel[(sequence_count,)](
         token_logprob,
         row_factor,
         offsets,
@@ -107,7 +106,7 @@ def settle_sequences_(
         inputs.behaviour_logprob,
         terms.logprob,
         terms.residual,
-        terms.weight,
+        terms.importance,
         terms.raw_ratio,
         terms.loss,
         terms.d_logprob,

@@ -15,7 +15,7 @@ BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
 
 
 @triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["targets"])
-def settle_kernel(
+def rebase_kernel(
     exponentials,  # (R, V)
     tile_total,  # (T, R) float32
     target_logit,  # (R,) float32, bits
@@ -90,7 +90,7 @@ def settle_kernel(
                 tl.store(pointers, values.to(exponentials.dtype.element_ty), mask=is_entry)
 
 
-def settle_(
+def rebase_(
     exponentials: Tensor,
     totals: Totals,
     target_logit: Tensor,
@@ -106,7 +106,7 @@ def settle_(
     row_count = exponentials.shape[0]
     tile_count = totals.total.shape[0]
     if row_count:
-        settle_kernel[(triton.cdiv(row_count, BLOCK_ROWS), triton.cdiv(tile_count, BLOCK_TILES))](
+        rebase_kernel[(triton.cdiv(row_count, BLOCK_ROWS), triton.cdiv(tile_count, BLOCK_TILES))](
             exponentials,
             totals.total,
             target_logit,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastflow_kernels import flow_loss
-from fastflow_kernels.workspace import flow_loss_workspace
+from fastflow_kernels.memory import flow_loss_workspace
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 

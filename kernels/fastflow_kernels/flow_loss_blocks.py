@@ -1,4 +1,4 @@
-"""The pass of `flow_loss` over its blocks, free of autograd; flow_loss.py explains the algorithm."""
+"""The loop of `flow_loss` over its blocks, free of autograd; flow_loss.py explains the algorithm."""
 
 import itertools
 from typing import NamedTuple
@@ -6,14 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastflow_kernels.block_gradient import spend_directions
 from fastflow_kernels.blocks import SequenceBlock
 from fastflow_kernels.head import Head
-from fastflow_kernels.head_gradient import HeadGradient
+from fastflow_kernels.head_gradient import HeadGradient, spend_directions
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.matmul import accumulator_dtype
 from fastflow_kernels.projector import Projector
-from fastflow_kernels.result import TokenStatistics
+from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.sequence_terms import SequenceInputs, SequenceTerms, settle_sequences_
 from fastflow_kernels.shard import SumsUnderWay
 
@@ -41,7 +40,7 @@ class NeededGradients(NamedTuple):
         return self.weight or self.bias
 
 
-class FlowLossPass:
+class FlowLossOverBlocks:
     """One call: blocks go through in order, and leave log-probs, statistics, sequence terms and gradients."""
 
     def __init__(
@@ -63,9 +62,9 @@ class FlowLossPass:
         self.projector_class: type[Projector] = choice.projector()
         self.settle_sequences_ = settle_sequences_
         if choice.uses_triton:
-            from fastflow_kernels.triton import segment
+            from fastflow_kernels.triton import sequence
 
-            self.settle_sequences_ = segment.settle_sequences_
+            self.settle_sequences_ = sequence.settle_sequences_
 
         self.dtype = accumulator_dtype(hidden.dtype)
         self.token_logprob = hidden.new_empty(hidden.shape[0], dtype=self.dtype)
@@ -88,23 +87,27 @@ class FlowLossPass:
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
         projector = self.projector_class(self.head, most_rows=max((block.row_count for block in blocks), default=0))
-        self.d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
+        d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
+        long_d_head = None  # of the sequence that is longer than a block
         if any(block.is_part for block in blocks):
-            self.long_d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
+            long_d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
+        long_row_start = 0
         for block in blocks:
-            if block.is_part and block.opens:
-                self.long_row_start = block.row_start
+            if block.opens:
+                long_row_start = block.row_start
             if self.need.hidden or self.need.head:
-                self._block_with_gradient(projector, block)
+                self._take_gradient(projector, block, long_d_head if block.is_part else d_head)
+                if long_d_head is not None and block.is_part and block.closes:
+                    self._scale_long_sequence(block, slice(long_row_start, block.row_stop), d_head, long_d_head)
             else:
                 projector.logprobs(self.hidden[block.rows], self.targets[block.rows], *self._outputs(block.rows))
                 self._settle(block, row_factor=torch.empty_like(self.token_logprob[block.rows]))
-        del projector  # with the memory of its block, before a sum is rounded into memory of its own
-        self.long_d_head = None
+        del projector, long_d_head  # with their memory, before a sum is rounded into memory of its own
         self.d_hidden_sums.wait()
-        return FlowLossGradients(self.d_hidden, *self.d_head.finish(), self.terms.d_log_z if self.need.log_z else None)
+        return FlowLossGradients(self.d_hidden, *d_head.finish(), self.terms.d_log_z if self.need.log_z else None)
 
-    def _block_with_gradient(self, projector: Projector, block: SequenceBlock) -> None:
+    def _take_gradient(self, projector: Projector, block: SequenceBlock, d_head: HeadGradient | None) -> None:
+        """d_head: what the head's gradient is added to."""
         hidden = self.hidden[block.rows]
         direction = projector.directions(hidden, self.targets[block.rows], *self._outputs(block.rows))
         self._settle(block, direction.factor)
@@ -114,11 +117,9 @@ class FlowLossPass:
             hidden,
             self.head,
             self.d_hidden[block.rows] if self.d_hidden is not None else None,
-            (self.long_d_head if block.is_part else self.d_head) if self.need.head else None,
+            d_head if self.need.head else None,
             hidden_is_done=None if block.is_part else self.d_hidden_sums.start_,
         )
-        if block.is_part and block.closes:
-            self._scale_long_sequence(block)
 
     def _outputs(self, rows: slice) -> tuple[Tensor, TokenStatistics | None]:
         """Where these rows' log-probs and statistics belong."""
@@ -128,10 +129,12 @@ class FlowLossPass:
         token_logprob = self.token_logprob[block.rows]
         self.settle_sequences_(self.terms, self.sequences, self.offsets, block, token_logprob, row_factor)
 
-    def _scale_long_sequence(self, block: SequenceBlock) -> None:
+    def _scale_long_sequence(
+        self, last: SequenceBlock, rows: slice, d_head: HeadGradient, long_d_head: HeadGradient
+    ) -> None:
         """Its parts went in with coefficient one; the last of them has made the coefficient known."""
-        d_logprob = self.terms.d_logprob[block.sequences].to(self.dtype)
+        d_logprob = self.terms.d_logprob[last.sequences].to(self.dtype)
         if self.d_hidden is not None:
-            self.d_hidden_sums.start_(self.d_hidden[self.long_row_start : block.row_stop].mul_(d_logprob))
+            self.d_hidden_sums.start_(self.d_hidden[rows].mul_(d_logprob))
         if self.need.head:
-            self.d_head.take_scaled(self.long_d_head, d_logprob)
+            d_head.take_scaled(long_d_head, d_logprob)

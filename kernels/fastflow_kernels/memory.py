@@ -1,7 +1,8 @@
-"""How much memory a call of flow_loss takes beside its inputs, before it is made: for planning, and for its tests.
+"""Says how much memory a call of flow_loss takes beside its inputs, before it is made: for planning, and for tests.
 
-On CUDA, for the implementations that keep one block (triton/projectors.py). Small things are left out, a few bytes a
-row or sequence, and so is what the vendor's library takes once for all calls.
+`flow_loss_workspace` has it to the byte on CUDA, for the implementations that keep one block (triton/projectors.py).
+It leaves out small things, a few bytes a row or sequence, and what the vendor's library takes once for all calls. On a
+CPU `cpu_block_rows` has the largest part, the block of logits.
 """
 
 import itertools
@@ -9,15 +10,18 @@ from typing import NamedTuple
 
 import torch
 
-from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows, sequence_blocks
+from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows, default_block_rows, sequence_blocks
 from fastflow_kernels.head_gradient import finished_dtype, head_sum
+from fastflow_kernels.matmul import cpu_multiplies_bfloat16
+
+__all__ = ["Workspace", "cpu_block_rows", "cpu_multiplies_bfloat16", "flow_loss_workspace"]
 
 STATISTICS_BYTES = 4  # of a row and a tile of the projection: a total
 FLOAT32 = 4
 
 
 class Workspace(NamedTuple):
-    """Bytes. What a part is not needed for is 0."""
+    """Memory of a call by part, in bytes; a part that the call does not need is 0."""
 
     block: int  # a block of logits, or of their exponentials
     statistics: int  # of its rows and tiles
@@ -57,14 +61,25 @@ def flow_loss_workspace(
     block_rows: int | None = None,
     tile_vocabulary: int = 256,
 ) -> Workspace:
-    """For hidden states (N, D) and a head (V, D) that is neither padded nor sharded.
+    """Computes the memory of one call on CUDA, for hidden states (N, D) and a head that is neither padded nor sharded.
 
-    boundaries: cu_seqlens as a host list. parameter_dtype, factor_dtype: of the head, and of its products. entry_bytes:
-    of a row and vocabulary entry of a block; None for the factors' size, as the implementation `fused` has it.
-    trains_head: whether its gradient is needed. tile_vocabulary: columns of a tile of the projection.
+    Args:
+        boundaries: cu_seqlens as a host list: S+1 row offsets, the last of which is N.
+        width: D.
+        vocabulary: V, rows of the head.
+        parameter_dtype: type of the head.
+        factor_dtype: type in which hidden states and head are multiplied.
+        entry_bytes: bytes of a row and vocabulary entry of a block; None for the size of a factor, as the
+            implementations `fused` and `hopper` have it.
+        trains_head: whether the head's gradient is needed.
+        block_bytes, block_rows: as in `flow_loss`.
+        tile_vocabulary: columns of a tile of the projection.
+
+    Returns:
+        Workspace, in bytes.
 
     >>> flow_loss_workspace([0, 4096, 8192], 4096, 128256).peak
-    3395420160
+    3353346048
     """
     entry_bytes = entry_bytes or factor_dtype.itemsize
     head = head_sum(width, parameter_dtype, factor_dtype, entry_bytes) if trains_head else None
@@ -83,3 +98,19 @@ def flow_loss_workspace(
         head_sum=vocabulary * width * FLOAT32 if is_summed else 0,
         long_sum=vocabulary * width * FLOAT32 if head is not None and any(block.is_part for block in blocks) else 0,
     )
+
+
+def cpu_block_rows(vocabulary: int, factor_bytes: int, *, head_gradient_bytes: int = 0) -> int:
+    """Rows of a block of logits of `flow_loss` on a CPU, where the caller names none.
+
+    Args:
+        vocabulary: V, rows of the head.
+        factor_bytes: bytes of a number in the type of the products: 2 where hidden states and head are bfloat16 and
+            `cpu_multiplies_bfloat16`, else 4 (8 for float64).
+        head_gradient_bytes: bytes of the head's gradient in the type of its sum, float32 (float64); 0 where the head is
+            not trained.
+
+    >>> cpu_block_rows(152064, factor_bytes=4, head_gradient_bytes=4 * 1024 * 152064)
+    512
+    """
+    return default_block_rows(vocabulary, "cpu", factor_bytes, head_gradient_bytes)
