@@ -171,14 +171,15 @@ def test_the_gate_sees_a_tile_that_spills_and_one_that_does_not_compile(compilin
 
 @pytest.mark.slow
 def test_all_kernels_pass_the_gate(compiling, tmp_path):
-    done = compiling("-m", "bench.resources", "--json", str(tmp_path / "report.json"))
+    """On the architecture that is measured; CI compiles for the others beside the tests."""
+    report = tmp_path / "report.json"
+    done = compiling("-m", "bench.resources", "--architecture", "90", "--json", str(report))
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
-    lines = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["kernels"]
-    assert {line["architecture"] for line in lines} == {80, 90, 100, 120}
+    lines = json.loads(report.read_text(encoding="utf-8"))["kernels"]
     assert all(line["spill_instructions"] == line["stack_bytes"] == 0 for line in lines)
     sources = [path for room in ("triton", "hopper") for path in (PACKAGE / room).glob("*.py")]
     defined = {name for path in sources for name in re.findall(r"^def (\w+)_kernel\(", path.read_text(), re.M)}
     assert {line["kernel"] for line in lines} == defined == set(resources.KERNELS)
-    hopper = [line for line in lines if line["architecture"] == 90 and line["kernel"] == "project"]
+    hopper = [line for line in lines if line["kernel"] == "project"]
     assert all("HGMMA" in line["tensor_core_instructions"] for line in hopper if "bfloat16" in line["variant"])
     assert all(line["tma_loads"] for line in hopper if "TMA" in line["variant"])
