@@ -14,6 +14,7 @@ import re
 import subprocess
 import typing
 from pathlib import Path
+from unittest import SkipTest
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from page_commands import check, commands, fenced, shims
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+CI = ROOT / ".ci" / "run"
 SECTIONS = sections()
 SETTING = re.compile(r"`(?:--)?(" + "|".join(SECTIONS) + r")\.(\w+)(?:(?: = |: | )([^`]+))?`")
 INLINE = re.compile(r"`((?:fastflow (?:train|demo|doctor|plan|report|verify)|python examples/)[^`]*)`")
@@ -74,7 +76,19 @@ def test_blocks_run(example, tmp_path_factory, programs, monkeypatch):
     given = {"hidden": torch.randn(5, 8), "head": head, "targets": torch.randint(32, (5,))}
     for name, value in {**given, "bin": programs, "folder": folder}.items():
         example.namespace.setdefault(name, value)
-    example.evaluate()
+    try:
+        example.evaluate()
+    except SkipTest as skipped:
+        pytest.skip(f"{name_of(Path(example.path))}:{example.line}: {skipped}")
+
+
+def test_what_ci_is_said_to_run_it_runs():
+    for page in PAGES:
+        said = len(re.findall(r"skip: next .*\.ci/run runs this block as it stands", page.read_text(encoding="utf-8")))
+        run = re.findall(rf"^ *(?:.* )?run_page_command {name_of(page)} ", CI.read_text(encoding="utf-8"), re.MULTILINE)
+        assert said == len(run), page
+    readme, index = (fenced(page.read_text(encoding="utf-8"), "bash")[0] for page in (PAGES[0], ROOT / "docs/index.md"))
+    assert index == readme
 
 
 @pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=name_of)
