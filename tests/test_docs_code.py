@@ -22,6 +22,7 @@ from sybil import Example
 from sybil.document import Document
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
+from fastflow.config.reader import read_config
 from fastflow.config.schema import sections
 from page_commands import check, commands, fenced, shims
 
@@ -123,6 +124,14 @@ def test_settings_in_the_text_exist(page):
         assert name in hints, f"{section}.{name}"
         if value and typing.get_origin(hints[name]) is typing.Literal:
             assert value in typing.get_args(hints[name]), f"{section}.{name} = {value}"
+
+
+def test_configurations_are_read(tmp_path):
+    blocks = [block for page in [*PAGES, *EXAMPLES] for block in fenced(page.read_text(encoding="utf-8"), "yaml")]
+    for block in blocks:
+        (tmp_path / "run.yaml").write_text(block, encoding="utf-8")
+        read_config(["--config", str(tmp_path / "run.yaml")])
+    assert blocks
 
 
 def test_every_example_is_run():
