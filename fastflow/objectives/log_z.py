@@ -14,8 +14,8 @@ class LearnedLogZ(nn.Module):
 
     It is (Linear, GELU, LayerNorm) twice, then a linear layer whose weights start at zero, so the first output is its
     bias alone. `calibrate` starts that bias at the first batch's optimum. From zero, with the policy's learning rate,
-    lengths would explode before the bias is right. FlowRL's dropout is left out, since with it the gradient would depend
-    on how sequences are packed into micro-batches.
+    lengths would explode before the bias is right. FlowRL's dropout is left out: with it the gradient would depend on
+    how sequences are packed into micro-batches.
     """
 
     calibrated: Bool[Tensor, ""]
