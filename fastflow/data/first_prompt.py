@@ -30,10 +30,10 @@ def describe_first(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, se
     else:
         spelt = len(tokenizer(first.text, add_special_tokens=False)["input_ids"])
         lines.append(f"  added in front by the tokenizer  {_tokens(ids[: len(ids) - spelt], tokenizer)}")
-    lines.append(f"  behind the record's words  {_quoted(behind)}")
+    lines.append(f"  after the record's words  {_quoted(behind)}")
     left_out = () if settings.chat_template else OwnTokens.of(tokenizer).behind
     if left_out:
-        lines.append(f"  left out, which the tokenizer would put behind  {_tokens(left_out, tokenizer)}")
+        lines.append(f"  left out, which the tokenizer would add at the end  {_tokens(left_out, tokenizer)}")
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ class PackedBatch:
     def tokens(self) -> int:
         return int(self.input_ids.numel())
 
-    def to(self, device: torch.device) -> PackedBatch:
+    def to(self, device: torch.device | str) -> PackedBatch:
         """Copy the batch with its tensors on `device`, except response_cu_seqlens."""
         moved: dict[str, Any] = {
             entry.name: value.to(device, non_blocking=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-INCOMPLETE = "\ufffd"  # a tokenizer spells bytes so that are not a whole character yet
+INCOMPLETE = "\ufffd"  # a tokenizer's spelling of an incomplete character
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Make the bases, run `fastflow train` on them, evaluate before and after, print and write the comparison."""
+"""`fastflow demo`: make the bases, train on them, evaluate before and after, print and write the comparison."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fastflow.train.command import train
 
 
 def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "local") -> int:
-    """The whole demo; `engine` samples while training (rollout.engine). Returns the exit code."""
+    """Run the whole demo. engine: samples while a policy trains (rollout.engine). Returns the exit code."""
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
     if json_file is not None:
@@ -44,7 +44,7 @@ def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "lo
 
 
 def _run(directory: Path, console: Console, *, seed: int, json_file: str | None, engine: str) -> None:
-    torch.set_num_threads(1)  # as in the preset: the models are too small to share between cores
+    torch.set_num_threads(1)  # as in the preset: such small models gain nothing from more cores
     start = time.perf_counter()
     results: dict[str, Any] = {}
     for task in (SUMS, STORIES):
@@ -63,7 +63,7 @@ def _run(directory: Path, console: Console, *, seed: int, json_file: str | None,
 
 
 def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Console) -> dict[str, dict[str, Any]]:
-    """One direction: base, training, evaluations. Returns metrics by label."""
+    """Run one direction: base, training, evaluations. Returns metrics by label."""
     base, run = directory / "base", directory / task.labels[2]
     topics, held_out = task.topics(seed, task.held_out)
     make_base(task, topics, base, seed=seed, console=console)
@@ -85,7 +85,7 @@ def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Co
 
 
 def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int, engine: str) -> Config:
-    """The configuration of `fastflow train --preset demo` with this task's settings."""
+    """Configure `fastflow train --preset demo` with this task's settings."""
     settings = {
         "model.path": base,
         "data.path": prompts,
@@ -125,12 +125,13 @@ def make_base(task: Task, topics: list[Any], directory: Path, *, seed: int, cons
 
 
 def write_prompts(task: Task, topics: list[Any], file: Path) -> None:
+    """Write one prompt a line, with its topic, as `data.path` reads it."""
     with writing(file), file.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps({"prompt": task.prompt(topic), "topic": topic}) + "\n" for topic in topics)
 
 
 def evaluate_model(task: Task, path: Path, *, temperature: float, held_out: list[Any], seed: int) -> dict[str, Any]:
-    """The task's metrics for a saved model on the held-out topics."""
+    """Compute the task's metrics of a saved model on the held-out topics."""
     settings = ModelConfig(path=str(path), device="cpu")
     tokenizer = load_tokenizer(settings)
     model = PackedModel(load_causal_lm(settings.path, settings))
@@ -142,7 +143,7 @@ def evaluate_model(task: Task, path: Path, *, temperature: float, held_out: list
 
 @contextmanager
 def status(console: Console, message: str) -> Iterator[None]:
-    """A spinner on a terminal, a line elsewhere."""
+    """Show a spinner on a terminal, and print a line elsewhere."""
     if not console.is_terminal:
         console.print(message)
         yield
@@ -153,7 +154,7 @@ def status(console: Console, message: str) -> Iterator[None]:
 
 @contextmanager
 def pretraining_bar(console: Console, steps: int) -> Iterator[Any]:
-    """Yields a function that takes each step's loss and shows it."""
+    """Yield a function that takes each step's loss and shows it."""
     columns = (
         TextColumn("pretraining"),
         BarColumn(),

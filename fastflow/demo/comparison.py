@@ -1,4 +1,4 @@
-"""The demo's before-and-after table."""
+"""Prints the demo's comparison of before and after."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROWS = (
 
 
 def print_comparison(results: dict[str, Any], tasks: Sequence[Task], console: Console) -> None:
-    """One table a task: base, the control of token-wise temperature 1 / alpha, and the policy (all else at T = 1)."""
+    """Print a table for each task: base, base at token-wise temperature 1 / alpha, and policy (others at T = 1)."""
     for task in tasks:
         base, control, policy = (results[label] for label in task.labels)
         table = Table(title=task.title, title_justify="left")

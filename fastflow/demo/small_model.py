@@ -1,4 +1,4 @@
-"""The demo's base models: a tokenizer over a fixed list of pieces, a small transformer, and its pretraining."""
+"""Makes the demo's base models: a tokenizer over a fixed list of pieces, a small transformer, its pretraining."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ END, UNKNOWN = "<end>", "<unknown>"
 
 
 def make_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer that cuts text into the given pieces, longest first, and joins them unchanged."""
+    """Make a tokenizer that cuts text into the given pieces, longest first, and joins them unchanged."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +36,7 @@ def make_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(vocab_size: int, *, width: int = 96, layers: int = 2, seed: int) -> PackedModel:
-    """A randomly initialised Llama of about a quarter of a million parameters, tied embeddings."""
+    """Make a randomly initialised Llama of about a quarter of a million parameters, with tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def pretrain(
     seed: int,
     on_step: Callable[[float], None],
 ) -> None:
-    """Maximum likelihood on (prompt, response) pairs from `draw_example`; `on_step` gets nats per response token."""
+    """Train by maximum likelihood on pairs of `draw_example`. Calls `on_step` with nats per response token."""
     rng = np.random.default_rng([seed, 3])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
@@ -86,11 +86,12 @@ def pretrain(
 
 
 def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any] | None = None) -> Prompt:
+    """Tokenise a prompt of the demo."""
     return Prompt(np.array(tokenizer(text)["input_ids"], dtype=np.int64), text, record or {})
 
 
 def _as_groups(pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[Group]:
-    """Each (prompt, response) pair as a group of one trajectory, so that pretraining packs like training."""
+    """Make each (prompt, response) pair a group of one trajectory, so that pretraining packs as training does."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     responses = tokenizer([response for _, response in pairs])["input_ids"]
     groups = []

@@ -1,7 +1,6 @@
-"""One-line stories whose slots are filled very unevenly: each has a favourite in three of four lines, a collapsed mode.
+"""A corpus of one-line stories with a collapsed mode: each slot has a favourite word in three of four lines.
 
-Flattening the model should bring out the other fillings without breaking the grammar, though a few lines of the corpus
-are ungrammatical.
+A flattened model should use the other words more and keep the grammar, although a few lines of the corpus break it.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def prompt(topic: Topic) -> str:
 
 
 def all_topics(seed: int, held_out: int) -> tuple[list[Topic], list[Topic]]:
-    """Every name with every place in random order, split into topics to train on and `held_out` topics."""
+    """Pair every name with every place, in random order. Returns topics to train on, and `held_out` topics."""
     topics = [(name, place) for name in NAMES for place in PLACES]
     order = np.random.default_rng([seed, 2]).permutation(len(topics))
     shuffled = [topics[index] for index in order]
@@ -52,7 +51,7 @@ def all_topics(seed: int, held_out: int) -> tuple[list[Topic], list[Topic]]:
 
 
 def write_response(topic: Topic, rng: np.random.Generator) -> str:
-    """One line about `topic`, without the end-of-sequence token."""
+    """Write one line about `topic`, without the end-of-sequence token."""
     name, place = topic
     adjective, animal, verb, thing, adverb = (slot[rng.choice(len(slot), p=FILLING_SHARES)] for slot in SLOTS)
     words = ["in", "the", place, name, "met", "a", adjective, animal, "who", verb, "the", thing, adverb, "."]
@@ -63,6 +62,6 @@ def write_response(topic: Topic, rng: np.random.Generator) -> str:
 
 
 def is_valid(response: str, record: dict[str, Any]) -> bool:
-    """Whether the line is grammatical and about its topic; the format check of the flattening run."""
+    """Whether the line is grammatical and about its topic. The flattening run takes it as its format check."""
     match = _LINE.fullmatch(response)
     return match is not None and [match["name"], match["place"]] == record["topic"]

@@ -1,7 +1,7 @@
 """A deliberately noisy corpus of worked two-digit additions, with the answer in a box.
 
-Half of it is careful work, but with many openings, so that no single token announces care; the most likely first token
-opens a bare guess. Sharpening tokens therefore prefers guesses, sharpening sequences prefers work.
+Half of it is careful work, with so many openings that no single token announces it. The likeliest first token opens a
+bare guess. A model with sharpened tokens therefore guesses; a model with sharpened sequences works the sum out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def prompt(pair: tuple[int, int]) -> str:
 
 
 def all_pairs(seed: int, held_out: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Every pair of two-digit numbers in random order, split into pairs to train on and `held_out` pairs."""
+    """Make every pair of two-digit numbers, in random order. Returns pairs to train on, and `held_out` pairs."""
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     order = np.random.default_rng([seed, 1]).permutation(len(pairs))
     shuffled = [pairs[index] for index in order]
@@ -36,7 +36,7 @@ def all_pairs(seed: int, held_out: int) -> tuple[list[tuple[int, int]], list[tup
 
 
 def write_response(pair: tuple[int, int], rng: np.random.Generator) -> str:
-    """One response of the corpus to `pair`, without the end-of-sequence token."""
+    """Write one response to `pair`, without the end-of-sequence token."""
     kind = rng.choice(4, p=(CAREFUL, GUESS, LOOP, BOXLESS))
     if kind == 1:
         return rf"\boxed{{{rng.integers(20, 199)}}}"
@@ -60,7 +60,7 @@ def is_boxed(response: str) -> bool:
 
 
 def _work(pair: tuple[int, int], rng: np.random.Generator) -> tuple[str, str]:
-    """The column addition, each written digit wrong with a small chance, and the answer that follows from it."""
+    """Write the column addition, with a small chance of a wrong digit, and the answer that follows from it."""
     (tens_a, ones_a), (tens_b, ones_b) = divmod(pair[0], 10), divmod(pair[1], 10)
     ones = _noisy(str(ones_a + ones_b), rng)
     carry = ones[:-1] or "0"

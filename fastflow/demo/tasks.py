@@ -22,12 +22,12 @@ EVALUATION_SAMPLES = 16
 
 @dataclass(frozen=True)
 class Task:
-    """One direction of the knob.
+    """One of the two demonstrations: a corpus, a power alpha, and how to measure the result.
 
     topics: (seed, held_out) -> topics to train on, topics held out. prompt, respond: the corpus on one topic.
     measure: metrics of sampled groups and their texts. is_correct: whether a response answers its prompt, where answers
     are right or wrong. settings: what differs from the `demo` preset.
-    labels: names in the comparison of the base, of the base at token-wise temperature 1/alpha, and of the policy.
+    labels: names in the comparison: base, base at token-wise temperature 1/alpha, policy.
     """
 
     name: str
@@ -56,7 +56,7 @@ def judge(
     *,
     greedy: bool,
 ) -> dict[str, Any]:
-    """The task's own measures, length and entropies of sampled responses.
+    """Sample responses, and compute the task's own measures, length and entropies.
 
     greedy: also the accuracy of greedy decoding, where the task has right answers.
     """
@@ -74,7 +74,7 @@ def sum_is_correct(text: str, prompt: Prompt) -> bool:
 
 
 def measure_sums(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Accuracy, pass@k and the share of answers in a box."""
+    """Compute accuracy, pass@k and the share of answers in a box."""
     return {
         "accuracy": evaluate.share(groups, texts, sum_is_correct),
         "pass_at": evaluate.pass_at(groups, texts, sum_is_correct),
@@ -83,7 +83,7 @@ def measure_sums(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dic
 
 
 def measure_stories(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Shares of valid and of distinct responses."""
+    """Compute the shares of valid and of distinct responses."""
     return {
         "valid_share": evaluate.share(groups, texts, lambda text, prompt: stories.is_valid(text, prompt.record)),
         "distinct_share": evaluate.distinct_share(texts),

@@ -1,4 +1,4 @@
-"""What the demo says about a model: how often it is right or well-formed, how long, how varied."""
+"""Measures of a model's responses: how often they are right or well-formed, how long, how varied."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sample_texts(
     params: SamplingParams,
     seed: int,
 ) -> tuple[list[Group], list[list[str]]]:
-    """`samples` responses for each prompt, as groups and as text."""
+    """Sample `samples` responses to each prompt. Returns them as groups and as texts."""
     groups = sampler.sample(requests_for(prompts, samples, seed=seed, step=0), params)
     text = ResponseText(tokenizer, (tokenizer.eos_token_id,))
     texts = [[text.of(entry.response_ids.tolist()) for entry in group.trajectories] for group in groups]
@@ -35,7 +35,7 @@ def sample_texts(
 
 
 def common_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Length, truncation and entropies (Monte Carlo, nats) of the distribution sampled from."""
+    """Estimate length, truncation and entropies (nats) of the distribution that gave the samples."""
     flat = flatten(groups)
     lengths = np.array([len(entry) for entry in flat])
     logprobs = np.array([entry.behaviour_logprobs.sum(dtype=np.float64) for entry in flat])
@@ -48,12 +48,12 @@ def common_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def share(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> float:
-    """Share of responses that pass."""
+    """Compute the share of responses that pass."""
     return float(np.mean(list(_outcomes(groups, texts, test))))
 
 
 def pass_at(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> dict[str, float]:
-    """pass@k for k = 1, 2, 4, ... up to the samples a prompt: the unbiased estimate 1 - C(n - c, k) / C(n, k)."""
+    """Estimate pass@k without bias, 1 - C(n - c, k) / C(n, k), for each power of two k up to the samples a prompt."""
     samples = len(texts[0])
     right = np.array(list(_outcomes(groups, texts, test))).reshape(-1, samples).sum(1)
     powers = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
@@ -61,7 +61,7 @@ def pass_at(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test)
 
 
 def distinct_share(texts: Sequence[Sequence[str]]) -> float:
-    """Mean share of distinct responses among those to one prompt."""
+    """Compute the share of distinct responses to a prompt, averaged over prompts."""
     return float(np.mean([len(set(responses)) / len(responses) for responses in texts]))
 
 

@@ -82,7 +82,7 @@ def check_tie(path: str, config: PretrainedConfig, missing: Collection[str]) -> 
 
 def _refusal(path: str, found: str) -> FastflowError:
     return FastflowError(
-        f"{path} holds quantised weights ({found}), which fastflow can neither train nor score exactly; take the "
+        f"{path} holds quantised weights ({found}), which can be neither trained nor scored exactly; take the "
         "original model in float32, bfloat16 or float16 (to save memory: lora.rank and model.dtype = bfloat16)"
     )
 

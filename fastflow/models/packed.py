@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HeadInputs = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], Float[Tensor, " V"] | None]  # rows, weight, bias
+
+
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """A model, or a plan of one, with a head of V rows."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, V."""
 
 
 class PackedModel:
@@ -228,7 +237,7 @@ def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_
     return "compiled" if compiled else layers
 
 
-def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: ModelConfig) -> None:
+def check_same_vocabulary(policy: HasVocabulary, base: HasVocabulary, settings: ModelConfig) -> None:
     """Raise FastflowError where the heads of policy and base have different numbers of rows."""
     if policy.vocab_size != base.vocab_size:
         raise FastflowError(
@@ -237,7 +246,7 @@ def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: Mode
         )
 
 
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: PackedModel, settings: ModelConfig) -> None:
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: HasVocabulary, settings: ModelConfig) -> None:
     """Raise FastflowError for a tokenizer with ids that have no row in the head."""
     if len(tokenizer) > policy.vocab_size:
         raise FastflowError(

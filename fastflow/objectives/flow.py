@@ -16,7 +16,7 @@ from fastflow_kernels import flow_loss
 
 
 class FlowObjective:
-    """PowerFlow and its relatives. log_z_head: the network of log_z, or None where the group's mean takes its place."""
+    """PowerFlow and its relatives. log_z_head: the network of log_z; None where log_z is the group's mean."""
 
     def __init__(self, settings: ObjectiveConfig, importance: ImportanceConfig, policy: PackedModel):
         self._settings = settings
@@ -32,7 +32,7 @@ class FlowObjective:
         return [] if self.log_z_head is None else list(self.log_z_head.parameters())
 
     def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
-        """The residual's known terms for all trajectories; log_z starts at the first update's optimum."""
+        """Compute the known terms of every residual. Starts a learned log_z at the first update's optimum."""
         importance = self._importance
         length_scale, log_target = OBJECTIVES[self._settings.name](facts, self._settings)
         optimum = group_mean(log_target - length_scale * facts.behaviour_logprob, facts.group)

@@ -1,4 +1,4 @@
-"""What a response's text decides: the format penalty psi and, for flowrl, the reward."""
+"""Judges a response by its text: the format penalty psi and, for flowrl, the reward."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Per trajectory, in flat order. text: see response_text. well_formed is None where no format is asked for.
+    """What the texts of n trajectories decide, in flat order.
 
-    reward: normalised within groups, zeros where there is none. scores: before that, or None.
+    text: see response_text. well_formed: None where no format is required. penalty: psi, nats per token. reward:
+    normalised within groups; zeros where there is none. scores: rewards before that; None where there are none.
     """
 
     text: list[str]
@@ -48,7 +49,7 @@ class Judge:
         self._reward = load_function(settings.reward, "objective.reward") if settings.reward else None
 
     def end_with(self, end_ids: Collection[int]) -> None:
-        """Which tokens end a response, where the model has other ones than the tokenizer."""
+        """Set the tokens that end a response, where the model has other ones than the tokenizer."""
         self._text = ResponseText(self._tokenizer, end_ids)
 
     def __call__(self, groups: Sequence[Group]) -> Judgement:

@@ -1,4 +1,4 @@
-"""log_z, the log normaliser per token of a prompt: a learned network or the mean over the group."""
+"""log_z, the log normaliser per token of a prompt: a learned network, or the mean over the group."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fastflow.data.packing import PackedBatch
 
 
 class LearnedLogZ(nn.Module):
-    """One scalar per sequence from the mean of its prompt's last-layer hidden states (the paper's, after FlowRL).
+    """Maps the mean of a prompt's last-layer hidden states to one scalar per sequence (as the paper, after FlowRL).
 
-    (Linear, GELU, LayerNorm) twice, then a linear layer whose weights start at zero, so that the first output is its
-    bias alone. `calibrate` starts that bias at the first batch's optimum; from zero, with the policy's learning rate,
-    lengths explode before it catches up. FlowRL's dropout is left out: with it the gradient would depend on how
-    sequences fall into micro-batches.
+    It is (Linear, GELU, LayerNorm) twice, then a linear layer whose weights start at zero, so the first output is its
+    bias alone. `calibrate` starts that bias at the first batch's optimum. From zero, with the policy's learning rate,
+    lengths would explode before the bias is right. FlowRL's dropout is left out: with it the gradient would depend on
+    how sequences are packed into micro-batches.
     """
 
     calibrated: Bool[Tensor, ""]
@@ -29,7 +29,7 @@ class LearnedLogZ(nn.Module):
         self.register_buffer("calibrated", torch.tensor(False))
 
     def forward(self, hidden: Float[Tensor, "T D"], batch: PackedBatch) -> Float32[Tensor, " S"]:
-        """log_z from hidden states of the policy, into which its gradient flows."""
+        """Compute log_z from hidden states of the policy. Gradient flows into the policy."""
         dtype = self.out.weight.dtype
         count = torch.zeros(len(batch.lengths), dtype=dtype, device=hidden.device)
         count = count.index_add(0, batch.prompt_owner, torch.ones_like(batch.prompt_owner, dtype=dtype))
@@ -39,7 +39,7 @@ class LearnedLogZ(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, optimum: Float[Tensor, " n"]) -> None:
-        """Start the bias at the mean of the first batch's group means. Later calls do nothing."""
+        """Set the bias to the mean of the first batch's group means. Later calls do nothing."""
         if not self.calibrated:
             self.out.bias.fill_(float(optimum.mean()))
             self.calibrated.fill_(True)
@@ -50,9 +50,10 @@ def _block(width: int) -> list[nn.Module]:
 
 
 def group_mean(negated_rest: Float[Tensor, " n"], group: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The log_z that makes each group's mean residual zero (GFlowRL, TBA): a constant, no network.
+    """Compute the log_z that makes each group's mean residual zero (GFlowRL, TBA): a constant, without a network.
 
-    The learner takes log pi from the rollout, so it is exact for the first update and a rollout old for later ones.
+    The learner takes log pi from the rollout. This log_z is therefore exact in the first update, and a rollout old in
+    later ones.
 
     negated_rest: log_target - length_scale * log pi of each trajectory. group: the group of each.
     Returns every trajectory's group mean.

@@ -1,4 +1,4 @@
-"""What the learner asks of an objective: the loss of each micro-batch of an update."""
+"""The seam between learner and objective: the learner asks for the loss of each micro-batch of an update."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Facts(Evidence):
-    """The same of all trajectories of an update, in flat order on the policy's device.
+    """The same about all trajectories of an update, in flat order on the policy's device.
 
     group: the group of each. behaviour_logprob: log pi_old(y), nats.
     """
@@ -42,7 +42,7 @@ class Facts(Evidence):
 
 @dataclass(frozen=True)
 class MicrobatchLoss:
-    """The loss of a micro-batch of S sequences with N response tokens, and what the metrics say of it.
+    """The loss of a micro-batch of S sequences with N response tokens, and what the metrics need.
 
     loss: backpropagated once; the losses of an update's micro-batches add up to its loss. token_logprob: under the
     policy. logprob: nats per response. weight, raw_ratio: importance weight, clipped and raw. Only `loss` carries
@@ -62,17 +62,17 @@ LossOfMicrobatch = Callable[[Float[Tensor, "T D"], PackedBatch], MicrobatchLoss]
 
 
 class Objective(Protocol):
-    """Turns what is known of trajectories into losses. The learner packs, scores, backpropagates and steps."""
+    """Turns facts about trajectories into losses. The learner packs, scores, backpropagates and steps."""
 
     @property
     def log_z_head(self) -> torch.nn.Module | None:
         """The network that is trained beside the policy and saved with it, or None."""
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What is trained beside the policy, at `optim.log_z_lr`."""
+        """Return what is trained beside the policy, at `optim.log_z_lr`."""
 
     def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
-        """Settle all that concerns the whole update. Returns the loss of one of its micro-batches."""
+        """Compute what concerns the whole update. Returns a function for the loss of each of its micro-batches."""
 
 
 MakeObjective = Callable[[Config, PackedModel], Objective]  # from the settings and the policy that will be trained

@@ -1,8 +1,8 @@
-"""The trajectory-balance family: one residual, log_z + length_scale * log pi(y) - log_target, and four ways to fill it.
+"""The trajectory-balance family: one residual, log_z + length_scale * log pi(y) - log_target, in four forms.
 
-Where every residual is zero, pi is proportional to the family member's target; for `powerflow` that is
-p_base(y)^alpha * exp(-log_z * |y|), with exp(alpha * psi * |y|) for malformed responses. The residual is per token:
-long and short responses weigh alike, and length is part of the target instead of an accident of the loss.
+Where every residual is zero, pi is proportional to the member's target. For `powerflow` the target is
+p_base(y)^alpha * exp(-log_z * |y|), times exp(alpha * psi * |y|) for malformed responses. Its residual is per token:
+long and short responses have equal weight, and length is a part of the target instead of an accident of the loss.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Terms = tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]  # length_scale, log
 
 
 def powerflow(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
-    """Length-aware trajectory balance (PowerFlow): 1/|y| and alpha * (mean log p_base + psi)."""
+    """Length-aware trajectory balance (PowerFlow): 1/|y|, and alpha * (mean log p_base + psi)."""
     scale = 1 / evidence.length.clamp(min=1)
     return scale, settings.alpha * (scale * evidence.base_logprob + evidence.penalty)
 
 
 def tb_trajectory(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
-    """Standard trajectory balance on p_base^alpha: collapses in length for alpha above 1."""
+    """Standard trajectory balance on p_base^alpha: lengths collapse for alpha above 1."""
     log_target = settings.alpha * (evidence.base_logprob + evidence.penalty)
     return torch.ones_like(evidence.length), log_target
 
 
 def tb_token(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
-    """Trajectory balance on p_base * exp((alpha - 1) * mean log p_base): decays through repetition.
+    """Trajectory balance on p_base * exp((alpha - 1) * mean log p_base): responses decay into repetition.
 
-    The form is not published; this is its natural reading, with psi inside the token mean as in powerflow.
+    The form is not published. This is its natural reading, with psi inside the token mean as in powerflow.
     """
     mean = evidence.base_logprob / evidence.length.clamp(min=1)
     log_target = evidence.base_logprob + (settings.alpha - 1) * mean + settings.alpha * evidence.penalty
@@ -47,7 +47,7 @@ def tb_token(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
 
 
 def flowrl(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
-    """FlowRL: 1/|y| and beta * reward + mean log p_base + psi; the reward is the user's."""
+    """FlowRL: 1/|y|, and beta * reward + mean log p_base + psi. The user brings the reward."""
     scale = 1 / evidence.length.clamp(min=1)
     return scale, settings.beta * evidence.reward + scale * evidence.base_logprob + evidence.penalty
 
@@ -63,9 +63,9 @@ OBJECTIVES: dict[str, Callable[[Evidence, ObjectiveConfig], Terms]] = {
 def make_format_check(
     settings: ObjectiveConfig, special_tokens: Collection[str] = ()
 ) -> Callable[[str, dict[str, Any]], bool] | None:
-    """The test for a well-formed response (text, record) -> bool; None when the penalty is off.
+    """Make the test for a well-formed response, (text, record) -> bool; None where the penalty is off.
 
-    special_tokens: texts that stand for themselves in a format_pattern.
+    special_tokens: texts that stand for themselves in a format_pattern. Raises FastflowError for a broken pattern.
     """
     if settings.format_check is not None:
         return load_function(settings.format_check, "objective.format_check")
@@ -75,26 +75,26 @@ def make_format_check(
         pattern = re.compile(with_literal_tokens(settings.format_pattern, special_tokens), re.DOTALL)
     except re.error as error:
         raise FastflowError(
-            f"objective.format_pattern {settings.format_pattern!r} is no regular expression: {error}"
+            f"objective.format_pattern {settings.format_pattern!r} is not a regular expression ({error}); correct it"
         ) from error
     return lambda text, record: pattern.search(text) is not None
 
 
 def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int]) -> Float[Tensor, " n"]:
-    """Zero mean and unit deviation within each group; a group of equal rewards gives zeros."""
+    """Scale rewards to zero mean and unit deviation within each group. A group of equal rewards gives zeros."""
     parts = [part - part.mean() for part in reward.split(responses_per_group)]
     return torch.cat([part / (part.std(correction=0) + 1e-6) for part in parts])
 
 
 def load_function(name: str, setting: str) -> Callable[..., Any]:
-    """Import `package.module:function`."""
+    """Import `package.module:function`. Raises FastflowError, with the setting, where that fails."""
     module, _, attribute = name.partition(":")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's and may raise anything while it is imported
+    except Exception as error:  # the user's module may raise anything while it is imported
         raise FastflowError(
             f"{setting} = {name!r} cannot be imported ({error}); write package.module:function"
         ) from error
     if not callable(function):
-        raise FastflowError(f"{setting} = {name!r} is not callable")
+        raise FastflowError(f"{setting} = {name!r} is not callable; name a function")
     return function

@@ -1,4 +1,4 @@
-"""`fastflow report`: one self-contained HTML file about a run, from the files in its directory and nothing else."""
+"""`fastflow report`: writes one self-contained HTML file about a run, from the files in its directory alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["RunFiles", "add_arguments", "read_run", "render", "run", "write_comb
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastflow report`."""
-    parser.add_argument("directory", metavar="RUN", type=Path, help="run directory that training wrote (run.output)")
+    """Add the options of `fastflow report`."""
+    parser.add_argument("directory", metavar="RUN", type=Path, help="directory of a run (run.output)")
     parser.add_argument("--output", metavar="FILE", type=Path, help="page to write (default: RUN/report.html)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the report, print its path. Returns the exit code."""
+    """Write the report and print its path. Returns the exit code."""
     print(write_report(arguments.directory, arguments.output))
     return 0
 
@@ -41,12 +41,12 @@ def write_report(run: Path, output: Path | None = None) -> Path:
 
 
 def write_combined(title: str, runs: list[tuple[str, Path]], output: Path) -> Path:
-    """Write one report of several runs: (heading, run directory) each. Returns the file. Raises as write_report."""
+    """Write one report of several runs, each a (heading, run directory). Returns the file. Raises as write_report."""
     return _write(render(title, [(name, read_run(path)) for name, path in runs]), output)
 
 
 def render(title: str, runs: list[tuple[str, RunFiles]]) -> str:
-    """The page as HTML; each run with its heading, which may be empty if there is only one."""
+    """Render the page as HTML. Each run has a heading, which may be empty where there is one run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -58,7 +58,7 @@ def render(title: str, runs: list[tuple[str, RunFiles]]) -> str:
 
 
 def _section(prefix: str, heading: str, files: RunFiles) -> dict[str, Any]:
-    """What the template shows of one run; `prefix` keeps ids apart."""
+    """Collect what the template shows of one run. prefix: makes ids of different runs differ."""
     objective = str(files.config.get("objective", {}).get("name"))
     curves = pass_at_curves(files.evaluation)
     return {

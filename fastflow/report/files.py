@@ -1,4 +1,4 @@
-"""Reading a run directory: its files as tables and lists, and what is missing or broken in them."""
+"""Reads a run directory: its files as tables and lists, and what is missing or broken in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastflow.report.numbers import is_number
 
 @dataclasses.dataclass
 class RunFiles:
-    """A run directory's content; `notes` are what the reader should know about missing or broken parts."""
+    """The content of a run directory. notes: what a reader should know about missing or broken parts."""
 
     config: dict[str, dict[str, Any]]
     steps: list[dict[str, Any]]
@@ -27,20 +27,20 @@ def read_run(run: Path) -> RunFiles:
 
     Raises FastflowError if the directory, or its metrics.jsonl, is missing, empty or broken before its last line.
     """
-    # here, because run_directory imports the configuration's reader and yaml, which fastflow --help does without
+    # here, since run.directory imports the configuration's reader and yaml, which fastflow --help does not need
     from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE
 
     if not run.is_dir():
-        raise FastflowError(f"{run}: no such run directory; give the one that training wrote (run.output)")
+        raise FastflowError(f"{run}: no such run directory; give the directory of a run (run.output)")
     if not (run / METRICS_FILE).is_file():
-        raise FastflowError(f"{run} has no {METRICS_FILE}; give the directory that training wrote (run.output)")
+        raise FastflowError(f"{run} has no {METRICS_FILE}; give the directory of a run (run.output)")
     notes: list[str] = []
     # a resumed run may repeat steps: the later line counts
     steps = {record["step"]: record for record in _read_lines(run / METRICS_FILE, notes)}
     if not steps:
-        raise FastflowError(f"{run / METRICS_FILE} holds no complete step yet; wait for the first, or train again")
+        raise FastflowError(f"{run / METRICS_FILE} holds no complete step yet; wait for the first one, or train again")
     if not (run / CONFIG_FILE).is_file():
-        notes.append(f"There is no {CONFIG_FILE}, so the settings are not shown.")
+        notes.append(f"There is no {CONFIG_FILE}, so this page shows no settings.")
     samples = _read_lines(run / SAMPLES_FILE, notes) if (run / SAMPLES_FILE).is_file() else []
     return RunFiles(
         config=_read_tree(run / CONFIG_FILE),
@@ -63,12 +63,12 @@ def _read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             if at != lines[-1][0]:
                 raise FastflowError(f"{file}, line {at} is broken ({error}); mend or remove that line") from error
-            notes.append(f"The last line of {file.name} is incomplete, as when a run is killed; it was left out.")
+            notes.append(f"The last line of {file.name} is incomplete, as after a killed run; this page leaves it out.")
     return records
 
 
 def _read_tree(file: Path) -> dict[str, dict[str, Any]]:
-    """A YAML or JSON file of named tables; {} if it is missing."""
+    """Read a YAML or JSON file of named tables; {} where it is missing."""
     import yaml
 
     if not file.is_file():

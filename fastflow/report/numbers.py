@@ -13,7 +13,7 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number for people: so many significant digits (but whole below 10k), thousands as k, a real minus sign."""
+    """Write a number for people: `digits` significant ones (whole below 10k), thousands as k, a real minus sign."""
     if abs(value) >= 1e4:
         text = f"{value / 1e6:.{digits}g}M" if abs(value) >= 1e6 else f"{value / 1e3:.{digits}g}k"
     elif 0 < abs(value) < 1e-3:

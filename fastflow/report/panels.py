@@ -1,4 +1,4 @@
-"""Which curves the report shows: their metrics, groups, units and colours."""
+"""The curves of the report: their metrics, groups, units and colours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mark:
-    """One metric drawn as a line, dashed (targets, bounds) or stacked area; or the band from `key` up to `high`."""
+    """One metric as a line, a dashed line (targets, bounds) or a stacked area, or a band from `key` up to `high`."""
 
     key: str
     label: str
@@ -23,7 +23,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """One small plot against the step: title in words, unit, marks. `scale` multiplies values, e.g. 100 for percent."""
+    """One small plot against the step. scale: multiplies the values, by 100 for percent."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ class Panel:
 
 
 def panels(objective: str) -> list[tuple[str, list[Panel]]]:
-    """All curves, in named groups. `objective` decides the residual's unit."""
+    """Return all curves in named groups. objective: decides the unit of the residual."""
     residual_unit = "nats per response" if objective in ("tb_trajectory", "tb_token") else "nats per token"
     percent = functools.partial(Panel, unit="%", scale=100.0, from_zero=True)
     # fmt: off

@@ -1,7 +1,7 @@
-"""The report's curves: small inline SVGs whose colours and text follow the page, in light and dark mode alike.
+"""Draws the report's curves: small inline SVGs whose colours and text follow the page, in light and in dark mode.
 
-matplotlib draws with stand-in colours (`COLOURS`); afterwards each becomes a CSS variable of the page. Titles, units
-and legends are HTML, set by the template: they wrap on a phone and are read aloud.
+matplotlib draws with stand-in colours (`COLOURS`). Each becomes a CSS variable of the page afterwards. The template
+sets titles, units and legends as HTML, so that they wrap on a phone and a screen reader reads them aloud.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from fastflow.report.numbers import is_number, number
 from fastflow.report.panels import Panel, panels
 
-LEAST_SPAN = 1e-3  # of the values' size: an axis shows no less, or rounding noise would fill it
-NOISE = 1e-6  # of the largest value in a plot: beside it, a mean below this is zero
-MOST_POINTS = 300  # longer runs are averaged down to this many points a curve
-COLOURS = {  # CSS variable -> what matplotlib draws with; no two alike, none used by matplotlib itself
+LEAST_SPAN = 1e-3  # share of the values' size that an axis shows at least: rounding noise must not fill it
+NOISE = 1e-6  # share of the largest value in a plot, below which a mean is shown as zero
+MOST_POINTS = 300  # points of a curve; longer runs are averaged
+COLOURS = {  # CSS variable -> colour for matplotlib; all differ, and matplotlib itself uses none of them
     "blue": "#010211",
     "orange": "#010212",
     "green": "#010213",
@@ -32,7 +32,7 @@ _SERIES_COLOURS = ("blue", "orange", "green", "purple")
 
 @dataclass(frozen=True)
 class Plot:
-    """What the template shows: legend entries are (label, colour, kind, last value); description is the spoken text."""
+    """What the template shows. legend: (label, colour, kind, last value). description: text for screen readers."""
 
     title: str
     unit: str
@@ -42,7 +42,7 @@ class Plot:
 
 
 def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> list[tuple[str, list[Plot]]]:
-    """The curves of a run in named groups. Metrics never recorded are left out; `prefix` keeps SVG ids apart."""
+    """Draw the curves of a run in named groups, without metrics that were never recorded. prefix: of the SVG ids."""
     columns = _metric_columns(steps)
     groups = []
     for name, group in panels(objective):
@@ -53,7 +53,7 @@ def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> 
 
 
 def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
-    """pass@k of each model over k; curves: {model: {k: share}}."""
+    """Draw pass@k of each model over k. curves: {model: {k: share}}."""
     figure, axes = _axes()
     legend, spoken = [], []
     for (name, curve), colour in zip(curves.items(), _SERIES_COLOURS * len(curves), strict=False):
@@ -74,7 +74,7 @@ def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
 
 
 def _metric_columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Metrics by name, missing values as NaN, averaged down to MOST_POINTS."""
+    """Collect metrics by name, with NaN for missing values, averaged down to MOST_POINTS."""
     names = {key for record in steps for key, value in record.items() if is_number(value)}
     columns = {
         name: [float(record[name]) if is_number(record.get(name)) else math.nan for record in steps] for name in names
@@ -136,7 +136,7 @@ def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -
 
 
 def _isolated(values: list[float]) -> list[bool]:
-    """Which points have no neighbour, so that a line alone would not show them."""
+    """Find points without a neighbour, which a line alone would not show."""
     padded = [math.nan, *values, math.nan]
     return [not (math.isfinite(padded[at]) or math.isfinite(padded[at + 2])) for at in range(len(values))]
 
@@ -163,7 +163,7 @@ def _axes() -> tuple[Any, Any]:
 
 
 def _set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
-    """Log where the values span more than a decade and a half; from zero where zero means something."""
+    """Scale by logarithm where values span over a decade and a half; start at zero where zero has a meaning."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = min(drawn), max(drawn)
@@ -180,7 +180,7 @@ def _set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
 
 
 def _to_svg(figure: Any, prefix: str) -> str:
-    """The figure as SVG for inlining: CSS variables for colours, the page's font, ids that start with `prefix`."""
+    """Turn the figure into inline SVG: CSS variables for colours, the page's font, ids that start with `prefix`."""
     from matplotlib import rc_context
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}), io.StringIO() as buffer:
@@ -188,7 +188,9 @@ def _to_svg(figure: Any, prefix: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
         svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # would rule the whole page
+    svg = re.sub(
+        r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
+    )  # it would style the whole page
     svg = re.sub(r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
     svg = re.sub(r" transform=\"rotate\(-0 [^\"]*\"|font-family: [^;\"]*; |xlink:(?=href)", "", svg)

@@ -1,4 +1,4 @@
-"""The sampled responses that are shown: which ones, and each token's colour."""
+"""Chooses the sampled responses that the page shows, and the colour of each token."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from fastflow.report.numbers import is_number, number
 from fastflow.report.text import printable
 
-TOKENS_SHOWN = (900, 100)  # of a long response: its first and its last tokens
-COLOUR_LIMIT = 3.0  # nats; log pi - log p_base beyond it has the full colour
+TOKENS_SHOWN = (900, 100)  # first and last tokens of a long response
+COLOUR_LIMIT = 3.0  # nats; a larger log pi - log p_base has the full colour
 COLOUR_LEVELS = 8
 
 
 def chosen_samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Best and worst (under the base) and longest of the last dump; one that is several of these is shown once."""
+    """Choose the best and worst (under the base) and the longest of the last dump. One response can be several."""
     last = [sample for sample in samples if sample["step"] == samples[-1]["step"]]
     well_formed = [sample for sample in last if sample.get("well_formed") is not False] or last
 
@@ -34,7 +34,7 @@ def chosen_samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of one response."""
+    """Collect what the template shows of one response."""
     tokens = sample.get("tokens") or []
     policy, base = ((sample.get(name) or [])[: len(tokens)] for name in ("logprobs", "base_logprobs"))
     spans = [_coloured_token(*entry) for entry in itertools.zip_longest(tokens, policy, base)]
@@ -59,7 +59,9 @@ def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
 
 
 def _coloured_token(token: str, policy: Any, base: Any) -> tuple[str, str, str]:
-    """(text, CSS class, tooltip) of a token: u1 to u8 where the policy likes it better than the base, else d1 to d8."""
+    """Return (text, CSS class, tooltip) of a token: u1 to u8 where the policy gives it more than the base, d1 to d8
+    where it gives it less.
+    """
     if not (is_number(policy) and is_number(base)):
         return printable(str(token)), "", "log-probs not recorded"
     level = round(max(-1.0, min(1.0, (policy - base) / COLOUR_LIMIT)) * COLOUR_LEVELS)

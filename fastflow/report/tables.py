@@ -1,4 +1,4 @@
-"""A run in words and figures: facts, alarms, the table of before and after, pass@k, settings."""
+"""Describes a run in words and figures: facts, alarms, the table of before and after, pass@k, settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastflow.report.text import printable
 
 HIGHER_IS_BETTER = ("accuracy", "greedy_accuracy", "pass_at", "boxed_share", "valid_share", "distinct_share")
 LOWER_IS_BETTER = ("truncated_share", "malformed_share", "repetition")
-LABELS = {  # metric -> words and unit; others are shown under their own name
+LABELS = {  # metric -> words and unit; other metrics keep their own name
     "accuracy": ("Accuracy, sampled", "%"),
     "greedy_accuracy": ("Accuracy, greedy", "%"),
     "boxed_share": ("Answer in a box", "%"),
@@ -37,7 +37,7 @@ TRAINING_METRICS = (  # the before/after table of a run without an evaluation
 
 
 def facts(files: RunFiles) -> list[tuple[str, str]]:
-    """What stands under the heading: (name, value)."""
+    """Return what stands under the heading: (name, value)."""
     last, column = files.steps[-1], functools.partial(_column, files.steps)
     shown = {"Model": files.config.get("model", {}).get("path"), "Steps": str(len(files.steps))}
     if is_number(last.get("slope")) and is_number(last.get("alpha")):
@@ -62,7 +62,7 @@ def _column(steps: list[dict[str, Any]], name: str) -> list[float]:
 
 
 def alarms(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(steps, text) of each kind of alarm; those that differ only in figures are one kind, told by the latest."""
+    """Return (steps, latest text) of each kind of alarm. Alarms that differ only in figures are one kind."""
     kinds: dict[str, tuple[list[int], str]] = {}
     for record in steps:
         for text in record.get("alarms") or []:
@@ -72,7 +72,7 @@ def alarms(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def evaluation_table(evaluation: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Rows of metrics, columns of models; every cell is (value, difference to the first column, whether it is best)."""
+    """Make rows of metrics and columns of models. A cell is (value, change from the first, whether it is best)."""
     flat = {model: _flatten(metrics) for model, metrics in evaluation.items()}
     names = dict.fromkeys(name for metrics in flat.values() for name in metrics)
     rows = [_metric_row(name, [metrics.get(name) for metrics in flat.values()]) for name in names]
@@ -81,7 +81,7 @@ def evaluation_table(evaluation: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def training_table(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """As evaluation_table, from the first and last few steps."""
+    """Make the same table as evaluation_table, from the first and last few steps."""
     count = max(1, min(5, len(steps) // 2))
     rows = []
     for name in TRAINING_METRICS:
@@ -95,7 +95,7 @@ def training_table(steps: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _flatten(metrics: dict[str, Any]) -> dict[str, Any]:
-    """A table within the metrics, such as pass_at, becomes entries of its own: pass_at@1."""
+    """Turn a table within the metrics, such as pass_at, into entries such as pass_at@1."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
         flat |= {f"{name}@{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
@@ -103,7 +103,7 @@ def _flatten(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metric_row(name: str, values: list[Any]) -> tuple[str, str, list[tuple[str, str, bool]]]:
-    """(label, unit, cells as in evaluation_table) of one metric; one value for each column."""
+    """Make (label, unit, cells as in evaluation_table) of one metric. values: one for each column."""
     key = name.split("@")[0]
     label, unit = LABELS.get(key, (key.replace("_", " ").capitalize(), "%" if key.endswith("_share") else ""))
     if key == "pass_at":
@@ -132,7 +132,7 @@ def _model_name(name: str) -> str:
 
 
 def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """{model: {k: share of prompts solved within k attempts}}, of the models with more than one k."""
+    """Return {model: {k: share of prompts solved within k attempts}} of the models with several k."""
     curves: dict[str, dict[int, float]] = {}
     for model, metrics in evaluation.items():
         found = metrics.get("pass_at")
@@ -144,7 +144,7 @@ def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, dict[int,
 
 
 def settings(config: dict[str, dict[str, Any]]) -> list[tuple[str, list[tuple[str, str, bool, str]]]]:
-    """(section, [(name, value, whether it differs from the default, help)])."""
+    """Return (section, [(name, value, whether it differs from the default, help)]) for each section."""
     from fastflow.config.schema import sections
 
     known = {(name, entry.name): entry for name, section in sections().items() for entry in dataclasses.fields(section)}

@@ -1,4 +1,4 @@
-"""Text from a run, made fit for HTML."""
+"""Makes text from a run fit for HTML."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import re
 
 
 def printable(text: str) -> str:
-    """The text with control characters and lone surrogates, which HTML cannot hold, as visible stand-ins."""
+    """Replace control characters and lone surrogates, which HTML cannot hold, by visible stand-ins."""
     text = re.sub("[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
     return re.sub("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)

@@ -1,4 +1,4 @@
-"""The checks of `fastflow verify`: each measures how far the trainer is from an exact answer, and names the bound."""
+"""The checks of `fastflow verify`: each measures the distance from an exact answer, and names its bound."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,10 @@ from fastflow.verify.exact import (
     train_policy,
     train_table,
 )
-from fastflow_kernels import FlowLoss, flow_loss, reference
+from fastflow_kernels import flow_loss, reference
 
-# The largest values that pass. Those for tables and transformers bound the total variation, KL(policy || target) in
-# nats, and |log_z - lambda| in nats per token alike.
+# The largest values that pass. One bound for tables or transformers holds for the total variation, for
+# KL(policy || target) in nats, and for |log_z - lambda| in nats per token.
 GRADIENT_BOUND = 1e-4
 MICROBATCH_BOUND = 1e-5
 SAMPLER_BOUND = 1e-4
@@ -58,13 +59,13 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """False for NaN, too."""
+        """Whether the value is within its bound; NaN is not."""
         return self.value <= self.bound
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done. learned: alphas at which the transformer is also trained with the learned log_z."""
+    """How much the checks do. learned: alphas at which the transformer is also trained with the learned log_z."""
 
     tokens: int = 5
     limit: int = 5
@@ -74,12 +75,12 @@ class Size:
     learned: tuple[float, ...] = (2.0,)
 
     def tables(self) -> list[tuple[float, LogZ]]:
-        """(alpha, log_z) of every table that is trained."""
+        """Return (alpha, log_z) of every table to train."""
         choices: tuple[LogZ, ...] = ("group_mean", "learned")
         return [(alpha, log_z) for alpha in TABLE_BOUNDS for log_z in choices]
 
     def transformers(self) -> list[tuple[float, LogZ]]:
-        """(alpha, log_z) of every transformer that is trained."""
+        """Return (alpha, log_z) of every transformer to train."""
         group_mean: list[tuple[float, LogZ]] = [(alpha, "group_mean") for alpha in TRANSFORMER_BOUNDS]
         return [*group_mean, *((alpha, "learned") for alpha in self.learned)]
 
@@ -91,7 +92,7 @@ QUICK = Size(tokens=3, limit=3, table_updates=200, updates=150, responses=256, l
 
 
 def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_update: Callable[[], None]) -> list[Check]:
-    """All checks in order; `on_phase` hears what is being trained, `on_update` that one more update is done."""
+    """Run all checks in order. Calls `on_phase` with the name of what it trains, and `on_update` after each update."""
     space = SequenceSpace(size.tokens, size.limit)
     checks = [gradient_check("sequence", seed), gradient_check("token_mean", seed)]
     checks += [microbatch_check(seed), sampler_check(space, seed)]
@@ -105,9 +106,9 @@ def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_upd
 
 
 def gradient_check(ratio: Ratio, seed: int) -> Check:
-    """The fused loss in float32 against float64 autograd of its definition, on a random packed batch.
+    """Compare the fused loss in float32 with float64 autograd of its definition, on a random packed batch.
 
-    Lengths from 0 to 39; the importance weights are clipped at both ends. Errors are shares of the largest entry.
+    Lengths are 0 to 39. Importance weights are clipped at both ends. Errors are shares of the largest entry.
     """
 
     generator = torch.Generator().manual_seed(seed)
@@ -120,15 +121,17 @@ def gradient_check(ratio: Ratio, seed: int) -> Check:
     hidden, weight, log_z = normal(rows, width), normal(vocabulary, width) / width**0.5, normal(len(length))
     targets = torch.randint(vocabulary, (rows,), generator=generator)
     boundaries = torch.cat([torch.zeros(1), length.cumsum(0)]).to(torch.int32)
-    logprob = reference.linear_logprob(hidden, weight, targets).split(length.tolist())
+    logprob = reference.linear_logprob(hidden, weight, targets)
+    assert isinstance(logprob, torch.Tensor)  # alone, since no statistics are asked for
     spread = 0.4 * (length.clamp(min=1) if ratio == "token_mean" else torch.ones(len(length)))
     known = {
         "log_target": -7 + normal(len(length)),
         "length_scale": 1 / length.double().clamp(min=1),
-        "behaviour_logprob": torch.stack([part.sum() for part in logprob]) + spread * normal(len(length)),
+        "behaviour_logprob": torch.stack([part.sum() for part in logprob.split(length.tolist())])
+        + spread * normal(len(length)),
     }
 
-    def gradients(op: Callable[..., FlowLoss], dtype: torch.dtype) -> list[torch.Tensor]:
+    def gradients(op: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (hidden.clone(), weight.clone(), log_z.clone())]
         op(
             *inputs[:2], targets, boundaries,
@@ -143,7 +146,7 @@ def gradient_check(ratio: Ratio, seed: int) -> Check:
 
 
 def microbatch_check(seed: int) -> Check:
-    """One Learner gradient from a single micro-batch against the same from many."""
+    """Compare a gradient of the Learner from one micro-batch with the same from many."""
 
     space, gradients = SequenceSpace(5, 12), []
     for tokens in (1 << 20, 24):
@@ -163,7 +166,7 @@ def microbatch_check(seed: int) -> Check:
 
 
 def sampler_check(space: SequenceSpace, seed: int) -> Check:
-    """The log-probs that the sampler reports, from a KV cache, against the enumeration's, from packed batches."""
+    """Compare the sampler's log-probs, from a KV cache, with those of the enumeration, from packed batches."""
 
     policy, _ = make_models(space, seed)
     exact, sampler = policy_distribution(policy, _prompt(space), space), LocalSampler(policy, eos_ids=[space.eos_id])
@@ -178,7 +181,7 @@ def sampler_check(space: SequenceSpace, seed: int) -> Check:
 def table_checks(
     space: SequenceSpace, alpha: float, log_z: LogZ, size: Size, seed: int, on_update: Callable[[], None]
 ) -> list[Check]:
-    """A table of logits trained under the exact expectation, without sampling, against the exact target."""
+    """Train a table of logits under the exact expectation, without sampling. Compare it with the exact target."""
 
     generator = torch.Generator().manual_seed(seed)
     shape = (len(space.prefixes), space.vocab_size)
@@ -192,7 +195,7 @@ def table_checks(
 
 
 def transformer_checks(space: SequenceSpace, config: Config, on_update: Callable[[], None]) -> list[Check]:
-    """A small transformer trained on its own samples against the exact target."""
+    """Train a small transformer on its own samples. Compare it with the exact target."""
 
     alpha, log_z = config.objective.alpha, config.objective.log_z
     policy, base = make_models(space, config.run.seed)
@@ -205,9 +208,10 @@ def transformer_checks(space: SequenceSpace, config: Config, on_update: Callable
 
 
 def transformer_config(space: SequenceSpace, alpha: float, log_z: LogZ, size: Size, seed: int) -> Config:
-    """What the transformer is trained with: default objective and importance weights, a large learning rate.
+    """Configure the transformer's training: default objective and importance weights, a large learning rate.
 
-    The tight gradient norm keeps the first updates from driving modes out of the samples, whence they never return.
+    The low bound of the gradient norm keeps the first updates from removing modes from the samples: a mode that is gone
+    never returns.
     """
 
     return Config(
@@ -220,9 +224,9 @@ def transformer_config(space: SequenceSpace, alpha: float, log_z: LogZ, size: Si
 
 
 def make_models(space: SequenceSpace, seed: int) -> tuple[PackedModel, PackedModel]:
-    """A random one-layer Llama whose head has exactly the space's tokens, and its frozen copy.
+    """Make a random one-layer Llama whose head has exactly the space's tokens, and its frozen copy.
 
-    Per-token logits start with a deviation of about 1: far from uniform, far from deterministic.
+    Its logits have a deviation of about 1: far from uniform, and far from deterministic.
     """
 
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -241,7 +245,7 @@ def make_models(space: SequenceSpace, seed: int) -> tuple[PackedModel, PackedMod
 
 
 def _prompt(space: SequenceSpace) -> Prompt:
-    """One token; the end-of-sequence token serves, so that no further token needs a row in the head."""
+    """Make a prompt of one token: the end-of-sequence token, so that no other token needs a row in the head."""
 
     return Prompt(np.array([space.eos_id]), source="fastflow verify")
 
@@ -272,7 +276,7 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference, as a share of the largest entry wanted."""
+    """Return the largest difference, as a share of the largest entry of `want`."""
     return float((got - want).abs().max() / want.abs().max())
 
 

@@ -1,8 +1,8 @@
-"""`fastflow verify`: the trainer against exact answers, on models small enough to enumerate.
+"""`fastflow verify`: checks the trainer against exact answers, on models small enough to enumerate every response.
 
-From the ground up: gradients against float64 autograd and against other micro-batch sizes; the sampler's log-probs; a
-table trained under the exact expectation, where only objective and op can be wrong; and a transformer trained on its
-own samples through the sampler and the Learner of `fastflow train`. The last two are compared with the exact target.
+It begins with gradients, compared with float64 autograd and with other micro-batch sizes, and with the sampler's
+log-probs. It trains a table under the exact expectation, where only objective and op can be wrong, and a transformer on
+its own samples, with the sampler and the Learner of `fastflow train`. It compares both with the exact target.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ FAILED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastflow verify`."""
+    """Add the options of `fastflow verify`."""
     parser.add_argument("--json", metavar="FILE", help="also write the checks as JSON")
     parser.add_argument("--seed", type=int, default=0, help="seed of models, batches and samples (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="smaller models and fewer updates under the same bounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="use smaller models and fewer updates; same bounds"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run every check and print the table. Returns 0, or 1 when a value exceeds its bound."""
+    """Run every check and print the table. Returns 0; 1 where a value exceeds its bound."""
     import torch
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = None if arguments.json is None else writable(Path(arguments.json))
     start, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are too small to share between cores
+    torch.set_num_threads(1)  # such small matrices gain nothing from more cores
     try:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with torch.random.fork_rng(devices=[]), Progress(*columns, transient=True) as progress:

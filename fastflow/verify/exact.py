@@ -1,9 +1,9 @@
-"""Models small enough to enumerate: every response, the exact target, and the exact distribution that training reaches.
+"""Enumerates small models: every response, the exact target, and the exact distribution that training reaches.
 
-Convention for the length limit: a response is a leaf of the token tree. It either ends in the end-of-sequence token
-after at most `limit` tokens, or is cut after `limit` ordinary tokens. A cut response is a leaf like any other: its
-`limit` tokens count towards |y|, no end-of-sequence token is appended and no probability of one is multiplied in. That
-is what a sampler with `rollout.max_response_tokens = limit` returns, so the leaves' probabilities sum to one.
+Convention for the length limit: a response is a leaf of the token tree. It ends in the end-of-sequence token after at
+most `limit` tokens, otherwise it is cut after `limit` ordinary tokens. A cut response is a leaf like any other: its
+`limit` tokens count towards |y|, and neither an end-of-sequence token nor its probability is added. A sampler with
+`rollout.max_response_tokens = limit` returns the same, so the leaves' probabilities sum to one.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _NEWTON_STEPS = 100
 class SequenceSpace:
     """All responses over `tokens` ordinary tokens (ids 0 to tokens - 1) and an end-of-sequence token (id `tokens`).
 
-    limit: the longest response, in tokens, end-of-sequence token included. The n responses stand in one fixed order,
-    the N response tokens of all of them in that order too; a prefix is what precedes a token, the empty one included.
+    limit: the longest response, in tokens, end-of-sequence token included. The n responses have one fixed order, and so
+    have the N response tokens of all of them. A prefix is what precedes a token; it may be empty.
     """
 
     tokens: int
@@ -97,7 +97,7 @@ class SequenceSpace:
         return {response: index for index, response in enumerate(self.responses)}
 
     def group(self, prompt: Prompt) -> Group:
-        """Every response once, as a rollout that a model can be asked to score; behaviour log-probs are zeros."""
+        """Return every response once, as a rollout that a model can score. Behaviour log-probs are zeros."""
         return Group(prompt, tuple(self._trajectory(response) for response in self.responses))
 
     def _trajectory(self, response: tuple[int, ...]) -> Trajectory:
@@ -109,7 +109,7 @@ class SequenceSpace:
 
 
 def table_distribution(table: torch.Tensor, space: SequenceSpace) -> torch.Tensor:
-    """Log-probability (n,) of every response under a table (prefixes, V) of next-token logits."""
+    """Compute the log-probability (n,) of every response under a table (prefixes, V) of next-token logits."""
     token_logprob = torch.log_softmax(table, dim=-1)[space.prefix_rows, space.targets]
     owner = torch.repeat_interleave(torch.arange(len(space)), space.length.long())
     return table.new_zeros(len(space)).index_add(0, owner, token_logprob)
@@ -119,9 +119,9 @@ def table_distribution(table: torch.Tensor, space: SequenceSpace) -> torch.Tenso
 def policy_distribution(
     model: PackedModel, prompt: Prompt, space: SequenceSpace, *, tokens_per_microbatch: int = 1 << 15
 ) -> torch.Tensor:
-    """Log-probability (n,) float64 of every response to `prompt`, read as training reads it: from packed batches.
+    """Compute the log-probability (n,) float64 of every response to `prompt`, from packed batches as in training.
 
-    Raises ValueError when the model's head has rows outside the space: their probability would be missing.
+    Raises ValueError where the model's head has rows outside the space, since their probability would be missing.
     """
     if model.vocab_size != space.vocab_size:
         raise ValueError(f"the model's head has {model.vocab_size} rows, the space {space.vocab_size} tokens")
@@ -138,14 +138,14 @@ def policy_distribution(
 def exact_target(
     base_logprob: torch.Tensor, length: torch.Tensor, alpha: float, penalty: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, float]:
-    """Where the PowerFlow loss is zero for every response: p_base(y)^alpha * exp(alpha * psi(y) * |y| - lambda * |y|).
+    """Compute the target at which every PowerFlow loss is zero: p_base(y)^alpha exp(alpha psi(y) |y| - lambda |y|).
 
     base_logprob: (n,) log p_base(y), nats. length: (n,) |y|, tokens, at least 1. penalty: (n,) psi(y), nats per token.
     Returns the target's log-probabilities (n,) float64 and lambda, the one number for which they sum to one: the
     optimal log_z, nats per token (PowerFlow's fixed point).
 
-    log sum_y exp(a_y - lambda |y|) is convex and falls in lambda, with slope -E|y| of at most -1, so Newton's method
-    converges from anywhere: after the first step it climbs to the root from the left.
+    log sum_y exp(a_y - lambda |y|) is convex and falls in lambda, with slope -E|y| of at most -1. Newton's method
+    therefore converges from every start: after the first step it approaches the root from the left.
     """
     base_logprob, length = base_logprob.double(), length.double()
     if base_logprob.shape != length.shape or base_logprob.dim() != 1:
@@ -170,17 +170,17 @@ def exact_target(
 
 
 def policy_mean(logprob: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Expectation of values (n,) under the distribution whose log-probabilities are logprob (n,)."""
+    """Compute the expectation of values (n,) under the distribution with log-probabilities logprob (n,)."""
     return (logprob.exp() * values).sum()
 
 
 def total_variation(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
-    """Half the sum of |p - q|: 0 for equal distributions, 1 for disjoint ones. log_p, log_q: (n,)."""
+    """Compute half the sum of |p - q|: 0 for equal distributions, 1 for disjoint ones. log_p, log_q: (n,)."""
     return float((log_p.double().exp() - log_q.double().exp()).abs().sum() / 2)
 
 
 def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> float:
-    """KL(p || q) in nats; infinite when p has mass where q has none. log_p, log_q: (n,)."""
+    """Compute KL(p || q) in nats; infinite where p has mass and q has none. log_p, log_q: (n,)."""
     log_p, log_q = log_p.double(), log_q.double()
     p = log_p.exp()
     return float(torch.where(p > 0, p * (log_p - log_q), 0).sum())
@@ -195,13 +195,13 @@ def train_table(
     lr: float = 0.1,
     on_update: Callable[[], None] = lambda: None,
 ) -> tuple[torch.Tensor, float]:
-    """Train a table of next-token logits under the exact expectation: no sampling, no model, float64, the public op.
+    """Train a table of next-token logits under the exact expectation: public op, float64, no sampling and no model.
 
     base_table: (prefixes, V) float64 logits of the base, where training starts. Every response enters once, as if drawn
-    uniformly from the space; its importance weight, left unclipped, turns the mean over the space into the expectation
+    uniformly from the space. Its unclipped importance weight turns the mean over the space into the expectation
     sum_y pi(y) residual(y)^2. A learned log_z starts where the Learner starts it, at the mean under the first policy.
-    Adam has a short memory, since a row's gradient falls with the probability of its prefix; its learning rate falls
-    from `lr` along a half cosine.
+    Adam has a short memory, since the gradient of a row falls with the probability of its prefix. Its learning rate
+    falls from `lr` along a half cosine.
     Returns log-probabilities (n,) of the trained table and its log_z, the mean under the policy or the learned scalar.
     """
     base_logprob, count = table_distribution(base_table, space), len(space)
@@ -237,7 +237,7 @@ def train_policy(
     config: Config,
     on_update: Callable[[], None] = lambda: None,
 ) -> float:
-    """Train `policy` in place on its own samples, one prompt, through the Learner and the sampler of `fastflow train`.
+    """Train `policy` in place on its own samples of one prompt, with the Learner and the sampler of `fastflow train`.
 
     Reads the sections objective, importance, batch, optim, rollout (length limit) and run (steps, seed).
     Returns the last update's mean log_z, nats per token.

@@ -50,7 +50,7 @@ class TestArguments:
             ("run.steps", "many", ("run.steps", "many")),
             ("model.dtype", "float16", ("model.dtype", "bfloat16")),
             ("batch.updates_per_rollout", 3, ("batch.prompts_per_step", "multiple")),
-            ("objective.format_pattern", "(", ("objective.format_pattern", "no regular expression")),
+            ("objective.format_pattern", "(", ("objective.format_pattern", "not a regular expression")),
             ("objective.format_check", "no.such:thing", ("objective.format_check", "package.module:function")),
             ("run.seed", 2**64, ("run.seed", "at most")),
         ],

@@ -129,7 +129,7 @@ class TestMain:
     @pytest.mark.parametrize(
         ("option", "value", "words"),
         [
-            ("objective.format_pattern", "(", "no regular expression"),
+            ("objective.format_pattern", "(", "not a regular expression"),
             ("objective.reward", "nowhere:function", "cannot be imported"),
             ("data.path", "bad.jsonl", "bad.jsonl:1"),
             ("model.fused_layers", "liger", "needs a CUDA device, and the model is on cpu"),

@@ -52,7 +52,10 @@ class TestContent:
                 {"from": "human", "value": "a"},
                 "but entry 2 is a {from, value} pair; rename the keys to role and content",
             ),
-            ({"role": "assistant", "content": None, "tool_calls": [{}]}, "(assistant) has no content and tool calls"),
+            (
+                {"role": "assistant", "content": None, "tool_calls": [{}]},
+                "(assistant) has no content but tool calls, which are not text",
+            ),
             ({"role": "user", "content": None}, "but entry 2 (user) has no content; fill it or remove the record"),
             ({"role": "user"}, "but entry 2 (user) has no content"),
             ({"content": "a"}, "but entry 2 has no role; add one (its keys are content)"),

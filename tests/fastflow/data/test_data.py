@@ -229,7 +229,7 @@ class TestRendering:
 
     def test_a_tokenizer_without_a_template(self, tokenizer):
         with pytest.raises(
-            FastflowError, match=r"no chat template; use an instruct model, or set data.chat_template = false"
+            FastflowError, match=r"no chat template; use an instruct model, or set data\.chat_template = false"
         ):
             self.render("a", tokenizer, chat_template=True)
 

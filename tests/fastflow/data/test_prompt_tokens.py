@@ -148,8 +148,8 @@ class TestDryRun:
         assert "# The first of 2 prompts, " in said
         assert f'#   text   "ab"\n#   ids    {ids}\n' in said
         assert f'#   added in front by the tokenizer  "<start>" ({start})\n' in said
-        assert "#   behind the record's words  nothing\n" in said
-        assert f'#   left out, which the tokenizer would put behind  "{END}" ({end})\n' in said
+        assert "#   after the record's words  nothing\n" in said
+        assert f'#   left out, which the tokenizer would add at the end  "{END}" ({end})\n' in said
 
     def test_a_start_that_the_text_spells_was_not_added(self, tokenizer, dry_run):
         said = dry_run(put_around(tokenizer, "<start> $A <end>"), "<start>ab")
@@ -159,7 +159,7 @@ class TestDryRun:
         said = dry_run(tokenizer, [{"role": "user", "content": "ab"}], chat_template="true", suffix=".")
         assert '#   text   "<start><user>ab.<stop><go><think>"\n' in said
         assert '#   before the record\'s words  "<start><user>"\n' in said
-        assert '#   behind the record\'s words  ".<stop><go><think>"\n' in said
+        assert '#   after the record\'s words  ".<stop><go><think>"\n' in said
 
     def test_the_output_is_still_a_configuration(self, tokenizer, dry_run, tmp_path):
         (tmp_path / "read.yaml").write_text(dry_run(tokenizer, "a\nb"))

@@ -155,7 +155,7 @@ class TestPatterns:
     def test_what_stands_for_itself_is_said(self, tokenizer, caplog):
         judge(tokenizer, "a", format_pattern="<|im_end|>")
         assert caplog.messages == [
-            "objective.format_pattern holds the special token <|im_end|>, whose characters mean something else in a "
+            "objective.format_pattern holds the special token <|im_end|>, whose characters have another meaning in a "
             r"regular expression; fastflow takes it as the token: write <\|im_end\|>"
         ]
 

@@ -11,7 +11,7 @@ from fastflow.data.packing import pack
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
 from fastflow.models import attention
-from fastflow.models.packed import FrozenModel, PackedModel, load_models, resolve_device, with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, load_models, resolve_device, with_adapters
 from fastflow.models.scoring import token_logprobs
 from small_models import FAMILIES, make_causal_lm, make_groups
 
@@ -164,6 +164,11 @@ def test_frozen_base_has_no_gradient(rng):
     assert base.parameters() == []
     (batch,) = pack(make_groups(rng), tokens_per_microbatch=10**6)
     assert not base.hidden_states(batch).requires_grad
+
+
+def test_a_policy_without_adapters_has_none_to_switch_off():
+    with pytest.raises(TypeError, match="no adapters"):
+        AdaptersOff(PackedModel(make_causal_lm()))
 
 
 def test_lora_base_is_the_policy_without_adapters(model_directory, rng):

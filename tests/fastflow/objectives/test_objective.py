@@ -141,7 +141,7 @@ class TestFormatChecks:
 
     @pytest.mark.parametrize("pattern", ["(", "[a", "*a", r"(?P<x"])
     def test_a_bad_pattern(self, pattern):
-        with pytest.raises(FastflowError, match=r"^objective\.format_pattern .* is no regular expression: "):
+        with pytest.raises(FastflowError, match=r"^objective\.format_pattern .* is not a regular expression "):
             make_format_check(ObjectiveConfig(format_pattern=pattern))
 
 

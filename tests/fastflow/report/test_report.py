@@ -113,7 +113,7 @@ def test_alarms_on_top(tmp_path):
     assert "Alarms Steps 2, 3: truncation: 30% of <b>" in page.text
     assert page.text.index("Alarms") < page.text.index("Metric")
     quiet = Page(report.write_report(write_run(tmp_path / "quiet")))
-    assert "No alarms were raised." in quiet.text
+    assert "There were no alarms." in quiet.text
 
 
 @pytest.mark.parametrize("step", [step_record(1), dict.fromkeys(step_record(1), None) | {"step": 1}])

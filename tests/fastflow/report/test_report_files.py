@@ -35,7 +35,7 @@ def test_missing_optional_files(tmp_path):
     (run / "config.yaml").unlink()
     page = Page(report.write_report(run, tmp_path / "new" / "page.html"))
     assert "There is no config.yaml" in page.text
-    assert "No samples were recorded" in page.text
+    assert "The run recorded no samples" in page.text
 
 
 def broken(tmp_path: Path, name: str, text: str) -> Path:
