@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -130,6 +130,14 @@ class PackedModel:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
+class HasVocabulary(Protocol):
+    """A model, or the sizes of one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, V."""
+
+
 class FrozenModel(PackedModel):
     """A separate copy of the weights that never changes."""
 
@@ -228,7 +236,7 @@ def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_
     return "compiled" if compiled else layers
 
 
-def check_same_vocabulary(policy: PackedModel, base: PackedModel, settings: ModelConfig) -> None:
+def check_same_vocabulary(policy: HasVocabulary, base: HasVocabulary, settings: ModelConfig) -> None:
     """Raise FastflowError where the heads of policy and base have different numbers of rows."""
     if policy.vocab_size != base.vocab_size:
         raise FastflowError(
