@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -130,6 +130,7 @@ class PackedModel:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
+@runtime_checkable
 class HasVocabulary(Protocol):
     """A model, or the sizes of one."""
 
