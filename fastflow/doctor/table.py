@@ -48,7 +48,7 @@ def print_checks(console: Console, checks: list[Check]) -> None:
 def verdict(checks: list[Check]) -> str:
     """Name the checks that failed; without any, say that fastflow works here."""
     faults = [check.name for check in checks if check.is_fault]
-    return f"to be mended: {', '.join(faults)}" if faults else "everything that is required works"
+    return f"broken or missing: {', '.join(faults)}" if faults else "everything that is required works"
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:
