@@ -18,6 +18,7 @@ MEDIA = ("torchvision", "torchaudio", "torchcodec")
 # fastflow's requirements without torch and transformers, which have their own checks
 MODULES = {
     "numpy": "numpy",
+    "jaxtyping": "jaxtyping",
     "safetensors": "safetensors",
     "jsonargparse": "jsonargparse",
     "pyyaml": "yaml",
