@@ -1,4 +1,4 @@
-"""One line of the doctor's table."""
+"""The result of one check: a line of the doctor's table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ OK, MISSING, BROKEN, NOTE = "ok", "missing", "broken", "note"
 
 @dataclass(frozen=True)
 class Check:
-    """found: what there is. remedy: a command or a sentence, empty where nothing need be done. required: whether
-    fastflow cannot run without it."""
+    """What a check found. remedy: a command or a sentence; empty where nothing is to do. required: whether fastflow
+    needs it to run."""
 
     name: str
     state: str
@@ -20,5 +20,5 @@ class Check:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the doctor ends with exit code 1 for it: broken, or required and missing."""
+        """Whether the doctor ends with exit code 1: what is broken, and what is required and missing."""
         return self.state == BROKEN or (self.state == MISSING and self.required)

@@ -1,4 +1,4 @@
-"""`fastflow doctor`: what is installed, what of it works, and what to do about the rest."""
+"""`fastflow doctor`: check what is installed, what of it works, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ SICK = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `fastflow doctor`."""
+    """Add the options of `fastflow doctor`."""
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the checks as JSON")
     parser.add_argument(
         "--report", action="store_true", help="print a text for a bug report instead, without private paths and names"
     )
     parser.add_argument(
-        "--vllm", action="store_true", help="also start vLLM on a tiny model and compare its log-probs (a minute or so)"
+        "--vllm", action="store_true", help="also start vLLM on a tiny model and compare its log-probs (about a minute)"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run every check and print the table. Returns 0, or 1 when something is broken or what is required is missing.
+    """Run every check and print the table. Returns 1 where something is broken, or required and missing; otherwise 0.
 
     Raises FastflowError where even the table cannot be printed.
     """
     try:
         from rich.console import Console
-    except Exception as error:  # it prints the table, and may be what is broken
+    except Exception as error:  # rich prints the table, and may itself be broken
         reason = f"rich does not load ({type(error).__name__}: {error})"
         raise FastflowError(f"{reason}; pip install --force-reinstall rich") from error
 

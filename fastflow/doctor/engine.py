@@ -1,24 +1,29 @@
-"""`fastflow doctor --vllm`: a real engine over a model of nine thousand parameters, from start to samples."""
+"""`fastflow doctor --vllm`: start a real engine with a model of nine thousand parameters, and sample from it."""
 
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from fastflow.doctor import vllm
 from fastflow.doctor.check import BROKEN, MISSING, OK, Check
 from fastflow.errors import FastflowError
 
+if TYPE_CHECKING:
+    from fastflow.models.packed import PackedModel
+    from fastflow.rollout.sampler import Sampler
+
 NAME = "vllm, started"
 CONTEXT, SEQUENCES, RESPONSES = 48, 8, 8
-WIDTH = 32  # of the only head: vLLM on a CPU takes no narrower ones
-# Nats, of one token. bfloat16 on a GPU, whose attention may multiply float32 numbers in TF32; float32 on a CPU.
+WIDTH = 32  # of the only head; vLLM on a CPU takes no narrower heads
+# Nats, for one token. bfloat16 on a GPU, where attention may multiply float32 numbers in TF32; float32 on a CPU.
 TOLERANCE = {"cuda": 0.3, "cpu": 1e-3}
 MEMORY_FRACTION = 0.05
 STARTUP, SILENCE = 180.0, 60.0
 
 
 def check_engine(cuda: bool) -> Check:
-    """Loads the weights, samples, and compares the log-probs that vLLM reports with the trainer's."""
+    """Load weights into vLLM, sample, and compare the log-probs that it reports with the trainer's."""
     from fastflow.rollout.vllm.sampler import VllmSampler
 
     device, start = "cuda" if cuda else "cpu", time.perf_counter()
@@ -38,19 +43,19 @@ def check_engine(cuda: bool) -> Check:
     found = f"ready in {ready:.0f} s; the log-probs of its samples are within {difference:.0e} nats of the trainer's"
     if not difference <= TOLERANCE[device]:
         found = f"ready in {ready:.0f} s, but its log-probs are {difference:.2g} nats away from the trainer's"
-        return Check(NAME, BROKEN, found, "rollout.engine = local, and report what this table says")
+        return Check(NAME, BROKEN, found, "set rollout.engine = local, and report this table")
     return Check(NAME, OK, found)
 
 
 def _remedy(cuda: bool) -> str:
-    """Installing anew helps only where vLLM cannot even be imported."""
+    """Return what to do. A new installation helps only where vLLM cannot be imported."""
     if vllm.check_vllm(cuda)[0].state in (BROKEN, MISSING):
-        return f"{vllm.install_command(cuda)}, or rollout.engine = local"
-    return "see the reason in the table; fastflow plan estimates the memory of a run; or rollout.engine = local"
+        return f"{vllm.install_command(cuda)}, or set rollout.engine = local"
+    return "see the reason in the table; fastflow plan estimates the memory of a run; or set rollout.engine = local"
 
 
-def tiny_policy(device: str):
-    """A randomly initialised Llama with one layer and one head, in bfloat16 on a GPU."""
+def tiny_policy(device: str) -> PackedModel:
+    """Return a randomly initialised Llama with one layer and one head, in bfloat16 on a GPU."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -64,11 +69,13 @@ def tiny_policy(device: str):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        return PackedModel(LlamaForCausalLM(config).to(device, dtype))
+        model = LlamaForCausalLM(config)
+        torch.nn.Module.to(model, device, dtype)  # transformers wraps its own, and hides the types
+        return PackedModel(model)
 
 
-def largest_difference(sampler, policy) -> float:
-    """In nats, over all tokens of a few responses."""
+def largest_difference(sampler: Sampler, policy: PackedModel) -> float:
+    """Sample a few responses. Returns the largest difference of a token's log-probs, in nats."""
     import numpy as np
 
     from fastflow.data.trajectory import Prompt, flatten

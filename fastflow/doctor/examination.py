@@ -1,7 +1,8 @@
-"""All checks in order, each shielded from the failure of another."""
+"""Run all checks in order, so that the failure of one stops no other."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from fastflow.doctor import engine, extras, libraries, machine, native, ops, vllm
@@ -9,14 +10,14 @@ from fastflow.doctor.check import BROKEN, Check
 
 
 def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> list[Check]:
-    """Runs every check; on_check is told each one's name before. A check that fails itself counts as broken."""
+    """Run every check. on_check: receives the name of each before it runs. A check that raises counts as broken."""
     checks: list[Check] = []
 
     def run(name: str, check: Callable[[], Check | list[Check]]) -> None:
         on_check(name)
         try:
             found = check()
-        except Exception as error:  # the doctor must outlive whatever is wrong with the installation
+        except Exception as error:  # the doctor must survive every broken installation
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             found = Check(
                 name, BROKEN, reason, "try a fresh environment: python3 -m venv .venv && .venv/bin/pip install ."
@@ -42,7 +43,7 @@ def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> lis
         run(native.NAME, native.check_native)
         run("flow_loss", lambda: ops.check_ops(cuda))
     for extra in extras.EXTRAS:
-        run(extra.distribution, lambda extra=extra: extras.check_extra(extra, cuda))
+        run(extra.distribution, functools.partial(extras.check_extra, extra, cuda))
     run("vllm", lambda: vllm.check_vllm(cuda))
     if start_vllm:
         run(engine.NAME, lambda: engine.check_engine(cuda))

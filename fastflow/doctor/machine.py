@@ -1,4 +1,4 @@
-"""What of the machine itself has tripped up runs: shared memory, and threads."""
+"""Check what has broken or slowed runs on a machine: shared memory and threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENLARGE = "docker run --shm-size=16g ..., or docker run --ipc=host ..."
 
 
 def check_shared_memory() -> Check:
-    """Where vLLM on a CPU finds the policy's weights; Docker's default is 64 MiB."""
+    """Check the shared memory, where vLLM on a CPU reads the policy's weights; Docker's default is 64 MiB."""
     free = free_shared_memory()
     if free is None:
         return Check("shared memory", OK, "no /dev/shm on this system; torch shares through files")
@@ -24,6 +24,7 @@ def check_shared_memory() -> Check:
 
 
 def free_shared_memory() -> int | None:
+    """Return the free bytes of /dev/shm; None where there is none."""
     if not SHARED_MEMORY.is_dir():
         return None
     status = os.statvfs(SHARED_MEMORY)
@@ -31,7 +32,7 @@ def free_shared_memory() -> int | None:
 
 
 def check_threads() -> Check:
-    """More threads than cores slow torch down by an order of magnitude."""
+    """Compare threads and cores: more threads than cores slow torch down by an order of magnitude."""
     cores, asked = core_count(), os.environ.get("OMP_NUM_THREADS", "")
     found = f"{cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
     if asked.isdigit() and int(asked) > cores:
@@ -40,5 +41,5 @@ def check_threads() -> Check:
 
 
 def core_count() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

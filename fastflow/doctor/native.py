@@ -1,4 +1,4 @@
-"""The CPU's native code: what was loaded, or why nothing was."""
+"""Check the CPU's native code: which of it was loaded, otherwise why none was."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ print(native.is_worth_mending(), native.describe())
 
 
 def check_native() -> Check:
-    """Loaded in a process of its own: code for another processor would end this one."""
+    """Load the native code in a process of its own: code for another processor would kill this one."""
     outcome = probes.run_python(FACTS)
     if not outcome.worked:
-        return Check(NAME, BROKEN, outcome.error, "FASTFLOW_NATIVE=0 leaves it unused")
+        return Check(NAME, BROKEN, outcome.error, "FASTFLOW_NATIVE=0 switches it off")
     is_worth_mending, _, description = outcome.output.splitlines()[-1].partition(" ")
     if is_worth_mending != "True":
         return Check(NAME, OK, description)

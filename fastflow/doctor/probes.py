@@ -1,4 +1,4 @@
-"""How the doctor looks at the installation: metadata, and processes that may crash or hang without harm."""
+"""Look at the installation: read metadata, and run code in processes that may crash or hang without harm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """output: what the process printed. error: the last line it complained with, empty when it worked."""
+    """How a process ended. output: what it printed. error: the last line of its errors; empty where it worked."""
 
     worked: bool
     output: str = ""
@@ -28,9 +28,9 @@ class Outcome:
 
 
 def run_python(code: str, seconds: float = SECONDS) -> Outcome:
-    """Run code in a fresh interpreter, from an empty directory so that nothing near shadows a package.
+    """Run code in a fresh interpreter, in an empty directory so that no file there shadows a package.
 
-    Past its time it is killed, with the processes that it has started.
+    After `seconds`, kill it and the processes that it started.
     """
     with (
         tempfile.TemporaryDirectory() as nowhere,
@@ -51,7 +51,7 @@ def run_python(code: str, seconds: float = SECONDS) -> Outcome:
             _kill_group(process)
             output, _ = process.communicate()
             return Outcome(False, output.strip(), f"no answer within {seconds:g} seconds")
-        except BaseException:  # Ctrl-C reaches this process only
+        except BaseException:  # Ctrl-C reaches only this process
             _kill_group(process)
             raise
     if process.returncode == 0:
@@ -60,21 +60,21 @@ def run_python(code: str, seconds: float = SECONDS) -> Outcome:
     return Outcome(False, output.strip(), lines[-1] if lines else f"it died with exit code {process.returncode}")
 
 
-def _kill_group(process: subprocess.Popen) -> None:
+def _kill_group(process: subprocess.Popen[str]) -> None:
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the leader of its own session, not yet waited for
+            os.killpg(process.pid, signal.SIGKILL)  # it leads its own session; nobody has waited for it yet
     else:
         process.kill()
 
 
 def import_of(module: str, *, also: str = "") -> Outcome:
-    """Whether a module can be imported; `also` is code to run after it."""
+    """Import a module in a fresh interpreter. also: code to run after the import."""
     return run_python(f"import {module}\n{also}")
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Return the installed version of a distribution; None where there is none."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -82,7 +82,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def requirements_of(distribution: str) -> list[Requirement]:
-    """What an installed distribution needs on this machine, its extras aside."""
+    """Return what an installed distribution needs on this machine, without its extras."""
     from packaging.requirements import Requirement
 
     listed = [Requirement(line) for line in importlib.metadata.requires(distribution) or []]
@@ -90,7 +90,7 @@ def requirements_of(distribution: str) -> list[Requirement]:
 
 
 def unmet(requirements: list[Requirement]) -> list[str]:
-    """One sentence for each requirement that the installed versions do not meet."""
+    """Return one sentence for each requirement that the installed versions do not meet."""
     complaints = []
     for requirement in requirements:
         version = version_of(requirement.name)

@@ -1,4 +1,4 @@
-"""The doctor's findings as a text to paste into a bug report, without private paths and names."""
+"""Write the doctor's findings as a text for a bug report, without private paths and names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from fastflow import __version__
 from fastflow.doctor.check import Check
 
-PATH = re.compile(r"(?<![\w:/.])(?:~|/[\w.+\-@]+)(?:/[\w.+\-@]+)+/?")  # an absolute one, of two parts at least
+PATH = re.compile(r"(?<![\w:/.])(?:~|/[\w.+\-@]+)(?:/[\w.+\-@]+)+/?")  # an absolute path of at least two parts
 
 
 def as_report(checks: list[Check]) -> str:
-    """Markdown: what runs where, and a line for each check. Of a path only its last part is left."""
+    """Return Markdown: versions and system, and a line for each check. Only the last part of each path is left."""
     libc = " ".join(filter(None, platform.libc_ver())) or "another libc"
     place = "in a venv" if sys.prefix != sys.base_prefix else "in no venv"
     lines = [
@@ -32,7 +32,7 @@ def as_report(checks: list[Check]) -> str:
 
 
 def without_privacy(text: str, names: Iterable[str] = ()) -> str:
-    """The text with absolute paths cut to their last part, and these names left out.
+    """Cut absolute paths in the text to their last part, and remove these names.
 
     >>> without_privacy("loaded from /home/ada/venv/lib/_native.so by ada on box7", ["ada", "box7"])
     'loaded from <path>/_native.so by <name> on <name>'
@@ -44,8 +44,8 @@ def without_privacy(text: str, names: Iterable[str] = ()) -> str:
 
 
 def _private_names() -> list[str]:
-    """Of the user and of this machine; no name that is a word of every machine."""
+    """Return the names of the user and of this machine, without names that every machine has."""
     names = {socket.gethostname(), Path.home().name}
-    with contextlib.suppress(OSError, KeyError, ImportError):  # a user without an entry
+    with contextlib.suppress(OSError, KeyError, ImportError):  # a user without a password entry
         names.add(getpass.getuser())
     return sorted(name for name in names - {"", "root", "localhost", "user"} if len(name) > 2)

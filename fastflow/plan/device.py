@@ -1,4 +1,4 @@
-"""Which memory a plan is held against: a GPU's, or that of a machine without one."""
+"""Find the memory that a plan must fit: a GPU's, otherwise the machine's."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 @dataclass(frozen=True)
 class Device:
-    """type: cuda or cpu. memory: bytes in all. origin: where that number is from. shared: bytes that are free in
-    shared memory here, or None where the plan is for another machine or needs none."""
+    """The device of a plan.
+
+    type: cuda or cpu. memory: bytes in all. origin: the source of that number. shared: free bytes of shared memory on
+    this machine; None where the plan is for another machine or needs none.
+    """
 
     type: str
     memory: int
@@ -34,11 +37,10 @@ class Device:
 
 
 def find_device(settings: ModelConfig, memory_gib: float | None) -> Device:
-    """The device of model.device, with `memory_gib` in place of its own memory where given.
+    """Return the device of model.device; `memory_gib`, where given, replaces its own memory.
 
-    A size alone means a GPU of that size, which need not be in this machine; with model.device = cpu, it means RAM.
-    Raises FastflowError for a size that is not above 0 or of more than a million GiB, and for a device that does not
-    exist.
+    A size alone means a GPU of that size, in this machine or in another. With model.device = cpu, it means RAM. Raises
+    FastflowError for a size that is not above 0 or exceeds a million GiB, and for a device that does not exist.
     """
     if memory_gib is not None:
         if not 0 < memory_gib <= LARGEST_GIB:
@@ -56,14 +58,14 @@ def find_device(settings: ModelConfig, memory_gib: float | None) -> Device:
 
 
 def _names_the_cpu(name: str) -> bool:
-    """Whether model.device names the CPU; refuses what is no device without asking for a GPU to be present."""
+    """Return whether model.device names the CPU. Raises FastflowError for what is no device; a GPU may be absent."""
     if name == "auto" or name.partition(":")[0] == "cuda":
         return False
     return resolve_device(name).type == "cpu"
 
 
 def ram() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's limit."""
+    """Return the bytes that this process may use: the machine's memory, or less where its container has a limit."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in map(Path, CGROUP_LIMITS):
         if file.is_file() and (limit := file.read_text().strip()).isdigit():
@@ -72,7 +74,7 @@ def ram() -> int:
 
 
 def shared_memory() -> int | None:
-    """Free bytes of /dev/shm, where there is one."""
+    """Return the free bytes of /dev/shm; None where there is none."""
     if not SHARED_MEMORY.is_dir():
         return None
     status = os.statvfs(SHARED_MEMORY)

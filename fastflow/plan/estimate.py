@@ -1,4 +1,4 @@
-"""From a configuration to its rows, and whether they fit."""
+"""Estimate the memory of a configuration, row by row, and judge whether it fits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fastflow.plan.sizes import ModelSizes, count_adapters, read_sizes
 from fastflow.plan.trainer_rows import trainer_rows
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
 
-TIGHT = 0.9  # of the memory: fragments of the allocator come on top of what is counted
+TIGHT = 0.9  # share of the memory; the allocator's fragments are not counted
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """obstacles: what keeps the run from starting although the bytes may fit. remarks: what a reader should know."""
+    """The rows of a plan. obstacles: what stops the run even where the bytes fit. remarks: what to know besides."""
 
     device: Device
     rows: list[Row]
@@ -25,11 +25,11 @@ class Estimate:
     obstacles: list[str]
 
     def peak(self, phase: str) -> tuple[str, int]:
-        """The moment of this phase with most memory, and its bytes."""
+        """Return the moment of this phase with most memory, and its bytes."""
         return peak(self.rows, phase)
 
     def excess(self, phase: str) -> int:
-        """Bytes of this phase's peak that the device does not have; 0 when it fits."""
+        """Return the bytes of this phase's peak that the device lacks; 0 when it fits."""
         return max(self.peak(phase)[1] - self.device.memory, 0)
 
     @property
@@ -42,7 +42,7 @@ class Estimate:
 
 
 def estimate(config: Config, device: Device) -> Estimate:
-    """Raises FastflowError when a model's config.json cannot be read, or the settings do not suit it."""
+    """Estimate the memory of a run. Raises FastflowError for an unreadable config.json and for unsuitable settings."""
     model = read_sizes(config.model.path, config.model)
     base, adapters = None, None
     if config.lora.rank:
@@ -51,7 +51,8 @@ def estimate(config: Config, device: Device) -> Estimate:
         base = read_sizes(config.model.base or config.model.path, config.model)
         check_same_vocabulary(model, base, config.model)
     rows = trainer_rows(config, model, base, adapters, device)
-    remarks, obstacles = [], []
+    remarks: list[str] = []
+    obstacles: list[str] = []
     if config.rollout.engine == "vllm":
         more, remarks, obstacles = vllm_rows(config, model, adapters, device)
         rows += more
@@ -64,7 +65,7 @@ def estimate(config: Config, device: Device) -> Estimate:
 
 
 def _judge_lengths(result: Estimate, config: Config, model: ModelSizes) -> None:
-    """A prompt and its longest response must be within the model's context."""
+    """Compare the longest prompt and response with the model's context."""
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     if model.context is None or prompt + response <= model.context:
         return
@@ -81,7 +82,7 @@ def _judge_lengths(result: Estimate, config: Config, model: ModelSizes) -> None:
 
 
 def _judge(result: Estimate, config: Config, shared: int) -> None:
-    """Adds what the sum alone does not say. shared: bytes that vLLM on a CPU needs in shared memory."""
+    """Add what the sum alone does not show. shared: bytes that vLLM on a CPU needs in shared memory."""
     device = result.device
     largest = max(result.peak(phase)[1] for phase in PHASES)
     if TIGHT * device.memory < largest <= device.memory:
@@ -89,8 +90,8 @@ def _judge(result: Estimate, config: Config, shared: int) -> None:
     if device.is_gpu:
         return
     result.remarks.append(
-        "malloc's holes come on top, of which a CPU run had up to as much again; MALLOC_MMAP_THRESHOLD_=65536 in the "
-        "environment avoids them"
+        "malloc's fragments are not counted, and took up to as much again in a CPU run; MALLOC_MMAP_THRESHOLD_=65536 "
+        "in the environment avoids them"
     )
     if config.rollout.engine != "vllm":
         return

@@ -1,4 +1,4 @@
-"""Settings that would make a run fit, each by estimating it again with that change."""
+"""Find settings that would make a run fit, by estimating it again with each change."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRACTIONS = tuple(round(0.05 * step, 2) for step in range(19, 0, -1))
 
 @dataclass(frozen=True)
 class Remedy:
-    """setting = value saves so many bytes of each phase's peak; in a combination, after the remedies before it."""
+    """A setting to change. saves: bytes of each phase's peak; in a combination, beyond those of the remedies before."""
 
     setting: str
     value: Any
@@ -36,7 +36,7 @@ class Remedy:
 
 
 def remedies(config: Config, device: Device, before: Estimate) -> list[Remedy]:
-    """What reduces the shortfall, those that end it first, then by what they save of it."""
+    """Return the changes that reduce the shortfall: first those that end it, then by what they save."""
     found = [_tried(config, device, before, *change) for change in _changes(config, device)]
     helpful = [(remedy, after) for remedy, after in found if _is_better(after, before)]
     helpful.sort(key=lambda pair: (not pair[0].fits, _distance(pair[1])))
@@ -44,7 +44,7 @@ def remedies(config: Config, device: Device, before: Estimate) -> list[Remedy]:
 
 
 def combination(config: Config, device: Device, before: Estimate) -> list[Remedy]:
-    """The most effective remedy, then the most effective of what is left, until it fits or nothing helps any more."""
+    """Add the most effective remedy, then the next, until the run fits or no other remedy helps."""
     chosen: list[Remedy] = []
     while not before.fits:
         left = [
@@ -59,13 +59,13 @@ def combination(config: Config, device: Device, before: Estimate) -> list[Remedy
 
 
 def changed(config: Config, setting: str, value: Any) -> Config:
-    """The same configuration with one setting, named as `section.setting`, replaced."""
+    """Return the configuration with another value of one setting, named `section.setting`."""
     section, name = setting.split(".")
     return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
 
 
 def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
-    """Settings with the values to try, mildest first; the first that makes the run fit is taken, else the last."""
+    """Yield settings with the values to try, mildest first."""
     batch, rollout = config.batch, config.rollout
     yield "batch.tokens_per_microbatch", _halvings(batch.tokens_per_microbatch, longest_sequence(config))
     if config.model.checkpoint_share < 1:
@@ -99,6 +99,7 @@ def _halvings(start: int, least: int) -> list[int]:
 def _tried(
     config: Config, device: Device, before: Estimate, setting: str, values: list[Any]
 ) -> tuple[Remedy, Estimate]:
+    """Try the values in order. Returns the first that makes the run fit, otherwise the best."""
     after, value = before, None
     for candidate in values:
         tried = estimate(changed(config, setting, candidate), device)
@@ -115,5 +116,5 @@ def _is_better(after: Estimate, before: Estimate) -> bool:
 
 
 def _distance(result: Estimate) -> tuple[int, int]:
-    """How far from fitting: what cannot start at all counts first, then the bytes too many in both phases."""
+    """Return how far a run is from fitting: obstacles count first, then the excess bytes of both phases."""
     return len(result.obstacles), sum(result.excess(phase) for phase in PHASES)

@@ -1,4 +1,4 @@
-"""A row of the plan: one piece of memory, and at which moments of a step it exists."""
+"""The rows of a plan: pieces of memory, each with the moments of a step at which it exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALWAYS = (SAMPLING, *TRAINING)
 
 @dataclass(frozen=True)
 class Row:
-    """side: trainer, vllm, or host for what lies in the memory of a GPU's machine. how: the formula in words."""
+    """One piece of memory. side: trainer, vllm, or host (in the RAM beside a GPU). how: the formula in words."""
 
     name: str
     side: str
@@ -28,14 +28,15 @@ class Row:
 
 
 def peak(rows: list[Row], phase: str) -> tuple[str, int]:
-    """The moment of a phase at which most memory is held, and how many bytes; rows of the host do not count."""
-    held = {moment: sum(row.bytes for row in rows if moment in row.moments) for moment in PHASES[phase]}
+    """Return the moment of a phase with most memory on the device, and its bytes. Rows of the host do not count."""
+    on_device = [row for row in rows if row.side != "host"]
+    held = {moment: sum(row.bytes for row in on_device if moment in row.moments) for moment in PHASES[phase]}
     moment = max(held, key=held.__getitem__)
     return moment, held[moment]
 
 
 def size(number: int) -> str:
-    """Bytes for people: 1.50 GiB, 23.4 MiB, 12.0 KiB."""
+    """Write bytes for people: 1.50 GiB, 23.4 MiB, 12.0 KiB."""
     for unit, power in (("GiB", 30), ("MiB", 20)):
         if abs(number) >= 0.1 * 2**power:
             return f"{number / 2**power:.{2 if power == 30 else 1}f} {unit}"

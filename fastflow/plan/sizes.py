@@ -1,9 +1,10 @@
-"""What a model's config.json says about its memory: sizes of its parts, counted on the meta device without weights."""
+"""Read the sizes of a model from its config.json: count its parts on the meta device, without weights."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,13 +15,16 @@ from fastflow.models.loading import loading, read_config
 from fastflow.models.packed import with_adapters
 from fastflow.models.rope import context_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass(frozen=True)
 class Adapters:
-    """LoRA's own parameters: their number, and of how many tensors.
+    """Counts of LoRA.
 
-    adapted, largest: parameters of the weights that adapters are added to, and of the largest of these. plain: of the
-    model's other parameters.
+    parameters, tensors: of the adapters. adapted: parameters of the weights under adapters. largest: of the largest of
+    these weights. plain: of the model's other weights.
     """
 
     parameters: int
@@ -34,10 +38,10 @@ class Adapters:
 class ModelSizes:
     """Counts and widths of one causal LM; tied weights count once.
 
-    parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers; matrices: with
-    the embedding and the head. vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or
-    values. context: tokens that the model has positions for, where it says so. bfloat16: whether its checkpoint is.
-    fusable: whether Liger has its layers.
+    parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers. matrices: the
+    same with embedding and head. vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or
+    values. context: tokens for which the model has positions, where its config tells. bfloat16: whether its checkpoint
+    is. fusable: whether Liger has its layers.
     """
 
     layers: int
@@ -67,12 +71,12 @@ class ModelSizes:
 
 
 def read_sizes(path: str, settings: ModelConfig) -> ModelSizes:
-    """Sizes of the model at a local directory or hub id. Raises FastflowError when its config.json cannot be read."""
+    """Read the sizes of the model in a local directory or at a hub id. Raises FastflowError for a bad config.json."""
     return _measure(path, _empty_model(path, settings.trust_remote_code))
 
 
 def count_adapters(path: str, settings: ModelConfig, lora: LoraConfig) -> Adapters:
-    """What lora.rank and lora.targets add. Raises FastflowError without peft, or when the targets do not fit."""
+    """Count what lora.rank and lora.targets add. Raises FastflowError without peft, and for targets that do not fit."""
     named = list(_adapted(path, settings.trust_remote_code, lora).named_parameters())
     trained = [entry.numel() for _, entry in named if entry.requires_grad]
     adapted = [entry.numel() for name, entry in named if name.endswith(".base_layer.weight")]
@@ -86,28 +90,30 @@ def _adapted(path: str, trust_remote_code: bool, lora: LoraConfig) -> torch.nn.M
     import warnings
 
     with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")  # peft remarks on tied weights, which adapters leave alone
+        warnings.simplefilter("ignore")  # peft warns of tied weights, which adapters do not change
         return with_adapters(_build(path, trust_remote_code), lora)
 
 
 @functools.cache
-def _empty_model(path: str, trust_remote_code: bool) -> torch.nn.Module:
+def _empty_model(path: str, trust_remote_code: bool) -> PreTrainedModel:
     return _build(path, trust_remote_code)
 
 
-def _build(path: str, trust_remote_code: bool) -> torch.nn.Module:
+def _build(path: str, trust_remote_code: bool) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     config = read_config(path, trust_remote_code=trust_remote_code)
     with loading(path, "model"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return model
 
 
-def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
+def _measure(path: str, model: PreTrainedModel) -> ModelSizes:
     config, parameters = model.config, list(model.parameters())
-    head = model.get_output_embeddings().weight
+    head = model.get_output_embeddings().get_parameter("weight")
+    embedding = model.get_input_embeddings().get_parameter("weight")
     linear = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
-    outer = {id(weight): weight.numel() for weight in (head, model.get_input_embeddings().weight)}
+    outer = {id(weight): weight.numel() for weight in (head, embedding)}
     try:
         heads = config.num_attention_heads
         return ModelSizes(
@@ -122,7 +128,7 @@ def _measure(path: str, model: torch.nn.Module) -> ModelSizes:
             tensors=len(parameters),
             body_linear=sum(weight.numel() for weight in linear),
             matrices=sum(weight.numel() for weight in linear) + sum(outer.values()),
-            tied=head is model.get_input_embeddings().weight,
+            tied=head is embedding,
             normalises_queries=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
             context=context_of(config),
             bfloat16=config.dtype == torch.bfloat16,

@@ -1,4 +1,4 @@
-"""A plan as a table, as sentences and as JSON."""
+"""Show a plan as a table, as sentences and as JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAVEAT = (
 def print_plan(
     console: Console, config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy]
 ) -> None:
-    """The table, the verdict, and what to change."""
+    """Print the table, the verdict, and what to change."""
     console.print(_table(result))
     for phase in PHASES:
         console.print(f"while {_name(config, phase)}: the peak is at {_moment(result, phase)}", highlight=False)
@@ -36,14 +36,16 @@ def print_plan(
         console.print(f"  {escape(remedy.option)}  {_savings(remedy)}", highlight=False)
     if together:
         options = " ".join(remedy.option for remedy in together)
-        outcome = "none is enough alone; together these fit" if together[-1].fits else "not even together do these fit"
+        outcome = (
+            "none is enough alone; together these fit" if together[-1].fits else "together these are not enough either"
+        )
         console.print(f"{outcome}: {escape(options)}", highlight=False, soft_wrap=True)
-    elif result.shortfall and not helpful:  # an obstacle says itself what to do
+    elif result.shortfall and not helpful:  # an obstacle has its own remedy
         console.print("no single setting helps: choose a smaller model or a device with more memory", highlight=False)
 
 
 def verdict(config: Config, result: Estimate) -> str:
-    """One sentence: whether it fits, in what, with how much to spare or missing."""
+    """Say in one sentence whether the run fits, in which memory, and how much is left or missing."""
     device = result.device
     phase = max(PHASES, key=lambda name: result.peak(name)[1])
     _, needed = result.peak(phase)
@@ -58,7 +60,7 @@ def verdict(config: Config, result: Estimate) -> str:
 
 
 def as_json(config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy]) -> dict[str, Any]:
-    """Everything the console shows, in bytes."""
+    """Return all that the console shows, in bytes."""
     phases = {}
     for phase in PHASES:
         moment, held = result.peak(phase)

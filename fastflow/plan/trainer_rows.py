@@ -1,4 +1,4 @@
-"""The trainer's memory, row by row."""
+"""Count the trainer's memory, row by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one proces
 def trainer_rows(
     config: Config, model: ModelSizes, base: ModelSizes | None, adapters: Adapters | None, device: Device
 ) -> list[Row]:
-    """base: None where the policy is its own base. adapters: None where all parameters are trained."""
+    """Return the trainer's rows.
+
+    base: None where the policy is its own base. adapters: None where all parameters are trained.
+    """
     rows = [*_weights(config, model, base, adapters), *_optimiser(config, model, adapters, device)]
     rows += _forward_and_backward(config, model, device)
     rows += _loss(config, model, device)
@@ -37,19 +40,19 @@ def context_row(side: str, device: Device) -> Row:
 
 
 def longest_sequence(config: Config) -> int:
-    """Tokens of the longest prompt with the longest response; of the last token, nothing is predicted."""
+    """Return the tokens of the longest prompt and response that a model reads: the last one predicts nothing."""
     return config.data.max_prompt_tokens + config.rollout.max_response_tokens - 1
 
 
 def microbatch_tokens(config: Config) -> int:
-    """Tokens of the largest micro-batch: a longer sequence gets one alone, and an update may have fewer in all."""
+    """Return the tokens of the largest micro-batch: a longer sequence has its own, and an update may have fewer."""
     batch, longest = config.batch, longest_sequence(config)
     of_update = batch.prompts_per_step // batch.updates_per_rollout * batch.responses_per_prompt * longest
     return min(max(batch.tokens_per_microbatch, longest), of_update)
 
 
 def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations.Numbers:
-    """How this configuration's forward pass is held on this device."""
+    """Return the types and layers of this configuration's forward pass on this device."""
     settings, bfloat16 = config.model, config.model.dtype == "bfloat16"
     product = torch.bfloat16 if bfloat16 or settings.autocast else torch.float32
     kernel = attention.choose_kernel(settings.attention, torch.device(device.type), product)
@@ -74,7 +77,7 @@ def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations
 
 
 def parameter_bytes(config: Config) -> int:
-    """Bytes of one parameter in model.dtype."""
+    """Return the bytes of one parameter in model.dtype."""
     return 2 if config.model.dtype == "bfloat16" else FLOAT
 
 
@@ -123,7 +126,7 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
     rows = [Row("activations", "trainer", tokens * (whole * layer + again * entry + outer), how, graph)]
     cast = 2 * model.body_linear // model.layers if numbers.autocast and not numbers.bfloat16 else 0
     casts = f"{model.body_linear // model.layers:,} linear weights of a layer x 2 B, made by autocast"
-    if not whole:  # else it takes the place of layers that have gone backward
+    if not whole:  # otherwise it takes the place of layers whose backward is done
         bytes_, how = tokens * layer + cast, f"{tokens:,} tokens x {layer:,} B"
         rows.append(Row("one layer, recomputed", "trainer", bytes_, how, (BACKWARD,)))
     rows.append(Row("bfloat16 copies of the weights", "trainer", whole * cast, f"{whole} x {casts}", graph))
@@ -135,7 +138,7 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
 
 
 def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
-    """The workspace of flow_loss; all of a micro-batch's tokens count as response tokens."""
+    """Return the rows of flow_loss's workspace; all tokens of a micro-batch count as response tokens."""
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
     factor = 2 if numbers.product == 2 and (device.is_gpu or cpu_multiplies_bfloat16()) else FLOAT
     vocabulary, head = model.vocab_size, model.vocab_size * model.hidden
@@ -180,7 +183,7 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
 
 
 def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int) -> Workspace:
-    """For a micro-batch of the longest responses; factor: bytes of the products' type."""
+    """Return the workspace of a micro-batch of the longest responses. factor: bytes of the products' type."""
     tokens, longest = microbatch_tokens(config), config.rollout.max_response_tokens
     return flow_loss_workspace(
         [*range(0, tokens, longest), tokens],
@@ -196,9 +199,9 @@ def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
     each = 2 if config.model.autocast else parameter_bytes(config)
     sequences, length = sequences_at_once(config), longest_sequence(config) + 1
     per_token = cache_bytes_per_token(model, each)
-    # as measured: drawing holds the logits and their sums in float64, and a nucleus their order as well
+    # measured: drawing holds the logits and their sums in float64, and a nucleus also their order
     logits = (20 if config.rollout.top_p == 1 else 36) * sequences * model.vocab_size
-    # only one layer's exist at a time; not every version of transformers repeats, but those that vLLM 0.32 wants do
+    # one layer's at a time; not all versions of transformers repeat, but those for vLLM 0.32 do
     widths, what = 2 * model.key, "longer by one token"
     if model.heads > model.key_value_heads:
         widths, what = widths + 2 * model.query, f"{what}, and repeated to all {model.heads} heads"
@@ -213,10 +216,10 @@ def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
 
 
 def sequences_at_once(config: Config) -> int:
-    """Responses that are decoded together."""
+    """Return the number of responses that are decoded together."""
     return min(config.rollout.max_sequences, config.batch.prompts_per_step * config.batch.responses_per_prompt)
 
 
 def cache_bytes_per_token(model: ModelSizes, element_bytes: int) -> int:
-    """Keys and values of one token in all layers."""
+    """Return the bytes of keys and values of one token in all layers."""
     return 2 * model.layers * model.key * element_bytes

@@ -1,4 +1,4 @@
-"""vLLM's memory beside the trainer's, row by row."""
+"""Count vLLM's memory beside the trainer's, row by row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from fastflow.config.schema import Config
 from fastflow.plan.device import GIB, Device
-from fastflow.plan.rows import ALWAYS, SAMPLING, Row, size
+from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row, size
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow.plan.trainer_rows import (
     cache_bytes_per_token,
@@ -19,13 +19,13 @@ from fastflow.rollout.vllm.adapters import RANKS, room_for
 
 BUCKET_BYTES = 256 * 2**20
 WORKSPACE_BYTES = GIB  # activations and CUDA graphs of vLLM, an assumption
-CPU_CACHE_GIB = 1  # what the vLLM process is given unless VLLM_CPU_KVCACHE_SPACE says otherwise
+CPU_CACHE_GIB = 1  # of the vLLM process, unless VLLM_CPU_KVCACHE_SPACE sets another
 
 
 def vllm_rows(
     config: Config, model: ModelSizes, adapters: Adapters | None, device: Device
 ) -> tuple[list[Row], list[str], list[str]]:
-    """Rows, remarks, and obstacles that keep vLLM from starting at all, whatever is free."""
+    """Return rows, remarks, and obstacles: what keeps vLLM from starting even with enough memory."""
     each = 2 if config.model.autocast else parameter_bytes(config)
     weights = model.parameters * each
     share = int(config.rollout.memory_fraction * device.memory)
@@ -42,10 +42,10 @@ def vllm_rows(
     held = f"{per_token:,} B a token, {sequences:,} sequences of {length:,} tokens"
     rows.append(Row("vLLM's KV cache", "vllm", max(cache, 0), f"{how}: {held}", moments))
     if sleeps and config.rollout.sleep == "weights-to-cpu":
-        rows.append(Row("vLLM's weights on the host", "host", weights, "while the policy trains"))
+        rows.append(Row("vLLM's weights on the host", "host", weights, "while the policy trains", TRAINING))
     if adapters is not None and _applies_adapters(config):
-        held = adapters.parameters * each * room_for(config.lora.rank) // config.lora.rank
-        rows.append(Row("vLLM's adapters", "vllm", held, "which it applies itself: rollout.adapters", moments))
+        reserved = adapters.parameters * each * room_for(config.lora.rank) // config.lora.rank
+        rows.append(Row("vLLM's adapters", "vllm", reserved, "which it applies itself: rollout.adapters", moments))
     elif adapters is not None:
         how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
         rows.append(Row("bucket of merged weights", "vllm", _bucket_bytes(config, adapters), how))
@@ -64,14 +64,14 @@ def vllm_rows(
 
 
 def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
-    """What lies in shared memory on a CPU: all parameters, or the plain ones and a bucket of merged ones."""
+    """Return the bytes in shared memory on a CPU: all parameters, or the plain ones and a bucket of merged ones."""
     if adapters is None or _applies_adapters(config):
         return model.parameters * parameter_bytes(config)
     return adapters.plain * parameter_bytes(config) + _bucket_bytes(config, adapters)
 
 
 def _applies_adapters(config: Config) -> bool:
-    """Whether vLLM applies the adapters itself, as the sampler decides it."""
+    """Return whether vLLM applies the adapters itself; the sampler decides in the same way."""
     choice, rank = config.rollout.adapters, config.lora.rank
     is_rounded = config.model.autocast or config.model.dtype == "bfloat16"
     return rank <= RANKS[-1] and (choice == "apply" or (choice == "auto" and is_rounded))
@@ -83,7 +83,7 @@ def _bucket_bytes(config: Config, adapters: Adapters) -> int:
 
 
 def _refusals(config: Config, device: Device) -> list[str]:
-    """What the sampler refuses before it starts vLLM."""
+    """Return what the sampler refuses before it starts vLLM."""
     found, (kind, _, index) = [], config.model.device.partition(":")
     if not device.is_gpu and config.rollout.sleep not in ("auto", "off"):
         found.append(f"rollout.sleep = {config.rollout.sleep} frees nothing on a CPU; leave it at auto")
@@ -96,7 +96,7 @@ def _refusals(config: Config, device: Device) -> list[str]:
 
 
 def sleeps_while_training(config: Config, device: Device) -> bool:
-    """Whether vLLM gives up its weights and cache on the GPU while the policy trains."""
+    """Return whether vLLM frees its weights and cache on the GPU while the policy trains."""
     return device.is_gpu and not config.rollout.ahead and config.rollout.sleep != "off"
 
 

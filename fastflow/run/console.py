@@ -1,15 +1,15 @@
-"""A console that falls silent, and ends nothing, when its terminal or pipe is gone."""
+"""Make a console that goes silent, and stops no run, when its terminal or pipe is gone."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 
 
 class _SteadyStdout:
-    """Whatever sys.stdout is at the moment, without its errors."""
+    """The current sys.stdout, without its errors."""
 
     def write(self, text: str) -> int:
         try:
@@ -25,12 +25,12 @@ class _SteadyStdout:
 
     @property
     def _stream(self) -> Any:
-        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # rich stands in for it while it shows bars
+        return getattr(sys.stdout, "rich_proxied_file", sys.stdout)  # while rich shows bars, sys.stdout is its proxy
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def make_console() -> Console:
-    """A console on stdout for runs that nobody may be watching any more."""
-    return Console(file=_SteadyStdout())
+    """Return a console on stdout for a run that may outlive its terminal."""
+    return Console(file=cast("IO[str]", _SteadyStdout()))  # it passes all other attributes on

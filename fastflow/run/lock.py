@@ -1,7 +1,7 @@
-"""One writer for a directory: a lock that is held while a run lasts and that a dead process does not hold.
+"""Lock a directory for one writer while a run lasts. The lock of a dead process ends with it.
 
-flock holds it. Where the file system has no locks, as some network file systems have none, a file that only one process
-can make stands in for it, and says so: what a process on another machine leaves of it has to be removed by hand.
+flock holds the lock. Some network file systems have no locks; there, a file that only one process can create replaces
+it, and a warning says so: what a process on another machine leaves of it has to be removed by hand.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from fastflow.errors import FastflowError
 
@@ -27,10 +28,10 @@ _held: dict[Path, RunLock] = {}
 
 
 class RunLock:
-    """The lock on a directory, which is made where it is missing. `release` gives it back, and may be called again.
+    """The lock on a directory, which is created where it is missing. `release` ends it, and may be called again.
 
-    A second lock of the same process joins the first. setting: what names the directory. Raises FastflowError where
-    another process holds it, and where the directory cannot be written.
+    A second lock of the same process joins the first. setting: the setting that names the directory. Raises
+    FastflowError where another process holds the lock, and where the directory cannot be written.
     """
 
     def __init__(self, directory: Path, setting: str = "run.output"):
@@ -50,7 +51,7 @@ class RunLock:
         _held[self._key] = self
 
     def release(self) -> None:
-        """Give the lock back, and remove the directory where nothing came into it."""
+        """End the lock, and remove directories that it created and that are still empty."""
         if self._joined is not None:
             joined, self._joined = self._joined, None
             joined.release()
@@ -59,7 +60,7 @@ class RunLock:
         if self._count or _held.get(self._key) is not self:
             return
         del _held[self._key]
-        self._file.unlink(missing_ok=True)  # before the lock ends, or it could be another process's
+        self._file.unlink(missing_ok=True)  # before the lock ends: afterwards it could be another process's
         os.close(self._descriptor)
         self._remove_made()
 
@@ -76,7 +77,7 @@ class RunLock:
 
 
 def _make(directory: Path, setting: str) -> list[Path]:
-    """Make the directory; returns those that were missing, the outermost first."""
+    """Create the directory. Returns those that were missing, the outermost first."""
     made: list[Path] = []
     try:
         if directory.exists() and not directory.is_dir():
@@ -87,20 +88,20 @@ def _make(directory: Path, setting: str) -> list[Path]:
                 made.append(part)
     except OSError as error:
         raise FastflowError(
-            f"{setting} = {directory} cannot be made ({error.strerror}: {error.filename}); choose another"
+            f"{setting} = {directory} cannot be created ({error.strerror}: {error.filename}); choose another"
         ) from error
     return made
 
 
 def _acquire(directory: Path, setting: str) -> tuple[Path, int]:
-    """The lock's file and its descriptor, open as long as the lock is held."""
+    """Take the lock. Returns its file and the descriptor, open as long as the lock is held."""
     file = directory / LOCK_FILE
     try:
         while True:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not _is_same(descriptor, file):  # its last holder removed it in between
+                if not _is_same(descriptor, file):  # its last holder has removed it meanwhile
                     os.close(descriptor)
                     continue
                 os.ftruncate(descriptor, 0)
@@ -116,12 +117,13 @@ def _acquire(directory: Path, setting: str) -> tuple[Path, int]:
                 return _acquire_without_flock(directory, error)
     except OSError as error:
         raise FastflowError(
-            f"{setting} = {directory} cannot be written ({error.strerror}); choose another, or mend its permissions "
-            "and its room"
+            f"{setting} = {directory} cannot be written ({error.strerror}); choose another, or correct its permissions "
+            "and its free room"
         ) from error
 
 
 def _acquire_without_flock(directory: Path, reason: OSError) -> tuple[Path, int]:
+    """Take the lock by creating a file that must not exist yet."""
     file = directory / HOLDER_FILE
     while True:
         try:
@@ -130,12 +132,12 @@ def _acquire_without_flock(directory: Path, reason: OSError) -> tuple[Path, int]
         except FileExistsError:
             holder = _read(file)
             if holder.get("host") != socket.gethostname() or _is_alive(holder):
-                remedy = f"; where that process is gone, remove {file}"
+                remedy = f"; if that process is gone, remove {file}"
                 raise FastflowError(_in_use(directory, holder) + remedy) from None
             file.unlink(missing_ok=True)
     os.write(descriptor, _this_process())
     logger.warning(
-        "%s has no file locks (%s): %s keeps other runs out, and has to be removed by hand where a run dies on another "
+        "%s has no file locks (%s): %s keeps other runs out, and has to be removed by hand if a run dies on another "
         "machine", directory, reason.strerror, file,
     )  # fmt: skip
     return file, descriptor
@@ -154,19 +156,19 @@ def _this_process() -> bytes:
     return json.dumps({"host": socket.gethostname(), "pid": pid, "born": _born(pid), "since": since}).encode()
 
 
-def _read(file: Path) -> dict:
+def _read(file: Path) -> dict[str, Any]:
     try:
         holder = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # it is being written, or removed
+        return {}  # it is just being written or removed
     return holder if isinstance(holder, dict) else {}
 
 
-def _is_alive(holder: dict) -> bool:
-    """Whether the holder, of this machine, still runs; its number alone may have gone to another process."""
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Return whether the holder, on this machine, still runs. Its pid alone may belong to another process by now."""
     pid = holder.get("pid")
     if not isinstance(pid, int):
-        return True  # nobody can tell
+        return True  # unknown
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -177,15 +179,15 @@ def _is_alive(holder: dict) -> bool:
 
 
 def _born(pid: int) -> str | None:
-    """When a process started, in clock ticks since the machine did; None where there is no /proc."""
+    """Return when a process started, in clock ticks since the machine did; None without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except OSError:
         return None
 
 
-def _in_use(directory: Path, holder: dict) -> str:
+def _in_use(directory: Path, holder: dict[str, Any]) -> str:
     who = "another process"
     if holder:
         who = f"process {holder.get('pid')} on {holder.get('host')} (since {holder.get('since')})"
-    return f"{directory} is being written by {who}; wait for it, stop it, or choose another directory"
+    return f"{directory} is in use by {who}; wait for it, stop it, or choose another directory"

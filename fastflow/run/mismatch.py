@@ -1,4 +1,4 @@
-"""How far the sampler's log-probs are from the trainer's, for the same tokens and the same weights."""
+"""Compare the sampler's log-probs with the trainer's, for the same tokens and the same weights."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 class Mismatch(NamedTuple):
     """Over the tokens of a step, in nats: mean, 99th percentile and maximum of the absolute difference, and the KL.
 
-    kl: estimate of KL(sampler || trainer) per token, mean of exp(d) - 1 - d with d = trainer - sampler; the tokens are
-    the sampler's, so that it is unbiased, and never negative.
+    kl: estimate of KL(sampler || trainer) per token, mean of exp(d) - 1 - d with d = trainer - sampler. It is unbiased,
+    since the sampler drew the tokens, and never negative.
     """
 
     mean: float
@@ -22,7 +22,7 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(sampler: Sequence[np.ndarray], trainer: Sequence[np.ndarray]) -> Mismatch:
-    """sampler, trainer: one (|y|,) array of log-probs for each response, in the same order.
+    """Compare log-probs. sampler, trainer: one (|y|,) array for each response, in the same order, in nats.
 
     >>> half = mismatch([np.array([-1.0, -2.0])], [np.array([-1.0, -2.5])])
     >>> (half.mean, half.max, round(half.kl, 4))

@@ -1,4 +1,4 @@
-"""Files that a command writes: asked about at its beginning, and one sentence where the disk does not take them."""
+"""Check at the start of a command that it can write its file, and report a failing disk in one sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastflow.errors import FastflowError
 
 
 def writable(path: Path) -> Path:
-    """Refuse before the work a `--json` file that cannot be written; leaves none where there was none."""
+    """Refuse a `--json` file that cannot be written, before the work starts. Creates no file. Returns the path."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
@@ -26,7 +26,7 @@ def writable(path: Path) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, and any other OSError or SafetensorError of the block, into one sentence about the path."""
+    """Turn a full disk, and each other OSError or SafetensorError of the block, into one sentence about the path."""
     try:
         yield
     except (OSError, SafetensorError) as error:

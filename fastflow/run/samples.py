@@ -1,4 +1,4 @@
-"""Sample dumps: samples.jsonl for the report, and a text file a step for people."""
+"""Write sample dumps: samples.jsonl for the report, and one text file for each dumped step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe(
     tokenizer: PreTrainedTokenizerBase,
     count: int,
 ) -> list[dict[str, Any]]:
-    """Up to `count` samples of an update: the likeliest and unlikeliest under the base, the longest, then the first."""
+    """Return at most `count` samples: the likeliest and unlikeliest under the base, the longest, then the first."""
     flat = [(group.prompt, trajectory) for group in groups for trajectory in group.trajectories]
     per_token = result.length.clamp(min=1)
     mean_base, mean = (result.base_logprob / per_token).numpy(), (result.logprob / per_token).numpy()

@@ -1,10 +1,10 @@
-"""Directories that are replaced together, and only once all of their successors are complete.
+"""Replace directories together, and only when all of their successors are complete.
 
     RUN/save.new/       successors that are being written
-    RUN/save.ready/     the same, complete: from here on they count
-    RUN/policy.old/     what a successor replaces, until that stands under the name
+    RUN/save.ready/     the same, complete: from now on they count
+    RUN/policy.old/     what a successor replaces, until the successor has its name
 
-Whatever ends the process in between, `recover` finishes or drops by these names.
+If the process ends in between, `recover` finishes or drops the successors by these names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STAGING, READY, OLD = "save.new", "save.ready", ".old"
 
 
 def begin(directory: Path) -> Path:
-    """The empty directory that successors are written into, each under its name."""
+    """Create the empty directory for successors. Each is written into it under its name."""
     staging = directory / STAGING
     discard(directory)
     staging.mkdir(parents=True)
@@ -33,7 +33,7 @@ def discard(directory: Path) -> None:
 
 
 def commit(directory: Path) -> None:
-    """Put all successors in place. Raises OSError, with everything as it was, where the disk did not take them."""
+    """Put all successors in place. Raises OSError, and changes nothing, where the disk does not take them."""
     flush(directory / STAGING)
     with deferred_interrupt():
         _finish(directory)
@@ -42,7 +42,7 @@ def commit(directory: Path) -> None:
 
 
 def recover(directory: Path, names: Iterable[str]) -> None:
-    """Finish what a process that died in the middle had made ready, and drop what it had not. names: of all parts."""
+    """Finish a swap that a dead process had made ready, and drop one that it had not. names: of all directories."""
     with deferred_interrupt():
         _finish(directory)
         discard(directory)
@@ -69,7 +69,7 @@ def _finish(directory: Path) -> None:
 
 
 def flush(directory: Path) -> None:
-    """Have the disk take every file; a full one or a quota may show itself only here. Raises OSError."""
+    """Make the disk take every file: a full disk or a quota may show only here. Raises OSError."""
     for path in directory.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)

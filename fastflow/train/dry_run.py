@@ -1,4 +1,4 @@
-"""`fastflow train --dry-run`: everything that can be checked without loading a model's weights or reaching a hub."""
+"""`fastflow train --dry-run`: check all that needs neither a model's weights nor a hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastflow.run.recorder import check_sinks
 
 
 def check_inputs(config: Config) -> str:
-    """Raise FastflowError for what would stop the run: missing inputs or packages, functions, a data file's records.
+    """Raise FastflowError for what would stop the run: missing inputs or packages, bad functions or records.
 
     Returns the first prompt as the model will see it, otherwise why it cannot be shown.
     """
@@ -46,13 +46,13 @@ def first_prompt(config: Config, records: list[Record]) -> str:
             tokenizer = AutoTokenizer.from_pretrained(
                 model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
             )
-        except Exception:  # of a hub id that was never fetched, anything
+        except Exception:  # a hub id that was never fetched raises errors of many types
             return f"No prompt to show: the tokenizer of {model.path} is not on this machine."
     return describe_first(tokenize(records, tokenizer, config.data), tokenizer, config.data)
 
 
 def check_layers(settings: ModelConfig) -> None:
-    """Raise FastflowError where layers are asked for by name that this machine cannot run."""
+    """Raise FastflowError where the settings name layers that this machine cannot run."""
     if settings.fused_layers != "liger" and settings.compile == "off":
         return
     from fastflow.models.packed import resolve_device

@@ -1,4 +1,4 @@
-"""The policy as an ordinary transformers directory, in the type that the settings ask for."""
+"""Write the policy as an ordinary transformers directory, in the type that the settings ask for."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
 from fastflow.config.schema import Config
 from fastflow.models.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
-from fastflow.models.packed import PackedModel
+from fastflow.models.packed import PackedModel, has_adapters
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 GENERATION_FILE = "generation_config.json"
 
+AnyModule = TypeVar("AnyModule", bound=torch.nn.Module)
+
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What became of the update in the export.
+    """What the export keeps of the update.
 
-    dtype: of the exported weights. update_error: how far they are from the live ones, relative to what was learned
-    (see RoundingLoss); None where the export is the live weights. update_error_in_bfloat16: the same for an export in
-    bfloat16, where `auto` considered one.
+    dtype: of the exported weights. update_error: their distance from the live ones, relative to what was learned (see
+    RoundingLoss); None where both are equal. update_error_in_bfloat16: the same for an export in bfloat16, where `auto`
+    considered one.
     """
 
     dtype: str
@@ -41,8 +44,8 @@ class ExportReport:
 class Exporter:
     """Writes the policy.
 
-    dtype: run.export_dtype. start: the weights before training, against which rounding is measured where the policy has
-    no adapters. tokenizer_files: copied in place of a tokenizer that does not serialise.
+    dtype: run.export_dtype. start: the weights before training; rounding is measured against them where the policy has
+    no adapters. tokenizer_files: copied for a tokenizer that does not serialise.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,27 +54,27 @@ class Exporter:
     tokenizer_files: tuple[Path, ...] = ()
 
     def export(self, policy: PackedModel, directory: Path) -> ExportReport:
-        """Write a copy of the policy; adapters are merged. The live model is not touched."""
+        """Write a copy of the policy with its adapters merged. The live model does not change."""
         return self.write(on_cpu(policy.model), directory)
 
     @torch.no_grad()
-    def write(self, model: torch.nn.Module, directory: Path) -> ExportReport:
-        """Write a model, a peft model included, that is used up."""
-        if hasattr(model, "get_base_model"):
+    def write(self, model: PreTrainedModel | PeftModel, directory: Path) -> ExportReport:
+        """Write a model, or a peft model with its adapters merged. Changes the model."""
+        if has_adapters(model):
             report = self._merge(model)
-            model = model.unload()
+            model = cast("PreTrainedModel", model.unload())  # peft gives its method no type
         else:
             report = self._round(model)
         dtype = getattr(torch, report.dtype)
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
-        model.config._attn_implementation = "sdpa"  # users of the export have no fastflow_packed
+        model.config._attn_implementation = "sdpa"  # users of the export do not have fastflow_packed
         self._save_model(model, directory)
         self._save_tokenizer(directory)
         return report
 
-    def _merge(self, model: torch.nn.Module) -> ExportReport:
+    def _merge(self, model: PeftModel) -> ExportReport:
         layers = [layer for _, layer in adapted_layers(model)]
         dtype, in_bfloat16 = _dtype_of(model.get_base_model()), None
         if self.dtype == "auto" and dtype == torch.bfloat16:
@@ -107,7 +110,7 @@ class Exporter:
             return
         model.generation_config = type(generation)()
         model.save_pretrained(directory)
-        generation.to_json_file(directory / GENERATION_FILE, use_diff=True)  # as it was loaded
+        generation.to_json_file(directory / GENERATION_FILE, use_diff=True)  # unchanged
 
     def _save_tokenizer(self, directory: Path) -> None:
         if not self.tokenizer_files:
@@ -117,7 +120,7 @@ class Exporter:
 
 
 def announce(report: ExportReport, config: Config) -> None:
-    """Say what the export's type costs of what was learned; a warning where that is over 5 %."""
+    """Log how much of what was learned the export's type loses; over 5 % is a warning."""
     loss = report.update_error
     if loss is None:
         return
@@ -135,7 +138,7 @@ def announce(report: ExportReport, config: Config) -> None:
 
 
 def is_strictly_valid(generation: GenerationConfig) -> bool:
-    """Whether transformers saves these generation settings without complaint."""
+    """Return whether transformers saves these generation settings without an error."""
     try:
         generation.validate(strict=True)
     except ValueError:
@@ -143,9 +146,9 @@ def is_strictly_valid(generation: GenerationConfig) -> bool:
     return True
 
 
-def on_cpu(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy in memory of its own: what a GPU or another process holds is neither moved nor cloned there."""
-    copies = {}
+def on_cpu(model: AnyModule) -> AnyModule:
+    """Return a copy in the CPU's memory. It needs no room on the GPU, and shares none with another process."""
+    copies: dict[int, torch.Tensor] = {}
     for parameter in model.parameters():
         copies[id(parameter)] = torch.nn.Parameter(parameter.detach().to("cpu", copy=True), requires_grad=False)
     for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""The live progress display of a run: one bar for the steps, one for the rollout or update in hand."""
+"""Show the live progress of a run: one bar for the steps, one for the current rollout or update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class RunProgress:
-    """A context manager around rich's Progress; on anything but a terminal it stays silent."""
+    """A context manager around rich's Progress. It is silent where there is no terminal."""
 
     def __init__(self, console: Console, *, label: str, steps: int):
         self._bars = Progress(
@@ -35,12 +35,12 @@ class RunProgress:
         self._bars.stop()
 
     def phase(self, name: str, total: int) -> None:
-        """Start the inner bar anew."""
+        """Restart the inner bar with a new name and total."""
         self._bars.reset(self._phase, description=f"  {name}", total=total, visible=True)
 
     def advance_phase(self, count: int = 1) -> None:
         self._bars.advance(self._phase, count)
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one finished step."""
         self._bars.advance(self._steps)

@@ -1,7 +1,7 @@
-"""A save before the first step: what loads but cannot be saved is found while nothing is lost.
+"""Rehearse a save before the first step, to find what loads but cannot be saved while nothing is lost.
 
-Everything small is written for real: settings, generation settings and tokenizer. The weights go through the same code
-with one number in the place of each tensor.
+All small files are really written: settings, generation settings and tokenizer. The weights go through the same code
+with one number in place of each tensor.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.run import swap
 from fastflow.run.directory import REHEARSAL
 from fastflow.train.checkpoint import reason, save_adapter
-from fastflow.train.export import Exporter, is_strictly_valid
+from fastflow.train.export import AnyModule, Exporter, is_strictly_valid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ _TOKENIZER_FILES = ("*token*.json", "*token*.model", "vocab*", "merges.txt", "*.
 def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, directory: Path) -> tuple[Exporter, int]:
     """Try all of a save but its size. Returns the exporter that will work, and the bytes of the small files.
 
-    Says so where something has to be saved in another way. Raises FastflowError for what cannot be saved at all.
+    Warn where something must be saved in another way. Raises FastflowError for what cannot be saved at all.
     """
     target = directory / REHEARSAL
     shutil.rmtree(target, ignore_errors=True)
@@ -43,13 +44,13 @@ def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, dir
         target.mkdir()
         for name in ("tokenizer", "copied"):
             (target / name).mkdir()
-            policy.causal_lm.config.to_json_file(target / name / "config.json")  # may decide the tokenizer's class
+            policy.causal_lm.config.to_json_file(target / name / "config.json")  # it can decide the tokenizer's class
         exporter = _with_tokenizer(exporter, settings, target)
         generation = policy.causal_lm.generation_config
         if generation is not None and not is_strictly_valid(generation):
             logger.warning(
-                "the generation settings of %s contradict themselves (such as a temperature without do_sample), and "
-                "are saved as they are", settings.path,
+                "the generation settings of %s contradict themselves (such as a temperature without do_sample); they "
+                "are saved unchanged", settings.path,
             )  # fmt: skip
         _try(lambda: exporter.write(miniature(policy.model), target / "policy"), "policy", settings)
         if policy.model is not policy.causal_lm:
@@ -64,9 +65,9 @@ def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, dir
         shutil.rmtree(target, ignore_errors=True)
 
 
-def miniature(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with one number in place of each parameter; parameters that are one stay one."""
-    small = {
+def miniature(model: AnyModule) -> AnyModule:
+    """Return a copy of the model with one number in place of each parameter; tied parameters stay tied."""
+    small: dict[int, torch.Tensor] = {
         id(parameter): torch.nn.Parameter(
             torch.zeros([min(1, size) for size in parameter.shape], dtype=parameter.dtype), requires_grad=False
         )
@@ -77,7 +78,7 @@ def miniature(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, small)
 
 
-def _try(save, what: str, settings: ModelConfig) -> None:
+def _try(save: Callable[[], object], what: str, settings: ModelConfig) -> None:
     try:
         save()
     except OSError:
@@ -85,12 +86,12 @@ def _try(save, what: str, settings: ModelConfig) -> None:
     except Exception as error:
         raise FastflowError(
             f"the {what} of {settings.path} loads but cannot be saved, as was tried before the first step: "
-            f"{reason(error)}; mend its files, or save it once with transformers (save_pretrained) and train that copy"
+            f"{reason(error)}; correct its files, or save it with transformers (save_pretrained) and train that copy"
         ) from error
 
 
 def _with_tokenizer(exporter: Exporter, settings: ModelConfig, target: Path) -> Exporter:
-    """The exporter as it is where its tokenizer reads back the same, else one that copies the tokenizer's files."""
+    """Return the exporter where its tokenizer reads back the same, otherwise one that copies the tokenizer's files."""
     failure = _tokenizer_failure(exporter.tokenizer, settings, target / "tokenizer")
     if failure is None:
         return exporter
@@ -100,7 +101,7 @@ def _with_tokenizer(exporter: Exporter, settings: ModelConfig, target: Path) -> 
             shutil.copyfile(file, target / "copied" / file.name)
         if _differs(exporter.tokenizer, settings, target / "copied") is None:
             logger.warning(
-                "the tokenizer of %s does not survive being saved (%s); its files are copied instead",
+                "the tokenizer of %s changes when it is saved (%s); its files are copied instead",
                 settings.path, failure,
             )  # fmt: skip
             return dataclasses.replace(exporter, tokenizer_files=files)
@@ -121,7 +122,7 @@ def _tokenizer_failure(tokenizer: PreTrainedTokenizerBase, settings: ModelConfig
 
 
 def _differs(tokenizer: PreTrainedTokenizerBase, settings: ModelConfig, directory: Path) -> str | None:
-    """How the tokenizer in a directory differs from this one, if it does."""
+    """Say how the tokenizer in a directory differs from this one; None where it does not."""
     from transformers import AutoTokenizer
 
     try:
@@ -129,16 +130,16 @@ def _differs(tokenizer: PreTrainedTokenizerBase, settings: ModelConfig, director
     except Exception as error:
         return f"what was saved does not load: {reason(error)}"
     if len(again) != len(tokenizer):
-        return f"it has {len(again)} tokens when it is read back, not {len(tokenizer)}"
+        return f"it has {len(again)} tokens after being read back, not {len(tokenizer)}"
     if again(SAMPLE_TEXT)["input_ids"] != tokenizer(SAMPLE_TEXT)["input_ids"]:
-        return "it gives other tokens when it is read back"
+        return "it gives other tokens after being read back"
     if again.eos_token_id != tokenizer.eos_token_id or again.chat_template != tokenizer.chat_template:
-        return "its end token or chat template is another one when it is read back"
+        return "its end token or chat template differs after being read back"
     return None
 
 
 def _files_of(path: str) -> list[Path]:
-    """The tokenizer's files of a local directory, or of a hub id as far as they are in the cache."""
+    """Return the tokenizer's files in a local directory, or those of a hub id that the cache holds."""
     directory = Path(path)
     if not directory.is_dir():
         from huggingface_hub import snapshot_download
@@ -152,7 +153,7 @@ def _files_of(path: str) -> list[Path]:
 
 
 def _check_names(directory: Path, settings: ModelConfig) -> None:
-    """Refuse an export that would read back with weights missing, as where it ties two that are not one."""
+    """Refuse an export that would read back without some weights, such as one that ties two different tensors."""
     from safetensors import safe_open
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -169,6 +170,6 @@ def _check_names(directory: Path, settings: ModelConfig) -> None:
     if missing:
         raise FastflowError(
             f"the policy of {settings.path} would be saved without {missing[0]}"
-            f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}, which its config.json asks for; mend "
+            f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}, which its config.json asks for; correct "
             "tie_word_embeddings there"
         )

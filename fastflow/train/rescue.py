@@ -1,4 +1,4 @@
-"""The last resort of a run whose save fails: what it has learned, as plain tensors, wherever there is room for them."""
+"""Write what a run has learned as plain tensors where its save fails: the last resort, wherever there is room."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE_BYTES = 2**30
 
 
 def write_raw(policy: PackedModel, directory: Path) -> str:
-    """Write the trained parameters to RUN/rescued, else to the system's temporary files. Returns a sentence on it."""
+    """Write the trained parameters to RUN/rescued, otherwise to a temporary directory. Returns what it did, as text."""
     reasons = []
     for target in (directory / RESCUED, Path(tempfile.gettempdir()) / f"fastflow-{RESCUED}-{directory.resolve().name}"):
         try:
@@ -28,7 +28,7 @@ def write_raw(policy: PackedModel, directory: Path) -> str:
             continue
         what = "LoRA adapters" if policy.model is not policy.causal_lm else "weights"
         return (
-            f"the trained {what} of now are in {target} as raw safetensors, under the names of the model's "
+            f"the current trained {what} are in {target} as raw safetensors, under the names of the model's "
             "named_parameters()"
         )
     return f"the trained weights could not be written anywhere else ({reasons[-1]})"
@@ -48,7 +48,7 @@ def _write(policy: PackedModel, target: Path) -> None:
 
 
 def _buckets(model: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """The trained parameters on the CPU, at most FILE_BYTES of them at a time, or one."""
+    """Yield the trained parameters on the CPU, at most FILE_BYTES at a time; a larger one comes alone."""
     bucket: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

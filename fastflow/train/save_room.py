@@ -1,11 +1,11 @@
-"""The room that saves take on the disk, before anything was trained."""
+"""Check, before training, that the disk has room for the saves of the run."""
 
 from __future__ import annotations
 
 import logging
 import resource
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from fastflow.train.learner import Learner
 
 logger = logging.getLogger(__name__)
 
-MOMENTS = 2  # of AdamW, in the type of the parameter
+MOMENTS = 2  # of AdamW, each in the parameter's type
 SMALL_FILES = 2**20  # settings, metrics and samples
 
 
 @dataclass(frozen=True)
 class SaveSize:
-    """Bytes of one save. adapter: 0 without LoRA. optimizer: with the log_z head and its moments."""
+    """Bytes of one save. adapter: 0 without LoRA. optimizer: includes the log_z head and its moments."""
 
     policy: int
     adapter: int
@@ -40,9 +40,9 @@ class SaveSize:
 
 
 def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> SaveSize:
-    """What one save of the run will take; for LoRA in bfloat16 `auto` counts as the float32 that it may become.
+    """Return the size of one save. For LoRA in bfloat16, `auto` counts as float32, which it may become.
 
-    tokenizer: bytes of its files.
+    tokenizer: bytes of the tokenizer's files.
     """
     weights = [parameter for name, parameter in learner.policy.causal_lm.named_parameters() if ".lora_" not in name]
     adapters = [parameter for parameter in learner.policy.parameters() if not _is_among(parameter, weights)]
@@ -59,10 +59,10 @@ def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> Sav
 
 
 def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: int = 0) -> None:
-    """Raise FastflowError where the disk, or the limit on a file's size, cannot take what the run will save; warn where
-    only a second copy would not fit.
+    """Raise FastflowError where the disk or the limit on a file's size is too small for the saves of the run.
 
-    A save stands beside the one before it until it is complete. reclaimed: bytes that the run will free.
+    Warn where only a second save would not fit. A save is written beside the one before it. reclaimed: bytes that the
+    run will free.
     """
     run = config.run
     copies = 2 if run.save_every and run.save_every < run.steps else 1
@@ -77,18 +77,18 @@ def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: in
         )
     if free < 2 * size.total:
         logger.warning(
-            "%s has %s left, and a save takes %s: there is no room for a second one beside it",
+            "%s has %s left, and a save takes %s: there is no room for a second save beside it",
             directory, _show(free), _show(size.total),
         )  # fmt: skip
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit not in (resource.RLIM_INFINITY, -1) and limit < size.largest_file:
         raise FastflowError(
-            f"files may have {_show(limit)} here (ulimit -f), but a save of this run has one of "
+            f"a file may have at most {_show(limit)} here (ulimit -f), but a save of this run has a file of "
             f"{_show(size.largest_file)}; raise the limit (ulimit -f unlimited) before the run"
         )
 
 
-def _is_among(parameter: torch.Tensor, others: list[torch.Tensor]) -> bool:
+def _is_among(parameter: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
     return any(parameter is other for other in others)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vllm_runs
+from fake_vllm import response_to
 from fastflow.data.trajectory import flatten
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.server.sampler import ServerSampler
@@ -31,6 +32,18 @@ def start(model: PackedModel, *servers, **options) -> ServerSampler:
     return ServerSampler(
         model, **{"eos_ids": [0], "context": 40, "servers": addresses, "max_sequences": 4, "silence": 30.0, **options}
     )
+
+
+def assert_answered(groups, requests) -> None:
+    """By the stand-in, each with its own prompt and seed."""
+    assert [group.prompt for group in groups] == [request.prompt for request in requests]
+    for group, request in zip(groups, requests, strict=True):
+        for trajectory, seed in zip(group.trajectories, request.seeds, strict=True):
+            body = {"prompt": request.prompt.ids.tolist(), "seed": seed, "max_tokens": 12, "stop_token_ids": [0]}
+            (choice,) = response_to(body)["choices"]
+            assert trajectory.response_ids.tolist() == choice["token_ids"]
+            np.testing.assert_allclose(trajectory.behaviour_logprobs, choice["logprobs"]["token_logprobs"], rtol=1e-6)
+            assert trajectory.seed == seed
 
 
 def assert_same_responses(first, second) -> None:

@@ -82,6 +82,13 @@ class TestSampling:
         trained = sum(row.bytes for row in result.rows if row.side == "trainer" and BACKWARD in row.moments)
         assert (training > trained + rows["vLLM's KV cache"].bytes) is stays
 
+    def test_what_lies_in_the_host_s_memory_takes_none_of_the_gpu_s(self, models):
+        peaks = {}
+        for sleep in ("drop-weights", "weights-to-cpu"):
+            result = estimate(configure(models / "large", rollout__engine="vllm", rollout__sleep=sleep), GPU)
+            peaks[sleep] = {phase: result.peak(phase) for phase in PHASES}
+        assert peaks["weights-to-cpu"] == peaks["drop-weights"]
+
     def test_a_share_too_small_for_one_sequence_is_an_obstacle(self, models):
         config = configure(models / "large", rollout__engine="vllm", rollout__memory_fraction=0.01)
         small = Device("cuda", 8 * GIB, "a test")

@@ -1,49 +1,27 @@
-"""Rollouts on servers over HTTP, against a stand-in: what is asked and answered, and servers that fail."""
+"""Rollouts on servers over HTTP, against a stand-in: what is asked and answered."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import socket
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
-from fake_vllm import response_to
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
-from fastflow.rollout.server import dispatch
-from fastflow.rollout.server import sampler as server_sampler
 from fastflow.rollout.server.sampler import read_addresses
-from server_runs import make_requests, needs_httpx, our_threads, start
+from server_runs import assert_answered, make_requests, needs_httpx, our_threads, start
 from small_models import make_causal_lm
 from vllm_runs import PARAMS, perturb
-
-
-def assert_answered(groups, requests) -> None:
-    """By the stand-in, each with its own prompt and seed."""
-    assert [group.prompt for group in groups] == [request.prompt for request in requests]
-    for group, request in zip(groups, requests, strict=True):
-        for trajectory, seed in zip(group.trajectories, request.seeds, strict=True):
-            body = {"prompt": request.prompt.ids.tolist(), "seed": seed, "max_tokens": 12, "stop_token_ids": [0]}
-            (choice,) = response_to(body)["choices"]
-            assert trajectory.response_ids.tolist() == choice["token_ids"]
-            np.testing.assert_allclose(trajectory.behaviour_logprobs, choice["logprobs"]["token_logprobs"], rtol=1e-6)
-            assert trajectory.seed == seed
 
 
 @pytest.fixture
 def model() -> PackedModel:
     return PackedModel(make_causal_lm())
-
-
-# What is asked and answered
 
 
 @needs_httpx
@@ -194,180 +172,11 @@ def test_prompts_are_checked_before_anything_is_sent(model, fakes, running):
     assert not fake.bodies
 
 
-# Servers that fail
-
-
 @needs_httpx
-@pytest.mark.parametrize("failure", [429, 503, 500, "abort"])
-def test_a_failed_request_is_asked_again_with_its_seed(failure, model, fakes, running):
-    fake = fakes()
-
-    def fail_twice(body):
-        if len(fake.bodies) > 2:
-            return None
-        return failure if isinstance(failure, int) else response_to(body, finish_reason=failure)
-
-    fake.completion = fail_twice
-    sampler = running(model, fake)
-    fake.paths.clear()
-    requests = make_requests()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    asked = fake.paths.count("/weight_info")
-    assert asked == 2 if failure in (429, 503) else asked > 2  # the others may have changed its weights
-
-
-@needs_httpx
-def test_the_others_take_over_from_a_server_that_dies(model, fakes, running, caplog):
-    here, there = fakes(), fakes()
-    there.completion = lambda body: there.die() if len(there.bodies) > 3 else None
-    sampler = running(model, here, there)
-    requests = make_requests()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    assert f"the server at {there.address} does not answer" in caplog.text
-    assert "its requests go to whichever server answers" in caplog.text
-
-    there.completion = lambda body: None
-    there.start()
-    perturb(model)
-    sampler.load_weights(model)
-    there.bodies.clear()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    assert there.bodies
-
-
-@needs_httpx
-def test_a_server_that_comes_back_in_the_middle_first_takes_the_weights(model, fakes, running):
-    """The only server: the round waits for it. Restarted, it holds other weights, and must not serve with them."""
-    fake = fakes()
-
-    def die(body):
-        fake.completion = lambda body: None
-        fake.die()
-        threading.Timer(0.3, fake.start).start()
-
-    sampler = running(model, fake)
-    fake.completion = die
-    requests = make_requests()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    assert fake.tags_served == {sampler._weights.tag}
-
-
-@needs_httpx
-def test_a_server_that_is_missing_at_a_load_is_left_out(model, fakes, running, caplog):
-    here, there = fakes(), fakes()
-    there.die()
-    sampler = running(model, here, there)
-    assert f"the server at {there.address} does not answer /health" in caplog.text
-    requests = make_requests()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    assert not there.bodies
-
-
-@needs_httpx
-def test_a_server_that_hangs_at_a_load_keeps_nobody_waiting(model, fakes, running, monkeypatch, caplog):
-    monkeypatch.setattr(server_sampler, "OTHERS_SECONDS", 0.2)
-    monkeypatch.setattr(dispatch, "HEAD_START", 0.2)
-    requests, started = make_requests(), time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as hung:
-        address = f"http://127.0.0.1:{hung.getsockname()[1]}"
-        sampler = running(model, fakes(), address, silence=4.0)
-        sampler.load_weights(model)
-        assert_answered(sampler.sample(requests, PARAMS), requests)
-        sampler.close()
-    assert time.monotonic() - started < 3
-    assert f"the server at {address} is slower than others to take the weights" in caplog.text
-
-
-@needs_httpx
-def test_another_run_at_the_same_server_is_told(model, fakes, running):
-    fake = fakes()
-    sampler = running(model, fake)
-    fake.completion = lambda body: fake.become("fastflow-other-0") if len(fake.bodies) == 9 else None
-    with pytest.raises(FastflowError, match=f"another run changed the weights of the server at {fake.address} during"):
-        sampler.sample(make_requests(), PARAMS)
-
-
-@needs_httpx
-@pytest.mark.parametrize("failure", [None, 500])
-def test_what_a_restarted_server_answered_is_asked_again(failure, model, fakes, running):
-    """Restarted between two requests, so that only its weights tell; by the round's end or by the next failure."""
-    fake, counts, served = fakes(), [], []
-
-    def complete(body):
-        if len(fake.bodies) == 9:
-            fake.become("default")
-        served.append((fake.tag, tuple(body["prompt"]), body["seed"]))
-        return failure if len(fake.bodies) == 15 else None
-
-    fake.completion = complete
-    sampler = running(model, fake, max_sequences=1, on_progress=counts.append)
-    requests = make_requests()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    assert sum(counts) == 24
-    ours = [job for tag, *job in served if tag == sampler._weights.tag]
-    assert len(ours[8:]) == 24
-    assert len(served) - len(ours) == (7 if failure else 16)
-
-
-@needs_httpx
-def test_a_hung_server_is_told_from_a_slow_one(model, fakes, running, caplog):
-    """Both finish nothing for longer than the silence, but one generates."""
-    slow, hung, released = fakes(), fakes(), threading.Event()
-
-    def take_long(body):
-        for _ in range(30):
-            time.sleep(0.1)
-            slow.tokens += 1
-
-    slow.completion = take_long
-    hung.completion = lambda body: released.wait(60) and None
-    sampler = running(model, slow, hung, silence=1.5, max_sequences=256)
-    requests = make_requests(prompts=2, responses=2)
-    try:
-        assert_answered(sampler.sample(requests, PARAMS), requests)
-    finally:
-        released.set()
-    assert f"the server at {hung.address} has given no sign of life for 1.5 seconds" in caplog.text
-    assert f"the server at {slow.address} has given no sign" not in caplog.text
-
-
-@needs_httpx
-def test_when_all_are_dead_the_run_ends_with_their_last_words(model, fakes, running):
-    here, there = fakes(), fakes()
-    here.completion = there.completion = lambda body: here.die() or there.die()
-    sampler = running(model, here, there, silence=1.0)
-    with pytest.raises(FastflowError, match="no server has made progress for 1 seconds, with 24 of 24") as error:
-        sampler.sample(make_requests(), PARAMS)
-    assert here.address in str(error.value)
-    assert there.address in str(error.value)
-    assert "raise rollout.silence" in str(error.value)
-    with pytest.raises(FastflowError, match=r"no server took the weights within 1 seconds: .* check rollout\.servers"):
-        sampler.load_weights(model)
-
-
-@needs_httpx
-def test_ctrl_c_cancels_and_the_sampler_can_go_on(model, fakes, running):
-    fake, released = fakes(), threading.Event()
-    fake.completion = lambda body: released.wait(60) and None
-    sampler = running(model, fake)
-    sampler.begin(make_requests(), PARAMS)
-    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
+def test_finish_comes_after_begin(model, fakes, running):
+    sampler = running(model, fakes())
+    with pytest.raises(RuntimeError, match=r"finish\(\) needs a begin\(\)"):
         sampler.finish()
-    interrupt.join()
-    sent = len(fake.bodies)
-    released.set()
-    time.sleep(0.2)
-    assert len(fake.bodies) == sent == 4  # none of those that waited went out
-
-    requests = make_requests()
-    assert_answered(sampler.sample(requests, PARAMS), requests)
-    fake.completion = lambda body: time.sleep(30)
-    sampler.begin(requests, PARAMS)
-    sampler.close()
-    sampler.close()
-    assert not our_threads()
 
 
 def test_addresses_are_read_as_users_write_them(model):

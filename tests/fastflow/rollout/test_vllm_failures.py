@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -22,9 +21,6 @@ from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
-from fastflow.rollout.vllm import weights as vllm_weights
-from fastflow.rollout.vllm.process import explain
-from fastflow.rollout.vllm.weights import SharedWeights
 from small_models import make_causal_lm, save_model
 from vllm_runs import (
     HEAD_DIM,
@@ -335,58 +331,3 @@ def test_an_interrupted_trainer_leaves_no_orphan(number, whole_group, tmp_path):
         assert "; the policy after step" in output and "Traceback" not in output
         assert "vLLM is restarted" not in output  # its process did not go first
         assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("failure", "message"),
-    [
-        (messages.Failed("starting", "no kernel", False), r"could not start: no kernel; check the model"),
-        (
-            messages.Failed("starting", "CUDA out of memory", True),
-            r"ran out of memory while starting .*memory_fraction",
-        ),
-        (messages.Failed("sampling", "out of memory", True), r"while sampling .*; lower rollout\.max_sequences"),
-        (messages.Failed("waking", "out of memory", True), r"while waking .*the trainer's share"),
-        (messages.Failed("probing", "no", False), r"could not compute the log-probs of a probe: no; sample with"),
-    ],
-)
-def test_a_failure_is_explained_with_a_remedy(failure, message):
-    assert re.search(message, explain(failure))
-
-
-def test_shared_weights_are_the_parameters():
-    """The optimiser writes where the other process reads."""
-    model = PackedModel(make_causal_lm())
-    before = {name: value.clone() for name, value in model.causal_lm.state_dict().items()}
-    attach = SharedWeights(model).attach
-    assert all(block.is_shared() for block in attach.blocks)
-    seen = {
-        place.name: attach.blocks[place.block][place.offset : place.offset + place.shape.numel()].view(place.shape)
-        for places in attach.rounds
-        for place in places
-    }
-    assert all(torch.equal(before[name], value) for name, value in seen.items())
-    with torch.no_grad():
-        model.parameters()[0].add_(1)
-    assert torch.equal(seen["model.embed_tokens.weight"], before["model.embed_tokens.weight"] + 1)
-
-
-def test_too_little_shared_memory_is_refused_before_it_is_written(monkeypatch):
-    class Full:
-        f_bavail, f_frsize = 1, 4096
-
-    monkeypatch.setattr(vllm_weights.os, "statvfs", lambda path: Full)
-    with pytest.raises(FastflowError, match=r"need 0 MiB of shared memory, and /dev/shm has 0 MiB left; .*--shm-size"):
-        SharedWeights(PackedModel(make_causal_lm()))
-
-
-def test_without_vllm_the_package_to_install_is_named(monkeypatch):
-    monkeypatch.setattr(vllm_sampler.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FastflowError, match=r"needs the package vllm: pip install \"fastflow\[vllm\]\""):
-        start(make_model())
-
-
-def test_sleep_on_a_cpu_is_refused(monkeypatch):
-    monkeypatch.setattr(vllm_sampler, "check_installed", lambda: None)
-    with pytest.raises(FastflowError, match=r"rollout\.sleep = drop-weights frees nothing on a CPU"):
-        start(make_model(), sleep="drop-weights")

@@ -70,7 +70,7 @@ def test_the_same_command_twice_at_once(tmp_path):
         out, err = second.communicate(timeout=60)
         assert second.returncode == 2
         assert err.count("\n") == 1
-        assert f"{tmp_path / 'run'} is being written by process {first.pid} on {socket.gethostname()}" in err
+        assert f"{tmp_path / 'run'} is in use by process {first.pid} on {socket.gethostname()}" in err
         assert "choose another" in err and "Traceback" not in out + err
     finally:
         first.kill()
@@ -88,14 +88,14 @@ def test_overwrite_does_not_break_the_lock(hold, tmp_path, capsys):
     hold(tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert cli.main(options(values)) == 2
-    assert "is being written by process" in capsys.readouterr().err
+    assert "is in use by process" in capsys.readouterr().err
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
 def test_the_demo_is_locked_too(hold, tmp_path, capsys):
     hold(tmp_path / "demo")
     assert cli.main(["demo", "--output", str(tmp_path / "demo")]) == 2
-    assert "is being written by process" in capsys.readouterr().err
+    assert "is in use by process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -159,7 +159,7 @@ class TestWithoutFlock:
     @pytest.mark.parametrize("changes", [{}, {"host": "elsewhere", "pid": 1}])
     def test_a_holder_that_lives_or_cannot_be_seen(self, changes, tmp_path):
         directory = self.holder(tmp_path / "run", **changes)
-        with pytest.raises(FastflowError, match=rf"process .*; where that process is gone, remove .*{HOLDER_FILE}"):
+        with pytest.raises(FastflowError, match=rf"process .*; if that process is gone, remove .*{HOLDER_FILE}"):
             RunLock(directory)
 
     @pytest.mark.parametrize("changes", [{"pid": 2**22 + 1}, {"born": "1"}])

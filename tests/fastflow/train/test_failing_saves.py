@@ -108,7 +108,7 @@ def test_a_save_that_fails_in_any_of_its_parts(failing, error, tmp_path, monkeyp
         trainer.run()
     message = str(caught.value)
     assert message.startswith(f"the save of step 4 in {tmp_path / 'run'} failed: ")
-    assert "the trained LoRA adapters of now are in" in message
+    assert "the current trained LoRA adapters are in" in message
     assert f"the policy after step 2 (2 updates) is in {tmp_path / 'run' / 'policy'}" in message
     assert json.loads((tmp_path / "run" / "trainer" / "state.json").read_text())["step"] == 2
     rescued = load_file(tmp_path / "run" / "rescued" / "weights-00001.safetensors")
@@ -140,7 +140,7 @@ def test_weights_that_fit_nowhere_in_the_run_go_to_the_temporary_files(tmp_path,
     (tmp_path / "run" / "rescued").write_text("")  # no directory can be made there
     sentence = rescue.write_raw(trainer.learner.policy, tmp_path / "run")
     target = tmp_path / "elsewhere" / "fastflow-rescued-run"
-    assert f"the trained weights of now are in {target}" in sentence
+    assert f"the current trained weights are in {target}" in sentence
     rescued = load_file(target / "weights-00001.safetensors")
     assert all(torch.equal(rescued[name], weight) for name, weight in live(trainer).items())
     (tmp_path / "full").write_text("")
@@ -210,26 +210,26 @@ class TestDirectories:
     def test_a_parent_that_cannot_be_written(self, tmp_path):
         (tmp_path / "parent").mkdir(mode=0o555)
         output = tmp_path / "parent" / "a" / "b"
-        self.refused(tmp_path, f"run.output = {output} cannot be made (Permission denied", output=output)
+        self.refused(tmp_path, f"run.output = {output} cannot be created (Permission denied", output=output)
 
     @pytest.mark.parametrize("output", ["/proc/run", "/sys/run"])
     def test_a_place_where_nobody_can_write(self, output, tmp_path):
-        self.refused(tmp_path, f"run.output = {output} cannot be made", output=output)
+        self.refused(tmp_path, f"run.output = {output} cannot be created", output=output)
 
     def test_a_parent_that_cannot_be_entered(self, tmp_path):
         save_model(tmp_path / "model")
         (tmp_path / "parent").mkdir(mode=0o600)
         output = tmp_path / "parent" / "run"
-        self.refused(tmp_path, f"run.output = {output} cannot be made (Permission denied", output=output)
+        self.refused(tmp_path, f"run.output = {output} cannot be created (Permission denied", output=output)
 
     @pytest.mark.parametrize(("name", "reason"), [("a" * 300, "File name too long"), ("loop/run", "File exists")])
     def test_names_that_no_directory_can_have(self, name, reason, tmp_path):
         (tmp_path / "loop").symlink_to(tmp_path / "loop")
-        self.refused(tmp_path, "run.output = ", f"cannot be made ({reason}", output=tmp_path / name)
+        self.refused(tmp_path, "run.output = ", f"cannot be created ({reason}", output=tmp_path / name)
 
     def test_a_link_to_nowhere(self, tmp_path):
         (tmp_path / "run").symlink_to(tmp_path / "absent")
-        self.refused(tmp_path, f"run.output = {tmp_path / 'run'} cannot be made (File exists")
+        self.refused(tmp_path, f"run.output = {tmp_path / 'run'} cannot be created (File exists")
 
     def test_a_run_that_may_not_be_replaced(self, tmp_path, capsys):
         values = settings(tmp_path)

@@ -113,7 +113,7 @@ def test_a_tokenizer_that_does_not_serialise_is_copied(train, tmp_path):
     with_slow_tokenizer(save_model(tmp_path / "model"))
     code, out, err = train(model__trust_remote_code="true")
     assert code == 0, err
-    assert "does not survive being saved" in " ".join(out.split()) and "files are copied" in " ".join(out.split())
+    assert "changes when it is saved" in " ".join(out.split()) and "files are copied" in " ".join(out.split())
     from transformers import AutoTokenizer
 
     ids = [
@@ -159,7 +159,7 @@ def test_a_tokenizer_that_reads_back_otherwise_is_found(tmp_path, train, monkeyp
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", lossy)
     code, out, err = train()
     assert code == 0, err
-    assert "when it is read back" in " ".join(out.split())
+    assert "after being read back" in " ".join(out.split())
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "run" / "policy" / name).read_text() == (tmp_path / "model" / name).read_text()
 
@@ -279,7 +279,7 @@ class TestRoom:
 
     def test_no_room_for_a_second_one_is_a_warning(self, made, caplog):
         made(1.5)
-        assert "there is no room for a second one beside it" in caplog.text
+        assert "there is no room for a second save beside it" in caplog.text
 
     def test_room_for_two(self, made, caplog):
         made(2.5, run__save_every=1)
