@@ -14,6 +14,8 @@ if not torch.cuda.is_available():
 # Public functions whose tensors have named shapes; shape_checks.py checks them in every test.
 SHAPED_MODULES = [
     "fastflow_kernels.reference",
+    "fastflow_kernels.sampling",
+    "fastflow_kernels.shard",
 ]
 install_import_hook(SHAPED_MODULES, "shape_checks.checked")
 
