@@ -31,7 +31,7 @@ class TokenStatistics(NamedTuple):
         return TokenStatistics(*(values[rows] for values in self))
 
     @classmethod
-    def empty(cls, row_count: int, like: Tensor, dtype: torch.dtype) -> "TokenStatistics":
+    def empty(cls, row_count: int | torch.SymInt, like: Tensor, dtype: torch.dtype) -> "TokenStatistics":
         """To be filled in."""
         return cls(*(like.new_empty(row_count, dtype=dtype) for _ in cls._fields))
 
