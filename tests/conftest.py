@@ -13,7 +13,6 @@ if not torch.cuda.is_available():
 
 # Public functions whose tensors have named shapes; shape_checks.py checks them in every test.
 SHAPED_MODULES = [
-    "fastflow_kernels.reference",
     "fastflow.data.packing",
     "fastflow.data.trajectory",
     "fastflow.data.update",
@@ -24,6 +23,9 @@ SHAPED_MODULES = [
     "fastflow.objectives.log_z",
     "fastflow.objectives.objective",
     "fastflow.objectives.trajectory_balance",
+    "fastflow_kernels.reference",
+    "fastflow_kernels.sampling",
+    "fastflow_kernels.shard",
 ]
 install_import_hook(SHAPED_MODULES, "shape_checks.checked")
 

@@ -139,15 +139,6 @@ class PackedModel:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-@runtime_checkable
-class HasVocabulary(Protocol):
-    """A model, or the sizes of one."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the head, V."""
-
-
 class FrozenModel(PackedModel):
     """A separate copy of the weights that never changes."""
 

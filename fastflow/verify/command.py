@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fastflow verify`."""
     parser.add_argument("--json", metavar="FILE", help="also write the checks as JSON")
     parser.add_argument("--seed", type=int, default=0, help="seed of models, batches and samples (default: 0)")
-    parser.add_argument(
-        "--quick", action="store_true", help="use smaller models and fewer updates; same bounds"
-    )
+    parser.add_argument("--quick", action="store_true", help="use smaller models and fewer updates; same bounds")
 
 
 def run(arguments: argparse.Namespace) -> int:

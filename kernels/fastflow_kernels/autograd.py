@@ -1,8 +1,9 @@
 """What the backward passes of the two operators share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels.implementation import has_triton_kernels_for, running_on
 
@@ -16,7 +17,7 @@ def refuse_create_graph(op: str) -> None:
         )
 
 
-def refuse_second_backward(ctx: FunctionCtx) -> None:
+def refuse_second_backward(ctx: Any) -> None:
     """flow_loss scales its gradients in place when it hands them out, so that can happen once."""
     if getattr(ctx, "handed_out", False):
         raise RuntimeError(

@@ -33,6 +33,7 @@ device, as long as cu_seqlens is on the host.
 from typing import Literal, overload
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastflow_kernels import flow_loss_operator
@@ -51,20 +52,21 @@ from fastflow_kernels.validate import (
 
 @overload
 def flow_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    cu_seqlens: Tensor,
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    cu_seqlens: Int[Tensor, " offsets"],
     *,
-    log_z: Tensor,
-    log_target: Tensor,
-    length_scale: Tensor,
-    behaviour_logprob: Tensor,
+    device_cu_seqlens: Int[Tensor, " offsets"] | None = ...,
+    log_z: Float[Tensor, " S"],
+    log_target: Float[Tensor, " S"],
+    length_scale: Float[Tensor, " S"],
+    behaviour_logprob: Float[Tensor, " S"],
     clip_low: float,
     clip_high: float,
     ratio: str = ...,
     normaliser: float,
-    bias: Tensor | None = ...,
+    bias: Float[Tensor, " V"] | None = ...,
     temperature: float = ...,
     softcap: float | None = ...,
     vocabulary: int | None = ...,
@@ -77,20 +79,21 @@ def flow_loss(
 
 @overload
 def flow_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    cu_seqlens: Tensor,
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    cu_seqlens: Int[Tensor, " offsets"],
     *,
-    log_z: Tensor,
-    log_target: Tensor,
-    length_scale: Tensor,
-    behaviour_logprob: Tensor,
+    device_cu_seqlens: Int[Tensor, " offsets"] | None = ...,
+    log_z: Float[Tensor, " S"],
+    log_target: Float[Tensor, " S"],
+    length_scale: Float[Tensor, " S"],
+    behaviour_logprob: Float[Tensor, " S"],
     clip_low: float,
     clip_high: float,
     ratio: str = ...,
     normaliser: float,
-    bias: Tensor | None = ...,
+    bias: Float[Tensor, " V"] | None = ...,
     temperature: float = ...,
     softcap: float | None = ...,
     vocabulary: int | None = ...,
@@ -102,21 +105,21 @@ def flow_loss(
 
 
 def flow_loss(
-    hidden: Tensor,  # (N, D) float
-    weight: Tensor,  # (V, D) float
-    targets: Tensor,  # (N,) int64 or int32, in [0, V)
-    cu_seqlens: Tensor,  # (S+1,) int32 or int64
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],  # int64 or int32, in [0, V)
+    cu_seqlens: Int[Tensor, " offsets"],  # S + 1 of int32 or int64
     *,
-    device_cu_seqlens: Tensor | None = None,  # (S+1,) int32 or int64
-    log_z: Tensor,  # (S,) float
-    log_target: Tensor,  # (S,) float
-    length_scale: Tensor,  # (S,) float
-    behaviour_logprob: Tensor,  # (S,) float
+    device_cu_seqlens: Int[Tensor, " offsets"] | None = None,  # S + 1 of int32 or int64
+    log_z: Float[Tensor, " S"],
+    log_target: Float[Tensor, " S"],
+    length_scale: Float[Tensor, " S"],
+    behaviour_logprob: Float[Tensor, " S"],
     clip_low: float,
     clip_high: float,
     ratio: str = "sequence",
     normaliser: float,
-    bias: Tensor | None = None,  # (V,) float
+    bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
     vocabulary: int | None = None,

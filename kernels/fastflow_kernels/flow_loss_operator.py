@@ -5,11 +5,10 @@ and saved for the backward pass, which only scales them. So a compiled graph see
 """
 
 import inspect
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels.autograd import handed_out, refuse_create_graph, refuse_second_backward
 from fastflow_kernels.blocks import sequence_blocks
@@ -103,12 +102,13 @@ def run(
         )
     terms, dtype = flow.terms, flow.dtype
     sums = (terms.loss.sum(), terms.logprob, terms.residual, terms.importance, terms.raw_ratio)
-    return (
+    outputs: Any = (  # as many as the annotation counts
         *(values.to(dtype) for values in sums),
         flow.token_logprob,
         *(flow.token_statistics or TokenStatistics.empty(0, hidden, dtype)),
         *(hidden.new_empty(0) if gradient is None else gradient for gradient in gradients),
     )
+    return outputs
 
 
 def _copied_to(device: torch.device, values: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=())
 
 
 @operator.register_fake
-def _fake(*arguments, **named):
+def _fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
     hidden, weight, bias, log_z = (call[name] for name in DIFFERENTIABLE)
     dtype = accumulator_dtype(call["product_dtype"])
@@ -148,7 +148,7 @@ def _empty_gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return parameter.new_empty(parameter.shape, dtype=finished_dtype(parameter.dtype, dtype))
 
 
-def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, log_z = inputs[:4]
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, log_z)]
     ctx.computed = inputs[-4:]
@@ -158,7 +158,7 @@ def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) 
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: FunctionCtx, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     refuse_create_graph("flow_loss")
     refuse_second_backward(ctx)
     if grad_loss is None:

@@ -46,7 +46,9 @@ class HeadGradient:
             None if part is None else finished_dtype(part.dtype, self._factors) for part in (weight, bias)
         ]
         self._weight, self._bias = (
-            None if part is None else head.weight.new_empty(part.shape, dtype=self._sum_dtype(finished, block_count))
+            None
+            if part is None or finished is None
+            else head.weight.new_empty(part.shape, dtype=self._sum_dtype(finished, block_count))
             for part, finished in zip((weight, bias), self._finished, strict=True)
         )
         self._is_zero = True
@@ -84,7 +86,7 @@ class HeadGradient:
             if total is not None:
                 total[start:].zero_()
         weight, bias = (
-            None if total is None else total.to(finished)
+            None if total is None or finished is None else total.to(finished)
             for total, finished in zip((self._weight, self._bias), self._finished, strict=True)
         )
         return weight, bias
@@ -112,7 +114,7 @@ def spend_directions(
                 d_hidden.mul_(scale)
                 if hidden_is_done is not None:
                     hidden_is_done(d_hidden)
-        if d_head is not None:
+        if d_head is not None and scaled is not None:
             d_head.add_panel(panel, row_factor, scaled)
     if d_head is not None:
         d_head.end_block()

@@ -121,7 +121,8 @@ def is_being_captured(device: torch.device) -> bool:
 def _best(device: torch.device, dtype: torch.dtype, head: Head | None) -> Choice:
     if device.type == "cpu":
         obstacle = _native_obstacle(device, dtype)
-        if not obstacle and native.library().instruction_set == "portable":
+        library = None if obstacle else native.library()
+        if library is not None and library.instruction_set == "portable":
             obstacle = "the native library has no vector code for this processor (GCC 12 or Clang 18 would make some)"
         return Choice("torch", obstacle) if obstacle else Choice("native", f"compiled sweeps, {native.describe()}")
     obstacle = _triton_obstacle(device, dtype)

@@ -11,6 +11,7 @@ entropy or the logsumexp tilts the direction (tilt.py): the same backward pass w
 
 from typing import Literal, overload
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fastflow_kernels import linear_logprob_operator
@@ -21,52 +22,52 @@ from fastflow_kernels.validate import checked_head_arguments
 
 @overload
 def linear_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
     *,
     temperature: float = ...,
-    bias: Tensor | None = ...,
+    bias: Float[Tensor, " V"] | None = ...,
     softcap: float | None = ...,
     vocabulary: int | None = ...,
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
     block_bytes: int | None = ...,
     statistics: Literal[False] = ...,
-) -> Tensor: ...
+) -> Float[Tensor, " N"]: ...
 
 
 @overload
 def linear_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
     *,
     temperature: float = ...,
-    bias: Tensor | None = ...,
+    bias: Float[Tensor, " V"] | None = ...,
     softcap: float | None = ...,
     vocabulary: int | None = ...,
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
     block_bytes: int | None = ...,
     statistics: Literal[True],
-) -> tuple[Tensor, TokenStatistics]: ...
+) -> tuple[Float[Tensor, " N"], TokenStatistics]: ...
 
 
 def linear_logprob(
-    hidden: Tensor,  # (N, D) float
-    weight: Tensor,  # (V, D) float
-    targets: Tensor,  # (N,) int64 or int32, in [0, V)
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],  # int64 or int32, in [0, V)
     *,
     temperature: float = 1.0,
-    bias: Tensor | None = None,  # (V,) float
+    bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     vocabulary: int | None = None,
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
     block_bytes: int | None = None,
     statistics: bool = False,
-) -> Tensor | tuple[Tensor, TokenStatistics]:
+) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], TokenStatistics]:
     """log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
 
     Args:

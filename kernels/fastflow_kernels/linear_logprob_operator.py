@@ -1,11 +1,10 @@
 """`linear_logprob` as the operator torch.ops.fastflow.linear_logprob, and its backward as another."""
 
 import inspect
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from fastflow_kernels import logprob_blocks
 from fastflow_kernels.autograd import refuse_create_graph
@@ -85,10 +84,10 @@ def run_backward(
     head = Head.of(
         weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
-    accumulator = accumulator_dtype(product_dtype)
-    tilt = None
+    given: Tensor | Tilt
     if upstream_entropy is not None or upstream_logsumexp is not None:
-        tilt = Tilt.of(
+        assert logprob is not None and entropy is not None, "a gradient of the statistics needs what the forward left"
+        given = Tilt.of(
             logprob,
             entropy,
             upstream_logprob=upstream,
@@ -96,10 +95,12 @@ def run_backward(
             upstream_logsumexp=upstream_logsumexp,
         )
     elif upstream is None:
-        upstream = hidden.new_zeros(hidden.shape[0], dtype=accumulator)
+        given = hidden.new_zeros(hidden.shape[0], dtype=accumulator_dtype(product_dtype))
+    else:
+        given = upstream
     with running_on(hidden.device):
-        found = logprob_blocks.gradients(
-            upstream if tilt is None else tilt,
+        d_hidden, d_weight, d_bias = logprob_blocks.gradients(
+            given,
             hidden.to(product_dtype).contiguous(),
             targets.long().contiguous(),
             head,
@@ -110,10 +111,11 @@ def run_backward(
             weight=weight if need_weight else None,
             bias=bias if need_bias else None,
         )
-    gradients = zip(found, (hidden, weight, bias), strict=True)
-    return tuple(
-        hidden.new_empty(0) if gradient is None else gradient.to(tensor.dtype) for gradient, tensor in gradients
-    )
+
+    def typed(gradient: Tensor | None, own: Tensor | None) -> Tensor:
+        return hidden.new_empty(0) if gradient is None or own is None else gradient.to(own.dtype)
+
+    return typed(d_hidden, hidden), typed(d_weight, weight), typed(d_bias, bias)
 
 
 operator = torch.library.custom_op("fastflow::linear_logprob", run, mutates_args=())
@@ -121,7 +123,7 @@ backward_operator = torch.library.custom_op("fastflow::linear_logprob_backward",
 
 
 @operator.register_fake
-def _fake(*arguments, **named):
+def _fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
     hidden, dtype = call["hidden"], accumulator_dtype(call["product_dtype"])
     row_count = hidden.shape[0]
@@ -131,7 +133,7 @@ def _fake(*arguments, **named):
 
 
 @backward_operator.register_fake
-def _fake_backward(*arguments, **named):
+def _fake_backward(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run_backward).bind(*arguments, **named).arguments
     empty = call["hidden"].new_empty(0)
     return tuple(
@@ -140,7 +142,7 @@ def _fake_backward(*arguments, **named):
     )
 
 
-def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     logprob, entropy, _, mean_logit = output
     ctx.settings, statistics = inputs[4:-1], inputs[-1]
     ctx.save_for_backward(*inputs[:4], *((logprob, entropy) if statistics else (None, None)))
@@ -148,7 +150,7 @@ def _setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) 
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: FunctionCtx, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     refuse_create_graph("linear_logprob")
     needs, (*head, logprob, entropy) = ctx.needs_input_grad[:3], ctx.saved_tensors
     gradients = backward_operator(*upstream[:3], logprob, entropy, *head, *ctx.settings, *needs)

@@ -156,14 +156,9 @@ def _may_be_split(result: Tensor) -> bool:
 
 
 def _is_for_onednn(left: Tensor, weight: Tensor) -> bool:
-    return (
-        left.dtype == torch.float32
-        and left.device.type == "cpu"
-        and left.shape[0] * weight.numel() >= ONEDNN_PRODUCTS
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
-        and _has_onednn()
-    )
+    is_large = left.shape[0] * weight.numel() >= ONEDNN_PRODUCTS
+    is_on = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+    return left.dtype == torch.float32 and left.device.type == "cpu" and is_large and is_on and _has_onednn()
 
 
 @functools.cache

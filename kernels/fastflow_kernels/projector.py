@@ -93,7 +93,7 @@ class Projector(ABC):
         columns = self.head.columns(targets)
         statistics = self._statistics(hidden, columns, with_moments=statistics_out is not None)
         statistics = statistics.merged(self.head.shard)
-        self._finish(statistics, columns, out, panels=None)
+        self._finish_logprobs(statistics, columns, out)
         _hand_out(statistics, statistics_out)
 
     def directions(
@@ -104,7 +104,7 @@ class Projector(ABC):
         exponentials = self._exponentials(hidden, columns, with_moments=statistics_out is not None)
         statistics = exponentials.statistics.merged(self.head.shard)
         self._rebase_(exponentials, statistics.reference)
-        factor = self._finish(statistics, columns, out, exponentials.panels)
+        factor = self._finish_directions(statistics, columns, out, exponentials.panels)
         _hand_out(statistics, statistics_out)
         return Directions(exponentials.panels, factor)
 
@@ -134,14 +134,18 @@ class Projector(ABC):
             for panel in exponentials.panels:
                 panel.matrix.mul_(scale)
 
-    def _finish(
-        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel] | None
-    ) -> Tensor | None:
-        """Fills out (R,) with log-probs; with panels of exponentials, sets their entries at the targets, and returns
-        the factor (R,) of the directions that they are then."""
+    def _finish_logprobs(self, statistics: RowStatistics, columns: Tensor, out: Tensor) -> None:
+        """Fills out (R,) with log-probs."""
         out.copy_(statistics.logprob())
-        if panels is None:
-            return None
+
+    def _finish_directions(
+        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel]
+    ) -> Tensor:
+        """Fills out (R,) with log-probs, and sets the entries of panels of exponentials at the targets.
+
+        Returns the factor (R,) of the directions that they are then.
+        """
+        out.copy_(statistics.logprob())
         self._set_target_entries_(panels, columns, statistics, -statistics.sum_of_others)
         return statistics.factor() / self.head.temperature
 

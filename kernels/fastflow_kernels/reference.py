@@ -1,4 +1,4 @@
-"""The two ops in plain, differentiable PyTorch: what they mean, and what the tests compare with.
+"""The two ops in plain, differentiable PyTorch: what they return, what they mean, and what the tests compare with.
 
 Everything is computed in the type of `hidden` (half precision is raised to float32); the (N, V) logits are
 materialised, and every output carries gradient. Pass float64 for an oracle.
@@ -8,6 +8,7 @@ import itertools
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = ["FlowLoss", "TokenStatistics", "flow_loss", "linear_logprob"]
@@ -19,16 +20,16 @@ class TokenStatistics(NamedTuple):
     Float64 for float64 inputs, else float32.
     """
 
-    entropy: Tensor  # (N,) -sum_v p_v log p_v, at least 0
-    logsumexp: Tensor  # (N,) log sum_v exp(logit_v), the logits after bias, soft-cap and temperature
-    mean_logit: Tensor  # (N,) their mean over the vocabulary; logsumexp - mean_logit - log V is KL(uniform || p)
+    entropy: Float[Tensor, " N"]  # -sum_v p_v log p_v, at least 0
+    logsumexp: Float[Tensor, " N"]  # log sum_v exp(logit_v), the logits after bias, soft-cap and temperature
+    mean_logit: Float[Tensor, " N"]  # their mean; logsumexp - mean_logit - log V is KL(uniform || p)
 
     def rows(self, rows: slice) -> "TokenStatistics":
         """Views of these rows."""
         return TokenStatistics(*(values[rows] for values in self))
 
     @classmethod
-    def empty(cls, row_count: int, like: Tensor, dtype: torch.dtype) -> "TokenStatistics":
+    def empty(cls, row_count: int | torch.SymInt, like: Tensor, dtype: torch.dtype) -> "TokenStatistics":
         """To be filled in."""
         return cls(*(like.new_empty(row_count, dtype=dtype) for _ in cls._fields))
 
@@ -36,69 +37,56 @@ class TokenStatistics(NamedTuple):
 class FlowLoss(NamedTuple):
     """Float64 for float64 inputs, else float32. Only `loss` carries gradient."""
 
-    loss: Tensor  # () the sum over sequences, divided by the normaliser
-    logprob: Tensor  # (S,) log pi of the sequence, nats
-    residual: Tensor  # (S,)
-    weight: Tensor  # (S,) the clipped ratio
-    raw_ratio: Tensor  # (S,) the ratio before clipping
-    token_logprob: Tensor  # (N,) log pi of each row, nats
+    loss: Float[Tensor, ""]  # the sum over sequences, divided by the normaliser
+    logprob: Float[Tensor, " S"]  # log pi of the sequence, nats
+    residual: Float[Tensor, " S"]
+    weight: Float[Tensor, " S"]  # the importance: the clipped ratio
+    raw_ratio: Float[Tensor, " S"]  # the ratio before clipping
+    token_logprob: Float[Tensor, " N"]  # log pi of each row, nats
 
 
 def linear_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
     *,
     temperature: float = 1.0,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     softcap: float | None = None,
     vocabulary: int | None = None,
     statistics: bool = False,
-) -> Tensor | tuple[Tensor, TokenStatistics]:
-    """See `fastflow_kernels.linear_logprob`: (N, D), (V, D), (N,) -> (N,)."""
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    logits = hidden.to(dtype) @ weight.to(dtype).t()
-    if bias is not None:
-        logits = logits + bias.to(dtype)
-    logits = logits[:, :vocabulary]
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    logits = logits / temperature
+) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], TokenStatistics]:
+    """States `fastflow_kernels.linear_logprob` in plain PyTorch; the arguments are those of the op."""
+    logits = _logits(hidden, weight, bias, temperature, softcap, vocabulary)
     every_logprob = torch.log_softmax(logits, dim=1)
-    logprob = every_logprob.gather(1, targets.long().unsqueeze(1)).squeeze(1)
+    logprob = _at(targets, every_logprob)
     return (logprob, _token_statistics(logits, every_logprob)) if statistics else logprob
 
 
-def _token_statistics(logits: Tensor, logprob: Tensor) -> TokenStatistics:
-    """(N, V), (N, V) -> (N,) each; p log p is 0 where p is."""
-    surprise = -logprob.masked_fill(logprob == -torch.inf, 0.0)
-    entropy = (logprob.exp() * surprise).sum(dim=1)
-    return TokenStatistics(entropy, logits.logsumexp(dim=1), logits.mean(dim=1))
-
-
 def flow_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    cu_seqlens: Tensor,
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    cu_seqlens: Int[Tensor, " offsets"],  # S + 1 of them
     *,
-    log_z: Tensor,
-    log_target: Tensor,
-    length_scale: Tensor,
-    behaviour_logprob: Tensor,
+    log_z: Float[Tensor, " S"],
+    log_target: Float[Tensor, " S"],
+    length_scale: Float[Tensor, " S"],
+    behaviour_logprob: Float[Tensor, " S"],
     clip_low: float,
     clip_high: float,
     ratio: str = "sequence",
     normaliser: float,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
     softcap: float | None = None,
     vocabulary: int | None = None,
     statistics: bool = False,
 ) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
-    """See `fastflow_kernels.flow_loss`: the same formulas, one line each."""
-    head = {"temperature": temperature, "bias": bias, "softcap": softcap, "vocabulary": vocabulary}
-    token_logprob = linear_logprob(hidden, weight, targets, **head)
+    """States `fastflow_kernels.flow_loss` in plain PyTorch: the same formulas, one line each."""
+    logits = _logits(hidden, weight, bias, temperature, softcap, vocabulary)
+    every_logprob = torch.log_softmax(logits, dim=1)
+    token_logprob = _at(targets, every_logprob)
     dtype = token_logprob.dtype
     boundaries = cu_seqlens.tolist()
     logprob = torch.stack(
@@ -119,4 +107,35 @@ def flow_loss(
     clipped_ratio = raw_ratio.clamp(1 - clip_low, 1 + clip_high).detach()
     loss = (clipped_ratio * residual.square()).sum() / normaliser
     result = FlowLoss(loss, logprob, residual, clipped_ratio, raw_ratio, token_logprob)
-    return (result, linear_logprob(hidden, weight, targets, **head, statistics=True)[1]) if statistics else result
+    return (result, _token_statistics(logits, every_logprob)) if statistics else result
+
+
+def _logits(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    temperature: float,
+    softcap: float | None,
+    vocabulary: int | None,
+) -> Tensor:
+    """(N, V), after bias, soft-cap and temperature."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    logits = hidden.to(dtype) @ weight.to(dtype).t()
+    if bias is not None:
+        logits = logits + bias.to(dtype)
+    logits = logits[:, :vocabulary]
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits / temperature
+
+
+def _at(targets: Tensor, values: Tensor) -> Tensor:
+    """(N,) of (N, V)."""
+    return values.gather(1, targets.long().unsqueeze(1)).squeeze(1)
+
+
+def _token_statistics(logits: Tensor, logprob: Tensor) -> TokenStatistics:
+    """(N, V), (N, V) -> (N,) each; p log p is 0 where p is."""
+    surprise = -logprob.masked_fill(logprob == -torch.inf, 0.0)
+    entropy = (logprob.exp() * surprise).sum(dim=1)
+    return TokenStatistics(entropy, logits.logsumexp(dim=1), logits.mean(dim=1))

@@ -44,14 +44,14 @@ class RowStatistics(NamedTuple):
             return self
         reference = shard.maximum_(self.reference.clone())
         sum_of_others = shard.sum_(self.sum_of_others * self.ratio_to(reference))
-        moments = None if self.moments is None else self._merged_moments(shard, reference)
+        moments = None if self.moments is None else self._merged_moments(self.moments, shard, reference)
         return RowStatistics(self.target_logit, reference, sum_of_others, self.scale, moments)
 
-    def _merged_moments(self, shard: VocabularyShard, reference: Tensor) -> Moments:
+    def _merged_moments(self, moments: Moments, shard: VocabularyShard, reference: Tensor) -> Moments:
         """One reduction for all of them. A shard of nothing but -inf adds no probability."""
         shift = ((self.reference - reference) * self.scale).clamp(min=torch.finfo(reference.dtype).min)
-        own = self.moments.rebased(self.sum_of_others, shift, self.ratio_to(reference))
-        columns = torch.full_like(own.weighted, own.columns)
+        own = moments.rebased(self.sum_of_others, shift, self.ratio_to(reference))
+        columns = torch.full_like(own.weighted, int(own.columns))
         return Moments(*shard.sum_(torch.stack([own.weighted, own.logit_sum, columns])))
 
     def ratio_to(self, reference: Tensor) -> Tensor:
@@ -69,6 +69,7 @@ class RowStatistics(NamedTuple):
 
     def token_statistics(self) -> TokenStatistics:
         """(R,) each, of rows whose moments were taken."""
+        assert self.moments is not None, "the sweep over these rows took no moments"
         return token_statistics(
             self.moments, self.sum_of_others, self.target_below_reference(), self.reference, self.scale
         )

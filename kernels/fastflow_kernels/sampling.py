@@ -43,9 +43,7 @@ def head_logits(
         return logits if head.bias is None else logits.add_(head.bias)
 
 
-def exponentials_(
-    logits: Float[Tensor, "N V"], temperature: float = 1.0
-) -> Float[Tensor, "N V"]:
+def exponentials_(logits: Float[Tensor, "N V"], temperature: float = 1.0) -> Float[Tensor, "N V"]:
     """Turns logits into unnormalised probabilities exp((logit - largest of the row) / temperature), in place.
 
     Args:

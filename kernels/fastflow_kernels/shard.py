@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
@@ -28,14 +30,16 @@ class VocabularyShard:
     group: dist.ProcessGroup
     largest: int | None = field(default=None, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.largest is not None and self.largest < 1:
             raise ValueError(f"largest must be the rows of the largest shard, got {self.largest}; leave it out to ask.")
 
     @classmethod
     def named(cls, start: int, group_name: str | None, largest: int | None) -> "VocabularyShard | None":
         """From the name that an operator's schema can carry; None for a head that is whole."""
-        return None if group_name is None else cls(start, _resolve_process_group(group_name), largest=largest)
+        if group_name is None:
+            return None
+        return cls(start, _resolve_process_group(cast(Any, group_name)), largest=largest)
 
     def largest_vocabulary(self, own: int, device: torch.device) -> int:
         """V of the largest shard; own: V of this one, on this device.
@@ -58,7 +62,7 @@ class VocabularyShard:
             )
         return self.largest
 
-    def target_logit(self, found: Tensor, is_here: Tensor) -> Tensor:
+    def target_logit(self, found: Float[Tensor, " R"], is_here: Bool[Tensor, " R"]) -> Float[Tensor, " R"]:
         """(R,) logits of the targets over all ranks, in one reduction.
 
         found: (R,) this rank's, 0 where the target is not among its rows; is_here: (R,), whether it is. NaN for a

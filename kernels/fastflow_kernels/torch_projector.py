@@ -1,6 +1,7 @@
 """A block of rows through the head on any device: torch's products, panel by panel, and two sweeps over each."""
 
 import itertools
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +22,33 @@ PASSING_PANEL_BYTES = 4 * 2**20
 PASSING_ROWS = 2048
 
 
+class Sweeps(Protocol):
+    """Has the two sweeps over a panel; row_sweeps.py says what each does."""
+
+    def row_maximum(self, products: Tensor, bias: Tensor | None, /) -> Tensor: ...
+
+    def row_exponentials_(
+        self,
+        products: Tensor,
+        bias: Tensor | None,
+        /,
+        *,
+        softcap: float | None,
+        scale: float,
+        reference: Tensor,
+        columns: Tensor,
+        store: bool,
+        with_moments: bool = False,
+        affine: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]: ...
+
+
 class TorchProjector(Projector):
     """Plain PyTorch; cpu/projector.py has compiled sweeps in place of these."""
 
     @staticmethod
-    def sweeps():
-        """What has row_maximum and row_exponentials_."""
+    def sweeps() -> Sweeps:
+        """Whose two sweeps it is that go over a panel."""
         return row_sweeps
 
     @classmethod
@@ -61,7 +83,7 @@ class TorchProjector(Projector):
             ratio = ((reference - against) / self.head.temperature).exp()
             if moments is not None:
                 shift = (_finite(reference) - against) / self.head.temperature
-                moments = moments.rebased(total, shift, ratio).plus(*sums[2:], columns=part.stop - part.start)
+                moments = moments.rebased(total, shift, ratio).plus(sums[2], sums[3], part.stop - part.start)
             total = total * ratio + sums[0]
             target_logit += sums[1]
             reference = raised
@@ -83,7 +105,7 @@ class TorchProjector(Projector):
             total += sums[0]
             target_logit += sums[1]
             if moments is not None:
-                moments = moments.plus(*sums[2:], columns=panel.matrix.shape[1])
+                moments = moments.plus(sums[2], sums[3], panel.matrix.shape[1])
         statistics = self._as_statistics(hidden, columns, target_logit, reference, total, moments)
         return Exponentials(panels, statistics)
 
@@ -101,7 +123,8 @@ class TorchProjector(Projector):
 
     def _logits_in(self, panels: list[Panel], columns: Tensor) -> Tensor:
         """(R,) the targets' logits before the temperature, from panels of products; 0 where they are in none."""
-        found, row = 0.0, torch.arange(len(columns), device=columns.device)
+        row = torch.arange(len(columns), device=columns.device)
+        found = torch.zeros_like(row, dtype=accumulator_dtype(self.head.weight.dtype))
         for panel in panels:
             column = columns - panel.start
             is_here = (column >= 0) & (column < panel.matrix.shape[1])

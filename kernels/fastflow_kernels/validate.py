@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -183,7 +183,7 @@ def check_number(name: str, value: object, rule: str, low: float, high: float) -
     """A Python number with low <= value <= high; `rule` says so in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number {rule}, got {type(value).__name__}; pass a Python float.")
-    if not low <= value <= high:  # false for nan, too
+    if not low <= cast(float, value) <= high:  # false for nan, too
         raise ValueError(f"{name} must be a number {rule}, got {value}; choose one that is.")
 
 

@@ -50,7 +50,8 @@ def test_directions_and_log_probs(row_pass, options, monkeypatch):
     pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
     from fastflow_kernels.cuda.projector import CudaRowsProjector
 
-    monkeypatch.setattr(CudaRowsProjector, "_finish", Projector._finish)  # a Triton kernel, with tests of its own
+    for name in ("_finish_logprobs", "_finish_directions"):  # a Triton kernel, with tests of its own
+        monkeypatch.setattr(CudaRowsProjector, name, getattr(Projector, name))
     hidden, targets, head = make_head(**options)
     projector = CudaRowsProjector(head, most_rows=7)
     leaf = hidden.double().requires_grad_()
@@ -86,7 +87,8 @@ def test_bfloat16_takes_two_bytes_an_entry(row_pass, options, monkeypatch):
         return target_logit.target_logits(hidden.float(), replace(head, weight=head.weight.float()), columns)
 
     monkeypatch.setattr(projectors, "target_logits", interpreted)
-    monkeypatch.setattr(CudaRowsProjector, "_finish", Projector._finish)  # a Triton kernel, with tests of its own
+    for name in ("_finish_logprobs", "_finish_directions"):  # a Triton kernel, with tests of its own
+        monkeypatch.setattr(CudaRowsProjector, name, getattr(Projector, name))
     hidden, targets, head = make_head(torch.bfloat16, **options)
     projector = CudaRowsProjector(head, most_rows=7)
     leaf = hidden.double().requires_grad_()

@@ -54,7 +54,7 @@ def is_worth_mending() -> bool:
 def describe() -> str:
     """What was loaded, in a few words, such as "avx512, loaded from .../_native.so"; else the reason of why_not()."""
     found = _load()
-    return found.reason if found.library is None else f"{found.library.instruction_set}, loaded from {FILE}"
+    return str(found.reason) if found.library is None else f"{found.library.instruction_set}, loaded from {FILE}"
 
 
 @functools.cache

@@ -10,4 +10,6 @@ class NativeProjector(TorchProjector):
 
     @staticmethod
     def sweeps() -> NativeRowPass:
-        return native.library()
+        library = native.library()
+        assert library is not None, native.why_not()
+        return library

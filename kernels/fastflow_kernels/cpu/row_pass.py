@@ -91,7 +91,7 @@ class NativeRowPass:
         columns = _vector("columns", columns, logits.shape[0], torch.int64)
         tilt = () if affine is None else (_vector("affine", part, logits.shape[0], torch.float32) for part in affine)
         inputs = (reference, columns, *tilt)
-        outputs = (torch.empty_like(reference), torch.zeros_like(reference))
+        outputs: tuple[Tensor, ...] = (torch.empty_like(reference), torch.zeros_like(reference))
         outputs += tuple(torch.empty_like(reference) for _ in range(2 if with_moments else 0))
         self._shared.fastflow_row_exponentials(
             *_matrix(logits), _pointer(bias), scale, softcap or 0.0, store,

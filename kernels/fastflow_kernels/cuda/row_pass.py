@@ -1,6 +1,7 @@
 """The CUDA library's pass over rows of logits, called with tensors; csrc/cuda/row_pass.cu has its contract."""
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from fastflow_kernels.head import Head
 
 ENTRY_TYPES = {torch.float32: 1, torch.bfloat16: 2}  # 0 for nothing
-SIGNATURE = (
+SIGNATURE: tuple[Any, ...] = (
     *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),  # products, their stride and type
     *[ctypes.c_void_p] * 5,  # bias, targets, target_logit, reference, total
     *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),  # exponentials, their stride and type
@@ -48,7 +49,9 @@ class CudaRowPass:
         row_count, vocabulary = logits.shape
         own, reference, total = (logits.new_empty(row_count, dtype=torch.float32) for _ in range(3))
         targets = targets.contiguous()
-        has_store = exponentials is not None
+        stored: tuple[int | None, int, int] = (None, 0, 0)
+        if exponentials is not None:
+            stored = exponentials.data_ptr(), exponentials.stride(0), ENTRY_TYPES[exponentials.dtype]
         error = self._launch(
             logits.data_ptr(),
             logits.stride(0),
@@ -58,9 +61,7 @@ class CudaRowPass:
             own.data_ptr() if target_logit is None else None,
             reference.data_ptr(),
             total.data_ptr(),
-            exponentials.data_ptr() if has_store else None,
-            exponentials.stride(0) if has_store else 0,
-            ENTRY_TYPES[exponentials.dtype] if has_store else 0,
+            *stored,
             row_count,
             vocabulary,
             head.temperature,

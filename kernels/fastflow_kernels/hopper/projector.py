@@ -1,5 +1,7 @@
 """A block of rows through the head on Hopper: as triton/projectors.py has it, but for QuACK's product."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ class HopperProjector(FusedProjector):
         return Totals(total.t(), TILE, target_product)
 
 
-def _project_on(device: torch.device):
+def _project_on(device: torch.device) -> Callable[..., None]:
     if device.type == "cpu":
         from fastflow_kernels.hopper.emulation import project
     else:

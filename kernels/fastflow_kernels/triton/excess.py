@@ -16,7 +16,7 @@ from fastflow_kernels.triton.logit import soft_capped
 class Totals(NamedTuple):
     """What a projection leaves of a block's tiles."""
 
-    total: Tensor | None  # (T, R) float32, None where nobody asks: by tile, the sum of 2^(z - z_t) over its columns
+    total: Tensor  # (T, R) float32: by tile, the sum of 2^(z - z_t) over its columns
     width: int  # columns of a tile, the last of which may be narrower
     target_product: Tensor | None = None  # (R,) float32: the target's, where its term is in the sums and must go
     weighted: Tensor | None = None  # (T, R) float32, bits: the sum of 2^u u, u = z - z_t, the target's left out

@@ -190,7 +190,7 @@ def project_tilted(
 
     hidden and targets as above; reference: (R,) in bits; affine: constant, and slope per bit, (R,) each.
     """
-    _launch(hidden, head, targets, reference, tile, direction, Totals(None, tile.vocabulary), affine)
+    _launch(hidden, head, targets, reference, tile, direction, None, affine)
 
 
 def _launch(
@@ -200,7 +200,7 @@ def _launch(
     target_logit: Tensor,
     tile: Tile,
     exponentials: Tensor | None,
-    totals: Totals,
+    totals: Totals | None,
     affine: tuple[Tensor | None, Tensor | None],
 ) -> None:
     row_count, width = hidden.shape
@@ -208,6 +208,7 @@ def _launch(
         return
     row_tiles, vocabulary_tiles = triton.cdiv(row_count, tile.rows), triton.cdiv(head.vocabulary, tile.vocabulary)
     programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
+    total, weighted, logit_sum = (None,) * 3 if totals is None else (totals.total, totals.weighted, totals.logit_sum)
     operands = hidden, head.weight, exponentials
     is_aligned = all(operand is None or has_aligned_rows(operand) for operand in operands)
     use_tma = tile.tma and is_aligned
@@ -219,10 +220,10 @@ def _launch(
         head.bias,
         targets,
         target_logit,
-        totals.total,
+        total,
         operands[2],
-        totals.weighted,
-        totals.logit_sum,
+        weighted,
+        logit_sum,
         *affine,
         row_count,
         head.vocabulary,
@@ -235,7 +236,7 @@ def _launch(
         HAS_BIAS=head.bias is not None,
         HAS_SOFTCAP=head.softcap is not None,
         STORE=exponentials is not None,
-        MOMENTS=totals.weighted is not None,
+        MOMENTS=weighted is not None,
         TILT=affine[0] is not None,
         TMA=use_tma,
         STRIDE_MULTIPLE=16 // hidden.element_size() if is_aligned else 1,

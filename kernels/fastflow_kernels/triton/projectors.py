@@ -68,11 +68,12 @@ class TritonProjector(Projector):
             self._buffer = self.head.weight.new_empty(rows, width, dtype=dtype)
         return self._buffer[:row_count, : self.head.vocabulary]
 
-    def _finish(
-        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel] | None
-    ) -> Tensor | None:
-        if panels is None:
-            return finish(statistics, self.head, columns, out, None, None)
+    def _finish_logprobs(self, statistics: RowStatistics, columns: Tensor, out: Tensor) -> None:
+        finish(statistics, self.head, columns, out, None, None)
+
+    def _finish_directions(
+        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel]
+    ) -> Tensor:
         factor = torch.empty_like(out)
         finish(statistics, self.head, columns, out, factor, panels[0].matrix)
         return factor
@@ -111,7 +112,7 @@ class FusedProjector(TritonProjector):
         totals = self._totals(hidden, columns, target_logit, matrix, with_moments=with_moments)
         rows = combine(totals, target_logit, hidden, head, columns)
         moments = None
-        if with_moments:  # logits of RowStatistics are in bits here
+        if rows.weighted is not None and rows.logit_sum is not None:  # logits of RowStatistics are in bits here
             logit_sum = rows.logit_sum * bits_per_logit(head)
             moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
         statistics = RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
@@ -221,6 +222,7 @@ class RowsProjector(TritonProjector):
         if dtype == logits.dtype:
             return logits
         if self._narrow is None:
+            assert self._buffer is not None, "logits stand in the shared memory"
             self._narrow = torch.empty_like(self._buffer, dtype=dtype)
         return self._narrow[: logits.shape[0], : logits.shape[1]]
 
@@ -234,9 +236,11 @@ class RowsProjector(TritonProjector):
         with_moments: bool = False,
     ) -> RowStatistics:
         """target_logit: (R,) nats; None for that among the logits."""
-        found = row_pass(logits, self.head, columns, matrix, target_logit, with_moments=with_moments)
-        moments = Moments(*found[3:], self.head.vocabulary) if with_moments else None
-        return self._over_shards(RowStatistics(*found[:3], moments=moments), columns)
+        own_logit, reference, total, *sums = row_pass(
+            logits, self.head, columns, matrix, target_logit, with_moments=with_moments
+        )
+        moments = Moments(sums[0], sums[1], self.head.vocabulary) if with_moments else None
+        return self._over_shards(RowStatistics(own_logit, reference, total, moments=moments), columns)
 
     def _over_shards(self, statistics: RowStatistics, columns: Tensor) -> RowStatistics:
         """With the target's logit of the rank that holds it."""

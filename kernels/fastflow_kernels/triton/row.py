@@ -128,10 +128,8 @@ def row_pass(
     with_moments: returns two more, the sums of exponential times exponent, the target's left out, and of all logits.
     """
     row_count, vocabulary = logits.shape
-    takes_target = target_logit is None
-    if takes_target:
-        target_logit = logits.new_empty(row_count, dtype=torch.float32)
-    outputs = (target_logit, *(torch.empty_like(target_logit) for _ in range(4 if with_moments else 2)))
+    own_logit = logits.new_empty(row_count, dtype=torch.float32) if target_logit is None else target_logit
+    outputs = (own_logit, *(torch.empty_like(own_logit) for _ in range(4 if with_moments else 2)))
     if row_count:
         row_kernel[(row_count,)](
             logits,
@@ -149,7 +147,7 @@ def row_pass(
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
             STORE=exponentials is not None,
-            TAKE_TARGET=takes_target,
+            TAKE_TARGET=target_logit is None,
             MOMENTS=with_moments,
             BLOCK_VOCABULARY=min(BLOCK_BYTES // logits.itemsize, triton.next_power_of_2(vocabulary)),
             num_warps=8,
