@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
@@ -21,10 +22,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, console: Console) -> Path:
-    """Carry out a run with its announcements and its report. Returns the trained policy's directory."""
-    with contextlib.closing(Trainer(config, console)) as trainer:
+def train(config: Config, console: Console, *, resume: Resume = "no") -> Path:
+    """Carry out a run, or the rest of one, with its announcements and its report. Returns the trained policy's directory.
+
+    resume: see Trainer.
+    """
+    with contextlib.closing(Trainer(config, console, resume=resume)) as trainer:
         console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
+        if resume != "no":
+            console.print(describe_resumption(trainer), markup=False, highlight=False, soft_wrap=True)
         for warning in doubtful(config):
             logger.warning(warning)
         policy = trainer.run()
@@ -70,6 +76,17 @@ def describe(trainer: Trainer) -> str:
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
     )
+
+
+def describe_resumption(trainer: Trainer) -> str:
+    """From where a run goes on."""
+    at, steps = trainer.position, trainer.config.run.steps
+    if at.updates == 0 and not trainer.resumed:
+        return "there is no save to go on from: the run starts from its beginning"
+    if at.step >= steps:
+        return f"all {steps} steps are done already; raise run.steps to train on"
+    inside = "" if at.under_way is None else f", in which {len(at.under_way.results)} update(s) are done"
+    return f"going on with step {at.step + 1} of {steps}{inside}"
 
 
 def describe_body(trainer: Trainer) -> str:

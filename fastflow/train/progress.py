@@ -41,6 +41,6 @@ class RunProgress:
     def advance_phase(self, count: int = 1) -> None:
         self._bars.advance(self._phase, count)
 
-    def advance(self) -> None:
-        """One step is done."""
-        self._bars.advance(self._steps)
+    def advance(self, count: int = 1) -> None:
+        """Steps are done."""
+        self._bars.advance(self._steps, count)
