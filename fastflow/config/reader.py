@@ -73,7 +73,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--preset", type=str, help=f"Starting point: {', '.join(PRESETS)}")
     parser.add_argument(
         "--resume", type=str, metavar="RUN",
-        help="Go on with the run in this directory, with its settings; auto: with that in run.output, where it was saved",
+        help="Go on with the run in this directory, with its settings; auto: with that in run.output, if it was saved",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="Check and print the resolved settings, then exit")
     for name, section in sections().items():

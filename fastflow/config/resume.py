@@ -63,8 +63,8 @@ def read_request(arguments: Sequence[str]) -> Request:
     settings = Path(where) / SETTINGS_FILE
     if not settings.is_file():
         raise FastflowError(
-            f"--resume {where}: there is no {SETTINGS_FILE}, so that this is no run of fastflow; give the directory that "
-            f"training wrote (run.output), or --resume {AUTO}"
+            f"--resume {where}: there is no {SETTINGS_FILE}, so that this is no run of fastflow; give the directory "
+            f"that training wrote (run.output), or --resume {AUTO}"
         )
     fixed = [f"--run.output={where}", "--run.overwrite=false"]
     return Request(*read_config(["--config", str(settings), *rest, *fixed]), "yes")

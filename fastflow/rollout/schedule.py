@@ -65,7 +65,7 @@ class OneAhead:
         self._sampler = sampler
         self._requests, self._params = requests, params
         self._steps = steps
-        self._ready = None if ready is None else list(ready)
+        self._ready = list(ready) if ready is not None else None
         self._sampling = False
 
     def groups(self, step: int) -> list[Group]:

@@ -1,10 +1,10 @@
 """Where a run's saves are, which of them are whole, and which are kept.
 
-    RUN/checkpoints/step-12/             one save: never changed once it has this name
-    RUN/checkpoints/step-12-updates-27/  a save inside step 13, after the 27th update of the run
-    RUN/checkpoints/step-14.new/         one that is being written; what is left of a killed run is dropped
-    RUN/checkpoints/step-10.damaged/     one that did not prove itself when the run was resumed
-    RUN/policy, RUN/adapter              links to the newest one's, or copies where there are no links
+RUN/checkpoints/step-12/             one save: never changed once it has this name
+RUN/checkpoints/step-12-updates-27/  a save inside step 13, after the 27th update of the run
+RUN/checkpoints/step-14.new/         one that is being written; what is left of a killed run is dropped
+RUN/checkpoints/step-10.damaged/     one that did not prove itself when the run was resumed
+RUN/policy, RUN/adapter              links to the newest one's, or copies where there are no links
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Checkpoints:
             self._proved[path.name] = save
             return save
         if reasons:
-            path, damage = reasons[0]
+            newest, why = reasons[0]
             raise FastflowError(
-                f"none of the {len(reasons)} saves in {self.directory} is whole (the newest, {path.name}: {damage}); "
+                f"none of the {len(reasons)} saves in {self.directory} is whole (the newest, {newest.name}: {why}); "
                 "start again with --run.overwrite true, or restore them from a copy"
             )
         return None
@@ -167,7 +167,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _name(link: Path, target: Path) -> None:
-    """Make `link` a relative link to the target in one motion, else a copy of it; remove it where there is no target."""
+    """Make `link` a relative link to the target in one motion, else a copy; remove it where there is no target."""
     fresh, old = link.with_name(link.name + _NEW), link.with_name(link.name + _OLD)
     for leftover in (fresh, old):
         remove(leftover)

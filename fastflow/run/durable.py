@@ -16,15 +16,16 @@ def flush(directory: Path) -> None:
     """
     for parent, _, files in os.walk(directory):
         for name in files:
-            flush_file(Path(parent, name))
+            path = Path(parent, name)
+            path.chmod(0o666 & ~_UMASK)
+            flush_file(path)
         flush_directory(Path(parent))
 
 
 def flush_file(path: Path) -> None:
-    """Have the disk take one file, readable to whom the umask allows."""
+    """Have the disk take one file. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fchmod(descriptor, 0o666 & ~_UMASK)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def capture() -> dict[str, torch.Tensor]:
     return states
 
 
-def restore(states: dict[str, torch.Tensor]) -> None:
+def restore(states: Mapping[str, torch.Tensor]) -> None:
     """Continue from captured states. GPUs that are not here are left out, and those that are new keep theirs."""
     torch.set_rng_state(states["torch.cpu"])
     for number in range(torch.cuda.device_count()):

@@ -158,7 +158,7 @@ def named_parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
 
 def save_adapter(model: torch.nn.Module, directory: Path) -> None:
     """Write the adapters of a peft model; their ends are never adapted, so that nobody has to look at the hub's."""
-    model.save_pretrained(directory, save_embedding_layers=False)
+    model.save_pretrained(directory, save_embedding_layers=False)  # type: ignore[operator]
     for file in directory.rglob(ADAPTER_CONFIG):
         settings = json.loads(file.read_text(encoding="utf-8"))
         in_order = {
@@ -168,7 +168,7 @@ def save_adapter(model: torch.nn.Module, directory: Path) -> None:
         file.write_text(json.dumps(in_order, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Why something could not be written, in one line and with a remedy where the disk is to blame."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, SaveFailed):
@@ -214,7 +214,7 @@ def _places(directory: Path) -> dict[str, Path]:
     """The file of each tensor in policy/ and adapter/."""
     from safetensors import safe_open
 
-    places = {}
+    places: dict[str, Path] = {}
     for file in (*directory.glob("policy/*.safetensors"), *directory.glob("adapter/*.safetensors")):
         with safe_open(file, "pt") as tensors:
             places |= dict.fromkeys(tensors.keys(), file)
@@ -231,7 +231,7 @@ def _restore_weights(directory: Path, learner: Learner) -> None:
 
     tensors = directory / "trainer" / "tensors"
     stored, places = catalogue(tensors), _places(directory)
-    targets = {}
+    targets: dict[str, torch.Tensor] = {}
     for name, parameter in learner.policy.model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -257,8 +257,8 @@ def _restore_moments(
     directory = saved.directory / "trainer" / "tensors"
     stored = catalogue(directory)
     untouched = set(saved.state["without_moments"])
-    state: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
-    targets = {}
+    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+    targets: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         if name in untouched:
             continue

@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: Config, console: Console, *, resume: Resume = "no") -> Path:
-    """Carry out a run, or the rest of one, with its announcements and its report. Returns the trained policy's directory.
+    """Carry out a run, or the rest of one, with its announcements and its report.
 
-    resume: see Trainer.
+    resume: see Trainer. Returns the trained policy's directory.
     """
     with contextlib.closing(Trainer(config, console, resume=resume)) as trainer:
         console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)

@@ -66,7 +66,7 @@ def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
         if before.versions.get(name) != version
     ]
     if changed:
-        logger.warning("versions that changed: %s; the run may not be the uninterrupted one to the bit", ", ".join(changed))
+        logger.warning("versions that changed: %s; results may differ in their last bits", ", ".join(changed))
 
 
 def prompts_after(taken: int, count: int, saved: Saved) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 
@@ -111,7 +112,7 @@ class Saver:
                     fresh, staged, self._exporter, position, self._identity, self._config
                 )
                 for file in GROWING:  # as long as the save says, before it says so
-                    if (self._run / file).exists():
+                    with contextlib.suppress(OSError):  # which is no reason to lose the weights
                         flush_file(self._run / file)
                 with self._publishing:
                     if self._given_up:

@@ -20,7 +20,10 @@ GROUPS_FILE = "groups.safetensors"
 
 @dataclass(frozen=True)
 class UnderWay:
-    """A step that is sampled and not yet done: its groups, the policy's version at its start, and its updates so far."""
+    """A step that is sampled and not yet done.
+
+    version: of the policy before its updates. results: of those that are done.
+    """
 
     groups: Sequence[Group]
     version: int

@@ -47,7 +47,8 @@ from fastflow.train.rehearsal import rehearse
 from fastflow.train.rescue import rescue
 from fastflow.train.save_room import check_disk, save_size
 from fastflow.train.saver import Saver
-from fastflow.train.state import Identity, Position, UnderWay, read_groups, read_result
+from fastflow.train.standing import Standing
+from fastflow.train.state import Identity, Position, UnderWay
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +67,7 @@ class Trainer:
 
     `run()` carries it out and returns the directory of the trained policy. From the start until `close`, no other
     process can write to run.output. resume: whether it goes on with the run in run.output: "yes", or "auto" where that
-    has been saved. `position` is where the run stands after its last update.
+    has been saved.
     """
 
     def __init__(self, config: Config, console: Console, *, resume: Resume = "no"):
@@ -118,7 +119,6 @@ class Trainer:
         updates = config.run.steps * config.batch.updates_per_rollout
         if self._saved is not None:
             updates = self._saved.state["identity"]["total_updates"]
-        self._prompt_count = len(prompts)
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=updates)
         reads_records = config.objective.reward is not None or config.objective.format_check is not None
@@ -131,36 +131,16 @@ class Trainer:
         self.saver = Saver(self._checkpoints, self.learner, self._rehearse_save(), identity, config)
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
         self.alarms = Alarms()
-        self._stands = {0: self.prompts.state()}  # after the prompts of each step were taken
-        self._taken_up: UnderWay | None = None
+        self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
         if self._saved is not None:
             resume.check_identity(identity, self._saved, config)
             checkpoint.restore(self._saved, self.learner)
+            self.standing.take_up(self._saved, self.requests)
+        self._taken_up = self.position.under_way
         self.sampler = make_sampler(
             policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
         )
-        self.position = self._first_position()
         self.schedule = self._make_schedule()
-
-    def _first_position(self) -> Position:
-        """Where the run stands before its first step, or where a save says that it does."""
-        if self._saved is None:
-            return self._whole(0)
-        state = self._saved.state
-        step = state["step"]
-        taken = step * self.config.batch.prompts_per_step
-        self.prompts.load_state(resume.prompts_after(taken, self._prompt_count, self._saved))
-        self._stands = {step: self.prompts.state()}
-        self.alarms.load_state(state["alarms"])
-        begun = read_groups(self._saved.rollout, self.requests(step + 1)) if self._saved.has_groups else None
-        if (started := state["under_way"]) is not None:
-            results = (read_result(self._saved.rollout, *entry) for entry in enumerate(started["results"], start=1))
-            self._taken_up = UnderWay(begun or [], started["version"], tuple(results))
-        position = Position(
-            step, state["updates"], state["version"], state["prompts"], checkpoint.read_generators(self._saved),
-            state["records"], state["alarms"], None, self._taken_up, None if self._taken_up else begun,
-        )  # fmt: skip
-        return position
 
     def _make_schedule(self) -> Schedule:
         rollout = self.config.rollout
@@ -188,6 +168,11 @@ class Trainer:
         reclaimed = 0 if self._saved else run_directory.reclaimable(self.directory)
         check_disk(self.directory, size, config, reclaimed=reclaimed)
         return exporter
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands after its last update."""
+        return self.standing.position
 
     @property
     def resumed(self) -> bool:
@@ -225,9 +210,7 @@ class Trainer:
         if self._saved is None:
             run_directory.prepare(self.directory, self.config)
             return
-        run_directory.cut_back(
-            self.directory, self.config, step=self.position.step, sizes=self._saved.state["records"]
-        )
+        run_directory.cut_back(self.directory, self.config, step=self.position.step, sizes=self._saved.state["records"])
         self.saver.take_up(self.position)
         self.progress.advance(self.position.step)
 
@@ -265,7 +248,7 @@ class Trainer:
         requests = requests_for(
             self.prompts.take(batch.prompts_per_step), batch.responses_per_prompt, seed=self.config.run.seed, step=step
         )
-        self._stands[step] = self.prompts.state()
+        self.standing.prompts_taken(step)
         return requests
 
     def update(self, under_way: UnderWay) -> list[Update]:
@@ -276,12 +259,14 @@ class Trainer:
         shares = [share for share in split_evenly(groups, self.config.batch.updates_per_rollout) if share]
         self.progress.phase("updating", len(shares))
         updates: list[Update] = []
+        results: list[UpdateResult] = []
         for share, done in itertools.zip_longest(shares, under_way.results):
             judgement = self.judge(share)
             result = done or self.learner.update(
                 share, penalty=judgement.penalty, reward=judgement.reward,
-                completed=lambda result: self._note(under_way, [*(update.result for update in updates), result]),
+                completed=lambda result: self.standing.update_done(under_way, [*results, result]),
             )  # fmt: skip
+            results.append(result)
             updates.append(Update(share, judgement, result))
             self.progress.advance_phase()
         self.learner.free_gradients()  # sampling comes next, and needs the memory
@@ -321,51 +306,20 @@ class Trainer:
         """Write the step's line; from here on the step is done."""
         with deferred_interrupt():  # or the line could be written and the step not count
             recorder.write(step, metrics)
-            self.position = self._whole(step, metrics)
+            self.standing.step_done(step, metrics)
         self.progress.advance()
 
     def save(self) -> None:
-        """Begin a save of what the run has reached, unless there is one. Raises SaveFailed where an earlier one failed."""
+        """Begin a save of what the run has reached, unless there is one. Raises SaveFailed where the last failed."""
         if self.saver.is_saved(self.position):
             return
-        if not self.position.begun:
-            with deferred_interrupt(work="waiting for the responses of the next step"):
-                self.position = replace(self.position, ahead=self.schedule.ahead())
-        self.saver.save(self.position)
+        with deferred_interrupt(work="waiting for the responses of the next step"):
+            position = replace(self.position, ahead=self.schedule.ahead())
+        self.saver.save(position)
 
     def rescue(self, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is."""
         return rescue(self.saver, self.learner, self.position, self.directory, stop)
-
-    def _whole(self, step: int, metrics: dict[str, Any] | None = None) -> Position:
-        """The position after a whole step."""
-        metric = self.config.run.best_metric
-        if metrics is not None and metric is not None and metric not in metrics:
-            raise FastflowError(
-                f"run.best_metric = {metric} is not among the metrics: {', '.join(sorted(metrics))}; choose one of them"
-            )
-        self._stands = {known: stand for known, stand in self._stands.items() if known >= step}
-        return Position(
-            step=step,
-            updates=self.learner.updates,
-            version=self.learner.policy.version,
-            prompts=self._stands[step],
-            generators=generators.capture(),
-            records=run_directory.lengths(self.directory),
-            alarms=self.alarms.state(),
-            metric=None if metrics is None or metric is None else metrics[metric],
-        )
-
-    def _note(self, under_way: UnderWay, results: Sequence[UpdateResult]) -> None:
-        """The position after an update inside a step."""
-        self.position = replace(
-            self.position,
-            updates=self.learner.updates,
-            version=self.learner.policy.version,
-            generators=generators.capture(),
-            under_way=UnderWay(under_way.groups, under_way.version, tuple(results)),
-            ahead=None,
-        )
 
 
 def _cause(stop: BaseException) -> str:
