@@ -36,7 +36,7 @@ class Manifest:
 
 def write_manifest(directory: Path, *, step: int, updates: int, metric: float | None) -> Manifest:
     """Describe all files of a save that is complete but for this one. Raises OSError."""
-    names = sorted(_files(directory))
+    names = sorted(name for name in _files(directory) if name != MANIFEST)
     with ThreadPoolExecutor(_THREADS) as threads:
         files = dict(zip(names, threads.map(lambda name: _fingerprint(directory / name), names), strict=True))
     manifest = Manifest(step, updates, metric, files)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,6 +53,8 @@ from fastflow.train.state import Identity, Position, UnderWay
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+logger = logging.getLogger(__name__)
 
 
 class Update(NamedTuple):
@@ -136,6 +139,11 @@ class Trainer:
             resume.check_identity(identity, self._saved, config)
             checkpoint.restore(self._saved, self.learner)
             self.standing.take_up(self._saved, self.requests)
+            if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
+                logger.warning(
+                    "the run was stopped while responses were sampled ahead; they are sampled again from the saved "
+                    "weights, which are newer, so that it is no longer the uninterrupted run to the bit"
+                )
         self._taken_up = self.position.under_way
         self.sampler = make_sampler(
             policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from fastflow.config.reader import read_config
+from fastflow.interrupt import RunStopped
+from fastflow.models.packed import PackedModel, end_ids
+from fastflow.rollout.local import LocalSampler
 from fastflow.train.command import train
 from fastflow.train.trainer import Trainer
 
@@ -56,6 +61,50 @@ def run_until_killed(config, *, before: int, updates: int | None = None, resume:
     except Killed:
         return
     raise AssertionError("the run came to its end")
+
+
+def run_until_stopped(config, *, after: int, resume: str = "no") -> str:
+    """Train until Ctrl-C arrives, at the first moment it can after so many updates. Returns what is said."""
+    trainer = Trainer(config, Console(quiet=True), resume=resume)
+    step = trainer.learner.optimizer.step
+
+    def signalled(*arguments, **options):
+        step(*arguments, **options)
+        if trainer.learner.updates + 1 == after:
+            signal.raise_signal(signal.SIGINT)
+
+    trainer.learner.optimizer.step = signalled
+    try:
+        trainer.run()
+    except RunStopped as stop:
+        return str(stop)
+    raise AssertionError("the run came to its end")
+
+
+class Overlapping:
+    """A sampler with weights of its own, which are as old as its last load."""
+
+    def __init__(self, policy: PackedModel, **options):
+        self._own = copy.copy(policy)
+        self._own.model = copy.deepcopy(policy.model)
+        self._local = LocalSampler(self._own, **options)
+
+    def load_weights(self, policy: PackedModel) -> None:
+        self._own.model.load_state_dict(policy.model.state_dict())
+        self._own.version = policy.version
+
+    def begin(self, requests, params) -> None:
+        self._groups = self._local.sample(requests, params)
+
+    def finish(self):
+        return self._groups
+
+    def close(self) -> None: ...
+
+
+def overlapping(policy, tokenizer, prompts, rollout, *, on_progress) -> Overlapping:
+    """Stands in for make_sampler."""
+    return Overlapping(policy, eos_ids=end_ids(policy, tokenizer), tokenizer=tokenizer, on_progress=on_progress)
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
