@@ -2,7 +2,7 @@
 
 RUN/checkpoints/step-12/             one save: never changed once it has this name
 RUN/checkpoints/step-12-updates-27/  a save inside step 13, after the 27th update of the run
-RUN/checkpoints/step-14.new/         one that is being written; what is left of a killed run is dropped
+RUN/checkpoints/step-14.new/         one that is being written, and step-2.old/, that is being deleted
 RUN/checkpoints/step-10.damaged/     one that did not prove itself when the run was resumed
 RUN/policy, RUN/adapter              links to the newest one's, or copies where there are no links
 """
@@ -116,12 +116,15 @@ class Checkpoints:
         kept = {save.path for save in proved} | self._best_one()
         for path in self._named(damaged=True):
             if path not in kept and _order(path) < _order(proved[-1].path):
-                shutil.rmtree(path, ignore_errors=True)
                 self._proved.pop(path.name, None)
+                going = path.with_name(path.name + _OLD)  # or a kill could leave half of it under its name
+                with contextlib.suppress(OSError):
+                    path.rename(going)
+                    shutil.rmtree(going)
 
     def discard(self) -> None:
-        """Drop what a save that never came to its end has left."""
-        for path in self.directory.glob(f"*{_NEW}"):
+        """Drop what a save, or a deletion, that never came to its end has left."""
+        for path in (*self.directory.glob(f"*{_NEW}"), *self.directory.glob(f"*{_OLD}")):
             shutil.rmtree(path, ignore_errors=True)
 
     def _best_one(self) -> set[Path]:

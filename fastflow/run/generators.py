@@ -10,6 +10,13 @@ import numpy as np
 import torch
 
 
+def seed(number: int) -> None:
+    """Start all of them from one number: what a run draws, in its own code and in a user's, is the same every time."""
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)
+    random.seed(number)
+
+
 def capture() -> dict[str, torch.Tensor]:
     """The states of now, to be drawn from again after `restore`."""
     numpy_state: Any = np.random.get_state(legacy=True)

@@ -105,7 +105,7 @@ class Trainer:
     def _assemble(self, config: Config, console: Console) -> None:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        torch.manual_seed(config.run.seed)
+        generators.seed(config.run.seed)
 
         records = read_records(config.data)
         self.tokenizer = load_tokenizer(config.model)
