@@ -84,23 +84,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: list[str]) -> int:
-    from fastflow.config.reader import build_parser, read_config, to_yaml
+    from fastflow.config.reader import build_parser, to_yaml
 
     if "--help" in arguments or "-h" in arguments:
         build_parser().print_help()
         return 0
-    config, dry_run = read_config(arguments)
-    if dry_run:
+    from fastflow.config.resume import read_request
+
+    request = read_request(arguments)
+    if request.dry_run:
         from fastflow.train.dry_run import check_inputs
 
-        first_prompt = check_inputs(config)
-        print(to_yaml(config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
+        first_prompt = check_inputs(request.config)
+        print(to_yaml(request.config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
         return 0
     _quiet_libraries()
     from fastflow.run.console import make_console
     from fastflow.train.command import train
 
-    train(config, make_console())
+    train(request.config, make_console(), resume=request.resume)
     return 0
 
 

@@ -229,10 +229,15 @@ class RunConfig(Section):
     threads: int = setting(0, "CPU threads; 0 keeps torch's default", unit="threads", at_least=0)
     save_every: int = setting(
         0,
-        "Save the policy every N steps, in place of the last save; 0 saves it at the end only",
+        "Save everything every N steps, so that the run can be resumed; 0 saves at the end only",
         unit="steps",
         at_least=0,
     )
+    keep: int = setting(2, "Newest saves that stay on the disk", unit="saves", at_least=1)
+    best_metric: str | None = setting(
+        None, "Also keep the save whose step has the best value of this metric, such as reward_mean"
+    )
+    best_is: Literal["highest", "lowest"] = setting("highest", "Which value of run.best_metric is the best")
     export_dtype: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "Type of the saved policy; auto: the model's, but float32 where a merge of LoRA adapters into bfloat16 would "

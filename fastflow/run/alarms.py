@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 MISMATCH_KL = 0.01  # nats per token; bfloat16 on both sides gives 0.0005
+REMEMBERED = ("length_mean", "truncated_share", "repetition")  # of the first step
 
 
 class Alarms:
@@ -16,11 +18,18 @@ class Alarms:
 
     def check(self, metrics: dict[str, Any]) -> list[str]:
         """New alarms of this step, each a sentence with figures and a remedy."""
-        self._first = self._first or metrics
+        self._first = self._first or {name: metrics[name] for name in REMEMBERED}
         raised = {name: message for name, holds, message in _conditions(metrics, self._first) if holds}
         new = [message for name, message in raised.items() if name not in self._active]
         self._active = set(raised)
         return new
+
+    def state(self) -> dict[str, Any]:
+        """What they remember, for `load_state` of a resumed run."""
+        return {"first": self._first, "active": sorted(self._active)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._first, self._active = state["first"], set(state["active"])
 
 
 def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, bool, str]]:

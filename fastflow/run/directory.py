@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from fastflow.config.reader import to_yaml
+from fastflow.config.reader import SETTINGS_FILE, to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
-from fastflow.run import swap
+from fastflow.run.checkpoints import CHECKPOINTS, SHOWN, remove
+from fastflow.run.durable import replace_text
 from fastflow.run.lock import HOLDER_FILE, LOCK_FILE
 from fastflow.run.output_file import writing
 
-CONFIG_FILE = "config.yaml"
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = SETTINGS_FILE
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FILE = "evaluation.json"
 REPORT_FILE = "report.html"
-PARTS = ("policy", "adapter", "trainer")  # of a save
+SAMPLES = "samples"
+GROWING = (METRICS_FILE, SAMPLES_FILE)  # a line or more a step
+EARLIER_STATE = "trainer"  # of runs that could not be resumed yet
+WANDB_FILE = "wandb.id"
 RESCUED = "rescued"  # what a run could not save in another way
 REHEARSAL = "save.rehearsal"
 _OURS = (
-    CONFIG_FILE, METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
-    "samples", "tensorboard", *PARTS, RESCUED,
+    METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
+    SAMPLES, "tensorboard", WANDB_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
 _PASSING = {LOCK_FILE, HOLDER_FILE, REHEARSAL}  # what a run that was killed before its first step leaves
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
-    """Refuse a directory that holds a run, unless it may be overwritten, and one that holds anything else.
-
-    A save that its run was killed in is brought to its end, or to nothing.
-    """
+    """Refuse a directory that holds a run, unless it may be overwritten, and one that holds anything else."""
     if not directory.exists():
         return
     if not directory.is_dir():
         raise FastflowError(f"run.output = {directory} is a file; choose a directory")
     holds_run = (directory / CONFIG_FILE).exists()
-    if holds_run:
-        with writing(directory):
-            swap.recover(directory, PARTS)
     if holds_run and not overwrite:
         raise FastflowError(
-            f"{directory} already holds a run; choose another --run.output, or --run.overwrite true to replace it"
+            f"{directory} already holds a run; choose another --run.output, --resume {directory} to go on with it, or "
+            "--run.overwrite true to replace it"
         )
     if not holds_run and any(entry.name not in _PASSING for entry in directory.iterdir()):
         raise FastflowError(f"{directory} is not empty and not a run of fastflow; choose another --run.output")
@@ -65,19 +67,46 @@ def check_inputs_survive(directory: Path, config: Config) -> None:
 
 def reclaimable(directory: Path) -> int:
     """Bytes of an earlier run that `prepare` will remove."""
-    entries = [directory / name for name in _OURS]
+    entries = [entry for entry in (directory / name for name in _OURS) if not entry.is_symlink()]
     files = (file for entry in entries for file in ([entry] if entry.is_file() else entry.rglob("*")))
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def prepare(directory: Path, config: Config) -> None:
-    """Make the directory, remove what an earlier run left in it, and write the resolved settings."""
+    """Make the directory, remove what an earlier run left in it, and write the resolved settings.
+
+    They are the last to go and the first to come, so that the directory stays a run's wherever this ends.
+    """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         for name in _OURS:
-            path = directory / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        (directory / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+            remove(directory / name)
+        replace_text(directory / CONFIG_FILE, to_yaml(config))
+
+
+def lengths(directory: Path) -> dict[str, int]:
+    """Bytes of each file that grows with the run."""
+    return {name: (directory / name).stat().st_size if (directory / name).exists() else 0 for name in GROWING}
+
+
+def cut_back(directory: Path, config: Config, *, step: int, sizes: Mapping[str, int]) -> None:
+    """Take a run's records back to the end of a step, and write the settings that it goes on with.
+
+    sizes: see `lengths`. A record that is shorter than it was then goes on from its last whole line, with a warning.
+    """
+    with writing(directory):
+        for name, size in sizes.items():
+            _cut(directory / name, size)
+        for path in (directory / SAMPLES).glob("step-*.txt"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        replace_text(directory / CONFIG_FILE, to_yaml(config))
+
+
+def _cut(path: Path, size: int) -> None:
+    found = path.stat().st_size if path.exists() else 0
+    if found < size:
+        logger.warning("%s has %d bytes, but had %d when the run was saved; lines of it are lost", path, found, size)
+        size = path.read_bytes().rfind(b"\n") + 1 if found else 0
+    if found > size:
+        os.truncate(path, size)

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import logging
 import math
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastflow.config.schema import Config
 from fastflow.errors import need
-from fastflow.run.directory import METRICS_FILE
+from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
@@ -75,13 +76,13 @@ class ConsoleSink:
 
 
 class TensorBoardSink:
-    """Scalars as TensorBoard events."""
+    """Scalars as TensorBoard events. after: steps that are done; what was written of later ones does not count."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, after: int = 0):
         need("tensorboard", extra="tensorboard", purpose="run.tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory))
+        self._writer = SummaryWriter(str(directory), purge_step=after + 1 if after else None)
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         for name, value in _numbers(metrics).items():
@@ -92,11 +93,18 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Scalars to a Weights & Biases project."""
+    """Scalars to a Weights & Biases project, under an id that stays the same when the run is resumed.
+
+    Steps that were logged before a run died are dropped when it does them again: they are equal.
+    """
 
     def __init__(self, project: str, config: dict[str, Any], directory: Path):
         wandb = need("wandb", extra="wandb", purpose="run.wandb")
-        self._run = wandb.init(project=project, config=config, dir=str(directory))
+        file = directory / WANDB_FILE
+        if not file.exists():
+            file.write_text(secrets.token_hex(4), encoding="utf-8")
+        identity = file.read_text(encoding="utf-8")
+        self._run = wandb.init(project=project, config=config, dir=str(directory), id=identity, resume="allow")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._run.log(_numbers(metrics), step=step)
@@ -134,12 +142,12 @@ def check_sinks(config: Config) -> None:
         need("wandb", extra="wandb", purpose="run.wandb")
 
 
-def make_recorder(config: Config, directory: Path, console: Console) -> Recorder:
-    """The sinks that the configuration asks for."""
+def make_recorder(config: Config, directory: Path, console: Console, *, after: int = 0) -> Recorder:
+    """The sinks that the configuration asks for. after: steps that are done, where the run is resumed."""
     with writing(directory):
         sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE), ConsoleSink(console, config.run.steps)]
         if config.run.tensorboard:
-            sinks.append(TensorBoardSink(directory / "tensorboard"))
+            sinks.append(TensorBoardSink(directory / "tensorboard", after))
     if config.run.wandb is not None:
         sinks.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
     return Recorder(sinks, directory)

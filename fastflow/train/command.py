@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, console: Console, objective: MakeObjective = FlowObjective.of) -> Path:
-    """Carry out a run with its announcements and its report. Returns the trained policy's directory.
+def train(
+    config: Config, console: Console, objective: MakeObjective = FlowObjective.of, *, resume: Resume = "no"
+) -> Path:
+    """Carry out a run, or the rest of one, with its announcements and its report. Returns the policy's directory.
 
-    objective: makes the objective that gives the loss; by default what the settings name.
+    objective: makes the objective that gives the loss; by default what the settings name. resume: see Trainer.
     """
-    with contextlib.closing(Trainer(config, console, objective)) as trainer:
+    with contextlib.closing(Trainer(config, console, objective, resume=resume)) as trainer:
         console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
+        if resume != "no":
+            console.print(describe_resumption(trainer), markup=False, highlight=False, soft_wrap=True)
         for warning in doubtful(config):
             logger.warning(warning)
         policy = trainer.run()
@@ -83,6 +88,17 @@ def describe_objective(trainer: Trainer) -> str:
     if isinstance(objective, FlowObjective):
         return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z})"
     return type(objective).__name__
+
+
+def describe_resumption(trainer: Trainer) -> str:
+    """From where a run goes on."""
+    at, steps = trainer.position, trainer.config.run.steps
+    if at.updates == 0 and not trainer.resumed:
+        return "there is no save to go on from: the run starts from its beginning"
+    if at.step >= steps:
+        return f"all {steps} steps are done already; raise run.steps to train on"
+    inside = "" if at.under_way is None else f", in which {len(at.under_way.results)} update(s) are done"
+    return f"going on with step {at.step + 1} of {steps}{inside}"
 
 
 def describe_body(trainer: Trainer) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -68,11 +68,17 @@ class Learner:
         self.schedule = LambdaLR(self.optimizer, lambda update: lr_factor(update, total_updates, optim))
 
     def update(
-        self, groups: Sequence[Group], *, penalty: torch.Tensor | None = None, reward: torch.Tensor | None = None
+        self,
+        groups: Sequence[Group],
+        *,
+        penalty: torch.Tensor | None = None,
+        reward: torch.Tensor | None = None,
+        completed: Callable[[UpdateResult], None] = lambda result: None,
     ) -> UpdateResult:
         """One optimiser step on the trajectories of `groups`.
 
         penalty: (n,) psi of each trajectory, nats per token; reward: (n,), normalised within its group. None is zeros.
+        completed: is told the result before a signal can end the program, so that no update is done and not known.
         Raises NonFiniteError, before the weights change, when the loss or the gradient is not finite.
         """
         seconds: dict[str, float] = {}
@@ -82,34 +88,38 @@ class Learner:
             base_tokens = [token_logprobs(self.base, batch) for batch in batches]
             facts = self._facts(groups, batches, base_tokens, penalty, reward)
             loss_of = self.objective.losses(self.policy, facts)
-        with _timed(seconds, "train", device):
-            self.policy.model.train()
-            self.free_gradients()
-            outputs = [self._accumulate(loss_of, batch) for batch in batches]
-            loss, grad_norm, lr = self._step(outputs)
+        with contextlib.ExitStack() as until_it_is_told:
+            with _timed(seconds, "train", device):
+                self.policy.model.train()
+                self.free_gradients()
+                outputs = [self._accumulate(loss_of, batch) for batch in batches]
+                until_it_is_told.enter_context(deferred_interrupt())  # or half of the weights could be updated
+                loss, grad_norm, lr = self._step(outputs)
 
-        def flat(values: list[torch.Tensor]) -> torch.Tensor:
-            return to_flat_order(batches, values).cpu()
+            def flat(values: list[torch.Tensor]) -> torch.Tensor:
+                return to_flat_order(batches, values).cpu()
 
-        return UpdateResult(
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            length=facts.length.cpu(),
-            group=facts.group.cpu(),
-            logprob=flat([output.logprob for output in outputs]),
-            base_logprob=facts.base_logprob.cpu(),
-            behaviour_logprob=facts.behaviour_logprob.cpu(),
-            residual=flat([output.residual for output in outputs]),
-            log_z=flat([output.log_z for output in outputs]),
-            weight=flat([output.weight for output in outputs]),
-            raw_ratio=flat([output.raw_ratio for output in outputs]),
-            token_logprobs=split_tokens(batches, [output.token_logprob for output in outputs]),
-            base_token_logprobs=split_tokens(batches, base_tokens),
-            microbatches=len(batches),
-            tokens=sum(batch.tokens for batch in batches),
-            seconds=seconds,
-        )
+            result = UpdateResult(
+                loss=loss,
+                grad_norm=grad_norm,
+                lr=lr,
+                length=facts.length.cpu(),
+                group=facts.group.cpu(),
+                logprob=flat([output.logprob for output in outputs]),
+                base_logprob=facts.base_logprob.cpu(),
+                behaviour_logprob=facts.behaviour_logprob.cpu(),
+                residual=flat([output.residual for output in outputs]),
+                log_z=flat([output.log_z for output in outputs]),
+                weight=flat([output.weight for output in outputs]),
+                raw_ratio=flat([output.raw_ratio for output in outputs]),
+                token_logprobs=split_tokens(batches, [output.token_logprob for output in outputs]),
+                base_token_logprobs=split_tokens(batches, base_tokens),
+                microbatches=len(batches),
+                tokens=sum(batch.tokens for batch in batches),
+                seconds=seconds,
+            )
+            completed(result)
+        return result
 
     def free_gradients(self) -> None:
         """Give the memory of the last update's gradients back."""
@@ -155,10 +165,9 @@ class Learner:
                 "the weights were left as they were: lower optim.lr or optim.max_grad_norm, or check the model for NaN"
             )
         lr = self.schedule.get_last_lr()[0]
-        with deferred_interrupt():  # or a Ctrl-C could leave half of the weights updated
-            self.optimizer.step()
-            self.schedule.step()
-            self.policy.version += 1
+        self.optimizer.step()
+        self.schedule.step()
+        self.policy.version += 1
         return loss, norms[0], lr
 
 

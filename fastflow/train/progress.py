@@ -41,6 +41,6 @@ class RunProgress:
     def advance_phase(self, count: int = 1) -> None:
         self._bars.advance(self._phase, count)
 
-    def advance(self) -> None:
-        """Count one finished step."""
-        self._bars.advance(self._steps)
+    def advance(self, count: int = 1) -> None:
+        """Count finished steps."""
+        self._bars.advance(self._steps, count)

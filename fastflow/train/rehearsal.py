@@ -19,8 +19,8 @@ import torch
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
-from fastflow.run import swap
 from fastflow.run.directory import REHEARSAL
+from fastflow.run.durable import flush
 from fastflow.train.checkpoint import reason, save_adapter
 from fastflow.train.export import AnyModule, Exporter, is_strictly_valid
 
@@ -57,7 +57,7 @@ def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, dir
             _try(lambda: save_adapter(miniature(policy.model), target / "adapter"), "adapter", settings)
         if not settings.trust_remote_code:
             _check_names(target / "policy", settings)
-        swap.flush(target)
+        flush(target)
         return exporter, sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     except OSError as error:
         raise FastflowError(f"a save in {directory} was tried before the first step: {reason(error)}") from error

@@ -1,19 +1,62 @@
-"""Write what a run has learned as plain tensors where its save fails: the last resort, wherever there is room."""
+"""The end of a run that has to stop: it saves what it has reached, and says where that is.
+
+Where a save fails, the last resort is what was learned as plain tensors, wherever there is room for them.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from fastflow import interrupt
+from fastflow.interrupt import deferred_interrupt
 from fastflow.models.packed import PackedModel
 from fastflow.run.directory import RESCUED
-from fastflow.train.checkpoint import reason
+from fastflow.train.checkpoint import SaveFailed, reason
+from fastflow.train.learner import Learner
+from fastflow.train.saver import WORK, Saver
+from fastflow.train.state import Position
 
 FILE_BYTES = 2**30
+
+
+def rescue(saver: Saver, learner: Learner, position: Position, directory: Path, stop: BaseException) -> str:
+    """Save what a stopped run has reached, and say where it is. Raises nothing: what it cannot save, it says.
+
+    position: after the learner's last update.
+    """
+    try:
+        with deferred_interrupt(work=WORK, deliver=False):
+            return _rescue(saver, learner, position, directory, stop)
+    except KeyboardInterrupt:
+        saver.give_up()
+        return f"the save was given up; {saver.last()}"
+
+
+def _rescue(saver: Saver, learner: Learner, position: Position, directory: Path, stop: BaseException) -> str:
+    traceback.clear_frames(stop.__traceback__)  # they hold the activations of the step that failed
+    learner.free_gradients()
+    if isinstance(stop, interrupt.GivenUp):
+        saver.give_up()
+        return f"the save was given up; {saver.last()}"
+    try:
+        saver.wait()
+        if not all(bool(parameter.isfinite().all()) for parameter in learner.policy.parameters()):
+            problem = "the policy's weights are no longer finite and were not saved over an earlier save"
+            return f"{problem}; {saver.last()}"
+        if isinstance(stop, SaveFailed):
+            return f"{write_raw(learner.policy, directory)}; {saver.last()}"
+        if not saver.is_saved(position):
+            saver.save(position)
+            saver.wait()
+    except SaveFailed as failure:
+        return f"{failure}; {write_raw(learner.policy, directory)}; {saver.last()}"
+    return saver.last()
 
 
 def write_raw(policy: PackedModel, directory: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,6 +15,7 @@ import torch
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.train.learner import Learner
+from fastflow.train.tensors import FILE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +25,23 @@ SMALL_FILES = 2**20  # settings, metrics and samples
 
 @dataclass(frozen=True)
 class SaveSize:
-    """Bytes of one save. adapter: 0 without LoRA. optimizer: includes the log_z head and its moments."""
+    """Bytes of one save. adapter: 0 without LoRA. optimizer: with the log_z head and its moments. rounded: the trained
+    weights once more, where the policy is exported in another type than they have.
+    """
 
     policy: int
     adapter: int
     optimizer: int
     tokenizer: int = 0
+    rounded: int = 0
 
     @property
     def total(self) -> int:
-        return self.policy + self.adapter + self.optimizer + self.tokenizer + SMALL_FILES
+        return self.policy + self.adapter + self.optimizer + self.rounded + self.tokenizer + SMALL_FILES
 
     @property
     def largest_file(self) -> int:
-        return max(self.policy, self.adapter, self.optimizer)
+        return max(self.policy, self.adapter, min(self.optimizer + self.rounded, FILE_BYTES))
 
 
 def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> SaveSize:
@@ -55,24 +60,26 @@ def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> Sav
         adapter=_bytes(adapters),
         optimizer=MOMENTS * _bytes(trained) + _bytes(head),
         tokenizer=tokenizer,
+        rounded=_bytes(one for one in weights if one.requires_grad and one.dtype != (dtype or one.dtype)),
     )
 
 
 def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: int = 0) -> None:
     """Raise FastflowError where the disk or the limit on a file's size is too small for the saves of the run.
 
-    Warn where only a second save would not fit. A save is written beside the one before it. reclaimed: bytes that the
-    run will free.
+    Saves that are kept stand beside the one that is written. reclaimed: bytes that the run will free.
     """
     run = config.run
-    copies = 2 if run.save_every and run.save_every < run.steps else 1
+    saves = math.ceil(run.steps / run.save_every) if run.save_every else 1
+    copies = min(saves, run.keep + 1 + (run.best_metric is not None))
     free = shutil.disk_usage(directory).free + reclaimed
     if free < copies * size.total:
         raise FastflowError(
-            f"run.output = {directory} has {_show(free)} left, but {'two saves' if copies == 2 else 'a save'} of this "
-            f"run {'take' if copies == 2 else 'takes'} {_show(copies * size.total)} (policy {_show(size.policy)}, "
+            f"run.output = {directory} has {_show(free)} left, but {'a save' if copies == 1 else f'{copies} saves'} of "
+            f"this run {'takes' if copies == 1 else 'take'} {_show(copies * size.total)} (policy {_show(size.policy)}, "
             f"optimizer {_show(size.optimizer)} each); make room, choose another --run.output"
-            + (", set run.save_every = 0" if copies == 2 and free >= size.total else "")
+            + (", set run.keep = 1" if copies > 2 and free >= 2 * size.total else "")
+            + (", set run.save_every = 0" if copies > 1 and free >= size.total else "")
             + ", or set lora.rank or --run.export_dtype bfloat16"
         )
     if free < 2 * size.total:

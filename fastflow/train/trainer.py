@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import time
-import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fastflow import interrupt
+from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream, read_records, tokenize
 from fastflow.data.response_text import check_spelling
@@ -30,21 +33,30 @@ from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
+from fastflow.run import generators
 from fastflow.run.alarms import Alarms
+from fastflow.run.checkpoints import Checkpoints
 from fastflow.run.lock import RunLock
 from fastflow.run.metrics import agreement, measure
-from fastflow.run.recorder import check_sinks, make_recorder
+from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
-from fastflow.train import checkpoint
-from fastflow.train.export import Exporter, announce
+from fastflow.train import checkpoint, resume
+from fastflow.train.checkpoint import Saved
+from fastflow.train.digests import digest_of_base, digest_of_prompts
+from fastflow.train.export import Exporter
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
 from fastflow.train.rehearsal import rehearse
-from fastflow.train.rescue import write_raw
+from fastflow.train.rescue import rescue
 from fastflow.train.save_room import check_disk, save_size
+from fastflow.train.saver import Saver
+from fastflow.train.standing import Standing
+from fastflow.train.state import Identity, Position, UnderWay
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+logger = logging.getLogger(__name__)
 
 
 class Update(NamedTuple):
@@ -60,10 +72,17 @@ class Trainer:
 
     `run()` carries it out and returns the directory of the trained policy. From the start until `close`, no other
     process can write to run.output. objective: makes the objective that gives the loss; by default what the settings
-    name.
+    name. resume: whether it goes on with the run in run.output: "yes", or "auto" where that has been saved.
     """
 
-    def __init__(self, config: Config, console: Console, objective: MakeObjective = FlowObjective.of):
+    def __init__(
+        self,
+        config: Config,
+        console: Console,
+        objective: MakeObjective = FlowObjective.of,
+        *,
+        resume: Resume = "no",
+    ):
         config.require_inputs()
         self.config, self.console = config, console
         self._make_objective = objective
@@ -72,16 +91,31 @@ class Trainer:
         check_sinks(config)
         self._lock = RunLock(self.directory)
         try:
-            run_directory.check_output(self.directory, overwrite=config.run.overwrite)
+            self._checkpoints = Checkpoints(
+                self.directory, keep=config.run.keep, best=config.run.best_is if config.run.best_metric else None
+            )
+            self._saved = self._find_save(resume)
             self._assemble(config, console)
         except BaseException:
             self._lock.release()
             raise
 
+    def _find_save(self, mode: Resume) -> Saved | None:
+        """The save that the run goes on from. Raises FastflowError where that, or a start from nothing, is refused."""
+        saved = resume.find(self._checkpoints, mode)
+        if saved is None:
+            run_directory.check_output(self.directory, overwrite=self.config.run.overwrite or mode == "auto")
+        else:
+            total_updates = saved.state["identity"]["total_updates"]
+            check_settings(
+                self.config, resume.settings_of(saved), step=saved.state["step"], total_updates=total_updates
+            )
+        return saved
+
     def _assemble(self, config: Config, console: Console) -> None:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        torch.manual_seed(config.run.seed)
+        generators.seed(config.run.seed)
 
         records = read_records(config.data)
         self.tokenizer = load_tokenizer(config.model)
@@ -96,17 +130,35 @@ class Trainer:
         self.judge.end_with(end_ids(policy, self.tokenizer))
 
         updates = config.run.steps * config.batch.updates_per_rollout
+        if self._saved is not None:
+            updates = self._saved.state["identity"]["total_updates"]
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=updates, objective=self._make_objective)
-        self._saved: tuple[int, int] | None = None  # step and updates of the last save
-        self._exporter = self._rehearse_save()
+        reads_records = config.objective.reward is not None or config.objective.format_check is not None
+        identity = Identity(
+            digest_of_prompts(prompts, with_records=reads_records),
+            digest_of_base(self.learner),
+            updates,
+            resume.versions(),
+        )
+        self.saver = Saver(self._checkpoints, self.learner, self._rehearse_save(), identity, config)
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
+        self.alarms = Alarms()
+        self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
+        if self._saved is not None:
+            resume.check_identity(identity, self._saved, config)
+            checkpoint.restore(self._saved, self.learner)
+            self.standing.take_up(self._saved, self.requests)
+            if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
+                logger.warning(
+                    "the run was stopped while responses were sampled ahead; they are sampled again from the saved "
+                    "weights, which are newer, so that it is no longer the uninterrupted run to the bit"
+                )
+        self._taken_up = self.position.under_way
         self.sampler = make_sampler(
             policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
         )
         self.schedule = self._make_schedule()
-        self.data_state = {0: self.prompts.state()}
-        self.alarms = Alarms()
 
     def _make_schedule(self) -> Schedule:
         rollout = self.config.rollout
@@ -118,7 +170,10 @@ class Trainer:
             rollout.stop,
         )
         if rollout.ahead:
-            return OneAhead(self.sampler, self.learner.policy, self.requests, params, steps=self.config.run.steps)
+            return OneAhead(
+                self.sampler, self.learner.policy, self.requests, params,
+                steps=self.config.run.steps, ready=self.position.ahead,
+            )  # fmt: skip
         return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
 
     def _rehearse_save(self) -> Exporter:
@@ -128,36 +183,54 @@ class Trainer:
         exporter = Exporter(self.tokenizer, config.run.export_dtype, base.model if starts_from_base else None)
         exporter, small_files = rehearse(self.learner.policy, exporter, config.model, self.directory)
         size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
-        check_disk(self.directory, size, config, reclaimed=run_directory.reclaimable(self.directory))
+        reclaimed = 0 if self._saved else run_directory.reclaimable(self.directory)
+        check_disk(self.directory, size, config, reclaimed=reclaimed)
         return exporter
+
+    @property
+    def position(self) -> Position:
+        """Where the run stands after its last update."""
+        return self.standing.position
+
+    @property
+    def resumed(self) -> bool:
+        """Whether this goes on from a save."""
+        return self._saved is not None
 
     def run(self) -> Path:
         """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(stop_on_signals())
             stack.callback(self.close)
-            run_directory.prepare(self.directory, self.config)
-            recorder = make_recorder(self.config, self.directory, self.console)
+            self._open_directory()
+            recorder = make_recorder(self.config, self.directory, self.console, after=self.position.step)
             stack.callback(recorder.close)
-            completed = 0
+            generators.restore(self.position.generators)  # last of all, or a constructor could draw from them
             try:
                 with self.progress:
-                    for step in range(1, self.config.run.steps + 1):
-                        recorder.write(step, self.step(step))
-                        self.progress.advance()
-                        completed = step
+                    for step in range(self.position.step + 1, self.config.run.steps + 1):
+                        self.record(step, self.step(step), recorder)
+                        self.saver.check()
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
-                            self.save(completed)
-                if self._saved != (completed, self.learner.updates):
-                    self.save(completed)
+                            self.save()
+                self.save()
+                self.saver.wait()
                 return self.directory / "policy"
             except KeyboardInterrupt as stop:
-                raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(completed, stop)}", stop) from stop
+                raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(stop)}", stop) from stop
             except (FastflowError, torch.OutOfMemoryError) as stop:
-                raise FastflowError(f"{_cause(stop)}; {self.rescue(completed, stop)}") from stop
+                raise FastflowError(f"{_cause(stop)}; {self.rescue(stop)}") from stop
             except BaseException as stop:
-                self.console.print(self.rescue(completed, stop), highlight=False, markup=False, soft_wrap=True)
+                self.console.print(self.rescue(stop), highlight=False, markup=False, soft_wrap=True)
                 raise
+
+    def _open_directory(self) -> None:
+        if self._saved is None:
+            run_directory.prepare(self.directory, self.config)
+            return
+        run_directory.cut_back(self.directory, self.config, step=self.position.step, sizes=self._saved.state["records"])
+        self.saver.take_up(self.position)
+        self.progress.advance(self.position.step)
 
     def close(self) -> None:
         """Release the sampler and the run directory; `run` does so at its end."""
@@ -169,12 +242,14 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""
         start = time.perf_counter()
-        groups = self.sample(step)
+        under_way, self._taken_up = self._taken_up, None
+        if under_way is None:
+            under_way = UnderWay(self.sample(step), self.learner.policy.version)
         sampled = time.perf_counter()
-        version = self.learner.policy.version
-        updates = self.update(groups)
+        updates = self.update(under_way)
         self.dump_samples(step, updates[0])
-        return self.measure(groups, updates, version=version, sample=sampled - start, total=time.perf_counter() - start)
+        seconds = {"sample": sampled - start, "total": time.perf_counter() - start}
+        return self.measure(under_way.groups, updates, version=under_way.version, **seconds)
 
     def sample(self, step: int) -> list[Group]:
         """The step's prompts, with responses and their behaviour log-probs."""
@@ -191,19 +266,25 @@ class Trainer:
         requests = requests_for(
             self.prompts.take(batch.prompts_per_step), batch.responses_per_prompt, seed=self.config.run.seed, step=step
         )
-        self.data_state[step] = self.prompts.state()
+        self.standing.prompts_taken(step)
         return requests
 
-    def update(self, groups: Sequence[Group]) -> list[Update]:
-        """One optimiser update on each equal share of the groups."""
+    def update(self, under_way: UnderWay) -> list[Update]:
+        """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
+        groups = list(under_way.groups)
         if self.config.objective.truncated == "drop":
             groups = without_truncated(groups)
         shares = [share for share in split_evenly(groups, self.config.batch.updates_per_rollout) if share]
         self.progress.phase("updating", len(shares))
-        updates = []
-        for share in shares:
+        updates: list[Update] = []
+        results: list[UpdateResult] = []
+        for share, done in itertools.zip_longest(shares, under_way.results):
             judgement = self.judge(share)
-            result = self.learner.update(share, penalty=judgement.penalty, reward=judgement.reward)
+            result = done or self.learner.update(
+                share, penalty=judgement.penalty, reward=judgement.reward,
+                completed=lambda result: self.standing.update_done(under_way, [*results, result]),
+            )  # fmt: skip
+            results.append(result)
             updates.append(Update(share, judgement, result))
             self.progress.advance_phase()
         self.learner.free_gradients()  # sampling comes next, and needs the memory
@@ -215,7 +296,9 @@ class Trainer:
             samples = describe(step, *update, self.tokenizer, run.samples_per_dump)
             write_samples(self.directory, step, samples)
 
-    def measure(self, groups: list[Group], updates: list[Update], *, version: int, **seconds: float) -> dict[str, Any]:
+    def measure(
+        self, groups: Sequence[Group], updates: list[Update], *, version: int, **seconds: float
+    ) -> dict[str, Any]:
         judgements = [update.judgement for update in updates]
         well_formed = [fine for judgement in judgements for fine in judgement.well_formed or ()] or None
         scores = [score for judgement in judgements for score in judgement.scores or ()] or None
@@ -237,46 +320,24 @@ class Trainer:
         )
         return {**metrics, "alarms": self.alarms.check(metrics)}
 
-    def rescue(self, step: int, stop: BaseException) -> str:
-        """Save what a stopped run has reached, and say where it is. Raises nothing: what it cannot save, it says."""
-        try:
-            with deferred_interrupt(work="saving the policy", deliver=False):
-                return self._rescue(step, stop)
-        except KeyboardInterrupt:
-            return f"the save was given up; {self._last_save()}"
+    def record(self, step: int, metrics: dict[str, Any], recorder: Recorder) -> None:
+        """Write the step's line; from here on the step is done."""
+        with deferred_interrupt():  # or the line could be written and the step not count
+            recorder.write(step, metrics)
+            self.standing.step_done(step, metrics)
+        self.progress.advance()
 
-    def _rescue(self, step: int, stop: BaseException) -> str:
-        traceback.clear_frames(stop.__traceback__)  # they hold the activations of the step that failed
-        self.learner.free_gradients()
-        if isinstance(stop, interrupt.GivenUp):
-            return f"the save was given up; {self._last_save()}"
-        if not all(bool(parameter.isfinite().all()) for parameter in self.learner.policy.parameters()):
-            problem = "the policy's weights are no longer finite and were not saved over an earlier save"
-            return f"{problem}; {self._last_save()}"
-        if isinstance(stop, checkpoint.SaveFailed):
-            return f"{write_raw(self.learner.policy, self.directory)}; {self._last_save()}"
-        try:
-            if self._saved != (step, self.learner.updates):
-                self.save(step)
-        except checkpoint.SaveFailed as failure:
-            return f"{failure}; {write_raw(self.learner.policy, self.directory)}; {self._last_save()}"
-        return self._last_save()
+    def save(self) -> None:
+        """Begin a save of what the run has reached, unless there is one. Raises SaveFailed where the last failed."""
+        if self.saver.is_saved(self.position):
+            return
+        with deferred_interrupt(work="waiting for the responses of the next step"):
+            position = replace(self.position, ahead=self.schedule.ahead())
+        self.saver.save(position)
 
-    def _last_save(self) -> str:
-        if self._saved is None:
-            return "no policy was saved before"
-        step, updates = self._saved
-        return f"the policy after step {step} ({updates} updates) is in {self.directory / 'policy'}"
-
-    def save(self, step: int) -> Path:
-        """Save the policy and the trainer's state. Raises SaveFailed, with an earlier save as it was."""
-        with deferred_interrupt(work="saving the policy"):
-            policy, report = checkpoint.save(
-                self.directory, self.learner, self._exporter, step=step, data_state=self.data_state[step]
-            )
-            self._saved = step, self.learner.updates
-            announce(report, self.config)
-        return policy
+    def rescue(self, stop: BaseException) -> str:
+        """Save what a stopped run has reached, and say where it is."""
+        return rescue(self.saver, self.learner, self.position, self.directory, stop)
 
 
 def _cause(stop: BaseException) -> str:

@@ -60,7 +60,7 @@ def test_on_policy_samples_from_the_weights_of_the_moment(policy):
     groups = run(OnPolicy(diary, policy, lambda step: step, SamplingParams()), policy, diary)
     assert groups == [(1, 0), (2, 1), (3, 2)]
     assert diary.entries == [
-        "begin 1", "finish", "update 1",
+        "load 0", "begin 1", "finish", "update 1",
         "load 1", "begin 2", "finish", "update 2",
         "load 2", "begin 3", "finish", "update 3",
     ]  # fmt: skip
@@ -71,10 +71,49 @@ def test_one_ahead_samples_the_next_step_before_the_update(policy):
     groups = run(OneAhead(diary, policy, lambda step: step, SamplingParams(), steps=3), policy, diary)
     assert groups == [(1, 0), (2, 0), (3, 1)]
     assert diary.entries == [
-        "begin 1", "finish", "begin 2", "update 1",
+        "load 0", "begin 1", "finish", "begin 2", "update 1",
         "finish", "load 1", "begin 3", "update 2",
         "finish", "update 3",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", [OnPolicy, lambda *all: OneAhead(*all, steps=3)], ids=["on policy", "ahead"])
+def test_the_first_load_is_unconditional(schedule, policy):
+    """A restored policy may have the version that the sampler was made with, and other weights."""
+    diary = Diary()
+    diary.loaded = policy.version = 7
+    schedule(diary, policy, lambda step: step, SamplingParams()).groups(1)
+    assert diary.entries[0] == "load 7"
+
+
+def test_what_is_sampled_ahead_can_be_had_early_and_is_not_sampled_twice(policy):
+    diary = Diary()
+    schedule = OneAhead(diary, policy, lambda step: step, SamplingParams(), steps=3)
+    schedule.groups(1)
+    policy.version += 1
+    assert schedule.ahead() == schedule.ahead() == schedule.groups(2) == (2, 0)
+    assert schedule.groups(3) == (3, 1)
+    assert schedule.ahead() is None  # there is no step 4
+    assert diary.entries.count("finish") == 3
+
+
+def test_a_resumed_schedule_goes_on_with_what_was_sampled_ahead(policy):
+    """Step 3 comes from weights that are gone; step 4 is sampled from those of now, as it would have been."""
+    diary = Diary()
+    policy.version = 2
+    schedule = OneAhead(diary, policy, lambda step: step, SamplingParams(), steps=4, ready=[(3, 1)])
+    assert schedule.groups(3) == [(3, 1)]
+    policy.version += 1
+    assert schedule.groups(4) == (4, 2)
+    assert diary.entries == ["load 2", "begin 4", "finish"]
+
+
+@pytest.mark.parametrize("resumed", [2, 3])
+def test_a_resumed_schedule_without_it_samples_its_first_step(resumed, policy):
+    diary = Diary()
+    schedule = OneAhead(diary, policy, lambda step: step, SamplingParams(), steps=4)
+    assert schedule.groups(resumed) == (resumed, 0)
+    assert diary.entries[:3] == ["load 0", f"begin {resumed}", "finish"]
 
 
 @pytest.mark.parametrize(

@@ -163,11 +163,15 @@ class TestMakeRecorder:
         recorder.write(1, {**METRICS, "slope": math.nan})
         recorder.close()
         expected = {name: value for name, value in METRICS.items() if type(value) in (int, float) and name != "slope"}
+        identity = (tmp_path / "wandb.id").read_text()
+        asked = {"project": "my-project", "config": dataclasses.asdict(config), "dir": str(tmp_path)}
         assert calls == [
-            ("init", {"project": "my-project", "config": dataclasses.asdict(config), "dir": str(tmp_path)}),
+            ("init", {**asked, "id": identity, "resume": "allow"}),
             ("log", expected, 1),
             ("finish",),
         ]
+        make_recorder(config, tmp_path, Console(file=io.StringIO()), after=1).close()
+        assert calls[3] == ("init", {**asked, "id": identity, "resume": "allow"})  # the same run goes on
 
     def test_wandb_absent_says_what_to_install(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)

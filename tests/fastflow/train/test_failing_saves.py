@@ -18,7 +18,6 @@ from cli_runs import lines_in, options, settings, start
 from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
-from fastflow.run import swap
 from fastflow.train import rescue
 from fastflow.train.trainer import Trainer
 from small_models import save_model
@@ -31,6 +30,7 @@ from fastflow.train import trainer
 step = trainer.Trainer.step
 def limited(self, number):
     if number == 3:
+        self.saver.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAXIMUM, resource.RLIM_INFINITY))
     return step(self, number)
 trainer.Trainer.step = limited
@@ -40,6 +40,10 @@ trainer.Trainer.step = limited
 def make(home, **changes) -> Trainer:
     config = read_config([f"--{name}={value}" for name, value in settings(home, **changes).items()])[0]
     return Trainer(config, Console(quiet=True))
+
+
+def state_of(run) -> dict:
+    return json.loads(((run / "policy").resolve().parent / "trainer" / "state.json").read_text())
 
 
 def live(trainer) -> dict[str, torch.Tensor]:
@@ -59,11 +63,11 @@ def test_files_that_may_not_grow_any_more(limit, rescued, tmp_path):
     assert "File too large" in err and "ulimit -f" in err
     assert f"the policy after step 2 (2 updates) is in {tmp_path / 'run' / 'policy'}" in err
     assert load_file(tmp_path / "run" / "policy" / "model.safetensors")
-    assert json.loads((tmp_path / "run" / "trainer" / "state.json").read_text())["step"] == 2
+    assert state_of(tmp_path / "run")["step"] == 2
     assert ("as raw safetensors" in err) == rescued
     if rescued:
         assert load_file(tmp_path / "run" / "rescued" / "weights-00001.safetensors")
-    assert not list((tmp_path / "run").glob("save*"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
 
 
 def test_a_limit_that_no_save_fits_is_refused_at_the_start(tmp_path):
@@ -83,15 +87,21 @@ def test_a_limit_that_the_small_files_meet_first(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("failing", ["save_model", "save_tokenizer", "save_trainer", "flush", "adapter"])
+PARTS = ["save_model", "save_tokenizer", "tensors", "generators", "manifest", "flush", "adapter", "publish"]
+
+
+@pytest.mark.parametrize("failing", PARTS)
 @pytest.mark.parametrize("error", [FULL, SafetensorError("IO error"), RuntimeError("shared tensors"), MemoryError()])
 def test_a_save_that_fails_in_any_of_its_parts(failing, error, tmp_path, monkeypatch):
     trainer = make(tmp_path, run__steps=4, run__save_every=2, lora__rank=2)
     step, places = trainer.step, {
         "save_model": "fastflow.train.export.Exporter._save_model",
         "save_tokenizer": "fastflow.train.export.Exporter._save_tokenizer",
-        "save_trainer": "fastflow.train.checkpoint._save_trainer",
-        "flush": "fastflow.run.swap.flush",
+        "tensors": "fastflow.train.checkpoint.write_tensors",
+        "generators": "fastflow.train.checkpoint._write_generators",
+        "manifest": "fastflow.train.checkpoint.write_manifest",
+        "flush": "fastflow.train.checkpoint.flush",
+        "publish": "fastflow.run.checkpoints.Checkpoints.publish",
         "adapter": "peft.PeftModel.save_pretrained",
     }  # fmt: skip
 
@@ -100,6 +110,7 @@ def test_a_save_that_fails_in_any_of_its_parts(failing, error, tmp_path, monkeyp
 
     def breaking(number):
         if number == 4:
+            trainer.saver.wait()
             monkeypatch.setattr(places[failing], fail)
         return step(number)
 
@@ -110,7 +121,7 @@ def test_a_save_that_fails_in_any_of_its_parts(failing, error, tmp_path, monkeyp
     assert message.startswith(f"the save of step 4 in {tmp_path / 'run'} failed: ")
     assert "the current trained LoRA adapters are in" in message
     assert f"the policy after step 2 (2 updates) is in {tmp_path / 'run' / 'policy'}" in message
-    assert json.loads((tmp_path / "run" / "trainer" / "state.json").read_text())["step"] == 2
+    assert state_of(tmp_path / "run")["step"] == 2
     rescued = load_file(tmp_path / "run" / "rescued" / "weights-00001.safetensors")
     trained = {name: weight for name, weight in live(trainer).items() if weight.requires_grad}
     assert rescued.keys() == trained.keys()
@@ -124,7 +135,7 @@ def test_an_interrupted_run_that_cannot_be_saved_keeps_its_exit_code(tmp_path, m
     def stopping(number):
         if number < 3:
             return step(number)
-        monkeypatch.setattr("fastflow.run.swap.flush", lambda directory: (_ for _ in ()).throw(FULL))
+        monkeypatch.setattr("fastflow.train.checkpoint.flush", lambda directory: (_ for _ in ()).throw(FULL))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "step", stopping)
@@ -178,7 +189,9 @@ def test_a_disk_that_is_full_between_saves(what, tmp_path, monkeypatch):
     from fastflow.train import trainer as module
 
     make_recorder = module.make_recorder
-    monkeypatch.setattr(module, "make_recorder", lambda *all: recorder.append(make_recorder(*all)) or recorder[0])
+    monkeypatch.setattr(
+        module, "make_recorder", lambda *all, **after: recorder.append(make_recorder(*all, **after)) or recorder[0]
+    )
     monkeypatch.setattr(trainer, "step", filling)
     with pytest.raises(FastflowError, match=r"cannot write to .*run \(No space left on device\).*is in .*policy"):
         trainer.run()
@@ -258,23 +271,10 @@ class TestDirectories:
             subprocess.run(["umount", str(tmp_path / "run")], check=True)
 
 
-def test_a_half_done_swap_is_finished_at_the_next_start(tmp_path, capsys):
-    values = settings(tmp_path)
-    assert cli.main(options(values)) == 0
-    run = tmp_path / "run"
-    before = load_file(run / "policy" / "model.safetensors")
-    (run / swap.READY).mkdir()
-    (run / "policy").rename(run / swap.READY / "policy")
-    assert cli.main(options(values)) == 2
-    assert "already holds a run" in capsys.readouterr().err
-    after = load_file(run / "policy" / "model.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
 def test_a_finished_run_is_saved_once(tmp_path, monkeypatch):
     """save_every at the last step, and the final save, are one."""
     trainer = make(tmp_path, run__save_every=1, run__steps=2)
-    saves, save = [], trainer.save
-    monkeypatch.setattr(trainer, "save", lambda step: saves.append(step) or save(step))
+    saves, save = [], trainer.saver.save
+    monkeypatch.setattr(trainer.saver, "save", lambda position: saves.append(position.step) or save(position))
     trainer.run()
     assert saves == [1, 2]

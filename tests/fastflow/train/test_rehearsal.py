@@ -273,16 +273,27 @@ class TestRoom:
             made(0.9)
         assert not (tmp_path / "run").exists()
 
-    def test_no_room_for_two_where_two_will_stand_side_by_side(self, made):
-        with pytest.raises(FastflowError, match=r"but two saves of this run take .* set run\.save_every = 0"):
-            made(1.5, run__save_every=1)
+    @pytest.mark.parametrize(
+        ("room", "changes", "saves", "remedy"),
+        [
+            (1.5, {"run__save_every": 1}, 3, "set run.save_every = 0"),
+            (2.5, {"run__save_every": 1}, 3, "set run.keep = 1, set run.save_every = 0"),
+            (1.5, {"run__save_every": 2, "run__keep": 4}, 2, "set run.save_every = 0"),
+            (3.5, {"run__save_every": 1, "run__steps": 9, "run__best_metric": "loss"}, 4, "set run.keep = 1"),
+        ],
+    )
+    def test_no_room_for_those_that_will_stand_side_by_side(self, room, changes, saves, remedy, made):
+        """Those that are kept, the best one, and the one that is being written."""
+        with pytest.raises(FastflowError, match=rf"but {saves} saves of this run take ") as caught:
+            made(room, **changes)
+        assert remedy in str(caught.value)
 
     def test_no_room_for_a_second_one_is_a_warning(self, made, caplog):
         made(1.5)
         assert "there is no room for a second save beside it" in caplog.text
 
-    def test_room_for_two(self, made, caplog):
-        made(2.5, run__save_every=1)
+    def test_room_for_all_of_them(self, made, caplog):
+        made(3.5, run__save_every=1)
         assert "room" not in caplog.text
 
     @pytest.mark.parametrize(
@@ -300,10 +311,11 @@ class TestRoom:
         config = read_config([f"--{name}={value}" for name, value in settings(tmp_path, **changes).items()])[0]
         trained = Trainer(config, Console(quiet=True))
         estimate = save_size(trained.learner, config.run.export_dtype)
-        run = trained.run().parent
-        assert _bytes(run / "policy", "*.safetensors") == pytest.approx(estimate.policy, abs=10_000)
-        assert _bytes(run / "adapter", "*.safetensors") == pytest.approx(estimate.adapter, abs=10_000)
-        assert _bytes(run / "trainer", "*.safetensors") == pytest.approx(estimate.optimizer, abs=20_000)
+        save = trained.run().resolve().parent
+        assert _bytes(save / "policy", "*.safetensors") == pytest.approx(estimate.policy, abs=10_000)
+        assert _bytes(save / "adapter", "*.safetensors") == pytest.approx(estimate.adapter, abs=10_000)
+        state = estimate.optimizer + estimate.rounded
+        assert _bytes(save / "trainer" / "tensors", "*.safetensors") == pytest.approx(state, abs=20_000)
 
 
 def _bytes(directory, pattern: str) -> int:

@@ -12,6 +12,7 @@ from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.train.command import describe, describe_body, train
+from fastflow.train.state import UnderWay
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
 from small_models import make_causal_lm
@@ -156,7 +157,7 @@ def test_recomputed_behaviour_is_the_policy_at_temperature_one(settings):
     trainer = Trainer(
         configure(settings, rollout__temperature=0.5, importance__source="recompute"), Console(quiet=True)
     )
-    (update,) = trainer.update(trainer.sample(1))
+    (update,) = trainer.update(UnderWay(trainer.sample(1), 0))
     torch.testing.assert_close(update.result.raw_ratio, torch.ones(12, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
@@ -166,7 +167,7 @@ def test_dropping_truncated_responses(settings):
     )
     groups = trainer.sample(1)
     finished = sum(entry.finish_reason == "stop" for group in groups for entry in group.trajectories)
-    updates = trainer.update(groups)
+    updates = trainer.update(UnderWay(groups, 0))
     assert 0 < finished < 12
     assert sum(len(update.result.length) for update in updates) == finished
 
@@ -186,23 +187,31 @@ def test_trainer_state_is_beside_the_policy(settings):
     from safetensors.torch import load_file
 
     run(settings, run__save_every=2)
-    state = settings["run.output"] / "trainer"
-    assert load_file(state / "log_z.safetensors")["calibrated"]
-    moments = load_file(state / "optimizer.safetensors")
-    assert {name.split("/")[1] for name in moments} == {"step", "exp_avg", "exp_avg_sq"}
-    saved = json.loads((state / "state.json").read_text())
+    trainer = settings["run.output"] / "checkpoints" / "step-3" / "trainer"
+    (file,) = (trainer / "tensors").glob("*.safetensors")
+    tensors = load_file(file)
+    assert tensors["log_z/calibrated"]
+    moments = [name for name in tensors if name.startswith("moments/")]
+    assert {name.rpartition("/")[2] for name in moments} == {"step", "exp_avg", "exp_avg_sq"}
+    assert "moments/policy/model.embed_tokens.weight/exp_avg" in moments
+    assert not [name for name in tensors if name.startswith("weights/")]  # policy/ has them to the bit
+    saved = state_of(settings["run.output"])
     assert saved["step"] == 3 and saved["updates"] == 3
-    assert saved["data"] == {"epoch": 1, "position": 2}  # 12 of 10 prompts taken
+    assert saved["prompts"] == {"epoch": 1, "position": 2}  # 12 of 10 prompts taken
+
+
+def state_of(run):
+    return json.loads(((run / "policy").resolve().parent / "trainer" / "state.json").read_text())
 
 
 def test_nan_saves_the_last_good_policy(settings, monkeypatch):
     trainer = Trainer(configure(settings), Console(quiet=True))
     update = trainer.learner.update
 
-    def poisoned(groups, *, penalty, reward):
+    def poisoned(groups, *, penalty, **options):
         if trainer.learner.schedule.last_epoch == 2:
             penalty = penalty + float("nan")
-        return update(groups, penalty=penalty, reward=reward)
+        return update(groups, penalty=penalty, **options)
 
     monkeypatch.setattr(trainer.learner, "update", poisoned)
     with pytest.raises(FastflowError, match=r"the loss is nan.*the policy after step 2 \(2 updates\) is in"):
@@ -218,7 +227,7 @@ def test_any_other_failure_saves_the_policy_too(settings, monkeypatch, capsys):
     with pytest.raises(IndexError):
         trainer.run()
     assert "the policy after step 2 (2 updates) is in" in " ".join(capsys.readouterr().out.split())
-    assert json.loads((settings["run.output"] / "trainer" / "state.json").read_text())["updates"] == 2
+    assert state_of(settings["run.output"])["updates"] == 2
 
 
 def test_damaged_weights_are_not_saved_over_good_ones(settings, monkeypatch):
@@ -248,7 +257,7 @@ def test_an_interrupt_saves_the_policy(settings, monkeypatch):
     monkeypatch.setattr(trainer, "step", lambda n: step(n) if n < 3 else (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(FastflowError, match=r"interrupted; the policy after step 2 \(2 updates\) is in"):
         trainer.run()
-    assert json.loads((settings["run.output"] / "trainer" / "state.json").read_text())["step"] == 2
+    assert state_of(settings["run.output"])["step"] == 2
 
 
 def test_the_announcement_names_what_computes_the_loss(settings):
@@ -293,7 +302,7 @@ def test_a_directory_of_other_things_is_left_alone(settings, tmp_path):
 
 @pytest.mark.parametrize("failing", ["fastflow.run.directory.prepare", "fastflow.train.trainer.make_recorder"])
 def test_the_sampler_is_closed_whatever_fails_first(failing, settings, monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise FastflowError("no room")
 
     trainer, closed = Trainer(configure(settings), Console(quiet=True)), []

@@ -1,0 +1,58 @@
+"""Short proofs that a run goes on with the same prompts and the same base."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from fastflow.data.trajectory import Prompt
+from fastflow.models.packed import AdaptersOff
+from fastflow.train.learner import Learner
+
+_CHUNK = 2**24  # numbers that are weighted at once
+
+
+def digest_of_prompts(prompts: Sequence[Prompt], *, with_records: bool) -> str:
+    """Of all token ids, in their order. with_records: also of what a reward or a format check reads."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(len(prompt.ids).to_bytes(8, "little") + prompt.ids.tobytes())
+        if with_records:
+            digest.update(json.dumps(prompt.record, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def digest_of_base(learner: Learner) -> str:
+    """Of the frozen base's weights: the base's own, or all that has no gradient where it is the policy without its
+    adapters. Computed where the weights are, in one pass over them.
+    """
+    base = learner.base
+    if isinstance(base, AdaptersOff):
+        named = [(name, one) for name, one in base.policy.model.named_parameters() if not one.requires_grad]
+    else:
+        named = list(base.model.named_parameters())
+    return digest_of_tensors(named)
+
+
+@torch.no_grad()
+def digest_of_tensors(named: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Of names, types, shapes and bits. One changed bit changes it; it is no defence against an attacker."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_checksum(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    """Sum of the numbers' bits, each times an odd number of its own, modulo 2^64."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    bits = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[flat.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for start in range(0, len(bits), _CHUNK):
+        part = bits[start : start + _CHUNK].long()
+        place = torch.arange(start, start + len(part), device=tensor.device)
+        total += (part * (place * 0x5851F42D4C957F2D | 1)).sum()
+    return int(total)

@@ -1,0 +1,97 @@
+"""Going on with a run: from which save, and whether its prompts and its base are still the same."""
+
+from __future__ import annotations
+
+import logging
+import platform
+
+from fastflow.config.reader import read_config
+from fastflow.config.resume import Resume
+from fastflow.config.schema import Config
+from fastflow.errors import FastflowError
+from fastflow.run.checkpoints import Checkpoints
+from fastflow.train import checkpoint
+from fastflow.train.checkpoint import Saved
+from fastflow.train.state import Identity
+
+logger = logging.getLogger(__name__)
+
+
+def find(checkpoints: Checkpoints, resume: Resume) -> Saved | None:
+    """The newest whole save to go on from; None where there is none and the run starts from its beginning.
+
+    Raises FastflowError where a run was to be resumed that has no save, or only damaged ones.
+    """
+    if resume == "no":
+        return None
+    save = checkpoints.newest_whole()
+    if save is not None:
+        return checkpoint.read(save.path)
+    policy = checkpoints.run / "policy"
+    if policy.exists():
+        raise FastflowError(
+            f"{checkpoints.run} holds a policy and no save to go on from (an earlier fastflow wrote none, or they were "
+            f"removed); train on from it with --model.path {policy} and another --run.output"
+        )
+    if resume == "yes":
+        raise FastflowError(
+            f"{checkpoints.run} has no save to go on from: the run ended before its first; start it again with "
+            "--run.overwrite true, and set run.save_every"
+        )
+    return None
+
+
+def settings_of(saved: Saved) -> Config:
+    """Those that a save was made with."""
+    return read_config(["--config", str(saved.directory / "trainer" / "config.yaml")])[0]
+
+
+def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
+    """Raises FastflowError where prompts or base are not those of the save; names versions that changed."""
+    before = Identity(**saved.state["identity"])
+    if before.prompts != identity.prompts:
+        raise FastflowError(
+            f"data.path = {config.data.path} does not give the prompts that the run was started with (the digest of "
+            "their token ids differs); bring the old file or tokenizer back, or start a new run"
+        )
+    if before.base != identity.base:
+        name, path = ("model.base", config.model.base) if config.model.base else ("model.path", config.model.path)
+        raise FastflowError(
+            f"{name} = {path} does not hold the base's weights that the run was started with (their digest differs); "
+            "bring the old ones back, or start a new run"
+        )
+    changed = [
+        f"{name} {version} (was {before.versions.get(name)})"
+        for name, version in identity.versions.items()
+        if before.versions.get(name) != version
+    ]
+    if changed:
+        logger.warning("versions that changed: %s; results may differ in their last bits", ", ".join(changed))
+
+
+def prompts_after(taken: int, count: int, saved: Saved) -> dict[str, int]:
+    """The state of a stream over `count` prompts after so many were taken. Raises FastflowError where a save has
+    another one.
+    """
+    epoch, position = divmod(taken, count)
+    state = {"epoch": epoch, "position": position}
+    if saved.state["prompts"] != state:
+        raise FastflowError(
+            f"the save in {saved.directory} stands at {saved.state['prompts']} of the prompts, and after "
+            f"{saved.state['step']} steps it should be {state}; it is not of this run"
+        )
+    return state
+
+
+def versions() -> dict[str, str]:
+    """Of what the bits of a run depend on."""
+    import numpy
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+        "numpy": numpy.__version__,
+    }

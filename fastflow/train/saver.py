@@ -1,0 +1,130 @@
+"""Saves beside the training: it waits for the copy to the host, and a thread of its own writes that to the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+
+from fastflow.config.schema import Config
+from fastflow.interrupt import deferred_interrupt
+from fastflow.run.checkpoints import Checkpoints, name_of
+from fastflow.run.directory import GROWING
+from fastflow.run.durable import flush_file
+from fastflow.train import checkpoint
+from fastflow.train.checkpoint import SaveFailed, Staged
+from fastflow.train.export import Exporter, ExportReport, announce
+from fastflow.train.learner import Learner
+from fastflow.train.state import Identity, Position
+
+logger = logging.getLogger(__name__)
+
+WORK = "saving the policy"
+
+
+class Saver:
+    """Writes saves one after the other. `position` is of the newest that is whole; None before there is one."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, learner: Learner, exporter: Exporter, identity: Identity, config: Config
+    ):
+        self._checkpoints, self._run = checkpoints, checkpoints.run
+        self._learner, self._exporter = learner, exporter
+        self._identity, self._config = identity, config
+        self.position: Position | None = None
+        self._writing: Position | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._report: ExportReport | None = None
+        self._publishing = threading.Lock()
+        self._given_up = False
+
+    def is_saved(self, position: Position) -> bool:
+        """Whether a save of this position is whole, or being written."""
+        known = [(one.step, one.updates) for one in (self.position, self._writing) if one is not None]
+        return (position.step, position.updates) in known
+
+    def take_up(self, position: Position) -> None:
+        """Go on from the save of this position, which becomes what the run shows."""
+        self.position = position
+        self._checkpoints.discard()
+        self._checkpoints.show_newest()
+
+    def save(self, position: Position) -> None:
+        """Begin a save of what the learner holds, once the one before it is done. Raises SaveFailed where that failed.
+
+        A second Ctrl-C meanwhile gives the save up.
+        """
+        with deferred_interrupt(work=WORK):
+            self._wait()
+            try:
+                staged = checkpoint.stage(self._learner)
+            except Exception as error:
+                raise self._failed(position, error) from error
+            self._writing = position
+            self._thread = threading.Thread(target=self._write, args=(staged, position), name="fastflow-save")
+            self._thread.daemon = True  # `wait` waits for it, unless it is given up
+            self._thread.start()
+
+    def check(self) -> None:
+        """Raise SaveFailed, soon after it has happened; does not wait."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._wait()
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises SaveFailed where that came to nothing."""
+        with deferred_interrupt(work=WORK):
+            self._wait()
+
+    def last(self) -> str:
+        """A sentence on where the newest save is."""
+        if self.position is None:
+            return "no policy was saved before"
+        step, updates = self.position.step, self.position.updates
+        return f"the policy after step {step} ({updates} updates) is in {self._run / 'policy'}"
+
+    def give_up(self) -> None:
+        """Leave a save that is being written unpublished, unless it is published at this moment."""
+        with self._publishing:
+            self._given_up = True
+        if self._thread is not None and self._thread.is_alive():
+            self._checkpoints.discard()
+
+    def _wait(self) -> None:
+        thread, position = self._thread, self._writing
+        if thread is None or position is None:
+            return
+        thread.join()
+        self._thread = self._writing = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise self._failed(position, failure) from failure
+        if self._report is not None:
+            announce(self._report, self._config)
+
+    def _write(self, staged: Staged, position: Position) -> None:
+        """Everything that needs no live tensor. In the thread."""
+        try:
+            name = name_of(position.step, position.updates, inside=position.under_way is not None)
+            fresh = self._checkpoints.begin(name)
+            try:
+                manifest, report = checkpoint.write(
+                    fresh, staged, self._exporter, position, self._identity, self._config
+                )
+                for file in GROWING:  # as long as the save says, before it says so
+                    with contextlib.suppress(OSError):  # which is no reason to lose the weights
+                        flush_file(self._run / file)
+                with self._publishing:
+                    if self._given_up:
+                        raise SaveFailed("it was given up")
+                    self._checkpoints.publish(fresh, manifest)
+                    self.position, self._report = position, report
+            except BaseException:
+                checkpoint.discard(fresh)
+                raise
+            self._checkpoints.retire()
+        except BaseException as error:
+            self._failure = error
+
+    def _failed(self, position: Position, error: BaseException) -> SaveFailed:
+        return SaveFailed(f"the save of step {position.step} in {self._run} failed: {checkpoint.reason(error)}")

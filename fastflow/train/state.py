@@ -1,0 +1,153 @@
+"""What a save holds beside the tensors that are trained: where the run stands, and what it has begun."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastflow.data.trajectory import Group, Trajectory, flatten
+from fastflow.data.update import UpdateResult
+from fastflow.rollout.sampler import Request
+
+GROUPS_FILE = "groups.safetensors"
+
+
+@dataclass(frozen=True)
+class UnderWay:
+    """A step that is sampled and not yet done.
+
+    version: of the policy before its updates. results: of those that are done.
+    """
+
+    groups: Sequence[Group]
+    version: int
+    results: tuple[UpdateResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands between two updates.
+
+    step: whole steps done. updates: optimiser updates done. version: the policy's. prompts: the stream's state after
+    these steps. generators: the random states of this rank. records: bytes of each file that grows. alarms: what they
+    remember. metric: the one that chooses the best save, at `step`. under_way: the next step, where its updates have
+    begun. ahead: the groups of the next step, where they come from weights that are gone.
+    """
+
+    step: int
+    updates: int
+    version: int
+    prompts: Mapping[str, int]
+    generators: Mapping[str, torch.Tensor]
+    records: Mapping[str, Any]
+    alarms: Mapping[str, Any]
+    metric: float | None = None
+    under_way: UnderWay | None = None
+    ahead: Sequence[Group] | None = None
+
+    @property
+    def begun(self) -> Sequence[Group] | None:
+        """The groups of the next step, where they are known."""
+        return self.ahead if self.under_way is None else self.under_way.groups
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run may not change without being another: digests of the prompts' token ids and of the base's weights.
+
+    total_updates: that the learning rate's course spans.
+    """
+
+    prompts: str
+    base: str
+    total_updates: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_rollout(directory: Path, position: Position) -> None:
+    """The responses that are begun, and the updates that are done with them. Raises OSError."""
+    from safetensors.torch import save_file
+
+    directory.mkdir()
+    if position.begun is not None:
+        save_file(_tensors_of_groups(position.begun), directory / GROUPS_FILE)
+    for number, result in enumerate(position.under_way.results if position.under_way else (), start=1):
+        save_file(_tensors_of_result(result), directory / f"update-{number}.safetensors")
+
+
+def scalars_of(result: UpdateResult) -> dict[str, Any]:
+    """The numbers of a result, for JSON; its tensors go to a file."""
+    return {
+        entry.name: getattr(result, entry.name)
+        for entry in dataclasses.fields(result)
+        if not isinstance(getattr(result, entry.name), (torch.Tensor, list))
+    }
+
+
+def read_groups(directory: Path, requests: Sequence[Request]) -> list[Group]:
+    """The groups of these requests. Raises ValueError where they are those of others."""
+    from safetensors.torch import load_file
+
+    found = {name: tensor.numpy() for name, tensor in load_file(directory / GROUPS_FILE).items()}
+    ends = found["length"].cumsum()[:-1]
+    parts = {name: np.split(found[name], ends) for name in ("ids", "logprobs", "sampler_logprobs") if name in found}
+    trajectories = iter(
+        [
+            Trajectory(
+                parts["ids"][index],
+                parts["logprobs"][index],
+                "stop" if found["stopped"][index] else "length",
+                int(found["seed"][index]),
+                int(found["version"][index]),
+                parts["sampler_logprobs"][index] if "sampler_logprobs" in parts else None,
+            )
+            for index in range(len(found["length"]))
+        ]
+    )
+    if found["seed"].tolist() != [seed for request in requests for seed in request.seeds]:
+        raise ValueError("its responses are not those of the next step's prompts")
+    return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in requests]
+
+
+def read_result(directory: Path, number: int, scalars: Mapping[str, Any]) -> UpdateResult:
+    """The result of the number-th update of a step, from 1."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = dict(load_file(directory / f"update-{number}.safetensors"))
+    ends = tensors["length"].long().cumsum(0)[:-1].numpy()
+    for name in ("token_logprobs", "base_token_logprobs"):
+        tensors[name] = np.split(tensors[name].numpy(), ends)
+    return UpdateResult(**tensors, **scalars)
+
+
+def _tensors_of_groups(groups: Sequence[Group]) -> dict[str, torch.Tensor]:
+    flat = flatten(groups)
+    arrays = {
+        "length": np.array([len(entry) for entry in flat], dtype=np.int64),
+        "ids": np.concatenate([entry.response_ids for entry in flat]),
+        "logprobs": np.concatenate([entry.behaviour_logprobs for entry in flat]),
+        "stopped": np.array([entry.finish_reason == "stop" for entry in flat]),
+        "seed": np.array([entry.seed for entry in flat], dtype=np.int64),
+        "version": np.array([entry.weight_version for entry in flat], dtype=np.int64),
+    }
+    theirs = [entry.sampler_logprobs for entry in flat if entry.sampler_logprobs is not None]
+    if theirs:
+        arrays["sampler_logprobs"] = np.concatenate(theirs)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _tensors_of_result(result: UpdateResult) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for entry in dataclasses.fields(result):
+        value = getattr(result, entry.name)
+        if isinstance(value, list):
+            tensors[entry.name] = torch.from_numpy(np.concatenate(value))
+        elif isinstance(value, torch.Tensor):
+            tensors[entry.name] = value.contiguous()
+    return tensors

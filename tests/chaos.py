@@ -1,0 +1,195 @@
+"""Kills runs at random moments, goes on with each, and compares it with the run that nobody disturbed.
+
+    python -m tests.chaos --kills 100 --seed 0
+    python -m tests.chaos --kills 20 --seed 0 --engine vllm
+    python -m tests.chaos --every-operation        one kill at each file operation of a run, in their order
+
+A run counts as survived when its last save equals the undisturbed run's to the bit, with its metrics (but for times)
+and its samples, and when no save with a final name was ever damaged. Exits with 1 otherwise. Runs are forked from this
+process, which has everything imported, so that a kill costs a second and not ten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import mmap
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
+
+import torch
+
+torch.set_num_threads(1)
+
+from dying import GONE, FileOperations, exit_code, in_a_child  # noqa: E402
+from fastflow.config.schema import Config  # noqa: E402
+from fastflow.run.manifest import verify  # noqa: E402
+from fastflow.train.progress import RunProgress  # noqa: E402
+from fastflow.train.saver import Saver  # noqa: E402
+from resumed_runs import check_same, configure, run_to_the_end  # noqa: E402
+
+COMMON = {"run__steps": 5, "run__save_every": 1, "run__samples_every": 1, "optim__lr": 1e-2}
+KINDS = {
+    "learned log_z": {},
+    "group mean, two updates": {"objective__log_z": "group_mean", "batch__updates_per_rollout": 2},
+    "lora": {"lora__rank": 2, "lora__dropout": 0.2, "run__keep": 1},
+    "cosine, rounded export": {"optim__schedule": "cosine", "run__export_dtype": "bfloat16", "run__save_every": 2},
+}
+PHASES = ("starting", "sampling", "updating", "saving", "saving beside sampling", "saving beside updating")
+
+
+class Watched:
+    """What a child is doing, in memory that its parent reads after its end."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, 2)
+
+    def begin(self) -> None:
+        """In the child."""
+        memory, phase, write = self._memory, RunProgress.phase, Saver._write
+
+        def noted_phase(self: RunProgress, name: str, total: int) -> None:
+            memory[0] = 1 if name == "sampling" else 2
+            phase(self, name, total)
+
+        def noted_write(self: Saver, *arguments) -> None:
+            memory[1] = 1
+            write(self, *arguments)
+            memory[1] = 0
+
+        RunProgress.phase, Saver._write = noted_phase, noted_write
+
+    def read(self) -> str:
+        main, saving = self._memory[0], self._memory[1]
+        self._memory[0] = self._memory[1] = 0
+        return PHASES[3 + main] if saving else PHASES[main]
+
+
+class Chaos:
+    """home: where all runs are. log: what they print."""
+
+    def __init__(self, home: Path, engine: str, seed: int):
+        self.home, self.log = home, home / "log"
+        self.random = random.Random(seed)
+        self.engine = {"rollout__engine": engine} if engine != "local" else {}
+        self.watched = Watched()
+        self.kinds = KINDS if engine == "local" else {"learned log_z": {}}
+        self._undisturbed: dict[str, tuple[Path, float]] = {}
+
+    def config(self, kind: str, output: Path) -> Config:
+        return configure(self.home, **{**COMMON, **self.kinds[kind], **self.engine, "run__output": output})
+
+    def start(self, config: Config, dying_at: int = 0) -> int:
+        def work() -> None:
+            self.watched.begin()
+            if dying_at:
+                FileOperations(Path(config.run.output), at=dying_at)
+            run_to_the_end(config, resume="auto")
+
+        return in_a_child(work, output=self.log)
+
+    def undisturbed(self, kind: str) -> tuple[Path, float]:
+        """The run that nobody kills, and the seconds that it takes."""
+        if kind not in self._undisturbed:
+            output, started = self.home / f"undisturbed {kind}", time.monotonic()
+            self.must_succeed(self.start(self.config(kind, output)))
+            self._undisturbed[kind] = output, time.monotonic() - started
+        return self._undisturbed[kind]
+
+    def must_succeed(self, child: int) -> None:
+        if (code := exit_code(child)) != 0:
+            raise SystemExit(f"a run ended with {code}:\n{self.log.read_text()[-4000:]}")
+
+    def check(self, kind: str, output: Path) -> None:
+        check_same(self.undisturbed(kind)[0], output)
+
+    def random_kills(self, count: int) -> Iterator[str]:
+        """Yields the phase in which each kill hit."""
+        number = killed = 0
+        while killed < count:
+            kind = self.random.choice(list(self.kinds))
+            _, seconds = self.undisturbed(kind)
+            config = self.config(kind, self.home / f"run-{number}")
+            for _ in range(self.random.randint(1, 4)):  # resumed runs are killed again
+                if killed == count:
+                    break
+                child = self.start(config)
+                time.sleep(self.random.uniform(0, seconds))
+                os.kill(child, signal.SIGKILL)
+                if exit_code(child) == 0:
+                    break  # it was done already
+                killed += 1
+                check_saves(Path(config.run.output))
+                yield self.watched.read()
+            self.must_succeed(self.start(config))
+            self.check(kind, Path(config.run.output))
+            shutil.rmtree(config.run.output)
+            number += 1
+
+    def every_operation(self, kind: str, first: int, stride: int) -> Iterator[int]:
+        """Yields the number of each operation at which a run was killed and resumed."""
+        self.undisturbed(kind)
+        at = first
+        while True:
+            config = self.config(kind, self.home / f"run-{at}")
+            code = exit_code(self.start(config, dying_at=at))
+            if code == 0:
+                return
+            if code != GONE:
+                raise SystemExit(f"a run ended with {code}:\n{self.log.read_text()[-4000:]}")
+            check_saves(Path(config.run.output))
+            self.must_succeed(self.start(config))
+            self.check(kind, Path(config.run.output))
+            shutil.rmtree(config.run.output)
+            yield at
+            at += stride
+
+
+def check_saves(run: Path) -> None:
+    """Every save with a final name is whole, and what the run shows as its policy is there."""
+    for save in (run / "checkpoints").glob("step-*"):
+        if not save.name.endswith((".new", ".old")):
+            verify(save)
+    if (run / "policy").is_symlink() and not (run / "policy" / "config.json").exists():
+        raise SystemExit(f"{run / 'policy'} names what is not there")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=("local", "vllm"), default="local")
+    parser.add_argument("--every-operation", action="store_true", help="kill at each file operation instead")
+    parser.add_argument("--first", type=int, default=1, help="of the operations")
+    parser.add_argument("--stride", type=int, default=1, help="between the operations")
+    options = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fastflow-chaos-") as folder:
+        chaos = Chaos(Path(folder), options.engine, options.seed)
+        hits: collections.Counter[str] = collections.Counter()
+        try:
+            if options.every_operation:
+                kind = list(chaos.kinds)[options.seed % len(chaos.kinds)]
+                for _ in chaos.every_operation(kind, options.first, options.stride):
+                    hits["operations"] += 1
+            else:
+                hits.update(chaos.random_kills(options.kills))
+        except (AssertionError, Exception) as failure:
+            print(f"after {sum(hits.values())} kills: {type(failure).__name__}: {failure}")
+            return 1
+    where = ", ".join(f"{count} {phase}" for phase, count in hits.most_common())
+    print(f"{sum(hits.values())} kills ({where}), all resumed to the bit, {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
