@@ -125,8 +125,8 @@ def test_a_save_is_finished_before_the_run_ends(number, begin, tmp_path):
 
 def test_a_second_ctrl_c_during_a_save_leaves_the_earlier_save_whole(begin, tmp_path):
     run = tmp_path / "run"
-    process = begin(1, program=SLOW_SAVES, run__save_every=1)
-    wait_for((run / "checkpoints" / "step-2.new" / "policy" / "model.safetensors").exists, process)
+    process = begin(1, program=SLOW_SAVES.replace("range(30)", "range(100)"), run__save_every=1)
+    wait_for(lambda: lines_in(run / "metrics.jsonl") >= 3, process)  # and step 3 waits until step 2 is saved
     before = load_file(run / "checkpoints" / "step-1" / "policy" / "model.safetensors")
     process.send_signal(signal.SIGINT)
     time.sleep(1)
