@@ -98,6 +98,7 @@ def write(
         save_adapter(staged.model, directory / "adapter")
     report = exporter.write(staged.model, directory / "policy")
     trainer = directory / "trainer"
+    trainer.mkdir()
     exact = set(_exactly_held(directory, staged.weights))
     rest = {f"weights/{name}": tensor for name, tensor in staged.weights.items() if name not in exact}
     write_tensors(trainer / "tensors", {**rest, **staged.others})

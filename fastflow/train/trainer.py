@@ -49,7 +49,7 @@ from fastflow.train.progress import RunProgress
 from fastflow.train.rehearsal import rehearse
 from fastflow.train.rescue import rescue
 from fastflow.train.save_room import check_disk, save_size
-from fastflow.train.saver import Saver
+from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
 from fastflow.train.state import Identity, Position, UnderWay
 
@@ -214,7 +214,8 @@ class Trainer:
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
                             self.save()
                 self.save()
-                self.saver.wait()
+                with deferred_interrupt(work=WORK):
+                    self.saver.wait()
                 return self.directory / "policy"
             except KeyboardInterrupt as stop:
                 raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(stop)}", stop) from stop
@@ -331,9 +332,8 @@ class Trainer:
         """Begin a save of what the run has reached, unless there is one. Raises SaveFailed where the last failed."""
         if self.saver.is_saved(self.position):
             return
-        with deferred_interrupt(work="waiting for the responses of the next step"):
-            position = replace(self.position, ahead=self.schedule.ahead())
-        self.saver.save(position)
+        with deferred_interrupt(work=WORK):
+            self.saver.save(replace(self.position, ahead=self.schedule.ahead()))
 
     def rescue(self, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is."""
