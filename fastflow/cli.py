@@ -1,4 +1,4 @@
-"""The command line: fastflow demo | plan | train | verify | report | doctor.
+"""The command line: fastflow demo | plan | train | verify | grade | report | doctor.
 
 Commands import what they need when they run, so that `fastflow --help` answers at once.
 """
@@ -75,15 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
     verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
     verify.set_defaults(run=_verify)
+    grade = commands.add_parser("grade", help="grade responses in a JSONL: right, wrong, unparsed or timed out")
+    grade.set_defaults(run=_grade)
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.set_defaults(run=_report)
     doctor = commands.add_parser("doctor", help="what is installed, what works, and what to do about the rest")
     doctor.set_defaults(run=_doctor)
     from fastflow.doctor import command as doctor_command
+    from fastflow.grade import command as grade_command
     from fastflow.report import command as report_command
     from fastflow.verify import command as verify_command
 
     verify_command.add_arguments(verify)
+    grade_command.add_arguments(grade)
     report_command.add_arguments(report)
     doctor_command.add_arguments(doctor)
     return parser
@@ -132,6 +136,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+def _grade(arguments: argparse.Namespace) -> int:
+    _show_own_warnings()  # it needs neither torch nor transformers
+    from fastflow.grade.command import run
+
+    return run(arguments)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from fastflow.report.command import run
@@ -145,8 +156,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
-def _quiet_libraries() -> None:
-    """Our own warnings on the console; other libraries' chatter only when it matters."""
+def _show_own_warnings() -> None:
     from rich.logging import RichHandler
 
     from fastflow.run.console import make_console
@@ -154,6 +164,11 @@ def _quiet_libraries() -> None:
     handler = RichHandler(console=make_console(), show_time=False, show_path=False)
     logging.basicConfig(format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("fastflow").setLevel(logging.INFO)
+
+
+def _quiet_libraries() -> None:
+    """Our own warnings on the console; other libraries' chatter only when it matters."""
+    _show_own_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
 
