@@ -65,7 +65,10 @@ class GraderPool:
         done: dict[int, Verdict] = {}
         queue: deque[tuple[int, Item]] = deque()
         following, exhausted = 0, False
-        self._workers = self._workers or [_Worker(self._arguments) for _ in range(self._count)]
+        for worker in [worker for worker in self._workers if worker.item is not None]:  # of a call that was given up
+            worker.kill()
+            self._workers.remove(worker)
+        self._workers += [_Worker(self._arguments) for _ in range(self._count - len(self._workers))]
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
                 selector.register(worker.output, selectors.EVENT_READ, worker)
@@ -111,13 +114,14 @@ class GraderPool:
     def _replace(self, worker: _Worker, selector: selectors.BaseSelector) -> Iterator[tuple[int, Verdict]]:
         selector.unregister(worker.output)
         worker.kill()
+        self._workers.remove(worker)
         if not worker.is_ready:
             raise FastflowError(
-                f"a grading process ended, or was not ready, within {STARTUP:.0f} seconds of its start: "
-                f"{worker.complaint() or 'it said nothing'}; give it more memory, or fewer --workers"
+                f"a grading process ended before it was ready, or took over {STARTUP:.0f} seconds "
+                f"({worker.complaint() or 'it said nothing'}); try fewer --workers"
             )
         fresh = _Worker(self._arguments)
-        self._workers[self._workers.index(worker)] = fresh
+        self._workers.append(fresh)
         selector.register(fresh.output, selectors.EVENT_READ, fresh)
         if worker.item is not None:
             yield worker.item, Verdict.TIMED_OUT
@@ -176,9 +180,13 @@ class _Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.stdout.close()
+        if self.is_ready:  # otherwise its complaint is still to be read
+            assert self._process.stderr
+            self._process.stderr.close()
 
     def complaint(self) -> str:
         """The last line that the process wrote to its error stream."""
         assert self._process.stderr
-        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        with self._process.stderr as stream:
+            lines = stream.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""

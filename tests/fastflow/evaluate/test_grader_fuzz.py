@@ -27,7 +27,9 @@ def fuzzed(draw, number):
     text = "".join(draw.choice(PIECES) for _ in range(draw.randint(0, 14)))
     text = draw.choice(("{0}", "\\boxed{{{0}}}", "The answer is {0}.", "**Answer: {0}**", "#### {0}")).format(text)
     grader = ("math", "math", "math", "numeric", "choice", "exact")[number % 6]
-    gold = {"choice": "A", "exact": "north-west"}.get(grader) or draw.choice(GOLDS[:1] if grader == "numeric" else GOLDS)
+    gold = {"choice": "A", "exact": "north-west"}.get(grader) or draw.choice(
+        GOLDS[:1] if grader == "numeric" else GOLDS
+    )
     return Item(grader, gold, text, CHOICES if grader == "choice" else {})
 
 

@@ -64,18 +64,37 @@ def test_a_thousand_plain_answers_take_at_most_20_seconds(pool):
     assert all(verdict is Verdict.RIGHT for verdict, equal in zip(verdicts, expected, strict=True) if equal)
 
 
-def test_a_worker_without_memory_is_refused_in_words():
-    with GraderPool(workers=1, memory=2**20, needs_math=False) as pool, pytest.raises(FastflowError, match="memory"):
+def test_workers_that_cannot_start_are_an_error_in_words(monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with GraderPool(workers=1, needs_math=False) as pool, pytest.raises(FastflowError, match="before it was ready"):
         list(pool.grade([Item("exact", "a", "a")]))
 
 
-def test_an_item_that_takes_all_memory_times_out_and_the_next_is_graded(pool):
+def test_an_answer_that_takes_all_memory_times_out():
+    pytest.importorskip("math_verify")
+    plain, large = Item("math", "1", r"\boxed{1}"), Item("math", "720", r"\boxed{2^{10^{10}} - 2^{10^{10}} + 720}")
+    with GraderPool(workers=1, timeout=60, memory=350 * 2**20) as pool:
+        assert list(pool.grade([plain])) == [Verdict.RIGHT]
+        start = time.monotonic()
+        assert list(pool.grade([large, plain])) == [Verdict.TIMED_OUT, Verdict.RIGHT]
+        assert time.monotonic() - start < 50  # the limit of memory came before that of time
+
+
+def test_dead_workers_are_replaced_and_lose_one_answer_each_at_most(pool):
     items = [Item("math", "1", "\\boxed{1}") for _ in range(20)]
+    while not all(worker.is_ready for worker in pool._workers):
+        assert list(pool.grade(items)) == 20 * [Verdict.RIGHT]
     for worker in pool._workers:
         worker._process.kill()
         worker._process.wait()
     verdicts = list(pool.grade(items))
     assert verdicts.count(Verdict.TIMED_OUT) <= 2 and verdicts.count(Verdict.RIGHT) >= 18
+
+
+def test_a_call_that_was_given_up_leaves_no_answers_behind(pool):
+    items = [Item("exact", "1", "1"), *(Item("exact", "1", "2") for _ in range(50))]
+    assert next(pool.grade(items)) is Verdict.RIGHT
+    assert list(pool.grade([Item("exact", "1", "1")] * 3)) == 3 * [Verdict.RIGHT]
 
 
 def test_without_math_verify_the_pool_says_what_to_install(monkeypatch):

@@ -62,7 +62,9 @@ def test_formulas_are_compared_by_their_values(left, right, equal):
     assert same_trees(parse(normalise(left)), parse(normalise(right))) is equal
 
 
-@pytest.mark.parametrize("text", ["9^{9^{9^{9}}}", "10**10**10**10", r"(10^{10^{10}})!", r"\binom{10^{12}}{5 \cdot 10^{11}}"])
+@pytest.mark.parametrize(
+    "text", ["9^{9^{9^{9}}}", "10**10**10**10", r"(10^{10^{10}})!", r"\binom{10^{12}}{5 \cdot 10^{11}}"]
+)
 def test_a_tower_is_told_from_a_number_without_computing_it(text):
     assert same_trees(parse("7"), parse(normalise(text))) is False
 
