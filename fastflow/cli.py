@@ -1,4 +1,4 @@
-"""The command line: fastflow demo | plan | train | verify | grade | report | doctor.
+"""The command line: fastflow demo | plan | train | evaluate | grade | verify | report | doctor.
 
 Commands import what they need when they run, so that `fastflow --help` answers at once.
 """
@@ -44,6 +44,8 @@ def _run(arguments: list[str]) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ["plan"]:  # and so are these
         return _plan(arguments[1:])
+    if arguments[:1] == ["evaluate"]:
+        return _evaluate(arguments[1:])
     parsed = _parser().parse_args(arguments)
     return parsed.run(parsed)
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     commands.add_parser("plan", help="say whether a run fits the memory; see fastflow plan --help", add_help=False)
     commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
+    commands.add_parser("evaluate", help="measure and compare models; see fastflow evaluate --help", add_help=False)
     verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
     verify.set_defaults(run=_verify)
     grade = commands.add_parser("grade", help="grade responses in a JSONL: right, wrong, unparsed or timed out")
@@ -120,6 +123,21 @@ def _plan(arguments: list[str]) -> int:
     request = plan.read_arguments(arguments)
     _quiet_libraries()
     return plan.run(request)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from fastflow.evaluate.settings import build_parser, read_settings
+
+    if "--help" in arguments or "-h" in arguments:
+        build_parser().print_help()
+        return 0
+    config = read_settings(arguments)
+    _quiet_libraries()
+    from fastflow.evaluate.command import evaluate
+    from fastflow.run.console import make_console
+
+    evaluate(config, make_console())
+    return 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -46,6 +46,25 @@ def grade(item: Item) -> Verdict:
     raise FastflowError(f"grader {item.grader!r} is unknown; known are {', '.join(GRADERS)}")
 
 
+def extract(item: Item) -> str:
+    """The answer that the response gives, as its grader reads it; "" where it gives none."""
+    if item.grader == "choice":
+        from fastflow.evaluate.graders.choice import extract as extract_letters
+
+        return ", ".join(sorted(extract_letters(item.response, item.choices) or ()))
+    if item.grader == "exact":
+        from fastflow.evaluate.graders.exact import extract as extract_text
+
+        return extract_text(item.response)
+    if item.grader == "numeric":
+        from fastflow.evaluate.graders.numeric import extract as extract_number
+
+        return extract_number(item.response)
+    from fastflow.evaluate.graders.mathematics import extract as extract_parts
+
+    return ", ".join(extract_parts(item.response))
+
+
 def with_gold_as_response(item: Item) -> Item:
     """The item with its own gold answer as the response, which has to be right."""
     response = f"Answer: {item.gold}" if item.grader == "choice" else f"\\boxed{{{item.gold}}}"

@@ -10,7 +10,8 @@ import mpmath
 from fastflow.evaluate.graders.answer import Many, Quantity, Relation
 from fastflow.evaluate.graders.expression import Unreadable
 from fastflow.evaluate.graders.latex import normalise
-from fastflow.evaluate.graders.mathematics import equivalent, extract
+from fastflow.evaluate.graders.mathematics import equivalent
+from fastflow.evaluate.graders.mathematics import extract as extract_parts
 from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.statements import plain, spoken
 from fastflow.evaluate.graders.value import Number, TooLarge, Undefined, evaluate, is_real
@@ -28,7 +29,7 @@ _UNFINISHED = re.compile(r"could not|cannot|can't|don't know|do not know|unable|
 def grade(gold: str, response: str) -> Verdict:
     """The verdict on a response: its box, its statement, otherwise its last number."""
     wanted = number(gold)
-    parts = extract(response)
+    parts = extract_parts(response)
     if len(parts) > 1:
         return of(equivalent(gold, parts))
     given = number(parts[0]) if parts else None
@@ -39,6 +40,15 @@ def grade(gold: str, response: str) -> Verdict:
     if given is None or wanted is None:
         return Verdict.UNPARSED if given is None else Verdict.WRONG
     return of(close(wanted, given))
+
+
+def extract(response: str) -> str:
+    """What the response gives as its number, as it is written; "" for none."""
+    if parts := extract_parts(response):
+        return ", ".join(parts)
+    text = spoken(response)
+    found = [] if _last_number(text) is None else _NUMBER.findall(_ready(text))
+    return found[-1] if found else ""
 
 
 def number(text: str) -> Number | None:

@@ -61,8 +61,12 @@ class GraderPool:
 
     def grade(self, items: Iterable[Item]) -> Iterator[Verdict]:
         """The verdict of each item, in order, as soon as it and those before it are there."""
+        return (verdict for verdict, _ in self.judge(items))
+
+    def judge(self, items: Iterable[Item]) -> Iterator[tuple[Verdict, str]]:
+        """The same, each with the answer that the response gives; "" for none."""
         waiting = iter(enumerate(items))
-        done: dict[int, Verdict] = {}
+        done: dict[int, tuple[Verdict, str]] = {}
         queue: deque[tuple[int, Item]] = deque()
         following, exhausted = 0, False
         for worker in [worker for worker in self._workers if worker.item is not None]:  # of a call that was given up
@@ -88,13 +92,13 @@ class GraderPool:
                     and not done
                 ):
                     return
-                for position, verdict in self._next_results(selector):
-                    done[position] = verdict
+                for position, result in self._next_results(selector):
+                    done[position] = result
                 while following in done:
                     yield done.pop(following)
                     following += 1
 
-    def _next_results(self, selector: selectors.BaseSelector) -> Iterator[tuple[int, Verdict]]:
+    def _next_results(self, selector: selectors.BaseSelector) -> Iterator[tuple[int, tuple[Verdict, str]]]:
         """What workers answer until the nearest deadline, and timed_out for those that passed theirs."""
         now = time.monotonic()
         nearest = min(worker.deadline for worker in self._workers)
@@ -106,12 +110,13 @@ class GraderPool:
             elif line == READY:
                 worker.is_ready, worker.deadline = True, float("inf")
             elif line:
-                yield worker.finish(), Verdict(line)
+                verdict, answer = json.loads(line)
+                yield worker.finish(), (Verdict(verdict), answer)
         now = time.monotonic()
         for worker in [worker for worker in self._workers if worker.deadline <= now]:
             yield from self._replace(worker, selector)
 
-    def _replace(self, worker: _Worker, selector: selectors.BaseSelector) -> Iterator[tuple[int, Verdict]]:
+    def _replace(self, worker: _Worker, selector: selectors.BaseSelector) -> Iterator[tuple[int, tuple[Verdict, str]]]:
         selector.unregister(worker.output)
         worker.kill()
         self._workers.remove(worker)
@@ -124,7 +129,7 @@ class GraderPool:
         self._workers.append(fresh)
         selector.register(fresh.output, selectors.EVENT_READ, fresh)
         if worker.item is not None:
-            yield worker.item, Verdict.TIMED_OUT
+            yield worker.item, (Verdict.TIMED_OUT, "")
 
 
 class _Worker:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from fastflow.evaluate.graders.grader import Item, grade
+from fastflow.evaluate.graders.grader import Item, extract, grade
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.interrupt import ignore_signals
 
@@ -33,17 +33,19 @@ def main(arguments: list[str]) -> int:
     print(READY, file=answers, flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a parser's complaints would fill the pipe
     for line in sys.stdin:
-        print(_answer(json.loads(line)), file=answers, flush=True)
+        print(json.dumps(_judged(json.loads(line))), file=answers, flush=True)
     return 0
 
 
-def _answer(message: dict[str, object]) -> str:
+def _judged(message: dict[str, object]) -> tuple[str, str]:
+    """The verdict, and the answer that the response gives."""
+    item = Item(**message)  # type: ignore[arg-type]
     try:
-        return grade(Item(**message)).value  # type: ignore[arg-type]
+        return grade(item).value, extract(item)
     except MemoryError:
-        return Verdict.TIMED_OUT.value
+        return Verdict.TIMED_OUT.value, ""
     except Exception:  # whatever a library makes of a text that no one foresaw
-        return Verdict.UNPARSED.value
+        return Verdict.UNPARSED.value, ""
 
 
 def _limit_memory(size: int) -> None:
