@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -34,6 +34,10 @@ from fastflow.train.export import Exporter, ExportReport, on_cpu
 from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE, Identity, Position, scalars_of, write_rollout
 from fastflow.train.tensors import catalogue, read_tensors, same_bits, write_tensors
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -48,7 +52,7 @@ class Staged(NamedTuple):
     without_moments: parameters that no gradient has reached yet.
     """
 
-    model: torch.nn.Module
+    model: PreTrainedModel | PeftModel
     weights: dict[str, torch.Tensor]
     others: dict[str, torch.Tensor]
     without_moments: list[str]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -30,7 +30,7 @@ from fastflow.objectives.judging import Judge, Judgement
 from fastflow.objectives.objective import MakeObjective
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.engines import make_sampler
-from fastflow.rollout.sampler import Request, SamplingParams, requests_for
+from fastflow.rollout.sampler import OverlappingSampler, Request, SamplingParams, requests_for
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
 from fastflow.run import generators
@@ -170,8 +170,9 @@ class Trainer:
             rollout.stop,
         )
         if rollout.ahead:
+            overlapping = cast(OverlappingSampler, self.sampler)  # Config refuses `ahead` for the others
             return OneAhead(
-                self.sampler, self.learner.policy, self.requests, params,
+                overlapping, self.learner.policy, self.requests, params,
                 steps=self.config.run.steps, ready=self.position.ahead,
             )  # fmt: skip
         return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
@@ -179,8 +180,8 @@ class Trainer:
     def _rehearse_save(self) -> Exporter:
         """Raise FastflowError now, not after the last step, for what cannot be saved."""
         config, base = self.config, self.learner.base
-        starts_from_base = isinstance(base, FrozenModel) and config.model.base is None
-        exporter = Exporter(self.tokenizer, config.run.export_dtype, base.model if starts_from_base else None)
+        start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
+        exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
         exporter, small_files = rehearse(self.learner.policy, exporter, config.model, self.directory)
         size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
         reclaimed = 0 if self._saved else run_directory.reclaimable(self.directory)
