@@ -178,6 +178,7 @@ class Trainer:
 
     def _rehearse_save(self) -> Exporter:
         """Raise FastflowError now, not after the last step, for what cannot be saved."""
+        checkpoint.named_parameters(self.learner)
         config, base = self.config, self.learner.base
         starts_from_base = isinstance(base, FrozenModel) and config.model.base is None
         exporter = Exporter(self.tokenizer, config.run.export_dtype, base.model if starts_from_base else None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from cli_runs import ROOT
 
 pytestmark = pytest.mark.slow
