@@ -155,10 +155,19 @@ def read_generators(saved: Saved, *, rank: int = 0) -> dict[str, torch.Tensor]:
 
 
 def named_parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
-    """Every trained parameter by the name that its moments are saved under; never by its number."""
+    """Every trained parameter by the name that its moments are saved under; never by its number.
+
+    Raises FastflowError where the objective trains parameters that have no names.
+    """
     found = {f"policy/{name}": one for name, one in learner.policy.model.named_parameters() if one.requires_grad}
-    head = _log_z_head(learner)
-    return found | ({f"log_z/{name}": one for name, one in head.named_parameters()} if head is not None else {})
+    if (head := _log_z_head(learner)) is not None:
+        found |= {f"log_z/{name}": one for name, one in head.named_parameters()}
+    if len(found) < sum(len(group["params"]) for group in learner.optimizer.param_groups):
+        raise FastflowError(
+            f"the objective {type(learner.objective).__name__} trains parameters that cannot be saved by name; keep "
+            "them in a torch.nn.Module, its attribute log_z_head"
+        )
+    return found
 
 
 def save_adapter(model: torch.nn.Module, directory: Path) -> None:

@@ -179,6 +179,7 @@ class Trainer:
 
     def _rehearse_save(self) -> Exporter:
         """Raise FastflowError now, not after the last step, for what cannot be saved."""
+        checkpoint.named_parameters(self.learner)
         config, base = self.config, self.learner.base
         start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
         exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
