@@ -107,6 +107,6 @@ def _basic(name: str) -> tuple[Fraction, Dimension] | None:
     for prefix, power in {"": 0, **_LONG_PREFIXES}.items():
         for stem in (lower, lower.removesuffix("s")):
             if stem.startswith(prefix) and stem[len(prefix) :] in _NAMES:
-                quantity, factor = _NAMES[stem[len(prefix) :]]
-                return Fraction(factor) * Fraction(10) ** power, ((quantity, 1),)
+                quantity, size = _NAMES[stem[len(prefix) :]]
+                return Fraction(10) ** power * size, ((quantity, 1),)
     return None
