@@ -31,7 +31,7 @@ _BASIC = {  # symbol: (quantity, factor)
     "m": "length", "g": "mass", "s": "time", "N": "force", "J": "energy", "W": "power", "V": "voltage", "A": "current",
     "Hz": "frequency", "Pa": "pressure", "mol": "amount", "Ω": "resistance", "K": "temperature", "C": "charge",
 }  # fmt: skip
-_NAMES = {
+_NAMES: dict[str, tuple[str, int | Fraction]] = {
     "meter": ("length", 1), "metre": ("length", 1), "gram": ("mass", 1), "gramme": ("mass", 1), "second": ("time", 1),
     "sec": ("time", 1), "minute": ("time", 60), "min": ("time", 60), "hour": ("time", 3600), "hr": ("time", 3600),
     "h": ("time", 3600), "day": ("time", 86400), "week": ("time", 604800), "year": ("year", 1), "month": ("month", 1),

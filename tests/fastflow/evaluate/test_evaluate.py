@@ -148,6 +148,22 @@ def test_adapters_and_runs_are_models_too(sums, tmp_path):
     assert scores[0] == scores[1] == scores[2]  # fresh adapters change nothing
 
 
+def test_running_servers_are_an_engine_too(model_directory, fakes, tmp_path):
+    pytest.importorskip("httpx")
+    file = tmp_path / "letters.jsonl"
+    file.write_text("".join(json.dumps({"prompt": letter, "answer": "a"}) + "\n" for letter in "abc"))
+    fake = fakes()
+    assert main([
+        "evaluate", str(model_directory), "--tasks", str(file), "--grader", "exact", "--samples", "3",
+        "--max_tokens", "12", "--output", str(tmp_path / "out"), "--model.device", "cpu",
+        "--rollout.engine", "vllm-server", "--rollout.servers", f"[{fake.address}]",
+    ]) == 0  # fmt: skip
+    results = results_of(tmp_path / "out")
+    assert results["settings"]["engine"] == "vllm-server"
+    assert results["tasks"][0]["models"][0]["scores"]["prompts"] == 3
+    assert fake.bodies
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
@@ -158,6 +174,7 @@ def test_adapters_and_runs_are_models_too(sums, tmp_path):
         (["--sample", "3"], "unknown option --sample: did you mean"),
         (["--grader", "maths"], "grader"),
         (["--tasks", "gsm8k", "--data_folder", "nowhere"], "nowhere has neither gsm8k.jsonl"),
+        (["--rollout.engine", "vllm-server"], "rollout.servers"),
         (["--eval.system", "x"], "eval.chat_template is off"),
         (["stray"], "models stand in front"),
     ],
