@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,12 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.self_check import unequal_golds
+from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.questions import Question, as_json, read_questions
 from fastflow.evaluate.settings import EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, find_task
-from fastflow.interrupt import RunStopped
 from fastflow.models.packed import end_ids
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import SamplingParams
@@ -101,7 +101,8 @@ def _respond(
     text = ResponseText(tokenizer, end_ids(policy, tokenizer))
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
-    with closing(make_sampler(policy, tokenizer, every, rollout, on_progress=lambda finished: None)) as sampler:
+    meter = Meter(console)
+    with closing(make_sampler(policy, tokenizer, every, rollout, on_progress=meter.advance)) as sampler:
         sampler.load_weights(policy)
         for place, (work, store, task_prompts) in enumerate(zip(works, stores, prompts, strict=True)):
             if kept[place] is not None:
@@ -114,8 +115,9 @@ def _respond(
                 chosen = [requests[index] for index, _, _ in part]
                 return responses.sample_part(sampler, text, pool, work.task, part, chosen, params)
 
-            with _progress(console, f"{model.name}: {work.task.name}", len(entries)) as on_part:
-                done[place] = responses.complete(store, parts, make, on_part)
+            title = f"{model.name}: {work.task.name}"
+            with meter.measuring(title, prompts=len(entries), samples=settings.samples):
+                done[place] = responses.complete(store, parts, make, meter.kept)
     return [rows for rows in done if rows is not None]
 
 
@@ -179,31 +181,6 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         for heading, values in rows(task):
             table.add_row(heading, *values)
         console.print(table)
-
-
-@contextmanager
-def _progress(console: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes the prompts of each part; says after a Ctrl-C how far it came."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    done = 0
-    try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-            bar = bars.add_task(title, total=total)
-
-            def on_part(count: int) -> None:
-                nonlocal done
-                done += count
-                bars.update(bar, completed=done)
-                if not console.is_terminal:
-                    console.print(f"{title}: {done} of {total} prompts", highlight=False, soft_wrap=True)
-
-            yield on_part
-    except KeyboardInterrupt as stop:
-        raise RunStopped(
-            f"stopped at {title}, {done} of {total} prompts done; the same command goes on from there", stop
-        ) from stop
 
 
 def _refuse_equal(what: str, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from fastflow.config.schema import ModelConfig, RolloutConfig
+from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
 from fastflow.config.setting import Section, help_text, setting, suggest
 from fastflow.errors import FastflowError
 from fastflow.evaluate.task import names
@@ -54,6 +54,10 @@ class EvaluateConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     def __post_init__(self) -> None:
+        rollout = dataclasses.replace(self.rollout, max_response_tokens=self.eval.max_tokens)
+        Config(  # refuses what contradicts itself in these sections
+            rollout=rollout, model=self.model, importance=ImportanceConfig(source="recompute")
+        )
         if not self.eval.models:
             raise FastflowError("no model is named; write fastflow evaluate MODEL --tasks NAME")
         if not self.eval.tasks:

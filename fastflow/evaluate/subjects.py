@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError, need
@@ -54,14 +54,14 @@ def find_subject(name: str) -> Subject:
 
 def digest(subject: Subject, settings: ModelConfig) -> str:
     """What identifies the weights and the tokenizer: of files their content, of a hub id its revision."""
-    parts = [subject.path]
+    parts = []
     for place in filter(None, (subject.path, subject.adapter)):
         if Path(place).is_dir():
             parts.append(_content(Path(place)))
         else:
             config = read_config(place, trust_remote_code=settings.trust_remote_code)
             parts.append(f"{place}@{getattr(config, '_commit_hash', None)}")
-    return hashlib.sha256("\n".join(parts[1:]).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrainedTokenizerBase]:
@@ -69,7 +69,8 @@ def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrain
     settings = replace(settings, path=subject.path)
     tokenizer = load_tokenizer(settings)
     device = resolve_device(settings.device)
-    model = load_causal_lm(subject.path, settings).to(device)
+    model: Any = load_causal_lm(subject.path, settings)
+    model.to(device)
     layers = prepare_layers(model, settings)
     if subject.adapter is not None:
         peft = need("peft", extra="lora", purpose=f"the adapters {subject.adapter}")
@@ -93,7 +94,7 @@ def _content(directory: Path) -> str:
     return total.hexdigest()
 
 
-def _slow_digest(stream):  # type: ignore[no-untyped-def]  # Python 3.10
+def _slow_digest(stream: BinaryIO) -> Any:  # Python 3.10
     content = hashlib.sha256()
     while block := stream.read(2**20):
         content.update(block)

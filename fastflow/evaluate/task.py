@@ -107,6 +107,6 @@ def _read(path: Path, name: str) -> Task:
 
 
 def _check_type(path: Path, key: str, value: Any) -> None:
-    wanted = {"gold_box": bool, "shuffle": int, "choices": (str, list)}.get(key, str)
+    wanted: Any = {"gold_box": bool, "shuffle": int, "choices": (str, list)}.get(key, str)
     if not isinstance(value, wanted) and not (key == "subset" and value is None):
         raise FastflowError(f"{path}: {key} is {value!r}, a {type(value).__name__}; see the tasks that come along")

@@ -25,21 +25,26 @@ _OPTION_IS = re.compile(
 )
 _END = re.compile(r"[.!?](?=\s|$)(?<![A-Z][.])|[。！？；\n]|[.](?=\s+[A-Z][a-z]+\s)")
 _NEGATED = re.compile(
-    r"(?:\bnot|n't|\bcannot(?: be)?|\bcan not be|\bnever|\bneither|\bnor|\brather than|\binstead of|\bexcept|"
+    r"(?:\bnot|n't|\bcannot(?: be)?|\bcan not be|\bnever|\bneither|\bnor|\brather than|"
+    r"\b(?:any\w*|all|every\w*) but|\binstead of|\bexcept|"
     r"\bexclude[sd]?|\beliminate[sd]?|\brule[sd]? out|\bunlike|\bthan|\bnot be|不是|不选|排除)"
     r"\s*(?:option\s*|be\s*|either\s*)?[(\[\"']*$",
     re.IGNORECASE,
 )
 _FOLLOWS = re.compile(
-    r"\s*(?:$|[(.,;:!?)【】|<\]}/=。，；：）\"'—–-]|"
-    r"\b(?:because|since|as|for|which|and|or|but|by|due|given|rather|not|with|where|is|was|that)\b|[项对正])"
+    r"\s*(?:$|[(.,;:!?)【】|<+\]}/=。，；：）\"'—–-]|"
+    r"\b(?:because|since|as|for|which|and|or|but|by|due|given|rather|not|with|where|is|was|that)\b|[项对正或和与])"
 )
 _AND = re.compile(
-    r"\s*(?:/|,|\bor\b|\band\b|&|或|和|、|[;|](?=\s*[(\[]?[A-Z][)\]]?\s*$))\s*(?:option\s*)?[(\[]?([A-Z])[)\]]?"
+    r"\s*\(?\s*(?:/|,|\+|\bor\b|\band\b|&|或|和|与|、|[;|](?=\s*[(\[]?[A-Z][)\]]?\s*$)|;(?=\s*(?:maybe|possibly|perhaps)))"
+    r"\s*(?:(?:or|and|maybe|possibly|perhaps|also|even|probably|option)\s+)*[(\[]?([A-Z])[)\]]?"
     r"(?![A-Za-z0-9_'’])(?!\s+[a-z])"
 )
 _CONCLUDED = re.compile(
     r"(?:so|thus|hence|therefore)\b,?\s*(?:it is|it's|option)?\s*[(\[]?([A-Z])[)\]]?\.?", re.IGNORECASE
+)
+_LABELLED = re.compile(
+    r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、-]|$)\s*(.*)$", re.IGNORECASE
 )
 _WRAPPER = re.compile(
     r"\\(?:textbf|textit|textrm|text|mathrm|mathbf|mbox|operatorname|bf|rm)\s*\{?|[{}$]|\\[()\[\]]|\\[,;: !]"
@@ -76,16 +81,26 @@ def _in_box(content: str, choices: Choices) -> set[str] | None:
     return _whole(bare, choices)
 
 
-def _whole(bare: str, choices: Choices) -> set[str] | None:
-    """A text that is nothing but a choice: "B", "(B)", "B. argon", "argon", "B and C"."""
+def _is_own_text(found: re.Match[str], choices: Choices) -> bool:
+    """Whether nothing stands behind the letter but its own option."""
+    rest = found.group(2).strip().lower().rstrip(".")
+    own = " ".join(_WRAPPER.sub(" ", choices.get(found.group(1).upper(), "")).split()).lower().rstrip(".")
+    return not rest or (bool(own) and rest.startswith(own))
+
+
+def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | None:
+    """A text that is nothing but a choice: "B", "(B)", "B. argon", "argon", "B and C".
+
+    strict: no other words than the option's own stand behind the letter.
+    """
     bare = bare.strip().strip("*").strip()
     texts = {" ".join(_WRAPPER.sub(" ", text).split()).lower().rstrip("."): letter for letter, text in choices.items()}
-    if found := re.match(
-        r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、-]|$)\s*(.*)$", bare, re.I
-    ):
+    found = _LABELLED.match(bare)
+    if found and (not strict or _is_own_text(found, choices)):
         letter, rest = found.group(1).upper(), found.group(2).strip().lower().rstrip(".")
         known = letter in choices and (found.group(1).isupper() or not rest)
-        if known and not set(re.findall(r"\b[A-Z]\b", found.group(2))) & set(choices):
+        others = set(re.findall(r"\b[A-Z]\b", found.group(2))) & set(choices)
+        if known and (not others or texts.get(rest) == letter):
             return {letter} if not rest or texts.get(rest, letter) == letter else {letter, texts[rest]}
     several = re.fullmatch(r"[(\[]?([A-Z])[)\]]?(?:\s*(?:,|/|and|or|&|;)?\s*[(\[]?([A-Z])[)\]]?)+", bare)
     if several and len(bare) < 30 and (letters := set(re.findall(r"\b[A-Z]\b", bare))) and letters <= set(choices):
@@ -117,9 +132,13 @@ def _in_clause(clause: str, choices: Choices) -> set[str] | None:
     bare = " ".join(_WRAPPER.sub(" ", clause.replace("\\boxed", " ")).split())
     if whole := _whole(bare, choices):
         return whole
+    denied: set[str] = set()
     for match in re.finditer(r"(?<![A-Za-z0-9_'’\\^=+*/-])[(\[\"']?([A-Z])[)\]\"']?(?![A-Za-z0-9_'’])", bare):
         letter = match.group(1)
-        if letter not in choices or _NEGATED.search(bare[: match.start()]):
+        if letter in choices and _NEGATED.search(bare[: match.start()]):
+            listed = re.match(r"(?:\s*(?:,|or|nor|and)\s*[(\[]?[A-Z][)\]]?(?![A-Za-z]))*", bare[match.end() :])
+            denied |= {letter, *re.findall(r"[A-Z]", listed.group() if listed else "")}
+        if letter not in choices or letter in denied:
             continue
         bracketed = match.group().startswith(("(", "["))
         if not bracketed and not _stands_alone(letter, bare[match.end() :], choices):
@@ -133,7 +152,7 @@ def _in_clause(clause: str, choices: Choices) -> set[str] | None:
 
 def _stands_alone(letter: str, rest: str, choices: Choices) -> bool:
     """Whether a letter is no article, pronoun or symbol: the clause ends, or its own option's text comes behind it."""
-    if re.match(r"\s*(?:不|错|被)", rest):
+    if re.match(r"\s*(?:不|错|被|/\s*[A-Z]\s+[a-z])", rest):
         return False
     if _FOLLOWS.match(rest) and not re.match(r"\s*=", rest):
         return not (letter == "I" and re.match(r"\s*(?:was|is not)\b", rest))
@@ -157,10 +176,11 @@ def _last_line(text: str, choices: Choices) -> set[str] | None:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return None
-    last = _whole(" ".join(_WRAPPER.sub(" ", lines[-1]).split()), choices)
-    if last:
-        return last
+    for line in (lines[-1], lines[0]):
+        if found := _whole(" ".join(_WRAPPER.sub(" ", line).split()), choices, strict=True):
+            return found
     if (concluded := _CONCLUDED.fullmatch(lines[-1])) and concluded.group(1) in choices:
         return {concluded.group(1)}
     first = re.match(r"^[(\[]?([A-Z])(?:[)\].:]\s|[)\].]$)", lines[0])
-    return {first.group(1)} if first and first.group(1) in choices and len(lines) == 1 else None
+    rejected = re.search(r"\b(?:wrong|incorrect|false|not|excluded)\b", lines[0])
+    return {first.group(1)} if first and first.group(1) in choices and len(lines) == 1 and not rejected else None

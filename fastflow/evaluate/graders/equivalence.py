@@ -44,7 +44,7 @@ MOST_DIGITS = 3000  # carried for the sake of a small term beside a large one
 def same(gold: Answer, answer: Answer) -> bool | None:
     """Whether the answer is the gold answer. Not symmetric: the gold answer decides what has to be given."""
     if isinstance(gold, Relation) and gold.operator == "=" and not isinstance(answer, (Relation, Region)):
-        return same(gold.value, answer) if gold.name and gold.value is not None else _one_of_two(gold, answer)
+        return same(gold.value, answer) if gold.name and gold.value is not None else False
     if isinstance(answer, Relation) and answer.operator == "=" and not isinstance(gold, (Relation, Region)):
         return _value_for(gold, answer)
     if isinstance(gold, Many) or isinstance(answer, Many):
@@ -67,7 +67,7 @@ def same(gold: Answer, answer: Answer) -> bool | None:
 def same_trees(gold: Tree, answer: Tree) -> bool | None:
     """Whether two formulas agree wherever they have values."""
     names = variables(gold) | variables(answer)
-    compared = False
+    outcomes: dict[bool, list[bool]] = {True: [], False: []}  # at points where both are real, and elsewhere
     for index in range(POINTS if names else 1):
         try:
             left, right = _pair(gold, answer, index)
@@ -77,12 +77,10 @@ def same_trees(gold: Tree, answer: Tree) -> bool | None:
             return None
         except TooLarge:
             return _beyond(gold, answer)
-        if index >= POINTS // 2 and not (is_real(left[0]) and is_real(right[0])):
-            continue  # roots and logarithms of negative numbers are a matter of convention
-        if not agree(left[0], right[0], left[1]):
-            return False
-        compared = True
-    return True if compared else None
+        both_real = is_real(left[0]) and is_real(right[0])
+        outcomes[both_real].append(agree(left[0], right[0], left[1]))
+    decisive = outcomes[True] or outcomes[False]  # roots and logarithms of negative numbers have several conventions
+    return all(decisive) if decisive else None
 
 
 def _pair(gold: Tree, answer: Tree, index: int) -> tuple[tuple[Number, int], tuple[Number, int]]:
@@ -193,15 +191,6 @@ def _value_for(gold: Answer, answer: Relation) -> bool | None:
     return False
 
 
-def _one_of_two(gold: Relation, answer: Answer) -> bool | None:
-    """A gold equation that is no definition of a name, and an answer that is no equation."""
-    return _value_for(answer, gold) if isinstance(answer, Quantity) and not _has_number(gold.left) else False
-
-
-def _has_number(tree: Tree) -> bool:
-    return tree[0] == "num" or any(_has_number(part) for part in tree[1:] if isinstance(part, tuple))
-
-
 def _same_items(gold: Answer, answer: Answer) -> bool | None:
     """Sets: each value of one has its like in the other."""
     left = gold.items if isinstance(gold, Many) else (gold,)
@@ -297,6 +286,9 @@ def _vector_and_tuple(gold: Answer, answer: Answer) -> bool | None:
     vector, other = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
     if not isinstance(vector, Matrix) or not isinstance(other, Listing):
         return False
+    if all(isinstance(item, Listing) for item in other.items):  # a list of rows
+        rows = Matrix(tuple(item.items for item in other.items if isinstance(item, Listing)))
+        return _same_matrices(vector, rows)
     if any(len(row) != 1 for row in vector.rows) and len(vector.rows) != 1:
         return False
     items = tuple(entry for row in vector.rows for entry in row)

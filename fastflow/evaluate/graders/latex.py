@@ -19,7 +19,8 @@ _VULGAR = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4
            "⅑": (1, 9), "⅒": (1, 10)}  # fmt: skip
 _CHARACTERS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "÷": "/",
-    "⁄": "/", "∕": "/", "√": "\\root ", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
+    "⁄": "/", "∕": "/", "√": "\\root ", 
+    "∛": "\\root [3]", "∜": "\\root [4]", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
     "⩾": "\\ge ", "≠": "\\ne ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ", "±": "\\pm ", "∓": "\\mp ",
     "°": "\\degree ",
     "º": "\\degree ", "≈": "\\approx ", "∅": "\\emptyset ", "ℝ": "\\R ", "ℤ": "\\Z ", "ℕ": "\\N ", "∖": "\\setminus ",
@@ -44,8 +45,12 @@ _MACROS = {
     "arctan": "\\atan", "dots": "\\ldots", "cdots": "\\ldots", "exp": "\\exp", "forall": "«for all»", "thinspace": "",
     "hfill": "", "hspace": "", "space": " ", "therefore": "", "implies": "", "approx": "\\approx", "simeq": "\\approx",
     "euro": "«eur»", "pounds": "«gbp»", "varphi": "\\phi", "varepsilon": "\\epsilon", "percent": "%",
+    "checkmark": "", "blacksquare": "", "square": "", "Box": "", "qed": "",
 }  # fmt: skip
-_WRAPPERS = "text|mbox|textrm|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|operatorname|hbox|bold|boldsymbol|pmb|bm"
+_WRAPPERS = (
+    "underline|text|mbox|textrm|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|operatorname|hbox|bold|boldsymbol|"
+    "pmb|bm"
+)
 _WRAPPER = re.compile(rf"\\(?:{_WRAPPERS})\*?\s*\{{")
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "sqrt", "asin", "acos", "atan", "arcsin",
               "arccos", "arctan", "sinh", "cosh", "tanh", "pi", "infty", "binom", "max", "min", "gcd", "lcm", "abs",
@@ -68,6 +73,7 @@ def normalise(text: str) -> str:
     """The text in the one spelling. Never fails; what has no meaning stays as it is."""
     text = _characters(compatible(text.replace("\\$", "«usd»")))
     text = text.replace("...", "\\ldots ").replace("\\\\{", "\\{").replace("\\\\}", "\\}")
+    text = re.sub(r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\", text).replace("{}", "")
     text = _MATRIX.sub(lambda found: f"⟦{found.group(2).replace(chr(92) * 2, ';')}⟧", text)
     text = re.sub(r"\\[()\[\]]|\\\\|\\(?:text)?color\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", "", text).replace("{:}", ":").replace("+/-", "\\pm ")

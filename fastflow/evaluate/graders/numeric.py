@@ -19,7 +19,7 @@ from fastflow.evaluate.graders.verdict import Verdict, of
 
 TOLERANCE = Fraction(1, 10**6)  # relative
 _NUMBER = re.compile(
-    r"(?<![\w.^*])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*"
+    r"(?<![A-Za-z0-9_.^*])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*"
     r"(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|\s*/\s*\d+)?(?![A-Za-z_\d]|\.\d|\s*(?:\*\*|\^))|-?(?<![\w.])\.\d+"
 )
 _PROGRAM = re.compile(r"__|\b(?:import|eval|exec|lambda|print)\b")

@@ -24,7 +24,7 @@ from fastflow.evaluate.graders.units import read_unit
 
 _REMARK = re.compile(
     r"\s*[,;]?\s*\(?«\s*,?\s*(?:for|where|when|whenever|if|with|as|since|because|which|that|such|given|provided|rounded|using|"
-    r"assuming|correct|by|so|from|attained|achieved|reached|at|hence|thus|i\.e|e\.g)\b.*$",
+    r"assuming|correct|by|so|from|attained|achieved|reached|at|not|rather|instead|hence|thus|i\.e|e\.g)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
 _CONDITION = re.compile(r"(?<=\S)\s*\([^()]*(?:\\ge|\\le|\\in\b|\\ne|[<>])[^()]*\)$")
@@ -36,7 +36,7 @@ _JOINING = re.compile(r"«\s*,?\s*(and|or|und|oder)\b\s*([^»]*)»", re.IGNORECA
 _JOINING_WORDS = {"and": "and", "und": "and", "or": "or", "oder": "or"}
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in )|(?<=,))\s*([\[\]])([^\[\]()]+,[^\[\]()]+)([\[\]])")
 _LEADING = re.compile(
-    r"^(?:«\s*(?:the|is|are|about|exactly|possibly|perhaps|maybe|answers?|equals?|equal to|total|of|"
+    r"^(?:«\s*(?:the|is|are|about|exactly|共|总共|一共|possibly|perhaps|maybe|answers?|equals?|equal to|total|of|"
     r"approximately|values?|so|thus|therefore|a|an|it is|the answer is|the value is|either|both|only)"
     r"\s*:?\s*»\s*)+(?=\S)",
     re.IGNORECASE,
@@ -59,6 +59,7 @@ _NOTHING = re.compile(
 )
 _RELATIONS = {"\\le ": "≤", "\\ge ": "≥", "\\ne ": "≠", "<": "<", ">": ">", "=": "="}
 _NAME = re.compile(
+    r"\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d[^{}]*\}|"
     r"\\?[A-Za-z]+\s*'?(?:_\s*(?:\{[^{}]*\}|\w))?\s*'?(?:\s*\([^()]*\)|\^\s*\{?-1\}?\s*\([^()]*\))?|\\(?:angle|triangle)\s.*|"
     r"\|\s*[A-Z]{2}\s*\||\[\s*[A-Z]{3,}\s*\]|\\[A-Za-z]+\s*\{\s*[A-Z]{1,3}\s*\}|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)|.*«[^»]*».*"
 )
@@ -75,6 +76,8 @@ def read(text: str) -> Answer:
         return _matrix(text[1:-1])
     if (based := _BASED.match(text)) and (digits := _digits(based)):
         return digits
+    if member := re.match(r"^\\?[A-Za-z](?:_\{?\w+\}?)?\s*\\in\s*(⦃.*⦄)$", text):
+        return read(member.group(1))
     if region := read_region(text, _tree):
         return region
     if parts := _parts(text):

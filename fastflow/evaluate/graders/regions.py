@@ -11,7 +11,7 @@ import mpmath
 from fastflow.evaluate.graders.answer import Answer, Listing, Many, Quantity, Region, Relation
 from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
 from fastflow.evaluate.graders.splitting import is_wrapped, split_outside
-from fastflow.evaluate.graders.value import Number, Undefined, agree, evaluate, is_real
+from fastflow.evaluate.graders.value import Number, TooLarge, Undefined, agree, evaluate, is_real
 
 Reader = Callable[[str], Tree]
 Piece = tuple[Number, bool, Number, bool]  # low, low_closed, high, high_closed
@@ -20,6 +20,7 @@ ALL = Region("all")
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _OPERATORS = ("\\le ", "\\ge ", "\\ne ", "<", ">")
 _FLIPPED = {"\\le ": "\\ge ", "\\ge ": "\\le ", "<": ">", ">": "<", "\\ne ": "\\ne "}
+_OPEN = "<>≤≥"
 _REALS = re.compile(
     r"\\R|«\s*(?:all )?(?:the )?(?:reals?|real numbers?|real values?)(?: of)?\s*»\s*[a-z]?|\\R\b.*«.*»", re.I
 )
@@ -154,9 +155,30 @@ def as_region(item: Answer) -> Region | None:
     if isinstance(item, Many) and all(isinstance(part, Listing) for part in item.items):
         parts = [as_region(part) for part in item.items]
         return None if None in parts else Region("union", tuple(part for part in parts if part is not None))
+    if isinstance(item, Relation) and item.operator in _OPEN:
+        return _solved(item)
     if isinstance(item, Relation) and item.name and isinstance(item.value, Quantity):
         return Region("points", points=(item.value.tree,), variable=item.name)
     return None
+
+
+def _solved(item: Relation) -> Region | None:
+    """A linear inequality in one variable, solved for it; None for any other."""
+    names = variables(item.left) | variables(item.right)
+    if len(names) != 1:
+        return None
+    (name,) = names
+    difference = ("-", item.left, item.right)
+    try:
+        at_0, at_1, at_2 = (evaluate(difference, {name: Fraction(number)}) for number in range(3))
+    except (Undefined, TooLarge, Unreadable):
+        return None
+    if not all(isinstance(value, Fraction) for value in (at_0, at_1, at_2)) or at_2 - 2 * at_1 + at_0 or at_1 == at_0:
+        return None
+    end, closed = ("num", at_0 / (at_0 - at_1)), item.operator in "≤≥"
+    if (item.operator in "<≤") == (at_1 > at_0):
+        return Region("interval", high=end, high_closed=closed, variable=name)
+    return Region("interval", low=end, low_closed=closed, variable=name)
 
 
 def pieces_of(region: Region, at: Mapping[str, Number]) -> list[Piece]:

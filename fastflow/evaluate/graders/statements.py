@@ -11,6 +11,7 @@ from fastflow.evaluate.graders.boxes import find_boxes, last_answer
 _THINKING = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _THINKING_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _THINKING_OPENS = re.compile(r"<(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
+_FORMS = re.compile("[\u3000\u3001\ufe50-\ufe6f\uff00-\uffef]+")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])|`")
 _ANCHOR = re.compile(
     r"(?:\b(?:answers?|result|solutions?)(?:\s+to\s+th(?:e|is)\s+\w+)?\s*(?:\}\s*)?(?:\bis\b|\bare\b|\bequals\b|:|=)"
@@ -114,9 +115,8 @@ def plain(text: str) -> str:
 
 
 def compatible(text: str) -> str:
-    """NFKC for full-width forms only, since it would also turn a superscript into a digit."""
-    return "".join(unicodedata.normalize("NFKC", c) if "\u3000" <= c <= "\u3001" or "\uff00" <= c <= "\uffef" else c
-                   for c in text)  # fmt: skip
+    """NFKC for full-width and small forms only, since it would also turn a superscript into a digit."""
+    return _FORMS.sub(lambda run: unicodedata.normalize("NFKC", run.group()), text)
 
 
 def _tidy(clause: str) -> str:

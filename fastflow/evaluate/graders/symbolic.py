@@ -10,7 +10,7 @@ from typing import Any
 
 from fastflow.errors import need
 
-_FORMULA = re.compile(r"[\w\s\\{}()\[\].,+\-*/^=<>|!:;'%&]*", re.ASCII)
+_FORMULA = re.compile(r"[\w\s\\{}()\[\].,+\-*/^=<>|!:;%&]*", re.ASCII)
 _REFUSED = re.compile(r"__|\b(?:import|lambda|eval|exec|open|print|os|sys)\b")
 
 

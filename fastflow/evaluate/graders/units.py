@@ -31,7 +31,7 @@ _BASIC = {  # symbol: (quantity, factor)
     "m": "length", "g": "mass", "s": "time", "N": "force", "J": "energy", "W": "power", "V": "voltage", "A": "current",
     "Hz": "frequency", "Pa": "pressure", "mol": "amount", "Ω": "resistance", "K": "temperature", "C": "charge",
 }  # fmt: skip
-_NAMES = {
+_NAMES: dict[str, tuple[str, int | Fraction]] = {
     "meter": ("length", 1), "metre": ("length", 1), "gram": ("mass", 1), "gramme": ("mass", 1), "second": ("time", 1),
     "sec": ("time", 1), "minute": ("time", 60), "min": ("time", 60), "hour": ("time", 3600), "hr": ("time", 3600),
     "h": ("time", 3600), "day": ("time", 86400), "week": ("time", 604800), "year": ("year", 1), "month": ("month", 1),
@@ -107,6 +107,6 @@ def _basic(name: str) -> tuple[Fraction, Dimension] | None:
     for prefix, power in {"": 0, **_LONG_PREFIXES}.items():
         for stem in (lower, lower.removesuffix("s")):
             if stem.startswith(prefix) and stem[len(prefix) :] in _NAMES:
-                quantity, factor = _NAMES[stem[len(prefix) :]]
-                return Fraction(factor) * Fraction(10) ** power, ((quantity, 1),)
+                quantity, size = _NAMES[stem[len(prefix) :]]
+                return Fraction(10) ** power * size, ((quantity, 1),)
     return None

@@ -35,7 +35,7 @@ class Undefined(Exception):
 
 
 def point(index: int) -> Mapping[str, Number]:
-    """Values for all variables, the same ones each time: irregular numbers between 0.3 and 2.7, with signs later on."""
+    """Values for all variables, the same ones each time: between 0.3 and 2.7, or below 1, some of them negative."""
     return _Point(index)
 
 
@@ -46,7 +46,9 @@ class _Point(dict[str, Number]):
 
     def __missing__(self, name: str) -> Number:
         digest = hashlib.sha256(f"{name}:{self._index}".encode()).digest()
-        size = Fraction(int.from_bytes(digest[:6], "big"), 2**48) * Fraction(12, 5) + Fraction(3, 10)
+        share = Fraction(int.from_bytes(digest[:6], "big"), 2**48)
+        low, width = ((3, 24), (1, 8))[self._index % 2]  # tenths
+        size = (low + width * share) / 10
         negative = self._index >= POINTS // 2 and (self._index == POINTS // 2 or digest[6] % 2)
         self[name] = mpmath.mpf(size.numerator) / size.denominator * (-1 if negative else 1)
         return self[name]

@@ -19,7 +19,7 @@ def sums(tmp_path_factory):
     from rich.console import Console
 
     directory = tmp_path_factory.mktemp("sums")
-    task = dataclasses.replace(SUMS, pretraining_steps=120)
+    task = dataclasses.replace(SUMS, pretraining_steps=300)
     topics, held_out = task.topics(0, HELD_OUT)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

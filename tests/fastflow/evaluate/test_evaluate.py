@@ -15,6 +15,7 @@ from fastflow.demo import command as demo
 from fastflow.demo.tasks import SUMS
 
 pytest.importorskip("pyarrow")
+HELD_OUT = 12
 ROOT = Path(__file__).parents[3]
 
 
@@ -57,24 +58,47 @@ def test_with_the_box_alone_accuracy_and_pass_at_k_are_equal(sums, tmp_path):
         assert scores["pass_at"][k]["value"] == pytest.approx(value, abs=0.03)
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_file(sums, tmp_path):
-    command = [sys.executable, "-m", "fastflow.cli", *arguments(sums, tmp_path / "killed", "--prompts_per_part", "1")]
+def start(sums, output):
+    """The command in a process of its own, which the tests' threads and settings do not reach."""
+    command = [sys.executable, "-m", "fastflow.cli", *arguments(sums, output, "--prompts_per_part", "1")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def parts_of(output):
+    return list(output.glob("responses/*.parts/*.parquet"))
+
+
+def stop(process, output, number, *, at):
+    """Send a signal when so many parts are there. Returns the exit code and what stood on stderr."""
     deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and len(list(tmp_path.glob("killed/responses/*.parts/*.parquet"))) < 3:
+    while time.monotonic() < deadline and len(parts_of(output)) < at:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    made = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("killed/responses/*.parts/*.parquet")}
-    assert 3 <= len(made) < 12
-    assert main(arguments(sums, tmp_path / "killed", "--prompts_per_part", "1")) == 0
-    assert main(arguments(sums, tmp_path / "whole", "--prompts_per_part", "1")) == 0
-    (killed,), (whole,) = (list((tmp_path / name / "responses").glob("*.parquet")) for name in ("killed", "whole"))
-    assert killed.name == whole.name and killed.read_bytes() == whole.read_bytes()
-    assert results_of(tmp_path / "killed") == results_of(tmp_path / "whole")
-    assert not list((tmp_path / "killed" / "responses").glob("*.parts"))
+    process.send_signal(number)
+    _, error = process.communicate()
+    return process.returncode, error
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_file(sums, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    code, error = stop(start(sums, killed), killed, signal.SIGINT, at=2)
+    assert code == 130 and "the same command goes on from there" in error and "Traceback" not in error
+    first = {file.name: file.stat().st_mtime_ns for file in parts_of(killed)}
+    code, _ = stop(start(sums, killed), killed, signal.SIGKILL, at=len(first) + 2)
+    assert code == -signal.SIGKILL and len(parts_of(killed)) < HELD_OUT
+    assert first.items() <= {file.name: file.stat().st_mtime_ns for file in parts_of(killed)}.items()
+    for output in (killed, whole):
+        process = start(sums, output)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    (resumed,), (straight,) = (list((output / "responses").glob("*.parquet")) for output in (killed, whole))
+    assert resumed.name == straight.name and resumed.read_bytes() == straight.read_bytes()
+    assert results_of(killed) == results_of(whole)
+    assert not parts_of(killed)
 
 
 def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_path, capsys):
@@ -124,6 +148,22 @@ def test_adapters_and_runs_are_models_too(sums, tmp_path):
     assert scores[0] == scores[1] == scores[2]  # fresh adapters change nothing
 
 
+def test_running_servers_are_an_engine_too(model_directory, fakes, tmp_path):
+    pytest.importorskip("httpx")
+    file = tmp_path / "letters.jsonl"
+    file.write_text("".join(json.dumps({"prompt": letter, "answer": "a"}) + "\n" for letter in "abc"))
+    fake = fakes()
+    assert main([
+        "evaluate", str(model_directory), "--tasks", str(file), "--grader", "exact", "--samples", "3",
+        "--max_tokens", "12", "--output", str(tmp_path / "out"), "--model.device", "cpu",
+        "--rollout.engine", "vllm-server", "--rollout.servers", f"[{fake.address}]",
+    ]) == 0  # fmt: skip
+    results = results_of(tmp_path / "out")
+    assert results["settings"]["engine"] == "vllm-server"
+    assert results["tasks"][0]["models"][0]["scores"]["prompts"] == 3
+    assert fake.bodies
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
@@ -134,6 +174,7 @@ def test_adapters_and_runs_are_models_too(sums, tmp_path):
         (["--sample", "3"], "unknown option --sample: did you mean"),
         (["--grader", "maths"], "grader"),
         (["--tasks", "gsm8k", "--data_folder", "nowhere"], "nowhere has neither gsm8k.jsonl"),
+        (["--rollout.engine", "vllm-server"], "rollout.servers"),
         (["--eval.system", "x"], "eval.chat_template is off"),
         (["stray"], "models stand in front"),
     ],
