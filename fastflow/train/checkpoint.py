@@ -15,10 +15,11 @@ beside the training.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,9 +29,10 @@ import torch
 from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
+from fastflow.models.packed import PackedModel
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
-from fastflow.train.export import Exporter, ExportReport, on_cpu
+from fastflow.train.export import Exporter, ExportReport
 from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE, Identity, Position, scalars_of, write_rollout
 from fastflow.train.tensors import catalogue, read_tensors, same_bits, write_tensors
@@ -47,16 +49,37 @@ class SaveFailed(FastflowError):
 
 
 class Staged(NamedTuple):
-    """Copies in the host's memory. weights: the trained parameters, by name. others: optimiser moments and log_z.
-
-    without_moments: parameters that no gradient has reached yet.
+    """Copies in the host's memory. weights, buffers: the policy's, by name, of the weights those that are trained.
+    others: optimiser moments and log_z. without_moments: parameters that no gradient has reached yet.
     """
 
-    model: PreTrainedModel | PeftModel
     weights: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
     others: dict[str, torch.Tensor]
     without_moments: list[str]
-    is_peft: bool
+
+
+class Skeleton:
+    """The policy without weights of its own, made once: what a save needs of a model beside the copied tensors, so that
+    training does not wait for more than these. Its frozen weights are the live ones, which nobody changes.
+    """
+
+    def __init__(self, policy: PackedModel):
+        own: dict[int, object] = {
+            id(one): torch.nn.Parameter(one.detach(), requires_grad=one.requires_grad)
+            for one in policy.model.parameters()
+        }
+        self._model = copy.deepcopy(policy.model, own)
+        self.is_peft = policy.model is not policy.causal_lm
+
+    def holding(self, staged: Staged) -> PreTrainedModel | PeftModel:
+        """The staged model, on the host. The caller may take it apart, but not write into its tensors."""
+        parts: dict[int, object] = {}
+        for name, one in self._model.named_parameters():
+            tensor = staged.weights[name] if one.requires_grad else one.detach().to("cpu")
+            parts[id(one)] = torch.nn.Parameter(tensor, requires_grad=False)
+        parts |= {id(one): staged.buffers[name] for name, one in self._model.named_buffers()}
+        return copy.deepcopy(self._model, parts)
 
 
 @dataclass(frozen=True)
@@ -78,19 +101,23 @@ class Saved:
 @torch.no_grad()
 def stage(learner: Learner) -> Staged:
     """Copy the trained state to the host."""
-    policy = learner.policy
-    model = on_cpu(policy.model)
-    trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in trained}
-    others = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _others(learner)}
+    model = learner.policy.model
+    weights = _copies((name, one) for name, one in model.named_parameters() if one.requires_grad)
+    buffers, others = _copies(model.named_buffers()), _copies(_others(learner))
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
-    return Staged(model, weights, others, without, policy.model is not policy.causal_lm)
+    return Staged(weights, buffers, others, without)
 
 
 def write(
-    directory: Path, staged: Staged, exporter: Exporter, position: Position, identity: Identity, config: Config
+    directory: Path,
+    staged: Staged,
+    skeleton: Skeleton,
+    exporter: Exporter,
+    position: Position,
+    identity: Identity,
+    config: Config,
 ) -> tuple[Manifest, ExportReport]:
-    """Write a save to an empty directory, and have the disk take it. Uses the staged copy up.
+    """Write a save to an empty directory, and have the disk take it.
 
     Returns its manifest, and what became of the update in the exported policy. Raises SaveFailed for state that is not
     finite, else whatever keeps it from being written.
@@ -98,9 +125,10 @@ def write(
     for name, tensor in {**staged.weights, **staged.others}.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise SaveFailed(f"{name} is no longer finite and was not saved")
-    if staged.is_peft:
-        save_adapter(staged.model, directory / "adapter")
-    report = exporter.write(staged.model, directory / "policy")
+    model = skeleton.holding(staged)
+    if skeleton.is_peft:
+        save_adapter(model, directory / "adapter")
+    report = exporter.write(model, directory / "policy")
     trainer = directory / "trainer"
     trainer.mkdir()
     exact = set(_exactly_held(directory, staged.weights))
@@ -195,6 +223,10 @@ def reason(error: BaseException) -> str:
 def discard(directory: Path) -> None:
     """Drop a save that is not complete."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _copies(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named}
 
 
 def _log_z_head(learner: Learner) -> torch.nn.Module | None:
