@@ -20,7 +20,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,8 +33,8 @@ from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
 from fastflow.train.export import Exporter, ExportReport
 from fastflow.train.learner import Learner
-from fastflow.train.state import GROUPS_FILE, Identity, Position, scalars_of, write_rollout
-from fastflow.train.tensors import catalogue, read_tensors, same_bits, write_tensors
+from fastflow.train.state import Identity, Position, scalars_of, write_rollout
+from fastflow.train.tensors import same_bits, write_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -80,22 +79,6 @@ class Skeleton:
             parts[id(one)] = torch.nn.Parameter(tensor, requires_grad=False)
         parts |= {id(one): staged.buffers[name] for name, one in self._model.named_buffers()}
         return copy.deepcopy(self._model, parts)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A save as it is read back. state: state.json."""
-
-    directory: Path
-    state: dict[str, Any]
-
-    @property
-    def rollout(self) -> Path:
-        return self.directory / "trainer" / "rollout"
-
-    @property
-    def has_groups(self) -> bool:
-        return (self.rollout / GROUPS_FILE).exists()
 
 
 @torch.no_grad()
@@ -144,51 +127,13 @@ def write(
     return manifest, report
 
 
-def read(directory: Path) -> Saved:
-    """The save in a directory that has proved itself."""
-    return Saved(directory, json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8")))
-
-
-@torch.no_grad()
-def restore(saved: Saved, learner: Learner) -> None:
-    """Give policy, log_z, optimiser and schedule the state of a save, to the bit.
-
-    Raises FastflowError for a parameter of which weights or moments are missing, or of another shape or type.
-    """
-    parameters, updates = named_parameters(learner), int(saved.state["updates"])
-    try:
-        _restore_weights(saved.directory, learner)
-        _restore_moments(saved, learner, parameters, updates)
-    except KeyError as error:
-        raise FastflowError(
-            f"the save in {saved.directory} lacks {error.args[0]}, which this run trains; resume it with the settings "
-            "that it was started with"
-        ) from error
-    except ValueError as error:
-        raise FastflowError(f"the save in {saved.directory} does not fit this run: {error}") from error
-    learner.policy.version = int(saved.state["version"])
-    schedule = learner.schedule
-    schedule.last_epoch, schedule._step_count = updates, updates + 1
-    schedule._last_lr = [
-        base * factor(updates) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    for group, lr in zip(learner.optimizer.param_groups, schedule._last_lr, strict=True):
-        group["lr"] = lr
-
-
-def read_generators(saved: Saved, *, rank: int = 0) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(saved.directory / "trainer" / "generators" / f"rank-{rank}.safetensors")
-
-
 def named_parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
     """Every trained parameter by the name that its moments are saved under; never by its number.
 
     Raises FastflowError where the objective trains parameters that have no names.
     """
     found = {f"policy/{name}": one for name, one in learner.policy.model.named_parameters() if one.requires_grad}
-    if (head := _log_z_head(learner)) is not None:
+    if (head := log_z_head(learner)) is not None:
         found |= {f"log_z/{name}": one for name, one in head.named_parameters()}
     if len(found) < sum(len(group["params"]) for group in learner.optimizer.param_groups):
         raise FastflowError(
@@ -229,7 +174,7 @@ def _copies(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named}
 
 
-def _log_z_head(learner: Learner) -> torch.nn.Module | None:
+def log_z_head(learner: Learner) -> torch.nn.Module | None:
     """The network that an objective trains beside the policy, where it has one."""
     return getattr(learner.objective, "log_z_head", None)
 
@@ -238,7 +183,7 @@ def _others(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in named_parameters(learner).items():
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             yield f"moments/{name}/{key}", value
-    if (head := _log_z_head(learner)) is not None:
+    if (head := log_z_head(learner)) is not None:
         for name, tensor in head.state_dict().items():
             yield f"log_z/{name}", tensor
 
@@ -247,82 +192,29 @@ def _exactly_held(directory: Path, weights: Mapping[str, torch.Tensor]) -> Itera
     """Names of the weights that policy/ or adapter/ hold to the bit."""
     from safetensors import safe_open
 
-    places = _places(directory)
+    files = places(directory)
     for name, tensor in weights.items():
-        for candidate in _exported_names(name):
-            if candidate in places:
-                with safe_open(places[candidate], "pt") as file:
+        for candidate in exported_names(name):
+            if candidate in files:
+                with safe_open(files[candidate], "pt") as file:
                     if same_bits(file.get_tensor(candidate), tensor):
                         yield name
 
 
-def _places(directory: Path) -> dict[str, Path]:
+def places(directory: Path) -> dict[str, Path]:
     """The file of each tensor in policy/ and adapter/."""
     from safetensors import safe_open
 
-    places: dict[str, Path] = {}
+    found: dict[str, Path] = {}
     for file in (*directory.glob("policy/*.safetensors"), *directory.glob("adapter/*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            places |= dict.fromkeys(tensors.keys(), file)
-    return places
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
 
 
-def _exported_names(name: str) -> set[str]:
+def exported_names(name: str) -> set[str]:
     """What transformers and peft call a parameter in their files."""
     return {name, name.replace(".default.", ".")}
-
-
-def _restore_weights(directory: Path, learner: Learner) -> None:
-    from safetensors import safe_open
-
-    tensors = directory / "trainer" / "tensors"
-    stored, places = catalogue(tensors), _places(directory)
-    targets: dict[str, torch.Tensor] = {}
-    for name, parameter in learner.policy.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if f"weights/{name}" in stored:
-            targets[f"weights/{name}"] = parameter.detach()
-            continue
-        held = [candidate for candidate in _exported_names(name) if candidate in places]
-        if not held:
-            raise KeyError(f"the weights of {name}")
-        with safe_open(places[held[0]], "pt") as file:
-            tensor = file.get_tensor(held[0])
-        if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
-        parameter.copy_(tensor)
-    if (head := _log_z_head(learner)) is not None:
-        targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
-    read_tensors(tensors, targets)
-
-
-def _restore_moments(
-    saved: Saved, learner: Learner, parameters: Mapping[str, torch.nn.Parameter], updates: int
-) -> None:
-    directory = saved.directory / "trainer" / "tensors"
-    stored = catalogue(directory)
-    untouched = set(saved.state["without_moments"])
-    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-    targets: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        if name in untouched:
-            continue
-        fresh = {
-            "step": torch.zeros((), device=parameter.device),
-            **{key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")},
-        }
-        state[parameter] = fresh
-        targets |= {f"moments/{name}/{key}": tensor for key, tensor in fresh.items()}
-    unknown = {name for name in stored if name.startswith("moments/")} - targets.keys()
-    if unknown:
-        raise ValueError(f"it has {min(unknown)}, which this run does not train")
-    read_tensors(directory, targets)
-    counts = [float(entry["step"]) for entry in state.values()]
-    if counts and not (max(counts) == updates and min(counts) >= 1):
-        raise ValueError(f"its optimiser counts {max(counts):g} updates and its state {updates}")
-    learner.optimizer.state.clear()
-    learner.optimizer.state.update(state)
 
 
 def _write_generators(directory: Path, states: Mapping[str, torch.Tensor], *, rank: int) -> None:
