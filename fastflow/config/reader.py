@@ -54,6 +54,8 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
         raise FastflowError("a setting's value is nested too deeply to be read; see fastflow train --help") from error
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise FastflowError(_one_line(error, file)) from error
+    if values["resume"] is not None:
+        raise FastflowError("--resume is for fastflow train alone; leave it out here")
     made: dict[str, Any] = {
         name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
         for name, section in sections().items()
