@@ -52,6 +52,10 @@ def test_an_empty_gold_is_never_matched():
         (r"\sqrt{x^2}", "x", False),
         (r"10^{200} + \sqrt{2}", r"10^{200} + \sqrt{3}", False),
         (r"\frac{1}{3^{400}}", r"\frac{1}{3^{401}}", False),
+        (r"\sin \pi", "0", True),
+        (r"e^{-200}", "0", False),
+        (r"\tan 60^\circ", "0", False),
+        (r"\sqrt{2} \cdot \sqrt{2} - 2", "0", True),
         (r"\ln(x^2)", r"2\ln x", True),  # where both are real
         (r"\sum_{k=1}^{100} k^2", "338350", True),
         ("2^{127}-1", "170141183460469231731687303715884105727", True),
