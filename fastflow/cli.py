@@ -17,6 +17,7 @@ from fastflow import __version__
 from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
+from fastflow.visible import one_sentence, visible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         except RunStopped as stop:
-            tell(f"fastflow: {' '.join(str(stop).split())}")
+            tell(f"fastflow: {one_sentence(str(stop))}")
             return stop.exit_code
         except FastflowError as error:
-            tell(f"fastflow: error: {' '.join(str(error).split())}")
+            tell(f"fastflow: error: {one_sentence(str(error))}")
             return error.exit_code
         except KeyboardInterrupt as stop:
             tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
@@ -96,7 +97,7 @@ def _train(arguments: list[str]) -> int:
         from fastflow.train.dry_run import check_inputs
 
         first_prompt = check_inputs(request.config)
-        print(to_yaml(request.config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
+        print(to_yaml(request.config) + "".join(f"# {visible(line)}\n" for line in first_prompt.splitlines()), end="")
         return 0
     _quiet_libraries()
     from fastflow.run.console import make_console
@@ -141,6 +142,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+class _VisibleMessage(logging.Formatter):
+    """The message alone, as text: it may repeat what a data file, a model or a path says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def _quiet_libraries() -> None:
     """Show our own warnings on the console, and of other libraries only what matters."""
     from rich.logging import RichHandler
@@ -148,7 +156,8 @@ def _quiet_libraries() -> None:
     from fastflow.run.console import make_console
 
     handler = RichHandler(console=make_console(), show_time=False, show_path=False)
-    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    handler.setFormatter(_VisibleMessage())
     logging.getLogger("fastflow").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
