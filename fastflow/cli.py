@@ -94,6 +94,7 @@ def _train(arguments: list[str]) -> int:
 
     request = read_request(arguments)
     if request.dry_run:
+        _show_warnings(logging.StreamHandler())
         from fastflow.train.dry_run import check_inputs
 
         first_prompt = check_inputs(request.config)
@@ -149,15 +150,18 @@ class _VisibleMessage(logging.Formatter):
         return visible(super().format(record))
 
 
+def _show_warnings(handler: logging.Handler) -> None:
+    handler.setFormatter(_VisibleMessage())
+    logging.basicConfig(handlers=[handler], force=True)
+
+
 def _quiet_libraries() -> None:
     """Show our own warnings on the console, and of other libraries only what matters."""
     from rich.logging import RichHandler
 
     from fastflow.run.console import make_console
 
-    handler = RichHandler(console=make_console(), show_time=False, show_path=False)
-    logging.basicConfig(handlers=[handler], force=True)
-    handler.setFormatter(_VisibleMessage())
+    _show_warnings(RichHandler(console=make_console(), show_time=False, show_path=False))
     logging.getLogger("fastflow").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from fastflow.config import yaml_file
@@ -25,7 +24,6 @@ from fastflow.config.schema import Config, sections
 from fastflow.config.setting import help_text, suggest
 from fastflow.config.synonyms import meaning
 from fastflow.errors import FastflowError
-from fastflow.visible import CONTROL
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
 LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
@@ -46,7 +44,7 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
     if file is not None:
         tree = _read_yaml(file)
         preset = preset or tree.pop("preset", None)
-        options = ["--config", yaml.safe_dump(tree), *options]  # first: the command line overrides it
+        options = ["--config", yaml_file.dump(tree), *options]  # first: the command line overrides it
     if preset is not None:
         if not isinstance(preset, str):
             raise FastflowError(f"{file}: preset is {preset!r}, but must be one of {', '.join(PRESETS)}")
@@ -94,9 +92,7 @@ def build_parser() -> ArgumentParser:
 
 def to_yaml(config: Config) -> str:
     """Write the configuration as YAML, which `--config` reads back to an equal Config and a terminal shows as text."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-    return yaml.safe_dump(plain, sort_keys=False) if CONTROL.search(text) else text  # all beyond ASCII escaped
+    return yaml_file.dump(json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def known_settings() -> list[str]:

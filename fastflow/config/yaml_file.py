@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fastflow.visible import CONTROL
+
 LARGEST = 2**18  # bytes of a file; settings take a few thousand
 MOST_VALUES = 10_000  # with every alias written out
 LONGEST_SILENCE = 10.0  # seconds until a pipe without a writer counts as empty
 # What PyYAML raises for a plain value that does not fit its tag, such as !!int '' or !!timestamp x
 WRONG_TAG = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
+EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")  # such as 1e-6, which PyYAML takes for a text
+NUMBER_LIKE = re.compile(r"[-+.]*[0-9_][-+.:_0-9a-fA-FxXoO]*$")
 
 
 def read_text(file: Path) -> str:
@@ -40,8 +45,8 @@ def read_text(file: Path) -> str:
 
 def load(text: str) -> Any:
     """Parse one YAML document of plain values. Raises ValueError, in one line, for anything else."""
-    loader = _UniqueKeyLoader(text)
     try:
+        loader = _UniqueKeyLoader(text)  # which refuses unprintable characters
         node = loader.get_single_node()
         if node is None:
             return None
@@ -53,8 +58,21 @@ def load(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
     except WRONG_TAG as error:
         raise ValueError("a value does not fit the tag (!!name) in front of it; leave the tag out") from error
-    finally:
-        loader.dispose()
+
+
+def dump(value: Any) -> str:
+    """Write plain values as YAML that `load` and jsonargparse read back to the same ones, and a terminal shows as text."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if CONTROL.search(text):
+        return yaml.dump(value, Dumper=_Dumper, sort_keys=False)  # all beyond ASCII escaped
+    return text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that some reader of YAML takes for a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER_LIKE, list("-+0123456789."))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -70,6 +88,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} is set twice", node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
 def _written_out(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import typing
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def options(draw: st.DrawFn) -> list[str]:
         value = draw(st.one_of(st.sampled_from(list(PRESETS)), TEXTS))
     elif name in CHOICES and draw(st.booleans()):
         value = draw(st.sampled_from(CHOICES[name]))
+    elif name in NAMES and draw(st.integers(0, 2)):
+        value = _default(name)
     else:
         value = draw(TEXTS)
     form = draw(st.integers(0, 9))
@@ -169,6 +172,11 @@ def settings_cases(draw: st.DrawFn) -> SettingsCase:
             arguments += ["--config", FILE]
     # what the machine's own rules exclude from any argument
     return SettingsCase(tuple(argument.replace("\0", "") for argument in arguments), file, path)
+
+
+def _default(name: str) -> str:
+    section, entry = name.split(".")
+    return json.dumps(getattr(getattr(Config(), section), entry)).strip('"')
 
 
 def _dump(value: Any) -> str:
