@@ -41,7 +41,9 @@ class Campaign:
         self.slowest = 0.0
         self.faults: dict[str, list[tuple[Any, Fault]]] = collections.defaultdict(list)
 
-    def run(self, name: str, cases: SearchStrategy[Any], judge: Callable[[Any], Fault | None], count: int, start: int) -> None:
+    def run(
+        self, name: str, cases: SearchStrategy[Any], judge: Callable[[Any], Fault | None], count: int, start: int
+    ) -> None:
         """Judge `count` cases that follow from the seed `start`."""
         aim = self.done[name] + count
 
@@ -90,7 +92,9 @@ def main() -> int:
         print(f"\n{len(examples)} x {kind}\n{repr(case)[:2000]}\n{fault.details[-3000:]}")
         if options.keep:
             options.keep.mkdir(parents=True, exist_ok=True)
-            (options.keep / f"{index}.txt").write_text(f"{kind}\n{case!r}\n{fault.details}\n", encoding="utf-8", errors="backslashreplace")
+            (options.keep / f"{index}.txt").write_text(
+                f"{kind}\n{case!r}\n{fault.details}\n", encoding="utf-8", errors="backslashreplace"
+            )
     return 1 if campaign.faults else 0
 
 

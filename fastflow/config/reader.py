@@ -27,6 +27,7 @@ from fastflow.errors import FastflowError
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
 LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
+PYYAMLS_OWN = (LookupError, AttributeError)  # it reads !!int '' so
 _OWN_OPTIONS = ("config", "preset", "resume", "dry-run", "help")
 
 
@@ -56,6 +57,9 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
     except RecursionError as error:
         raise FastflowError("a setting's value is nested too deeply to be read; see fastflow train --help") from error
     except (argparse.ArgumentError, ValueError, *yaml_file.WRONG_TAG) as error:
+        if any(isinstance(found, PYYAMLS_OWN) for found in (error, error.__cause__, error.__context__)):
+            words = "a setting's value does not fit the tag (!!name) in front of it; leave the tag out"
+            raise FastflowError(words) from error
         raise FastflowError(_one_line(error, file)) from error
     made: dict[str, Any] = {
         name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
@@ -72,6 +76,7 @@ def build_parser() -> ArgumentParser:
         description="Train a model towards the alpha-power of its own distribution.",
         exit_on_error=False,
         allow_abbrev=False,
+        print_config=None,  # --dry-run prints them
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_argument("--preset", type=str, help=f"Starting point: {', '.join(PRESETS)}")

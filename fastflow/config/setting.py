@@ -76,8 +76,8 @@ def _check_text(name: str, text: str) -> None:
 
 
 def _check_range(name: str, number: float, bounds: dict[str, float | None]) -> None:
-    shown = f"{number:g}" if abs(number) < LARGEST_INTEGER else str(number)[:40]
-    if not math.isfinite(number):
+    shown = f"{number:g}" if isinstance(number, float) or abs(number) < 10**6 else str(number)[:40]
+    if isinstance(number, float) and not math.isfinite(number):
         raise FastflowError(f"{name} is {shown}, but must be a finite number")
     holds = {
         "above": lambda bound: number > bound,

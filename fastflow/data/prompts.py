@@ -185,6 +185,10 @@ def _report_ends(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> N
 def _report_repeats(prompts: list[Prompt]) -> None:
     """Say how many prompts stand there more than once. Each counts: a step may draw several of them."""
     first: dict[bytes, str] = {}
-    repeats = [prompt.source for prompt in prompts if first.setdefault(prompt.ids.tobytes(), prompt.source) != prompt.source]
+    repeats = [
+        prompt.source for prompt in prompts if first.setdefault(prompt.ids.tobytes(), prompt.source) != prompt.source
+    ]
     if repeats:
-        logger.info("%d of %d prompts repeat an earlier one (first: %s); each counts", len(repeats), len(prompts), repeats[0])
+        logger.info(
+            "%d of %d prompts repeat an earlier one (first: %s); each counts", len(repeats), len(prompts), repeats[0]
+        )

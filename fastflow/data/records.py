@@ -73,11 +73,11 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     parquet = need("pyarrow.parquet", extra="data", purpose="reading parquet files")
     arrow = need("pyarrow", extra="data", purpose="reading parquet files")
     try:
-        table = parquet.read_table(path)
-        rows = table.to_pylist()
+        names = parquet.read_schema(path).names
+        rows = parquet.read_table(path).to_pylist() if len({*names}) == len(names) else []
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # times beyond Python's overflow
         raise FastflowError(f"cannot read {path}: {error}; data.path needs a parquet file") from error
-    if twice := sorted({name for name in table.column_names if table.column_names.count(name) > 1}):
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise FastflowError(f"{path} has more than one column {twice[0]!r}; rename or remove one")
     for number, row in enumerate(rows, start=1):
         check_values(f"{path}:row {number}", row)

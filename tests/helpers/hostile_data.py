@@ -18,7 +18,9 @@ from hostile_settings import mutated
 
 TEXTS = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["ab", "", " ", "\x00", "a\x00b", "\x1b]8;;http://x\x07", "\ud83d", "\ufeff", "\u202eab", "a\r\nb", "<end>"]),
+    st.sampled_from(
+        ["ab", "", " ", "\x00", "a\x00b", "\x1b]8;;http://x\x07", "\ud83d", "\ufeff", "\u202eab", "a\r\nb", "<end>"]
+    ),
     st.sampled_from(["ab" * 5000, "😀", "é", "\u2028", "{{ 7 * 7 }}", "{% raise %}"]),
 )
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", "developer", "USER", "", "bot", None, 3])
@@ -50,7 +52,20 @@ RECORDS = st.one_of(
     st.dictionaries(TEXTS, JUNK, max_size=3),
     JUNK,
 )
-SUFFIXES = [".jsonl", ".json", ".ndjson", ".JSONL", ".jsonl.gz", ".json.xz", ".jsonl.bz2", ".jsonl.zst", "", ".csv", ".txt", ".parquet"]
+SUFFIXES = [
+    ".jsonl",
+    ".json",
+    ".ndjson",
+    ".JSONL",
+    ".jsonl.gz",
+    ".json.xz",
+    ".jsonl.bz2",
+    ".jsonl.zst",
+    "",
+    ".csv",
+    ".txt",
+    ".parquet",
+]
 FIELDS = ["prompt", "prompt", "prompt", "text", "", "a.b", "\x1b[31m", "answer"]
 
 
@@ -80,7 +95,9 @@ def json_bytes(draw: st.DrawFn) -> bytes:
     else:
         text = "\n".join(json.dumps(record, ensure_ascii=ascii_only) for record in records)
     text = text.replace("\n", draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n", "\n \t\n"])))
-    encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252"]))
+    encoding = draw(
+        st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252"])
+    )
     errors = "surrogatepass" if "utf" in encoding and encoding != "utf-8-sig" else "replace"
     return text.encode(encoding, errors)
 
@@ -91,7 +108,9 @@ def parquet_bytes(draw: st.DrawFn) -> bytes:
     import pyarrow.parquet as parquet
 
     rows = draw(st.integers(0, 3))
-    names = draw(st.lists(st.sampled_from(["prompt", "prompt", "text", "answer", "", "\x1b[31m"]), min_size=1, max_size=3))
+    names = draw(
+        st.lists(st.sampled_from(["prompt", "prompt", "text", "answer", "", "\x1b[31m"]), min_size=1, max_size=3)
+    )
     columns = [_column(draw(st.sampled_from(KINDS)), rows) for _ in names]
     sink = io.BytesIO()
     try:

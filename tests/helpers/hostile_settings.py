@@ -61,7 +61,19 @@ class SettingsCase:
 
 
 FILE = "@FILE@"
-PLACES = ["directory", "pipe", "loop", "missing", "device", "endless", "error", "long", "empty name", "not UTF-8", "socket"]
+PLACES = [
+    "directory",
+    "pipe",
+    "loop",
+    "missing",
+    "device",
+    "endless",
+    "error",
+    "long",
+    "empty name",
+    "not UTF-8",
+    "socket",
+]
 
 
 def make_places(home: Path) -> dict[str, str]:
@@ -82,7 +94,9 @@ def make_places(home: Path) -> dict[str, str]:
 
 @st.composite
 def options(draw: st.DrawFn) -> list[str]:
-    name = draw(st.one_of(st.sampled_from(NAMES), st.sampled_from([*NAMES, "data.template_arguments.key", "preset", "lr"])))
+    name = draw(
+        st.one_of(st.sampled_from(NAMES), st.sampled_from([*NAMES, "data.template_arguments.key", "preset", "lr"]))
+    )
     if name == "preset":
         value = draw(st.one_of(st.sampled_from(list(PRESETS)), TEXTS))
     elif name in CHOICES and draw(st.booleans()):
@@ -117,7 +131,9 @@ def yaml_bytes(draw: st.DrawFn) -> bytes:
         lines = []
         for name in draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)):
             section, entry = name.split(".")
-            lines.append(f"{section}:\n  {entry}: {draw(TEXTS)}\n" if draw(st.booleans()) else f"{name}: {draw(TEXTS)}\n")
+            lines.append(
+                f"{section}:\n  {entry}: {draw(TEXTS)}\n" if draw(st.booleans()) else f"{name}: {draw(TEXTS)}\n"
+            )
         text = "".join(lines)
     elif kind == 5:
         text = _dump(draw(PLAIN))
@@ -129,7 +145,9 @@ def yaml_bytes(draw: st.DrawFn) -> bytes:
             default = list(default) if isinstance(default, tuple) else default
             tree[section][entry] = draw(st.one_of(PLAIN, st.just(default)))
         if draw(st.booleans()):
-            tree[draw(st.one_of(st.text(max_size=6), st.sampled_from(["preset", "config", "run.steps", "a" * 4000])))] = draw(PLAIN)
+            tree[
+                draw(st.one_of(st.text(max_size=6), st.sampled_from(["preset", "config", "run.steps", "a" * 4000])))
+            ] = draw(PLAIN)
         text = _dump(tree)
     content = text.encode("utf-8", "surrogatepass")
     for _ in range(draw(st.integers(0, 2))):
@@ -151,7 +169,10 @@ def mutated(draw: st.DrawFn, content: bytes) -> bytes:
     if kind == 3 and at < len(content):
         return content[:at] + bytes([content[at] ^ (1 << draw(st.integers(0, 7)))]) + content[at + 1 :]
     if kind == 4:
-        return draw(st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\r", b"\r\n", b"\t", b"\xed\xa0\xbd"])) + content
+        return (
+            draw(st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\r", b"\r\n", b"\t", b"\xed\xa0\xbd"]))
+            + content
+        )
     return content[:at] + draw(st.binary(max_size=6)) + content[at:]
 
 
