@@ -1,4 +1,4 @@
-"""The command line: fastflow demo | plan | train | verify | report | doctor.
+"""The command line: fastflow demo | plan | train | evaluate | grade | verify | report | doctor.
 
 Commands import what they need when they run, so that `fastflow --help` answers at once.
 """
@@ -46,6 +46,8 @@ def _run(arguments: list[str]) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ["plan"]:  # and so are these
         return _plan(arguments[1:])
+    if arguments[:1] == ["evaluate"]:
+        return _evaluate(arguments[1:])
     parsed = _parser().parse_args(arguments)
     return parsed.run(parsed)
 
@@ -68,17 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     commands.add_parser("plan", help="say whether a run fits the memory; see fastflow plan --help", add_help=False)
     commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
+    commands.add_parser("evaluate", help="measure and compare models; see fastflow evaluate --help", add_help=False)
     verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
     verify.set_defaults(run=_verify)
+    grade = commands.add_parser("grade", help="grade responses in a JSONL: right, wrong, unparsed or timed out")
+    grade.set_defaults(run=_grade)
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.set_defaults(run=_report)
     doctor = commands.add_parser("doctor", help="say what is installed, what works, and how to mend the rest")
     doctor.set_defaults(run=_doctor)
     from fastflow.doctor import command as doctor_command
+    from fastflow.grade import command as grade_command
     from fastflow.report import command as report_command
     from fastflow.verify import command as verify_command
 
     verify_command.add_arguments(verify)
+    grade_command.add_arguments(grade)
     report_command.add_arguments(report)
     doctor_command.add_arguments(doctor)
     return parser
@@ -116,6 +123,21 @@ def _plan(arguments: list[str]) -> int:
     return plan.run(request)
 
 
+def _evaluate(arguments: list[str]) -> int:
+    from fastflow.evaluate.settings import build_parser, read_settings
+
+    if "--help" in arguments or "-h" in arguments:
+        build_parser().print_help()
+        return 0
+    config = read_settings(arguments)
+    _quiet_libraries()
+    from fastflow.evaluate.command import evaluate
+    from fastflow.run.console import make_console
+
+    evaluate(config, make_console())
+    return 0
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from fastflow.demo.command import run_demo
@@ -126,6 +148,13 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     _quiet_libraries()
     from fastflow.verify.command import run
+
+    return run(arguments)
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    _show_own_warnings()  # it needs neither torch nor transformers
+    from fastflow.grade.command import run
 
     return run(arguments)
 
@@ -155,7 +184,7 @@ def _show_warnings(handler: logging.Handler) -> None:
     logging.basicConfig(handlers=[handler], force=True)
 
 
-def _quiet_libraries() -> None:
+def _show_own_warnings() -> None:
     """Show our own warnings on the console, and of other libraries only what matters."""
     from rich.logging import RichHandler
 
@@ -163,6 +192,11 @@ def _quiet_libraries() -> None:
 
     _show_warnings(RichHandler(console=make_console(), show_time=False, show_path=False))
     logging.getLogger("fastflow").setLevel(logging.INFO)
+
+
+def _quiet_libraries() -> None:
+    """Our own warnings on the console; other libraries' chatter only when it matters."""
+    _show_own_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
 

@@ -32,7 +32,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 CI = ROOT / ".ci" / "run"
 SECTIONS = sections()
 SETTING = re.compile(r"`(?:--)?(" + "|".join(SECTIONS) + r")\.(\w+)(?:(?: = |: | )([^`]+))?`")
-INLINE = re.compile(r"`((?:fastflow (?:train|demo|doctor|plan|report|verify)|python examples/)[^`]*)`")
+INLINE = re.compile(r"`((?:fastflow (?:train|demo|doctor|evaluate|grade|plan|report|verify)|python examples/)[^`]*)`")
 LANGUAGES = {"bash", "python", "text", "yaml", "json"}
 
 

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastflow.errors import FastflowError
-from fastflow.run.durable import flush_directory
+from fastflow.run.durable import FRESH, flush_directory
 from fastflow.run.manifest import Damaged, Manifest, read_manifest, verify
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 SHOWN = ("policy", "adapter")  # parts of the newest save that the run directory names
-_NEW, _OLD, _DAMAGED = ".new", ".old", ".damaged"
+_OLD, _DAMAGED = ".old", ".damaged"
 _NAME = re.compile(r"step-(\d+)(?:-updates-(\d+))?")
 
 
@@ -83,13 +83,13 @@ class Checkpoints:
         """An empty directory for a save of this name."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.discard()
-        fresh = self.directory / (name + _NEW)
+        fresh = self.directory / (name + FRESH)
         fresh.mkdir()
         return fresh
 
     def publish(self, fresh: Path, manifest: Manifest) -> Save:
         """Give a save that is complete and on the disk its name, and have the run name it as its newest."""
-        target = fresh.with_name(fresh.name.removesuffix(_NEW))
+        target = fresh.with_name(fresh.name.removesuffix(FRESH))
         fresh.rename(target)
         flush_directory(self.directory)
         save = Save(target, manifest)
@@ -124,7 +124,7 @@ class Checkpoints:
 
     def discard(self) -> None:
         """Drop what a save, or a deletion, that never came to its end has left."""
-        for path in (*self.directory.glob(f"*{_NEW}"), *self.directory.glob(f"*{_OLD}")):
+        for path in (*self.directory.glob(f"*{FRESH}"), *self.directory.glob(f"*{_OLD}")):
             shutil.rmtree(path, ignore_errors=True)
 
     def _best_one(self) -> set[Path]:
@@ -171,7 +171,7 @@ def _set_aside(path: Path) -> None:
 
 def _name(link: Path, target: Path) -> None:
     """Make `link` a relative link to the target in one motion, else a copy; remove it where there is no target."""
-    fresh, old = link.with_name(link.name + _NEW), link.with_name(link.name + _OLD)
+    fresh, old = link.with_name(link.name + FRESH), link.with_name(link.name + _OLD)
     for leftover in (fresh, old):
         remove(leftover)
     if not target.exists():

@@ -11,7 +11,7 @@ from fastflow.config.reader import SETTINGS_FILE, to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.run.checkpoints import CHECKPOINTS, SHOWN, remove
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import FRESH, replace_text
 from fastflow.run.lock import HOLDER_FILE, LOCK_FILE
 from fastflow.run.output_file import writing
 
@@ -32,7 +32,12 @@ _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
     SAMPLES, "tensorboard", WANDB_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
-_PASSING = {LOCK_FILE, HOLDER_FILE, REHEARSAL}  # what a run that was killed before its first step leaves
+_PASSING = {
+    LOCK_FILE,
+    HOLDER_FILE,
+    REHEARSAL,
+    f"{CONFIG_FILE}{FRESH}",
+}  # what a run that was killed before its first step leaves
 
 
 def check_output(directory: Path, *, overwrite: bool) -> None:

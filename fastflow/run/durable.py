@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+FRESH = ".new"  # at the end of a name: not complete yet
 _UMASK = os.umask(0o077)  # can only be read by being set: once, while nothing else runs
 os.umask(_UMASK)
 
@@ -42,7 +43,7 @@ def flush_directory(directory: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a small file that readers see whole, the old or the new, whatever happens in between."""
-    fresh = path.with_name(f"{path.name}.new")
+    fresh = path.with_name(path.name + FRESH)
     fresh.write_text(text, encoding="utf-8")
     flush_file(fresh)
     fresh.replace(path)

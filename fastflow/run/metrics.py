@@ -111,17 +111,18 @@ def slope_within_groups(results: Sequence[UpdateResult]) -> float:
     """Least-squares slope of mean log pi on mean log p_base, each centred in its group; NaN without variation."""
     covariance = variance = 0.0
     for result in results:
-        count = torch.bincount(result.group).double()
-
-        def centred(values: torch.Tensor, group=result.group, count=count) -> torch.Tensor:
-            mean = torch.zeros_like(count).index_add(0, group, values) / count
-            return values - mean[group]
-
         per_token = result.length.clamp(min=1)
-        x, y = centred(result.base_logprob / per_token), centred(result.logprob / per_token)
+        x = _centred(result.base_logprob / per_token, result.group)
+        y = _centred(result.logprob / per_token, result.group)
         covariance += float((x * y).sum())
         variance += float((x * x).sum())
     return covariance / variance if variance > 1e-12 else math.nan
+
+
+def _centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean of its group from each value."""
+    count = torch.bincount(group).double()
+    return values - (torch.zeros_like(count).index_add(0, group, values) / count)[group]
 
 
 def repetition(responses: Sequence[np.ndarray], n: int = 4) -> float:

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -34,6 +34,10 @@ from fastflow.train.export import Exporter, ExportReport, on_cpu
 from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE, Identity, Position, scalars_of, write_rollout
 from fastflow.train.tensors import catalogue, read_tensors, same_bits, write_tensors
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -48,7 +52,7 @@ class Staged(NamedTuple):
     without_moments: parameters that no gradient has reached yet.
     """
 
-    model: torch.nn.Module
+    model: PreTrainedModel | PeftModel
     weights: dict[str, torch.Tensor]
     others: dict[str, torch.Tensor]
     without_moments: list[str]
@@ -98,6 +102,7 @@ def write(
         save_adapter(staged.model, directory / "adapter")
     report = exporter.write(staged.model, directory / "policy")
     trainer = directory / "trainer"
+    trainer.mkdir()
     exact = set(_exactly_held(directory, staged.weights))
     rest = {f"weights/{name}": tensor for name, tensor in staged.weights.items() if name not in exact}
     write_tensors(trainer / "tensors", {**rest, **staged.others})
@@ -150,10 +155,19 @@ def read_generators(saved: Saved, *, rank: int = 0) -> dict[str, torch.Tensor]:
 
 
 def named_parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
-    """Every trained parameter by the name that its moments are saved under; never by its number."""
+    """Every trained parameter by the name that its moments are saved under; never by its number.
+
+    Raises FastflowError where the objective trains parameters that have no names.
+    """
     found = {f"policy/{name}": one for name, one in learner.policy.model.named_parameters() if one.requires_grad}
-    head = _log_z_head(learner)
-    return found | ({f"log_z/{name}": one for name, one in head.named_parameters()} if head is not None else {})
+    if (head := _log_z_head(learner)) is not None:
+        found |= {f"log_z/{name}": one for name, one in head.named_parameters()}
+    if len(found) < sum(len(group["params"]) for group in learner.optimizer.param_groups):
+        raise FastflowError(
+            f"the objective {type(learner.objective).__name__} trains parameters that cannot be saved by name; keep "
+            "them in a torch.nn.Module, its attribute log_z_head"
+        )
+    return found
 
 
 def save_adapter(model: torch.nn.Module, directory: Path) -> None:

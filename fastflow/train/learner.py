@@ -130,7 +130,14 @@ class Learner:
         """Optimiser updates done so far."""
         return self.schedule.last_epoch
 
-    def _facts(self, groups, batches, base_tokens, penalty, reward) -> Facts:
+    def _facts(
+        self,
+        groups: Sequence[Group],
+        batches: Sequence[PackedBatch],
+        base_tokens: Sequence[torch.Tensor],
+        penalty: torch.Tensor | None,
+        reward: torch.Tensor | None,
+    ) -> Facts:
         device = self.policy.device
         length = torch.tensor([len(entry) for entry in flatten(groups)], dtype=torch.float64, device=device)
         return Facts(
@@ -164,7 +171,7 @@ class Learner:
                 f"{', log_z' if len(norms) > 1 else ''}) in update {self.updates + 1}; "
                 "the weights were left as they were: lower optim.lr or optim.max_grad_norm, or check the model for NaN"
             )
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         self.optimizer.step()
         self.schedule.step()
         self.policy.version += 1

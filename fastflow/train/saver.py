@@ -7,7 +7,6 @@ import logging
 import threading
 
 from fastflow.config.schema import Config
-from fastflow.interrupt import deferred_interrupt
 from fastflow.run.checkpoints import Checkpoints, name_of
 from fastflow.run.directory import GROWING
 from fastflow.run.durable import flush_file
@@ -33,7 +32,7 @@ class Saver:
         self._identity, self._config = identity, config
         self.position: Position | None = None
         self._writing: Position | None = None
-        self._thread: threading.Thread | None = None
+        self._done = threading.Event()  # not the thread's own end: a signal in `join` makes some Pythons forget that
         self._failure: BaseException | None = None
         self._report: ExportReport | None = None
         self._publishing = threading.Lock()
@@ -53,28 +52,36 @@ class Saver:
     def save(self, position: Position) -> None:
         """Begin a save of what the learner holds, once the one before it is done. Raises SaveFailed where that failed.
 
-        A second Ctrl-C meanwhile gives the save up.
+        Signals are to be held back meanwhile, and in `wait`.
         """
-        with deferred_interrupt(work=WORK):
-            self._wait()
-            try:
-                staged = checkpoint.stage(self._learner)
-            except Exception as error:
-                raise self._failed(position, error) from error
-            self._writing = position
-            self._thread = threading.Thread(target=self._write, args=(staged, position), name="fastflow-save")
-            self._thread.daemon = True  # `wait` waits for it, unless it is given up
-            self._thread.start()
+        self.wait()
+        try:
+            staged = checkpoint.stage(self._learner)
+        except Exception as error:
+            raise self._failed(position, error) from error
+        self._writing = position
+        self._done.clear()
+        thread = threading.Thread(target=self._write, args=(staged, position), name="fastflow-save")
+        thread.daemon = True  # `wait` waits for it, unless it is given up
+        thread.start()
 
     def check(self) -> None:
         """Raise SaveFailed, soon after it has happened; does not wait."""
-        if self._thread is not None and not self._thread.is_alive():
-            self._wait()
+        if self._done.is_set():
+            self.wait()
 
     def wait(self) -> None:
         """Until nothing is being written. Raises SaveFailed where that came to nothing."""
-        with deferred_interrupt(work=WORK):
-            self._wait()
+        position = self._writing
+        if position is None:
+            return
+        self._done.wait()
+        self._writing = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise self._failed(position, failure) from failure
+        if self._report is not None:
+            announce(self._report, self._config)
 
     def last(self) -> str:
         """A sentence on where the newest save is."""
@@ -87,20 +94,8 @@ class Saver:
         """Leave a save that is being written unpublished, unless it is published at this moment."""
         with self._publishing:
             self._given_up = True
-        if self._thread is not None and self._thread.is_alive():
+        if self._writing is not None and not self._done.is_set():
             self._checkpoints.discard()
-
-    def _wait(self) -> None:
-        thread, position = self._thread, self._writing
-        if thread is None or position is None:
-            return
-        thread.join()
-        self._thread = self._writing = None
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise self._failed(position, failure) from failure
-        if self._report is not None:
-            announce(self._report, self._config)
 
     def _write(self, staged: Staged, position: Position) -> None:
         """Everything that needs no live tensor. In the thread."""
@@ -125,6 +120,8 @@ class Saver:
             self._checkpoints.retire()
         except BaseException as error:
             self._failure = error
+        finally:
+            self._done.set()
 
     def _failed(self, position: Position, error: BaseException) -> SaveFailed:
         return SaveFailed(f"the save of step {position.step} in {self._run} failed: {checkpoint.reason(error)}")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -30,7 +30,7 @@ from fastflow.objectives.judging import Judge, Judgement
 from fastflow.objectives.objective import MakeObjective
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.engines import make_sampler
-from fastflow.rollout.sampler import Request, SamplingParams, requests_for
+from fastflow.rollout.sampler import OverlappingSampler, Request, SamplingParams, requests_for
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
 from fastflow.run import generators
@@ -49,7 +49,7 @@ from fastflow.train.progress import RunProgress
 from fastflow.train.rehearsal import rehearse
 from fastflow.train.rescue import rescue
 from fastflow.train.save_room import check_disk, save_size
-from fastflow.train.saver import Saver
+from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
 from fastflow.train.state import Identity, Position, UnderWay
 
@@ -170,17 +170,19 @@ class Trainer:
             rollout.stop,
         )
         if rollout.ahead:
+            overlapping = cast(OverlappingSampler, self.sampler)  # Config refuses `ahead` for the others
             return OneAhead(
-                self.sampler, self.learner.policy, self.requests, params,
+                overlapping, self.learner.policy, self.requests, params,
                 steps=self.config.run.steps, ready=self.position.ahead,
             )  # fmt: skip
         return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
 
     def _rehearse_save(self) -> Exporter:
         """Raise FastflowError now, not after the last step, for what cannot be saved."""
+        checkpoint.named_parameters(self.learner)
         config, base = self.config, self.learner.base
-        starts_from_base = isinstance(base, FrozenModel) and config.model.base is None
-        exporter = Exporter(self.tokenizer, config.run.export_dtype, base.model if starts_from_base else None)
+        start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
+        exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
         exporter, small_files = rehearse(self.learner.policy, exporter, config.model, self.directory)
         size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
         reclaimed = 0 if self._saved else run_directory.reclaimable(self.directory)
@@ -214,7 +216,8 @@ class Trainer:
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
                             self.save()
                 self.save()
-                self.saver.wait()
+                with deferred_interrupt(work=WORK):
+                    self.saver.wait()
                 return self.directory / "policy"
             except KeyboardInterrupt as stop:
                 raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(stop)}", stop) from stop
@@ -331,9 +334,8 @@ class Trainer:
         """Begin a save of what the run has reached, unless there is one. Raises SaveFailed where the last failed."""
         if self.saver.is_saved(self.position):
             return
-        with deferred_interrupt(work="waiting for the responses of the next step"):
-            position = replace(self.position, ahead=self.schedule.ahead())
-        self.saver.save(position)
+        with deferred_interrupt(work=WORK):
+            self.saver.save(replace(self.position, ahead=self.schedule.ahead()))
 
     def rescue(self, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is."""

@@ -1,4 +1,4 @@
-"""What the backward passes of the two operators share."""
+"""Has what the backward passes of the two operators share."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from fastflow_kernels.implementation import has_triton_kernels_for, running_on
 
 
 def refuse_create_graph(op: str) -> None:
-    """To be called first in a backward, which runs with gradients enabled only under create_graph=True."""
+    """Stands first in a backward, which runs with gradients enabled only under create_graph=True."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{op} has no second derivative here, but its backward ran with create_graph=True; call backward "
@@ -18,7 +18,7 @@ def refuse_create_graph(op: str) -> None:
 
 
 def refuse_second_backward(ctx: Any) -> None:
-    """flow_loss scales its gradients in place when it hands them out, so that can happen once."""
+    """Lets flow_loss hand its gradients out once: it scales them in place."""
     if getattr(ctx, "handed_out", False):
         raise RuntimeError(
             "flow_loss computes its gradient once, in the forward pass, and the first backward has "
@@ -28,13 +28,13 @@ def refuse_second_backward(ctx: Any) -> None:
 
 
 def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """upstream () times gradient, in the type of its input.
+    """Returns upstream () times gradient, in the type of its input.
 
-    A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, to need half
-    the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.
+    A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, so that it
+    needed half the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.
 
-    In place where the type stays, since the gradient of a head is large; a graph being traced has no places. There an
-    upstream gradient of one costs nothing: the host knows it on a CPU, and on CUDA the kernel finds out.
+    Works in place where the type stays, since the gradient of a head is large; a graph being traced has no places. An
+    upstream gradient of one costs nothing there: on a CPU the host knows it, and on CUDA the kernel finds out.
     """
     if type(gradient) is not Tensor:
         return (gradient * upstream).to(dtype)

@@ -1,4 +1,4 @@
-"""How the rows are cut into blocks: only one block of logits exists at a time."""
+"""Cuts the rows into blocks: only one block of logits exists at a time."""
 
 import bisect
 import itertools
@@ -24,7 +24,7 @@ def default_block_rows(
     bytes_beside: int = 0,
     block_bytes: int | None = None,
 ) -> int:
-    """Rows of a block when the caller names none: what fits the budget, within bounds.
+    """Returns the rows of a block when the caller names none: what fits the budget, within bounds.
 
     entry_bytes: memory of a block per row and vocabulary entry. bytes_beside: memory that stands beside the block,
     the head's gradient in the type of its sum. block_bytes: the budget; None for the device's, which grows with
@@ -54,7 +54,7 @@ class HeadSum(NamedTuple):
 def cuda_block_rows(
     vocabulary: int, entry_bytes: int, row_count: int, longest: int, head: HeadSum | None, block_bytes: int | None
 ) -> int:
-    """Rows of a block on CUDA when the caller names none.
+    """Returns the rows of a block on CUDA when the caller names none.
 
     row_count: of the call. longest: rows of its longest sequence; a sequence that is cut needs a second sum. head: None
     where its gradient is not needed. block_bytes: the budget; None for the default.
@@ -65,9 +65,9 @@ def cuda_block_rows(
 
 
 def _rows_that_take_less(rows: int, row_count: int, longest: int, head: HeadSum) -> int:
-    """Raised from `rows` where a larger block takes no more memory than several full ones and their sums.
+    """Raises `rows` where a larger block takes no more memory than several full ones and their sums.
 
-    A single block needs no sum, and a sequence that is not cut no second one.
+    A single block needs no sum. A sequence that is not cut needs no second sum.
 
     >>> head = HeadSum(finished=1536, summed=3072, is_rounded=True)
     >>> [_rows_that_take_less(3456, count, 1000, head) for count in (3000, 4992, 4993)]
@@ -84,8 +84,8 @@ def _rows_that_take_less(rows: int, row_count: int, longest: int, head: HeadSum)
 class SequenceBlock(NamedTuple):
     """Rows [row_start, row_stop) and the sequences [sequence_start, sequence_stop) they belong to.
 
-    Either whole sequences (then `opens` and `closes` are both true), or one part of a single sequence that is
-    longer than a block: `opens` at its first part, `closes` at its last.
+    A block has either whole sequences, where `opens` and `closes` are both true, or one part of a sequence that is
+    longer than a block: it `opens` at its first part and `closes` at its last.
     """
 
     row_start: int
@@ -113,16 +113,16 @@ class SequenceBlock(NamedTuple):
 
 
 def row_blocks(row_count: int, block_rows: int) -> list[slice]:
-    """Slices of at most `block_rows` rows, of even size, that cover `row_count` rows."""
+    """Returns slices of at most `block_rows` rows, of even size, that cover `row_count` rows."""
     pieces = -(-row_count // block_rows)
     edges = [row_count * piece // pieces for piece in range(pieces + 1)] if pieces else [0]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def sequence_blocks(boundaries: list[int], block_rows: int) -> list[SequenceBlock]:
-    """Blocks of at most `block_rows` rows, in order: neighbouring sequences together, a longer one in even parts.
+    """Cuts into blocks of at most `block_rows` rows: neighbouring sequences together, a longer one in even parts.
 
-    As few blocks as that allows, and the largest of them as small as so few allow.
+    Makes the fewest blocks that this allows, and among those choices the one whose largest block is smallest.
 
     boundaries: cu_seqlens as a host list, S+1 row offsets.
 

@@ -2,32 +2,32 @@
 
 For a sequence s, with log pi summed over its rows,
 
-    residual_s = log_z_s + length_scale_s * logprob_s - log_target_s
-    weight_s   = clip(exp(logprob_s - behaviour_logprob_s), 1 - clip_low, 1 + clip_high), held constant
-    loss       = sum_s weight_s * residual_s^2 / normaliser
+    residual_s   = log_z_s + length_scale_s * logprob_s - log_target_s
+    importance_s = clip(exp(logprob_s - behaviour_logprob_s), 1 - clip_low, 1 + clip_high), held constant
+    loss         = sum_s importance_s * residual_s^2 / normaliser
 
 and the gradient of the loss with respect to the log-prob of every row of s is the one number
 
-    c_s = 2 * weight_s * residual_s * length_scale_s / normaliser
+    c_s = 2 * importance_s * residual_s * length_scale_s / normaliser
 
 Everything in c_s but logprob_s is known before the head runs. So, one block of rows at a time (blocks.py):
 
-    1. project the rows to logits (matmul.py: their type), and take from them the log-probs and the direction of
-       their gradient (row_statistics.py), which overwrites them, or is all that is ever stored     2 n D V flops
-    2. whole sequences only, so c_s is known now: one factor per row (sequence_terms.py)
+    1. project the rows to logits (matmul.py has their type); take from them the log-probs and the direction of
+       their gradient (row_statistics.py), which takes their place                                  2 n D V flops
+    2. settle the sequences: they are whole, so c_s is known now, one factor per row (sequence_terms.py)
     3. d_hidden = direction @ weight, its rows scaled; d_weight += direction^T @ (scaled hidden)    4 n D V flops
 
 How step 1 is done depends on device and type: implementation.py chooses, projector.py says what all ways share.
 
-Nothing is recomputed: 6 N D V in all, the least possible, where an op that learns its upstream gradient only
-in the backward pass pays 8. A sequence longer than a block has no c_s until its last block. Its rows enter
-with coefficient one, d_weight in a second buffer, and both are scaled once at its end; that buffer exists
-only in calls with such a sequence.
+Nothing is recomputed: 6 N D V in all, which is the least possible. An op that learns its upstream gradient only in the
+backward pass pays 8. A sequence longer than a block has no c_s until its last block. Its rows enter with coefficient
+one, d_weight in a second buffer, and both are scaled once at its end. Calls without such a sequence have no second
+buffer.
 
 d_weight and d_hidden accumulate in float32 (float64 for float64 inputs) over the blocks, and are rounded to the type
-of their inputs at the end: a bfloat16 head's before it waits for the upstream gradient of the loss, in half the
-memory, the others after. Sums over a sequence and all (S,) arithmetic are in float64. Nothing waits for a CUDA
-device, as long as cu_seqlens is on the host.
+of their inputs at the end. The gradient of a bfloat16 head is rounded before it waits for the upstream gradient of the
+loss, since it then waits in half the memory; the others are rounded after. Sums over a sequence and all (S,) arithmetic
+are in float64. Nothing waits for a CUDA device, as long as cu_seqlens is on the host.
 """
 
 from typing import Literal, overload
@@ -128,12 +128,12 @@ def flow_loss(
     block_bytes: int | None = None,
     statistics: bool = False,
 ) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
-    """Weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
+    """Computes the weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
 
     Args:
         hidden: final hidden states, one row per response token, sequences one after another, no padding.
-        weight: weight of the head; need not be contiguous, but then it is copied for the call. Its type may
-            differ from that of hidden, float64 apart; they are multiplied in the narrower, or in autocast's.
+        weight: weight of the head. One that is not contiguous is copied for the call. Its type may differ from that
+            of hidden, float64 apart: they are multiplied in the narrower, or in autocast's.
         cu_seqlens: row offsets; sequence s has the rows cu_seqlens[s] to cu_seqlens[s+1]. Read on the host:
             keep it on the CPU to spare a CUDA device the wait. A sequence may be empty: it adds nothing to
             the loss or any gradient, whatever its other inputs hold, and reports logprob 0, residual 0, ratio
@@ -171,8 +171,8 @@ def flow_loss(
 
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
-        RuntimeError: on a second backward through the same loss (outside of torch.compile, where it works), or
-            with create_graph=True; or a CUDA graph captures the call without offsets on both host and device.
+        RuntimeError: a second backward goes through the same loss (torch.compile allows it); backward runs with
+            create_graph=True; a CUDA graph captures the call without offsets on both host and device.
 
     Worked example, two tokens of probability 1/3 each: logprob = -2 log 3 = -2.1972, ratio = exp(0) = 1,
     residual = 0.5 + (1/2)(-2.1972) - 0 = -0.5986, loss = 0.5986^2 = 0.3583, d loss / d log_z = -1.1972.

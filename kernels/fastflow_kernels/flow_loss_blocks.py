@@ -1,4 +1,4 @@
-"""The loop of `flow_loss` over its blocks, free of autograd; flow_loss.py explains the algorithm."""
+"""Goes over the blocks of `flow_loss`, free of autograd; flow_loss.py explains the algorithm."""
 
 import itertools
 from typing import NamedTuple

@@ -1,7 +1,7 @@
-"""`flow_loss` as the operator torch.ops.fastflow.flow_loss: its real, fake and backward implementations.
+"""Registers `flow_loss` as the operator torch.ops.fastflow.flow_loss: real, fake and backward implementation.
 
-The gradients of the loss are outputs of the operator, computed along with it for the inputs that need them,
-and saved for the backward pass, which only scales them. So a compiled graph sees one node and plain tensors.
+The gradients of the loss are outputs of the operator. It computes them along with the loss, for the inputs that need
+them, and saves them for the backward pass, which only scales them. So a compiled graph sees one node and plain tensors.
 """
 
 import inspect
@@ -57,10 +57,10 @@ def run(
     need_bias: bool,
     need_log_z: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z; empty
-    where not asked for or not needed.
+    """Returns the six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z.
 
-    The backward pass hands those gradients out, scaled in place: they are no longer valid after it.
+    What is not asked for or not needed is empty. The backward pass hands the gradients out, scaled in place: they are
+    no longer valid after it.
 
     Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
     each float; product_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
@@ -112,8 +112,10 @@ def run(
 
 
 def _copied_to(device: torch.device, values: Tensor) -> Tensor:
-    """The values on this device; on their way from the host to a CUDA device, through pinned memory: a copy from
-    other memory would hold the host until the device has come to it."""
+    """Copies values to this device; from the host to a CUDA device through pinned memory.
+
+    A copy from other memory would hold the host until the device has come to it.
+    """
     if device.type == "cuda" and values.device.type == "cpu":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)

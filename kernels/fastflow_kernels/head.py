@@ -1,4 +1,4 @@
-"""A language-model head in the types its products multiply in, and the logits that it means."""
+"""Holds a language-model head in the types that its products multiply in, and says which logits it means."""
 
 import functools
 import math
@@ -33,7 +33,7 @@ class Head:
         softcap: float | None = None,
         shard: VocabularyShard | None = None,
     ) -> "Head":
-        """From a parameter: its first `vocabulary` rows (None: all), converted where it has another type."""
+        """Takes the first `vocabulary` rows of a parameter (None: all), converted where it has another type."""
         used = weight.detach()[:vocabulary].to(factor_dtype).contiguous()
         used_bias = (
             None if bias is None else bias.detach()[:vocabulary].to(accumulator_dtype(factor_dtype)).contiguous()
@@ -46,11 +46,14 @@ class Head:
 
     @functools.cached_property
     def direction_weight(self) -> Tensor:
-        """The weight in the type that it is multiplied in by a direction; made once, where that is another type."""
+        """The weight in the type in which a direction multiplies it; made once, where that is another type."""
         return self.weight.to(direction_dtype(self.weight.dtype))
 
     def like_the_largest_shard(self) -> "Head":
-        """Its stand-in where a size is chosen that all ranks must share: the weight's shape, none of its values."""
+        """Returns a stand-in with the shape of the largest shard, to choose a size that all ranks must share.
+
+        Its weight has the shape alone, not the values.
+        """
         if self.shard is None:
             return self
         vocabulary = self.shard.largest_vocabulary(self.vocabulary, self.weight.device)
@@ -58,12 +61,15 @@ class Head:
 
     @property
     def absent_logit(self) -> float:
-        """Stands for the logit of a target that is no column here: 0, which other shards add to (shard.py); else nan,
-        which spreads to all that depends on a target that does not exist."""
+        """Stands for the logit of a target that is no column here.
+
+        With shards it is 0, to which the owner's logit is added (shard.py). Without, the target does not exist: nan
+        spreads to all that depends on it.
+        """
         return math.nan if self.shard is None else 0.0
 
     def columns(self, targets: Tensor) -> Tensor:
-        """Targets as columns of this head; negative or beyond its vocabulary where another shard has them."""
+        """Counts targets as columns of this head; outside of [0, V) where another shard has them."""
         return targets if self.shard is None else targets - self.shard.start
 
     def holds(self, columns: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The gradient of the head (weight and bias), summed over blocks of rows; and what a block adds to it."""
+"""Sums the gradient of the head (weight and bias) over blocks of rows, and takes a block's directions to it."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from fastflow_kernels.projector import Panel
 
 
 def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> torch.dtype:
-    """Type in which a parameter's gradient leaves the ops: bfloat16 for that, else float32 (float64).
+    """Returns the type in which a parameter's gradient leaves the ops: bfloat16 for bfloat16, else float32 (float64).
 
     In float16 it would lose the small entries that a loss scale, the upstream gradient, is there to save.
     """
@@ -20,7 +20,7 @@ def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> 
 
 
 def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype, entry_bytes: int) -> HeadSum:
-    """The gradient of a head's weight beside blocks of entry_bytes a row and vocabulary entry, in rows of these."""
+    """Measures the gradient of a head's weight in rows of a block of entry_bytes a row and vocabulary entry."""
     finished, summed = finished_dtype(parameter_dtype, factor_dtype), accumulator_dtype(factor_dtype)
     return HeadSum(
         finished=-(-width * finished.itemsize // entry_bytes),
@@ -30,7 +30,7 @@ def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype
 
 
 class HeadGradient:
-    """A running sum; its parts are None where that gradient is not needed.
+    """A running sum; a part whose gradient is not needed is None.
 
     Several blocks are summed in float32 (float64). A single block needs no sum: where the finished type is that of
     the factors, its matrix product rounds to it at once.
@@ -65,7 +65,7 @@ class HeadGradient:
             accumulate_(self._bias[panel.columns].unsqueeze(1), panel.matrix, column, overwrite=self._is_zero)
 
     def end_block(self) -> None:
-        """All panels of a block are in; what comes adds to them."""
+        """Notes that all panels of a block are in: what comes adds to them."""
         self._is_zero = False
 
     def take_scaled(self, other: "HeadGradient", scale: Tensor) -> None:
@@ -80,7 +80,7 @@ class HeadGradient:
         other._is_zero = True
 
     def finish(self) -> tuple[Tensor | None, Tensor | None]:
-        """(weight, bias) gradients, of the parameters' shapes; zeros when no row was ever added."""
+        """Returns the gradients of weight and bias, of the parameters' shapes; zeros when no row was ever added."""
         start = 0 if self._is_zero else self._vocabulary
         for total in (self._weight, self._bias):
             if total is not None:
@@ -101,7 +101,7 @@ def spend_directions(
     d_head: HeadGradient | None,  # added to; None where not needed
     hidden_is_done: Callable[[Tensor], None] | None = None,  # called with d_hidden, ahead of the head's last product
 ) -> None:
-    """row_factor times the directions, taken back to the hidden states and to the head; frees the panels on the way."""
+    """Takes row_factor times the directions back to hidden states and head, and frees the panels on the way."""
     scale = row_factor.unsqueeze(1)
     scaled = None
     if d_head is not None:

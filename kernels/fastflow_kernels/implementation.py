@@ -1,13 +1,13 @@
-"""Which implementation serves a call, in one place: by device, type and what is installed.
+"""Chooses the implementation that serves a call, by device, type and what is installed; and runs on its device.
 
     torch   PyTorch alone: any device, any type
     native  torch's products on the CPU, the native library's sweeps over rows of logits between them
     rows    the vendor library's products, one Triton kernel over the rows of logits between them
-    cuda    the same with the kernel of csrc/cuda, only where FASTFLOW_KERNELS asks for it: nothing has timed it yet
+    cuda    the same with the kernel of csrc/cuda, only where FASTFLOW_KERNELS asks for it
     fused   a Triton product whose epilogue takes the statistics and leaves exponentials instead of logits
     hopper  the same by QuACK's product, for the devices and heads that it takes, where it is installed
 
-`FASTFLOW_KERNELS` in the environment forces one of them, for every call; a call that it cannot serve is an error.
+`FASTFLOW_KERNELS` in the environment forces one of them for every call. A call that it cannot serve is an error.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Choice:
         return self.name in TRITON
 
     def projector(self) -> type[Projector]:
-        """The class that does the work; imports Triton only where it is used."""
+        """Returns the class that does the work; imports Triton only where it is used."""
         if self.name == "torch":
             from fastflow_kernels.torch_projector import TorchProjector
 
@@ -69,9 +69,9 @@ class Choice:
 
 
 def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *, statistics: bool = False) -> Choice:
-    """For inputs on this device that enter the products in this type, and this head (None: one like any other).
+    """Chooses for inputs on this device that enter the products in this type.
 
-    statistics: whether the call asks for TokenStatistics.
+    head: that of the call; None for an ordinary one. statistics: whether the call asks for TokenStatistics.
 
     Raises:
         ValueError: FASTFLOW_KERNELS names no implementation.
@@ -91,7 +91,7 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *
 
 
 def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
-    """Which implementation a call with these inputs would take, and why, in one line.
+    """Says which implementation a call with these inputs would take, and why, in one line.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which would lose float64 precision'
@@ -100,21 +100,26 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
 
 
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:
-    """Whether a helper kernel can run on a CUDA tensor, whatever computed it."""
+    """Tells whether a helper kernel can run on a CUDA tensor, whatever computed it."""
     return tensor.is_cuda and _triton_obstacle(tensor.device, tensor.dtype) is None
 
 
 @contextlib.contextmanager
 def running_on(device: torch.device) -> Iterator[None]:
-    """Kernels go to this device, not to the current one; and autocast, which would round what the ops accumulate,
-    is off: they choose their types themselves."""
+    """Sends kernels to this device, not to the current one, and switches autocast off.
+
+    The ops choose their types themselves; autocast would round what they accumulate.
+    """
     of_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
     with torch.autocast(device.type, enabled=False), of_device:
         yield
 
 
 def is_being_captured(device: torch.device) -> bool:
-    """Whether what is launched now on this device goes into a CUDA graph, where the host can neither ask nor copy."""
+    """Tells whether what is launched now on this device goes into a CUDA graph.
+
+    There the host can neither ask the device nor copy to it.
+    """
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
@@ -139,7 +144,7 @@ def _best(device: torch.device, dtype: torch.dtype, head: Head | None) -> Choice
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype, head: Head | None) -> str | None:
-    """Why the implementation of this name cannot serve, or None."""
+    """Says why the implementation of this name cannot serve; None where it can."""
     if name == "torch":
         return None
     if name == "native":

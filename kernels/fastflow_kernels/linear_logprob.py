@@ -1,9 +1,9 @@
 """Per-token log-probs under a language-model head, for any upstream gradient, without the (N, V) logits.
 
-Forward: one block of logits at a time, 2 N D V flops; nothing is kept but the inputs. Backward: the same
-block again, turned in place into the direction of its gradient (row_statistics.py), times the upstream gradient of
-each row: 6 N D V more, 8 in all. Where the upstream gradient is known before the head runs, as in
-`flow_loss`, the 2 N D V of the second projection are saved.
+The forward pass makes one block of logits at a time, 2 N D V flops, and keeps nothing but the inputs. The backward pass
+makes the same block again, turns it in place into the direction of its gradient (row_statistics.py), and multiplies it
+by the upstream gradient of each row: 6 N D V more, 8 in all. Where the upstream gradient is known before the head runs,
+as in `flow_loss`, the 2 N D V of the second projection are saved.
 
 Entropy, logsumexp and mean logit need two more sums over a row in the same sweep (moments.py). A gradient of the
 entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block.
@@ -68,12 +68,12 @@ def linear_logprob(
     block_bytes: int | None = None,
     statistics: bool = False,
 ) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], TokenStatistics]:
-    """log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
+    """Computes log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
 
     Args:
         hidden: final hidden states, one row per response token.
-        weight: weight of the head; need not be contiguous, but then it is copied for the call. Its type may
-            differ from that of hidden, float64 apart; they are multiplied in the narrower, or in autocast's.
+        weight: weight of the head. One that is not contiguous is copied for the call. Its type may differ from that
+            of hidden, float64 apart: they are multiplied in the narrower, or in autocast's.
         temperature: divides the logits; above 0.
         softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None.
         vocabulary: true size of the vocabulary, where the weight is padded beyond it: the rows from there on

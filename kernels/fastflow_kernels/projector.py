@@ -1,7 +1,7 @@
-"""A block of rows through the head: log-probs, and the direction of their gradient.
+"""Takes a block of rows through the head: to log-probs, and to the direction of their gradient.
 
-What every implementation shares; one class each says how (torch_projector.py, cpu/projector.py and
-triton/projectors.py).
+This is what every implementation shares; one class each says how (torch_projector.py, cpu/projector.py,
+triton/projectors.py, hopper/projector.py and cuda/projector.py).
 """
 
 from abc import ABC, abstractmethod
@@ -60,10 +60,10 @@ class Projector(ABC):
         longest: int = 0,
         block_bytes: int | None = None,
     ) -> int:
-        """Rows of a block when the caller names none.
+        """Returns the rows of a block when the caller names none.
 
         row_count: of the call. weight: the parameter, where its gradient is needed. longest: rows of the longest
-        sequence, which had better not be cut. block_bytes: memory of a block; None for the device's default. The ranks
+        sequence, which is best not cut. block_bytes: memory of a block; None for the device's default. The ranks
         of a sharded head meet once a block, so all of them take the largest shard's.
         """
         head = head.like_the_largest_shard()
@@ -76,12 +76,12 @@ class Projector(ABC):
     def _gradient_rows(
         cls, head: Head, weight: Tensor | None, row_count: int, longest: int, block_bytes: int | None
     ) -> int:
-        """For blocks whose gradient is wanted."""
+        """The same for blocks whose gradient is wanted."""
 
     @classmethod
     @abstractmethod
     def _forward_rows(cls, head: Head, block_bytes: int | None) -> int:
-        """For blocks of which only log-probs are wanted."""
+        """The same for blocks of which only log-probs are wanted."""
 
     def logprobs(
         self, hidden: Tensor, targets: Tensor, out: Tensor, statistics_out: TokenStatistics | None = None
@@ -109,7 +109,7 @@ class Projector(ABC):
         return Directions(exponentials.panels, factor)
 
     def tilted_directions(self, hidden: Tensor, targets: Tensor, tilt: Tilt) -> Directions:
-        """The gradient of log-probs, entropies and logsumexps together, their upstream gradients taken in."""
+        """Gives the gradient of log-probs, entropies and logsumexps together, with their upstream gradients in it."""
         columns = self.head.columns(targets)
         panels, statistics = self._tilted(hidden, columns, tilt)
         self._set_target_entries_(panels, columns, statistics, tilt.target_entry(statistics))
@@ -117,15 +117,15 @@ class Projector(ABC):
 
     @abstractmethod
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
-        """Forward only."""
+        """Takes what log-probs need, and keeps no matrix."""
 
     @abstractmethod
     def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
-        """With the matrix that the gradient needs."""
+        """Takes the same, and makes the matrix that the gradient needs."""
 
     @abstractmethod
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
-        """Panels of the tilted direction, whatever at the targets; the statistics are the tilt's."""
+        """Makes panels of the tilted direction, with any entries at the targets; the statistics are the tilt's."""
 
     def _rebase_(self, exponentials: Exponentials, reference: Tensor) -> None:
         """Brings the matrix to the row's final reference, which other shards may have raised."""

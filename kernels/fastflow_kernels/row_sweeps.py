@@ -1,4 +1,4 @@
-"""The two sweeps over a panel of logits in plain PyTorch: any device, any type. native.py has them compiled.
+"""The two sweeps over a panel of logits in plain PyTorch: any device, any type. cpu/row_pass.py has them compiled.
 
 A panel holds the products hidden @ weight^T of some rows and some columns. Its logits, before the temperature, are
 

@@ -1,4 +1,4 @@
-"""What the flow loss computes per sequence: (S,) numbers in float64, cheap, and exact for long ones."""
+"""Computes what the flow loss needs per sequence: (S,) numbers in float64, cheap, and exact for long sequences."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -54,8 +54,8 @@ def settle_sequences_(
     offsets: cu_seqlens (S+1,) int64. A whole sequence's rows get the factor d loss / d logprob; the rows of a
     part of a sequence do not, since its log-prob is not known before the last part.
 
-    An empty sequence has residual 0, ratio 1 and no gradient, whatever its other inputs hold: length_scale =
-    1/0 and a log_target of nan are what a caller naturally has for it.
+    An empty sequence has residual 0, ratio 1 and no gradient, whatever its other inputs hold: a caller naturally has
+    length_scale = 1/0 and a log_target of nan for it.
     """
     own = block.sequences
     own_offsets = offsets[block.sequence_start : block.sequence_stop + 1]
@@ -84,5 +84,5 @@ def settle_sequences_(
 
 
 def sum_by_sequence(token_values: Tensor, boundaries: Tensor) -> Tensor:
-    """Sums of (R,) values over the segments between boundaries, in float64; 0 for an empty one."""
+    """Sums (R,) values over the segments between boundaries, in float64; 0 for an empty one."""
     return torch.segment_reduce(token_values.double(), "sum", offsets=boundaries, axis=0, unsafe=True)

@@ -1,4 +1,4 @@
-"""A head whose vocabulary is cut over several ranks, and the reductions that make one row of it."""
+"""Describes a head whose vocabulary is cut over several ranks, and has the reductions that make whole rows of it."""
 
 import math
 from dataclasses import dataclass, field
@@ -36,13 +36,13 @@ class VocabularyShard:
 
     @classmethod
     def named(cls, start: int, group_name: str | None, largest: int | None) -> "VocabularyShard | None":
-        """From the name that an operator's schema can carry; None for a head that is whole."""
+        """Finds the group by the name that an operator's schema can carry; None for a head that is whole."""
         if group_name is None:
             return None
         return cls(start, _resolve_process_group(cast(Any, group_name)), largest=largest)
 
     def largest_vocabulary(self, own: int, device: torch.device) -> int:
-        """V of the largest shard; own: V of this one, on this device.
+        """Returns V of the largest shard; own: V of this one, on this device.
 
         Raises:
             ValueError: `largest` is less than this shard's own.
@@ -63,10 +63,10 @@ class VocabularyShard:
         return self.largest
 
     def target_logit(self, found: Float[Tensor, " R"], is_here: Bool[Tensor, " R"]) -> Float[Tensor, " R"]:
-        """(R,) logits of the targets over all ranks, in one reduction.
+        """Returns the logits of the targets over all ranks, by one reduction.
 
-        found: (R,) this rank's, 0 where the target is not among its rows; is_here: (R,), whether it is. NaN for a
-        target that no rank holds, or more than one: it does not exist, or the shards overlap.
+        found: this rank's, 0 where the target is not among its rows; is_here: whether it is. A target gets NaN where no
+        rank holds it, since it does not exist, and where several do, since their shards overlap.
         """
         total, owners = self.sum_(torch.stack([found, is_here.to(found.dtype)]))
         return total.masked_fill_(owners != 1, math.nan)
@@ -81,19 +81,19 @@ class VocabularyShard:
 
 
 class SumsUnderWay:
-    """Sums over the ranks of a shard that run beside what follows; for a head that is whole, nothing to sum."""
+    """Runs sums over the ranks of a shard beside what follows; a head that is whole has nothing to sum."""
 
     def __init__(self, shard: VocabularyShard | None):
         self._shard = shard
         self._started: list[dist.Work] = []
 
     def start_(self, values: Tensor) -> None:
-        """values: contiguous, summed in place; not to be touched before `wait`."""
+        """Starts to sum values in place: they are contiguous, and not to be touched before `wait`."""
         if self._shard is not None:
             self._started.append(dist.all_reduce(values, dist.ReduceOp.SUM, group=self._shard.group, async_op=True))
 
     def wait(self) -> None:
-        """Until all of them are in; on CUDA the current stream waits, not the host."""
+        """Waits until all sums are there; on CUDA the current stream waits, not the host."""
         for work in self._started:
             work.wait()
         self._started.clear()

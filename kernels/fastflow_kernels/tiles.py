@@ -1,4 +1,4 @@
-"""Tile shapes of the projection kernel, per architecture: a table, and what a search may try instead."""
+"""Lists the tile shapes of the projection kernel by architecture, and what a search may try instead."""
 
 import functools
 from dataclasses import dataclass, replace
@@ -94,7 +94,7 @@ INTERPRETER_TILE = Tile(64, 64, 64, warps=4, stages=1, group=2)
 
 
 def known_architecture(capability: tuple[int, int]) -> int:
-    """The architecture of the table whose tiles suit a device of this compute capability.
+    """Returns the architecture of the table whose tiles suit a device of this compute capability.
 
     >>> [known_architecture(capability) for capability in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 0))]
     [80, 120, 90, 100, 120]
@@ -113,18 +113,18 @@ def _device(index: int) -> tuple[int, int]:
 
 
 def multiprocessors(weight: Tensor) -> int:
-    """Of the device of this tensor; 2 for the interpreter, so that its programs go over several tiles, too."""
+    """Counts those of this tensor's device; 2 for the interpreter, so that its programs go over several tiles, too."""
     return _device(weight.device.index)[1] if weight.is_cuda else 2
 
 
 def has_aligned_rows(matrix: Tensor) -> bool:
-    """Whether rows start at multiples of 16 bytes, and their entries follow each other, as TMA and cp.async want."""
+    """Tells whether rows start at multiples of 16 bytes and their entries are contiguous, as TMA and cp.async want."""
     is_aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
     return is_aligned and matrix.stride(1) == 1
 
 
 def has_whole_chunks(matrix: Tensor) -> bool:
-    """Whether each row, the last one too, has memory to the end of its last chunk of 16 bytes.
+    """Tells whether each row, the last one too, has memory to the end of its last chunk of 16 bytes.
 
     A TMA store may write such chunks as a whole, of a row that ends within one the padding behind it.
     """
@@ -135,8 +135,10 @@ def has_whole_chunks(matrix: Tensor) -> bool:
 
 
 def tile_for(hidden: Tensor, weight: Tensor, **use: bool) -> Tile:
-    """The tile for these factors of the projection, in the type of the products, on their device. use: the rest of
-    TileKey."""
+    """Returns the tile for these factors of the projection, in the type of the products, on their device.
+
+    use: the rest of TileKey.
+    """
     if not weight.is_cuda:
         return INTERPRETER_TILE
     architecture, _ = _device(weight.device.index)
@@ -144,12 +146,12 @@ def tile_for(hidden: Tensor, weight: Tensor, **use: bool) -> Tile:
 
 
 def table_tile(key: TileKey, hidden: Tensor, weight: Tensor) -> Tile:
-    """The same for a named architecture."""
+    """Returns the same for a named architecture."""
     if weight.element_size() > 2:
         return FLOAT32_TILE
     return TILES[key] if has_aligned_rows(hidden) and has_aligned_rows(weight) else UNALIGNED_TILE
 
 
 def candidates_for(weight: Tensor) -> tuple[Tile, ...]:
-    """What a search tries for this weight's device besides the table's tile."""
+    """Returns what a search tries for this weight's device besides the table's tile."""
     return CANDIDATES[_device(weight.device.index)[0]] if weight.element_size() == 2 else ()

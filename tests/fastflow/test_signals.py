@@ -22,13 +22,13 @@ SLOW_SAVES = """
 import time
 from pathlib import Path
 import fastflow.train.checkpoint as checkpoint
-save_trainer = checkpoint._save_trainer
+write_tensors = checkpoint.write_tensors
 def slowly(directory, *arguments):
-    (directory.parents[1] / "saving").touch()
+    (directory.parents[3] / "saving").touch()
     for _ in range(30):
         time.sleep(0.1)
-    save_trainer(directory, *arguments)
-checkpoint._save_trainer = slowly
+    write_tensors(directory, *arguments)
+checkpoint.write_tensors = slowly
 """
 
 
@@ -50,7 +50,7 @@ def begin(tmp_path):
 
 
 def state_of(run) -> dict:
-    return json.loads((run / "trainer" / "state.json").read_text())
+    return json.loads(((run / "policy").resolve().parent / "trainer" / "state.json").read_text())
 
 
 @pytest.mark.parametrize("number", NAMES)
@@ -60,9 +60,10 @@ def test_a_signal_saves_what_the_run_has_reached(number, begin, tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, (out, err)
     assert "Traceback" not in out + err
-    step = state_of(tmp_path / "run")["step"]
+    run = tmp_path / "run"
+    step, updates = state_of(run)["step"], state_of(run)["updates"]
     assert err.splitlines()[-1] == (
-        f"fastflow: {NAMES[number]}; the policy after step {step} ({step} updates) is in {tmp_path / 'run' / 'policy'}"
+        f"fastflow: {NAMES[number]}; the policy after step {step} ({updates} updates) is in {run / 'policy'}"
     )
     assert step in (lines_in(tmp_path / "run" / "metrics.jsonl"), lines_in(tmp_path / "run" / "metrics.jsonl") + 1)
     assert load_file(tmp_path / "run" / "policy" / "model.safetensors")
@@ -112,23 +113,21 @@ def test_signals_that_come_together_save_once(begin, tmp_path):
 
 @pytest.mark.parametrize("number", NAMES)
 def test_a_save_is_finished_before_the_run_ends(number, begin, tmp_path):
-    process = begin(1, program=SLOW_SAVES, run__save_every=1)
-    wait_for((tmp_path / "run" / "saving").exists, process)
+    """Step 2 is done and waits until step 1 is saved: both saves come to their end, and no third begins."""
+    process = begin(2, program=SLOW_SAVES, run__save_every=1)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert f"{NAMES[number]} while saving the policy, which is finished first" in err
-    assert state_of(tmp_path / "run")["step"] == 1  # and not saved a second time
-    assert "the policy after step 1 (1 updates) is in" in err
+    assert state_of(tmp_path / "run")["step"] == 2
+    assert "the policy after step 2 (2 updates) is in" in err
 
 
 def test_a_second_ctrl_c_during_a_save_leaves_the_earlier_save_whole(begin, tmp_path):
     run = tmp_path / "run"
-    process = begin(1, program=SLOW_SAVES, run__save_every=1)
-    wait_for((run / "policy" / "model.safetensors").exists, process)
-    before = load_file(run / "policy" / "model.safetensors")
-    (run / "saving").unlink()
-    wait_for((run / "saving").exists, process)
+    process = begin(1, program=SLOW_SAVES.replace("range(30)", "range(100)"), run__save_every=1)
+    wait_for(lambda: lines_in(run / "metrics.jsonl") >= 3, process)  # and step 3 waits until step 2 is saved
+    before = load_file(run / "checkpoints" / "step-1" / "policy" / "model.safetensors")
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     process.send_signal(signal.SIGINT)
@@ -139,7 +138,7 @@ def test_a_second_ctrl_c_during_a_save_leaves_the_earlier_save_whole(begin, tmp_
     after = load_file(run / "policy" / "model.safetensors")
     assert all(before[name].equal(after[name]) for name in before)
     assert state_of(run)["step"] == 1
-    assert sorted(entry.name for entry in run.glob("*save*")) == []
+    assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["step-1"]
 
 
 def test_a_rescue_can_be_given_up_too(begin, tmp_path):
@@ -163,9 +162,9 @@ def test_schedulers_that_ask_twice_do_not_give_a_save_up(begin, tmp_path):
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.8)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert state_of(tmp_path / "run")["step"] == 1
+    assert f"the policy after step {state_of(tmp_path / 'run')['step']} (" in err
 
 
 def test_a_terminal_that_closes_saves_the_policy(begin, tmp_path):

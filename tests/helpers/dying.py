@@ -22,7 +22,7 @@ class FileOperations:
     def __init__(self, directory: Path, at: int = 0):
         self.directory, self.at = str(directory), at
         self.names: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what `half` does is a change as well
         self._wrap()
         sys.addaudithook(self._audit)
 

@@ -11,6 +11,7 @@ import tomllib
 
 from fastflow.cli import _parser
 from fastflow.config.reader import read_config
+from fastflow.evaluate.settings import read_settings
 from fastflow.plan.command import read_arguments
 
 if sys.version_info >= (3, 11):
@@ -66,6 +67,9 @@ def _check_fastflow(name: str, *arguments: str) -> None:
     if name in ("train", "plan"):
         settings = ["--model.path=MODEL", *settings]  # which a page may leave out
         (read_config if name == "train" else read_arguments)([word for word in settings if word != "--help"])
+    elif name == "evaluate":
+        named = [word for word in arguments if word != "--help"] or ["MODEL"]
+        read_settings(named if "--tasks" in named else [*named, "--tasks=gsm8k"])  # which a page may leave out
     else:
         _parser().parse_args([name, *(word for word in arguments if word != "--help")])
 

@@ -1,4 +1,4 @@
-"""The native library: found, loaded once, and where there is none, why.
+"""Finds the native library, loads it once, and says why where there is none.
 
 It is optional. setup.py compiles `csrc/cpu` into `_native.so` in the package's folder where there is a C++ compiler.
 `FASTFLOW_NATIVE=0` in the environment leaves it unused.
@@ -34,7 +34,7 @@ class _Outcome(NamedTuple):
 
 @functools.cache
 def library() -> NativeRowPass | None:
-    """The library, or None. Warns once where this machine lacks one that it could have."""
+    """Returns the library, or None. Warns once where this machine lacks one that it could have."""
     outcome = _load()
     if outcome.is_worth_a_warning:
         warnings.warn(f"The CPU's ops run without native code: {outcome.reason}", RuntimeWarning, stacklevel=2)
@@ -42,17 +42,17 @@ def library() -> NativeRowPass | None:
 
 
 def why_not() -> str | None:
-    """None where the library is loaded, else one sentence: what happened, and what to do."""
+    """Says what happened and what to do, in one sentence; None where the library is loaded."""
     return _load().reason
 
 
 def is_worth_mending() -> bool:
-    """Whether there is no library though this machine could have one, and nobody asked to go without."""
+    """Tells whether there is no library though this machine could have one, and nobody asked to go without."""
     return _load().is_worth_a_warning
 
 
 def describe() -> str:
-    """What was loaded, in a few words, such as "avx512, loaded from .../_native.so"; else the reason of why_not()."""
+    """Says what was loaded, such as "avx512, loaded from .../_native.so"; where nothing was, why_not()'s reason."""
     found = _load()
     return str(found.reason) if found.library is None else f"{found.library.instruction_set}, loaded from {FILE}"
 

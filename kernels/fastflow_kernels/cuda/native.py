@@ -1,4 +1,4 @@
-"""The CUDA library: found, loaded once, and where there is none, why.
+"""Finds the CUDA library, loads it once, and says why where there is none.
 
 It is optional. setup.py compiles `csrc/cuda` into `_native_cuda.so` in the package's folder where there is nvcc and a
 CUDA build of torch; csrc/build_cuda.py has the rule.
@@ -26,7 +26,7 @@ class _Outcome(NamedTuple):
 
 
 def row_pass() -> CudaRowPass:
-    """The library's row pass.
+    """Returns the library's row pass.
 
     Raises:
         RuntimeError: there is no library, or none that loads.
@@ -38,12 +38,12 @@ def row_pass() -> CudaRowPass:
 
 
 def why_not() -> str | None:
-    """None where the library is loaded, else what happened, and what to do."""
+    """Says what happened and what to do; None where the library is loaded."""
     return _load().reason
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the CUDA kernels cannot serve a call on this device whose products multiply in this type, or None."""
+    """Says why the CUDA kernels cannot serve a call on this device with products in this type; None where they can."""
     if device.type != "cuda" or torch.version.hip:
         return f"the CUDA kernels run on NVIDIA devices, not on {device.type}"
     if dtype == torch.float64:

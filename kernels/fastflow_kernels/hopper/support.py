@@ -1,4 +1,4 @@
-"""What the path serves, and why not where it does not."""
+"""Says what the path serves, and why not where it does not."""
 
 import functools
 import importlib
@@ -17,7 +17,7 @@ ALIGNMENT = 16  # bytes, of what TMA loads
 
 
 def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why it cannot serve factors of this type there, or None. Triton's interpreter serves the CPU, for tests."""
+    """Says why it cannot serve factors of this type there; None where it can. Triton's interpreter serves the CPU."""
     if dtype != torch.bfloat16:
         return f"its products take bfloat16, not {dtype}"
     if device.type == "cpu":
@@ -34,7 +34,10 @@ def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def quack_release() -> tuple[int, ...] | None:
-    """Of the installed package, which may be there for another's sake: (0, 6) for 0.6.5; None where none is known."""
+    """Returns the release of the installed package, such as (0, 6) for 0.6.5; None where none is known.
+
+    Another package may have brought one that this path is not written for.
+    """
     try:
         return tuple(int(part) for part in metadata.version("quack-kernels").split(".")[:2])
     except (metadata.PackageNotFoundError, ValueError):
@@ -43,7 +46,7 @@ def quack_release() -> tuple[int, ...] | None:
 
 @functools.cache
 def import_failure() -> str | None:
-    """Why installed packages do not load, as half of an installation does not; None where they do."""
+    """Says why installed packages do not load; None where they do."""
     try:
         importlib.import_module("fastflow_kernels.hopper.project")
     except Exception as error:  # of a package with native code, anything
@@ -53,7 +56,7 @@ def import_failure() -> str | None:
 
 
 def head_obstacle(head: Head) -> str | None:
-    """Why it cannot serve this head, or None."""
+    """Says why it cannot serve this head; None where it can."""
     vocabulary, width = head.weight.shape
     if vocabulary % VOCABULARY_MULTIPLE:
         return f"it takes a vocabulary that is a multiple of {VOCABULARY_MULTIPLE}, not {vocabulary}"

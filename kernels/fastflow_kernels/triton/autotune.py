@@ -1,4 +1,4 @@
-"""A search over tile shapes, made only where FASTFLOW_AUTOTUNE=1 asks for it, or by `python -m bench.tune`.
+"""Searches over tile shapes, only where FASTFLOW_AUTOTUNE=1 asks for it, and for `python -m bench.tune`.
 
 The table in tiles.py is the default, so that a run starts at once and two runs take the same sums in the same
 order. A search costs a few seconds for each width, vocabulary and use of the projection.

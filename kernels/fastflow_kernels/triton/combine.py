@@ -1,4 +1,4 @@
-"""From the sums per row and vocabulary tile to those per row."""
+"""Adds the sums per row and vocabulary tile up to those per row."""
 
 from typing import NamedTuple
 

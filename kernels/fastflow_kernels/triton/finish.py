@@ -1,4 +1,4 @@
-"""From the numbers of each row to its log-prob, the factor of its direction and the direction's entry at the target.
+"""Turns the numbers of each row into its log-prob, its direction's factor and the direction's entry at the target.
 
 row_statistics.py has the formulas. In float64, whose rate does not matter for (R,) numbers.
 """

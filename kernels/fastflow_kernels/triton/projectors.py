@@ -1,4 +1,4 @@
-"""The two ways to take a block of rows through the head with Triton; projector.py says what they share."""
+"""Takes a block of rows through the head with Triton, in two ways; projector.py says what they share."""
 
 from abc import abstractmethod
 from collections.abc import Callable

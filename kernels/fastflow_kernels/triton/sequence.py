@@ -1,4 +1,4 @@
-"""Everything that the flow loss computes per sequence, for the sequences of a block of rows, in one launch.
+"""Computes all that the flow loss needs per sequence, for the sequences of a block of rows, in one launch.
 
 One program a sequence: it sums the log-probs of the sequence's rows in this block onto what earlier blocks left. At the
 sequence's end it forms residual, importance (the clipped ratio), loss and gradients. Where the whole sequence lies in

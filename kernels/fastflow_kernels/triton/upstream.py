@@ -1,4 +1,4 @@
-"""The upstream gradient of a loss, taken into a gradient that is there already, without asking the host what it is.
+"""Multiplies a gradient that is there already by the upstream gradient of a loss, which the host need not know.
 
 A loss that is the last node of its graph has an upstream gradient of one, and there is nothing to do: every program
 reads that one number and ends. The head's gradient is large, and a pass over it would take some percent of the op.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -15,6 +18,7 @@ from fastflow.config.resume import read_request
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
 from fastflow.run.manifest import write_manifest
+from fastflow.train.checkpoint import stage
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,
@@ -317,3 +321,36 @@ class TestTensorsByName:
         run_to_the_end(config, resume="yes")
         endings = {file.suffix for file in (tmp_path / "run" / "checkpoints").rglob("*") if file.is_file()}
         assert endings == {".safetensors", ".json", ".yaml"}
+
+
+def test_an_adapter_is_written_in_one_order(tmp_path):
+    """peft keeps its targets in sets, whose order another process would not repeat."""
+    program = (
+        "import sys; from pathlib import Path; from fastflow.train.checkpoint import save_adapter\n"
+        "from fastflow.config.schema import LoraConfig; from fastflow.models.packed import with_adapters\n"
+        "from small_models import make_causal_lm\n"
+        "save_adapter(with_adapters(make_causal_lm(), LoraConfig(rank=2)), Path(sys.argv[1]))\n"
+    )
+    texts = set()
+    for seed in ("1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        subprocess.run([sys.executable, "-c", program, str(tmp_path / seed)], check=True, env=environment)
+        texts.add((tmp_path / seed / "adapter_config.json").read_text())
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora__rank": 8}, {"run__export_dtype": "bfloat16"}], ids=["full", "lora", "rounded"]
+)
+def test_a_save_holds_nothing_twice(changes, tmp_path):
+    """At most 1.02 times the state and the exported policy."""
+    save_model(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64)
+    trainer = Trainer(configure(tmp_path, run__steps=1, **changes), Console(quiet=True))
+    save = newest_save(trainer.run().parent)
+    staged = stage(trainer.learner)
+    exported = sum(file.stat().st_size for file in (save / "policy").glob("*.safetensors"))
+    state = sum(tensor.nbytes for tensor in staged.others.values())
+    if changes:  # else the exported policy is the weights
+        state += sum(tensor.nbytes for tensor in staged.weights.values())
+    written = sum(file.stat().st_size for file in save.rglob("*") if file.is_file())
+    assert written <= 1.02 * (state + exported), (written, state, exported)

@@ -1,0 +1,189 @@
+"""`fastflow evaluate`: sample from each model on each task, grade, keep every response, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastflow.config.schema import DataConfig
+from fastflow.data.prompts import tokenize
+from fastflow.data.response_text import ResponseText
+from fastflow.errors import FastflowError, need
+from fastflow.evaluate import responses, scores, subjects
+from fastflow.evaluate.graders.pool import GraderPool
+from fastflow.evaluate.graders.self_check import unequal_golds
+from fastflow.evaluate.progress import Meter
+from fastflow.evaluate.questions import Question, as_json, read_questions
+from fastflow.evaluate.settings import EvaluateConfig
+from fastflow.evaluate.subjects import Subject
+from fastflow.evaluate.tables import markdown, rows
+from fastflow.evaluate.task import Task, find_task
+from fastflow.models.packed import end_ids
+from fastflow.rollout.engines import make_sampler
+from fastflow.rollout.sampler import SamplingParams
+from fastflow.run.lock import RunLock
+from fastflow.run.output_file import writing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RESULTS_FILE, TABLE_FILE, RESPONSES = "results.json", "results.md", "responses"
+UNLIMITED = 10**9  # tokens of a prompt; the model's context is what limits it
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task and its questions."""
+
+    task: Task
+    questions: list[Question]
+
+
+def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
+    """Carry out an evaluation; what an earlier one has finished is taken from its files. Returns the results.
+
+    Raises FastflowError for unknown tasks, rows that are no questions, gold answers that do not equal themselves and
+    models that cannot be loaded, before anything is sampled.
+    """
+    settings, output = config.eval, Path(config.eval.output)
+    for module in ("pyarrow", "pyarrow.parquet"):
+        need(module, extra="eval", purpose="keeping the responses")
+    tasks = [find_task(name, grader=settings.grader) for name in settings.tasks]
+    _refuse_equal("task", [task.name for task in tasks])
+    models = [subjects.find_subject(name) for name in settings.models]
+    _refuse_equal("model", [model.label for model in models])
+    needs_math = any(task.grader == "math" for task in tasks)
+    pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math)
+    with pool, RunLock(output, "--output"):
+        works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
+        for work in works:
+            _check_golds(work, pool)
+        found = {model: _respond(config, model, works, pool, console) for model in models}
+        results = _summary(config, models, works, found)
+        with writing(output):
+            (output / RESULTS_FILE).write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+            (output / TABLE_FILE).write_text(markdown(results), encoding="utf-8")
+    print_results(results, console)
+    console.print(
+        f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}", highlight=False, soft_wrap=True
+    )
+    return results
+
+
+def _respond(
+    config: EvaluateConfig, model: Subject, works: Sequence[Work], pool: GraderPool, console: Console
+) -> list[list[responses.Row]]:
+    """Rows of one model for each task; the model is loaded only if some are missing."""
+    identity = subjects.digest(model, config.model)
+    stores = [_store(config, model, identity, work) for work in works]
+    kept = [store.rows() for store in stores]
+    if all(rows is not None for rows in kept):
+        console.print(f"{model.name}: all responses are there already", highlight=False, soft_wrap=True)
+        return [rows for rows in kept if rows is not None]
+    policy, tokenizer = subjects.load(model, config.model)
+    settings = config.eval
+    data = DataConfig(
+        path="eval.tasks", chat_template=settings.chat_template, system=settings.system, max_prompt_tokens=UNLIMITED
+    )
+    rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
+    prompts = [
+        tokenize([(question.source, {"prompt": question.text}) for question in work.questions], tokenizer, data)
+        for work in works
+    ]
+    params = SamplingParams(
+        settings.temperature, settings.top_p, settings.max_tokens, rollout.min_response_tokens, rollout.stop
+    )
+    text = ResponseText(tokenizer, end_ids(policy, tokenizer))
+    done, size = list(kept), settings.prompts_per_part
+    every = [prompt for task_prompts in prompts for prompt in task_prompts]
+    meter = Meter(console)
+    with closing(make_sampler(policy, tokenizer, every, rollout, on_progress=meter.advance)) as sampler:
+        sampler.load_weights(policy)
+        for place, (work, store, task_prompts) in enumerate(zip(works, stores, prompts, strict=True)):
+            if kept[place] is not None:
+                continue
+            entries = list(zip(range(len(task_prompts)), work.questions, task_prompts, strict=True))
+            requests = responses.requests_of(task_prompts, settings.samples, settings.seed)
+            parts = [entries[start : start + size] for start in range(0, len(entries), size)]
+
+            def make(part: Sequence[responses.Entry], work: Work = work, requests: Any = requests) -> list[Any]:
+                chosen = [requests[index] for index, _, _ in part]
+                return responses.sample_part(sampler, text, pool, work.task, part, chosen, params)
+
+            title = f"{model.name}: {work.task.name}"
+            with meter.measuring(title, prompts=len(entries), samples=settings.samples):
+                done[place] = responses.complete(store, parts, make, meter.kept)
+    return [rows for rows in done if rows is not None]
+
+
+def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:
+    settings = config.eval
+    content = {
+        "model": identity,
+        "held": [config.model.dtype, config.model.autocast, config.model.attention, config.model.fused_layers],
+        "task": dataclasses.asdict(work.task),
+        "questions": [as_json(question) for question in work.questions],
+        "eval": [settings.samples, settings.temperature, settings.top_p, settings.max_tokens, settings.seed,
+                 settings.chat_template, settings.system, settings.prompts_per_part, settings.timeout],
+        "rollout": [config.rollout.engine, config.rollout.min_response_tokens, config.rollout.stop],
+    }  # fmt: skip
+    directory = Path(settings.output) / RESPONSES
+    return responses.Store(directory, f"{work.task.name}-{model.label}", responses.key_of(content))
+
+
+def _check_golds(work: Work, pool: GraderPool) -> None:
+    items = [question.item(work.task, "") for question in work.questions]
+    unequal = set(unequal_golds(items, pool))
+    bad = [question for question in work.questions if (work.task.grader, question.gold) in unequal]
+    if bad:
+        raise FastflowError(
+            f"task {work.task.name}: {len(bad)} of {len(items)} gold answers do not equal themselves for the grader "
+            f"{work.task.grader} (first: {bad[0].gold!r} at {bad[0].source}); mend them, or choose another grader"
+        )
+
+
+def _summary(
+    config: EvaluateConfig, models: Sequence[Subject], works: Sequence[Work], found: dict[Subject, list[Any]]
+) -> dict[str, Any]:
+    tasks = []
+    for place, work in enumerate(works):
+        entries = []
+        for model in models:
+            entry = {"name": model.name, "scores": scores.score(found[model][place])}
+            if model is not models[0]:
+                entry["difference"] = scores.difference(found[model][place], found[models[0]][place])
+            entries.append(entry)
+        task = work.task
+        source = " ".join(filter(None, (task.dataset or task.path, task.subset, task.split if task.dataset else "")))
+        tasks.append({
+            "name": task.name, "title": task.title or task.name, "source": source, "grader": task.grader,
+            "licence": task.licence, "note": task.note, "models": entries,
+        })  # fmt: skip
+    names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
+    settings = {name: getattr(config.eval, name) for name in names} | {"engine": config.rollout.engine}
+    return {"settings": settings, "conventions": scores.CONVENTIONS, "tasks": tasks}
+
+
+def print_results(results: dict[str, Any], console: Console) -> None:
+    """One table a task."""
+    from rich.table import Table
+
+    for task in results["tasks"]:
+        table = Table(title=task["title"], title_justify="left")
+        table.add_column("")
+        for model in task["models"]:
+            table.add_column(model["name"], justify="right", overflow="fold")
+        for heading, values in rows(task):
+            table.add_row(heading, *values)
+        console.print(table)
+
+
+def _refuse_equal(what: str, names: Sequence[str]) -> None:
+    twice = {name for name in names if list(names).count(name) > 1}
+    if twice:
+        raise FastflowError(f"two {what}s are called {sorted(twice)[0]}; give each once, or rename one's file")

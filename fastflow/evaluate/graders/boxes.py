@@ -1,0 +1,75 @@
+r"""Answers in boxes: `\boxed{...}` with balanced braces, and which of several boxes counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_OPENING = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|(-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])))")
+_INNER = re.compile(r"^\s*\\(?:boxed|fbox|framebox)\s*\{(.*)\}\s*$", re.DOTALL)
+# What may stand between boxes of one answer: delimiters, commas, "and", "or", and names such as "x_1 =" or "(b)".
+_JOINT = re.compile(
+    r"(?:\s|\$|\\[()\[\],;:! ]|\\quad|\\qquad|[,;]|\b(?:and|or|und|oder)\b|和|或|、|，|"
+    r"\\(?:text|mbox|textrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)\b|\(?[a-e]\)|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=)*",
+    re.IGNORECASE,
+)
+_LONGEST_JOINT = 80
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box: its content, and where it stands in the text."""
+
+    content: str
+    start: int
+    end: int
+
+
+def find_boxes(text: str) -> list[Box]:
+    """All closed boxes, in order; a box within a box counts as the outer one."""
+    return list(_scan(text))
+
+
+def last_answer(boxes: list[Box], text: str) -> list[Box]:
+    """The last box, with those right before it that belong to the same answer ("x = [2] or x = [5]")."""
+    chosen = boxes[-1:]
+    for box in reversed(boxes[:-1]):
+        between = text[box.end : chosen[0].start]
+        if len(between) > _LONGEST_JOINT or not _JOINT.fullmatch(between):
+            break
+        chosen.insert(0, box)
+    return chosen
+
+
+def _scan(text: str) -> Iterator[Box]:
+    position = 0
+    while opening := _OPENING.search(text, position):
+        if opening.group(2) is not None:
+            position = opening.end()
+            yield Box(opening.group(2), opening.start(), position)
+            continue
+        end = closing_brace(text, opening.end())
+        if end is None:
+            position = opening.end()
+            continue
+        content = text[opening.end() : end]
+        while inner := _INNER.match(content):
+            content = inner.group(1)
+        yield Box(content, opening.start(), end + 1)
+        position = end + 1
+
+
+def closing_brace(text: str, start: int) -> int | None:
+    """The place of the brace that closes the one before `start`; None where there is none."""
+    depth, position = 1, start
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 2
+            continue
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return position
+        position += 1
+    return None

@@ -1,0 +1,186 @@
+"""The grader `choice`: the letter of an option, told from the article A, the pronoun I and letters of formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from fastflow.evaluate.graders.boxes import find_boxes
+from fastflow.evaluate.graders.statements import plain, spoken
+from fastflow.evaluate.graders.verdict import Verdict, of
+
+Choices = Mapping[str, str]
+
+_ANCHOR = re.compile(
+    r"(?:\b(?:answers?|options?|choices?|selection|letter)\s*"
+    r"(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|\bmust be\b|:|=)"
+    r"|\b(?:i (?:choose|pick|select|go with|would choose)|we (?:choose|pick|select)|choose|select|pick)\b(?:\s+option)?"
+    r"|\banswer\s*(?:-|–|→|=>)|<answer>|答案\s*(?:应该)?(?:是|为|选|:)?|选项(?=\s*[A-Z])"
+    r"|(?:应该?|故|所以)?选(?:择|项)?\s*(?:是|为|:)?|####)\s*",
+    re.IGNORECASE,
+)
+_OPTION_IS = re.compile(
+    r"(?:\b(?:option|choice|answer|statement)\s*)?\(?(?<![\w\\])([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?"
+    r"(?:correct|right|best|answer|only)\b"
+)
+_END = re.compile(r"[.!?](?=\s|$)(?<![A-Z][.])|[。！？；\n]|[.](?=\s+[A-Z][a-z]+\s)")
+_NEGATED = re.compile(
+    r"(?:\bnot|n't|\bcannot(?: be)?|\bcan not be|\bnever|\bneither|\bnor|\brather than|"
+    r"\b(?:any\w*|all|every\w*) but|\binstead of|\bexcept|"
+    r"\bexclude[sd]?|\beliminate[sd]?|\brule[sd]? out|\bunlike|\bthan|\bnot be|不是|不选|排除)"
+    r"\s*(?:option\s*|be\s*|either\s*)?[(\[\"']*$",
+    re.IGNORECASE,
+)
+_FOLLOWS = re.compile(
+    r"\s*(?:$|[(.,;:!?)【】|<+\]}/=。，；：）\"'—–-]|"
+    r"\b(?:because|since|as|for|which|and|or|but|by|due|given|rather|not|with|where|is|was|that)\b|[项对正或和与])"
+)
+_AND = re.compile(
+    r"\s*\(?\s*(?:/|,|\+|\bor\b|\band\b|&|或|和|与|、|[;|](?=\s*[(\[]?[A-Z][)\]]?\s*$)|;(?=\s*(?:maybe|possibly|perhaps)))"
+    r"\s*(?:(?:or|and|maybe|possibly|perhaps|also|even|probably|option)\s+)*[(\[]?([A-Z])[)\]]?"
+    r"(?![A-Za-z0-9_'’])(?!\s+[a-z])"
+)
+_CONCLUDED = re.compile(
+    r"(?:so|thus|hence|therefore)\b,?\s*(?:it is|it's|option)?\s*[(\[]?([A-Z])[)\]]?\.?", re.IGNORECASE
+)
+_LABELLED = re.compile(
+    r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、-]|$)\s*(.*)$", re.IGNORECASE
+)
+_WRAPPER = re.compile(
+    r"\\(?:textbf|textit|textrm|text|mathrm|mathbf|mbox|operatorname|bf|rm)\s*\{?|[{}$]|\\[()\[\]]|\\[,;: !]"
+)
+
+
+def grade(gold: str, response: str, choices: Choices) -> Verdict:
+    """The verdict on a response. gold: a letter. choices: text by letter; the response may also give the text."""
+    letters = extract(response, choices)
+    if letters is None:
+        return Verdict.UNPARSED
+    return of(bool(gold.strip()) and letters == {gold.strip().strip("().").upper()})
+
+
+def extract(response: str, choices: Choices) -> set[str] | None:
+    """The letters that the response answers with, of which more than one is no choice; None where it gives none.
+
+    A box counts before statements, but for a statement behind the last box.
+    """
+    text = plain(spoken(response))
+    boxes = find_boxes(text)
+    boxed = [(box.end, found) for box in boxes if (found := _in_box(box.content, choices))]
+    said = list(_statements(text, choices))
+    if boxed:
+        later = [letters for place, letters in said if place > boxed[-1][0]]
+        return later[-1] if later else boxed[-1][1]
+    if said:
+        return said[-1][1]
+    return _last_line(text, choices)
+
+
+def _in_box(content: str, choices: Choices) -> set[str] | None:
+    bare = " ".join(_WRAPPER.sub(" ", content).split())
+    return _whole(bare, choices)
+
+
+def _is_own_text(found: re.Match[str], choices: Choices) -> bool:
+    """Whether nothing stands behind the letter but its own option."""
+    rest = found.group(2).strip().lower().rstrip(".")
+    own = " ".join(_WRAPPER.sub(" ", choices.get(found.group(1).upper(), "")).split()).lower().rstrip(".")
+    return not rest or (bool(own) and rest.startswith(own))
+
+
+def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | None:
+    """A text that is nothing but a choice: "B", "(B)", "B. argon", "argon", "B and C".
+
+    strict: no other words than the option's own stand behind the letter.
+    """
+    bare = bare.strip().strip("*").strip()
+    texts = {" ".join(_WRAPPER.sub(" ", text).split()).lower().rstrip("."): letter for letter, text in choices.items()}
+    found = _LABELLED.match(bare)
+    if found and (not strict or _is_own_text(found, choices)):
+        letter, rest = found.group(1).upper(), found.group(2).strip().lower().rstrip(".")
+        known = letter in choices and (found.group(1).isupper() or not rest)
+        others = set(re.findall(r"\b[A-Z]\b", found.group(2))) & set(choices)
+        if known and (not others or texts.get(rest) == letter):
+            return {letter} if not rest or texts.get(rest, letter) == letter else {letter, texts[rest]}
+    several = re.fullmatch(r"[(\[]?([A-Z])[)\]]?(?:\s*(?:,|/|and|or|&|;)?\s*[(\[]?([A-Z])[)\]]?)+", bare)
+    if several and len(bare) < 30 and (letters := set(re.findall(r"\b[A-Z]\b", bare))) and letters <= set(choices):
+        return letters
+    found = re.match(r"^[(\[]?([A-Z])[)\]]?\s+(.+)$", bare)
+    if found and texts.get(found.group(2).lower().rstrip(".")) == found.group(1):
+        return {found.group(1)}
+    letter_of_text = texts.get(bare.lower().rstrip("."))
+    return {letter_of_text} if letter_of_text else None
+
+
+def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
+    found = []
+    for anchor in _ANCHOR.finditer(text):
+        rest = text[anchor.end() :].lstrip()
+        end = _END.search(rest)
+        clause = rest[: end.start()] if end else rest
+        if end and end.group() in "?？":
+            continue
+        if letters := _in_clause(clause, choices):
+            found.append((anchor.start(), letters))
+    for match in _OPTION_IS.finditer(text):
+        if match.group(1) in choices and not _NEGATED.search(text[: match.start(1)]):
+            found.append((match.start(), {match.group(1)}))
+    yield from sorted(found, key=lambda item: item[0])
+
+
+def _in_clause(clause: str, choices: Choices) -> set[str] | None:
+    bare = " ".join(_WRAPPER.sub(" ", clause.replace("\\boxed", " ")).split())
+    if whole := _whole(bare, choices):
+        return whole
+    denied: set[str] = set()
+    for match in re.finditer(r"(?<![A-Za-z0-9_'’\\^=+*/-])[(\[\"']?([A-Z])[)\]\"']?(?![A-Za-z0-9_'’])", bare):
+        letter = match.group(1)
+        if letter in choices and _NEGATED.search(bare[: match.start()]):
+            listed = re.match(r"(?:\s*(?:,|or|nor|and)\s*[(\[]?[A-Z][)\]]?(?![A-Za-z]))*", bare[match.end() :])
+            denied |= {letter, *re.findall(r"[A-Z]", listed.group() if listed else "")}
+        if letter not in choices or letter in denied:
+            continue
+        bracketed = match.group().startswith(("(", "["))
+        if not bracketed and not _stands_alone(letter, bare[match.end() :], choices):
+            continue
+        return {letter, *_others(bare[match.end() :], choices)}
+    texts = {letter: text.lower().strip() for letter, text in choices.items() if len(text.strip()) > 2}
+    named = {letter for letter, text in texts.items() if re.search(rf"\b{re.escape(text)}\b", bare.lower())}
+    longest = {a for a in named if not any(a != b and texts[a] in texts[b] for b in named)}
+    return longest if len(longest) == 1 and not _NEGATED.search(bare) and "not" not in bare.lower().split() else None
+
+
+def _stands_alone(letter: str, rest: str, choices: Choices) -> bool:
+    """Whether a letter is no article, pronoun or symbol: the clause ends, or its own option's text comes behind it."""
+    if re.match(r"\s*(?:不|错|被|/\s*[A-Z]\s+[a-z])", rest):
+        return False
+    if _FOLLOWS.match(rest) and not re.match(r"\s*=", rest):
+        return not (letter == "I" and re.match(r"\s*(?:was|is not)\b", rest))
+    text = " ".join(choices[letter].split()).lower()
+    return bool(text) and rest.strip().lower().startswith(text)
+
+
+def _others(rest: str, choices: Choices) -> set[str]:
+    """Further letters that are offered in the same breath."""
+    letters = set()
+    while match := _AND.match(rest):
+        if match.group(1) not in choices or re.match(r"\s*(?:,|and)\s*not\b", rest):
+            break
+        letters.add(match.group(1))
+        rest = rest[match.end() :]
+    return letters
+
+
+def _last_line(text: str, choices: Choices) -> set[str] | None:
+    """A response whose last line, or first word, is a choice."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    if not lines:
+        return None
+    for line in (lines[-1], lines[0]):
+        if found := _whole(" ".join(_WRAPPER.sub(" ", line).split()), choices, strict=True):
+            return found
+    if (concluded := _CONCLUDED.fullmatch(lines[-1])) and concluded.group(1) in choices:
+        return {concluded.group(1)}
+    first = re.match(r"^[(\[]?([A-Z])(?:[)\].:]\s|[)\].]$)", lines[0])
+    rejected = re.search(r"\b(?:wrong|incorrect|false|not|excluded)\b", lines[0])
+    return {first.group(1)} if first and first.group(1) in choices and len(lines) == 1 and not rejected else None

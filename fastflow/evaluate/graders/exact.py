@@ -1,0 +1,28 @@
+"""The grader `exact`: the same characters, but for blanks at the ends."""
+
+from __future__ import annotations
+
+import re
+
+from fastflow.evaluate.graders.statements import boxed_answer, spoken, stated_answer
+from fastflow.evaluate.graders.verdict import Verdict, of
+
+_TEXT = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{([^{}]*)\}")
+
+
+def grade(gold: str, response: str) -> Verdict:
+    """The verdict on a response: its box, its statement, otherwise all of it. An empty gold answer is never matched."""
+    answer = extract(response)
+    if not answer:
+        return Verdict.UNPARSED
+    return of(bool(gold.strip()) and answer == gold.strip())
+
+
+def extract(response: str) -> str:
+    """The text that the response answers with; "" for none."""
+    text = spoken(response)
+    boxed = boxed_answer(text)
+    answer = (boxed[-1] if boxed else stated_answer(text) or text) if "\\boxed" not in text or boxed else ""
+    answer = answer.strip()
+    unwrapped = _TEXT.fullmatch(answer)
+    return unwrapped.group(1).strip() if unwrapped else answer

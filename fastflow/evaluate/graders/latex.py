@@ -1,0 +1,178 @@
+r"""One spelling for what answers write in many: characters, macros, delimiters, words, digits in groups.
+
+Words that stand in a formula become «word»; set braces become ⦃ and ⦄, to be told from grouping braces; a matrix
+becomes ⟦entry & entry ; entry & entry⟧.
+"""
+
+from __future__ import annotations
+
+import re
+
+from fastflow.evaluate.graders.boxes import closing_brace
+from fastflow.evaluate.graders.statements import compatible
+from fastflow.evaluate.graders.units import read_unit
+
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_VULGAR = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5),
+           "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
+           "⅑": (1, 9), "⅒": (1, 10)}  # fmt: skip
+_CHARACTERS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "÷": "/",
+    "⁄": "/", "∕": "/", "√": "\\root ", 
+    "∛": "\\root [3]", "∜": "\\root [4]", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
+    "⩾": "\\ge ", "≠": "\\ne ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ", "±": "\\pm ", "∓": "\\mp ",
+    "°": "\\degree ",
+    "º": "\\degree ", "≈": "\\approx ", "∅": "\\emptyset ", "ℝ": "\\R ", "ℤ": "\\Z ", "ℕ": "\\N ", "∖": "\\setminus ",
+    "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "λ": "\\lambda ", "φ": "\\phi ", "ω": "\\omega ",
+    "μ": "µ", "…": "\\ldots ", "⟨": "(", "⟩": ")", "′": "'", "∨": "\\lor ", "∧": "\\land ", "∣": "|",
+    "€": "«eur»", "£": "«gbp»", "¥": "«jpy»", "％": "%", "$": "", "\u200b": "", "\xa0": " ", "\u2009": " ",
+    "\u202f": " ", "∠": "\\angle ", "△": "\\triangle ", "∼": "~", "≡": "\\equiv ", "⌊": "\\lfloor ", "⌋": "\\rfloor ",
+    "⌈": "\\lceil ", "⌉": "\\rceil ",
+}  # fmt: skip
+_MACROS = {
+    "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "leq": "\\le", "leqslant": "\\le", "geq": "\\ge",
+    "geqslant": "\\ge", "neq": "\\ne", "lt": "<", "gt": ">", "cdot": "*", "times": "*", "ast": "*", "div": "/",
+    "colon": ":", "lbrack": "[", "rbrack": "]", "lbrace": "⦃", "rbrace": "⦄", "lvert": "|", "rvert": "|", "vert": "|",
+    "mid": "|", "varnothing": "\\emptyset", "dbinom": "\\binom", "tbinom": "\\binom", "circ": "\\degree", "to": "",
+    "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "bigg": "",
+    "Bigg": "", "displaystyle": "", "textstyle": "", "limits": "", "nolimits": "", "quad": " ", "qquad": " ",
+    "langle": "(", "rangle": ")", "lparen": "(", "rparen": ")", "vee": "\\lor", "wedge": "\\land",
+    "backslash": "\\setminus",
+    "nicefrac": "\\frac", "sfrac": "\\frac", "large": "", "Large": "", "LARGE": "", "huge": "", "Huge": "",
+    "small": "", "normalsize": "", "bf": "", "rm": "",
+    "bigcup": "\\cup", "lor": "«or»", "land": "«and»", "infin": "\\infty", "arcsin": "\\asin", "arccos": "\\acos",
+    "arctan": "\\atan", "dots": "\\ldots", "cdots": "\\ldots", "exp": "\\exp", "forall": "«for all»", "thinspace": "",
+    "hfill": "", "hspace": "", "space": " ", "therefore": "", "implies": "", "approx": "\\approx", "simeq": "\\approx",
+    "euro": "«eur»", "pounds": "«gbp»", "varphi": "\\phi", "varepsilon": "\\epsilon", "percent": "%",
+    "checkmark": "", "blacksquare": "", "square": "", "Box": "", "qed": "",
+}  # fmt: skip
+_WRAPPERS = (
+    "underline|text|mbox|textrm|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|operatorname|hbox|bold|boldsymbol|"
+    "pmb|bm"
+)
+_WRAPPER = re.compile(rf"\\(?:{_WRAPPERS})\*?\s*\{{")
+_FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "sqrt", "asin", "acos", "atan", "arcsin",
+              "arccos", "arctan", "sinh", "cosh", "tanh", "pi", "infty", "binom", "max", "min", "gcd", "lcm", "abs",
+              "floor", "ceil"}  # fmt: skip
+_PLAIN_WORDS = {"and", "or", "if", "for", "in", "is", "the", "no", "yes", "not", "odd", "even", "all", "cm", "mm", "km",
+                "kg", "mg", "ml", "ft", "hr", "min", "sec", "per", "mph", "am", "pm", "kmh", "of", "with", "any", "as",
+                "to", "rad", "deg", "none", "one", "two", "six", "ten", "usd", "eur", "inf", "mod", "men", "way",
+                "day", "hz", "pa", "kj", "kn", "mol", "ms", "kw", "kv", "ma", "nm", "dm", "oz", "lb", "lbs", "mi",
+                "but", "has", "are", "its", "it", "on", "he", "she", "only", "sq", "ways"}  # fmt: skip
+_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.DOTALL)
+_LARGE_WORDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+_LARGE = re.compile(rf"(?<=\d)\s*«\s*({'|'.join(_LARGE_WORDS)})(?![A-Za-z])\s*([^»]*)»", re.IGNORECASE)
+_CJK = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]+")
+_CJK_WORDS = {"和": "and", "与": "and", "及": "and", "或": "or", "或者": "or", "且": "and", "并且": "and"}
+_GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?:,|\{,\})\d{3})+|[1-9]\d{0,2}(?:[ ']\d{3})+|\d{1,3}(?:_\d{3})+"
+                     r"|[1-9]\d{0,2}(?:\.\d{3}){2,}|[1-9]\d?(?:,\d\d)+,\d{3})(?![\d,])")  # fmt: skip
+
+
+def normalise(text: str) -> str:
+    """The text in the one spelling. Never fails; what has no meaning stays as it is."""
+    text = _characters(compatible(text.replace("\\$", "«usd»")))
+    text = text.replace("...", "\\ldots ").replace("\\\\{", "\\{").replace("\\\\}", "\\}")
+    text = re.sub(r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\", text).replace("{}", "")
+    text = _MATRIX.sub(lambda found: f"⟦{found.group(2).replace(chr(92) * 2, ';')}⟧", text)
+    text = re.sub(r"\\[()\[\]]|\\\\|\\(?:text)?color\s*\{[^{}]*\}", " ", text)
+    text = re.sub(r"\\(?:left|right)\s*\.", "", text).replace("{:}", ":").replace("+/-", "\\pm ")
+    text = (
+        text.replace("\\{", "⦃").replace("\\}", "⦄").replace("\\%", "%").replace("\\&", " «and» ").replace("\\_", "_")
+    )
+    text = re.sub(r"(?<=\d)(?:\\[,!;: ]|~|\{ \})(?=\d{3})", "{,}", text)
+    text = re.sub(r"\\[,;:! ]|~", " ", text)
+    text = re.sub(r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\\1 ", text)
+    text = re.sub(r"\\math(?:frak|cal|scr)\s*\{\s*(\w)\s*\}", r"\1", text)
+    text = _wrappers(text)
+    text = re.sub(r"\\([A-Za-z]+)", lambda found: _macro(found.group(1)), text)
+    text = re.sub(r"\^\s*\{?\s*\\degree\s*\}?|\^\s*\{\s*o\s*\}|\^o\b", r"\\degree ", text)
+    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))", "*", text)
+    text = (
+        text.replace("**", "^").replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
+    )
+    text = _CJK.sub(lambda found: f"«{_CJK_WORDS.get(found.group(), found.group())}»", text)
+    text = re.sub(r"«[^«»]*»|(?<![\\A-Za-z])[A-Za-zµΩ]{2,}", _word, text)
+    text = _join_digits(text)
+    text = re.sub(r"\\frac\s*\{\s*(«[^»]*»)\s*\}\s*\{\s*(«[^»]*»)\s*\}", r"\1/\2", text)
+    text = _LARGE.sub(lambda found: f"*10^{{{_LARGE_WORDS[found.group(1).lower()]}}}«{found.group(2)}»", text)
+    text = re.sub(r"[\[(]\s*(⟦[^⟧]*⟧)\s*[\])]", r"\1", text.replace("«»", ""))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _characters(text: str) -> str:
+    text = re.sub("[" + "".join(_SUPERSCRIPTS) + "]+", lambda run: f"^{{{_spell(run.group(), _SUPERSCRIPTS)}}}", text)
+    text = re.sub("[" + "".join(_SUBSCRIPTS) + "]+", lambda run: f"_{{{_spell(run.group(), _SUBSCRIPTS)}}}", text)
+    text = "".join(rf"\frac{{{_VULGAR[c][0]}}}{{{_VULGAR[c][1]}}}" if c in _VULGAR else c for c in text)
+    return "".join(_CHARACTERS.get(character, character) for character in text)
+
+
+def _spell(run: str, table: dict[str, str]) -> str:
+    return "".join(table[character] for character in run)
+
+
+def _macro(name: str) -> str:
+    meant = _MACROS.get(name)
+    if meant is None:
+        return f"\\{name} "
+    return f"{meant} " if meant.startswith("\\") else meant or " "
+
+
+def _wrappers(text: str) -> str:
+    r"""`\text{...}` as «...», or as its content where that is a formula of its own."""
+    while found := _WRAPPER.search(text):
+        end = closing_brace(text, found.end())
+        content, rest = (text[found.end() :], "") if end is None else (text[found.end() : end], text[end + 1 :])
+        before = text[: found.start()]
+        behind_number = bool(re.search(r"[\d})]\s*$", re.sub(r"\\[,;:! ]|~", " ", before)))
+        text = f"{before} {_wrapped(content, behind_number)} {rest}"
+    return text
+
+
+def _wrapped(content: str, behind_number: bool) -> str:
+    bare = content.strip()
+    if behind_number and re.fullmatch(r"[A-Za-z]{1,3}", bare) and bare != "e" and read_unit(bare).is_known:
+        return f"«{bare}»"
+    if not re.search(r"[^\W\d_]", bare) or "\\" in bare or re.fullmatch(r"[eidxyzntk]", bare):
+        return content
+    if bare in _FUNCTIONS:
+        return f"\\{bare} "
+    if re.fullmatch(r"[A-Z]{1,3}", bare):
+        return bare
+    if re.fullmatch(r"[\s\d.,/:+=-]+[A-Za-z %]+|.*[()=\[\]].*|.*«.*|.*\d.*", bare):
+        return content
+    return f"«{bare}»"
+
+
+def _word(found: re.Match[str]) -> str:
+    run = found.group()
+    if run.startswith("«"):
+        return run if run.strip("«» ") else " "
+    if run.lower() in _FUNCTIONS and not (run == "min" and re.search(r"\d\s*$", found.string[: found.start()])):
+        return f"\\{run.lower()} "
+    if run.lower() in _PLAIN_WORDS or len(run) > 3 or "µ" in run:
+        return f"«{run}»"
+    return run
+
+
+def _join_digits(text: str) -> str:
+    """Digits in groups as one number, outside brackets; a comma in braces is otherwise a decimal one."""
+    pieces, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        change = (character in "([⦃⟦") - (character in ")]⦄⟧")
+        if change and depth + change >= 0:
+            if depth == 0:
+                pieces.append(_ungrouped(text[start:position]))
+                start = position
+            elif depth + change == 0:
+                pieces.append(text[start : position + 1])
+                start = position + 1
+            depth += change
+    pieces.append(_ungrouped(text[start:]) if depth == 0 else text[start:])
+    text = "".join(pieces)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d))(?<!\b0\{,\})", "", text)
+    return re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
+
+
+def _ungrouped(text: str) -> str:
+    return _GROUPS.sub(lambda found: re.sub(r"\D", "", found.group()), text)

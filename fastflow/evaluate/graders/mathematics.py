@@ -1,0 +1,89 @@
+"""The grader `math`: a formula, number, set, interval, matrix or equation, in a box or after "the answer is"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastflow.evaluate.graders.answer import Answer, Many, Quantity
+from fastflow.evaluate.graders.equivalence import same
+from fastflow.evaluate.graders.expression import Unreadable, parse
+from fastflow.evaluate.graders.latex import normalise
+from fastflow.evaluate.graders.read import read
+from fastflow.evaluate.graders.statements import boxed_answer, spoken, stated_answer
+from fastflow.evaluate.graders.symbolic import same_by_sympy
+from fastflow.evaluate.graders.verdict import Verdict, of
+
+LONGEST_ANSWER = 2000  # characters; nobody's answer is longer, and a box that never closes well may be
+
+
+def extract(response: str) -> list[str]:
+    """The parts of the response's answer, as they are written; none where it gives no answer."""
+    text = spoken(response)
+    if boxed := boxed_answer(text):
+        return [part for part in boxed if part.strip()]
+    stated = None if boxed is None and _has_box(text) else stated_answer(text)
+    return [stated] if stated else []
+
+
+def grade(gold: str, response: str) -> Verdict:
+    """The verdict on a response. gold: LaTeX or plain, with or without dollar signs or a box."""
+    parts = extract(response)
+    if not parts:
+        return Verdict.UNPARSED
+    return of(equivalent(gold, parts))
+
+
+def equivalent(gold: str, parts: Sequence[str]) -> bool | None:
+    """Whether the parts of an answer, together, are the gold answer; None where they cannot be compared."""
+    gold = _without_box(gold)
+    if not gold.strip() or any(len(text) > LONGEST_ANSWER for text in (gold, *parts)):
+        return None if gold.strip() else False
+    if len(parts) == 1 and gold.strip() == parts[0].strip():
+        return True
+    wanted, (given, *more) = normalise(gold), [normalise(part) for part in parts]
+    if not more and _plain(wanted) == _plain(given):
+        return True
+    answer: Answer = read(given)
+    if more:
+        answer = Many((answer, *(read(part) for part in more)))
+    target = read(wanted)
+    outcome = same(target, answer)
+    if outcome is not True and not more and isinstance(target, Quantity) and _is_decimal_comma(given):
+        return same(target, read(given.replace(",", ".")))
+    if outcome is None and not more:
+        return same_by_sympy(_to_latex(wanted), _to_latex(given))
+    return outcome
+
+
+def _without_box(gold: str) -> str:
+    boxed = boxed_answer(gold)
+    return ", ".join(boxed) if boxed else gold
+
+
+def _has_box(text: str) -> bool:
+    return "\\boxed" in text
+
+
+def _plain(text: str) -> str:
+    return text.replace(" ", "").rstrip(".")
+
+
+def _is_decimal_comma(text: str) -> bool:
+    whole, comma, decimals = text.strip().lstrip("-").partition(",")
+    return bool(comma) and whole.isdigit() and decimals.isdigit()
+
+
+def _to_latex(text: str) -> str:
+    """What was made of the LaTeX, back in words that a LaTeX parser knows."""
+    for mark, macro in (("⦃", "\\{"), ("⦄", "\\}"), ("\\root ", "\\sqrt "), ("*", " \\cdot "), ("\\degree", "^\\circ")):
+        text = text.replace(mark, macro)
+    return text
+
+
+def is_readable(text: str) -> bool:
+    """Whether a text is a formula that this package reads by itself."""
+    try:
+        parse(normalise(text))
+    except Unreadable:
+        return False
+    return True

@@ -1,0 +1,98 @@
+"""The grader `numeric`: one number, whole numbers exactly and others within a relative tolerance."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+import mpmath
+
+from fastflow.evaluate.graders.answer import Many, Quantity, Relation
+from fastflow.evaluate.graders.expression import Unreadable
+from fastflow.evaluate.graders.latex import normalise
+from fastflow.evaluate.graders.mathematics import equivalent
+from fastflow.evaluate.graders.mathematics import extract as extract_parts
+from fastflow.evaluate.graders.read import read
+from fastflow.evaluate.graders.statements import plain, spoken
+from fastflow.evaluate.graders.value import Number, TooLarge, Undefined, evaluate, is_real
+from fastflow.evaluate.graders.verdict import Verdict, of
+
+TOLERANCE = Fraction(1, 10**6)  # relative
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.^*])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*"
+    r"(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|\s*/\s*\d+)?(?![A-Za-z_\d]|\.\d|\s*(?:\*\*|\^))|-?(?<![\w.])\.\d+"
+)
+_PROGRAM = re.compile(r"__|\b(?:import|eval|exec|lambda|print)\b")
+_UNFINISHED = re.compile(r"could not|cannot|can't|don't know|do not know|unable|not sure|unknown", re.IGNORECASE)
+
+
+def grade(gold: str, response: str) -> Verdict:
+    """The verdict on a response: its box, its statement, otherwise its last number."""
+    wanted = number(gold)
+    parts = extract_parts(response)
+    if len(parts) > 1:
+        return of(equivalent(gold, parts))
+    given = number(parts[0]) if parts else None
+    if given is None and parts:
+        given = _in_words(parts[0])
+    if not parts:
+        given = _last_number(spoken(response))
+    if given is None or wanted is None:
+        return Verdict.UNPARSED if given is None else Verdict.WRONG
+    return of(close(wanted, given))
+
+
+def extract(response: str) -> str:
+    """What the response gives as its number, as it is written; "" for none."""
+    if parts := extract_parts(response):
+        return ", ".join(parts)
+    text = spoken(response)
+    found = [] if _last_number(text) is None else _NUMBER.findall(_ready(text))
+    return found[-1] if found else ""
+
+
+def number(text: str) -> Number | None:
+    """The value of a text that is one number, with or without unit, currency or name; None where it is not."""
+    answer = read(normalise(text))
+    if isinstance(answer, Relation) and answer.name and answer.value is not None:
+        answer = answer.value
+    if isinstance(answer, Many) or not isinstance(answer, Quantity):
+        return None
+    try:
+        value = evaluate(answer.tree, {})
+    except (KeyError, TooLarge, Undefined, Unreadable):
+        return None
+    return value if is_real(value) and not mpmath.isinf(_float(value)) else None
+
+
+def close(wanted: Number, given: Number) -> bool:
+    """Whether two numbers are the same: exactly if both are whole, otherwise by the relative tolerance."""
+    if isinstance(wanted, Fraction) and isinstance(given, Fraction):
+        if wanted.denominator == given.denominator == 1:
+            return wanted == given
+        return abs(wanted - given) <= TOLERANCE * abs(wanted)
+    wanted, given = _float(wanted), _float(given)
+    return bool(abs(wanted - given) <= abs(wanted) * mpmath.mpf(TOLERANCE.numerator) / TOLERANCE.denominator)
+
+
+def _in_words(text: str) -> Number | None:
+    """The number of a statement such as "65 rolls, all in all"; None where it has several."""
+    if _PROGRAM.search(text):
+        return None
+    found = _NUMBER.findall(_ready(text).rsplit("=", 1)[-1])
+    return number(found[0]) if len(found) == 1 else None
+
+
+def _last_number(text: str) -> Number | None:
+    if _UNFINISHED.search(text[-200:]) or _PROGRAM.search(text):
+        return None
+    found = _NUMBER.findall(_ready(text))
+    return number(found[-1]) if found else None
+
+
+def _ready(text: str) -> str:
+    return plain(text).replace("−", "-").replace("\\$", "").replace("$", "").replace("{,}", ",")
+
+
+def _float(value: Number) -> Number:
+    return mpmath.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else mpmath.re(value)

@@ -1,0 +1,131 @@
+"""A task's rows as questions with gold answers, each checked before the first response is sampled."""
+
+from __future__ import annotations
+
+import json
+import logging
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastflow.config.schema import DataConfig
+from fastflow.config.setting import suggest
+from fastflow.data.records import read_records
+from fastflow.errors import FastflowError
+from fastflow.evaluate.graders.boxes import find_boxes
+from fastflow.evaluate.graders.grader import Item
+from fastflow.evaluate.task import OWN, Task
+
+logger = logging.getLogger(__name__)
+
+LETTERS = string.ascii_uppercase
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task. source: where its row stands. choices: text by letter."""
+
+    source: str
+    text: str
+    gold: str
+    choices: dict[str, str] = field(default_factory=dict)
+
+    def item(self, task: Task, response: str) -> Item:
+        """A response to it, as graders take it."""
+        return Item(task.grader, self.gold, response, self.choices)
+
+
+def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Question]:
+    """The task's questions, the first `limit` of them where that is not 0.
+
+    folder: a directory in which NAME.jsonl, NAME.parquet or a data set NAME stands in for the hub's.
+    """
+    records = read_records(_located(task, folder))
+    made = [_question(task, place, record, number) for number, (place, record) in enumerate(records)]
+    questions = [question for question in made if question is not None]
+    if len(questions) < len(made):
+        logger.warning("%s: %d of %d rows have no gold answer in a box and are left out", task.name,
+                       len(made) - len(questions), len(made))  # fmt: skip
+    if not questions:
+        raise FastflowError(f"task {task.name} has no question left")
+    return questions[: limit or None]
+
+
+def _located(task: Task, folder: str | None) -> DataConfig:
+    path, subset, split = task.path or task.dataset, task.subset, task.split
+    if task.path and not Path(task.path).is_file():
+        raise FastflowError(f"task {task.name}: the file {task.path} does not exist")
+    if folder is not None and not task.path:
+        here = [Path(folder) / f"{task.name}{ending}" for ending in OWN]
+        found = next((file for file in here if file.is_file()), None)
+        if found is not None:
+            path = str(found)
+        elif (Path(folder) / task.name).is_dir():
+            path, subset = str(Path(folder) / task.name), None
+        else:
+            raise FastflowError(f"eval.data_folder = {folder} has neither {here[0].name} nor a data set {task.name}")
+    return DataConfig(path=path, subset=subset, split=split, prompt_field=task.question)
+
+
+def _question(task: Task, place: str, record: Mapping[str, Any], number: int) -> Question | None:
+    choices, letter = _choices(task, place, record, number)
+    gold = letter or _gold(task, place, record)
+    if gold is None:
+        return None
+    options = "\n".join(f"{name}. {text}" for name, text in choices.items())
+    values = {**record, "question": record[task.question], "choices": options}
+    try:
+        text = task.prompt.format_map(values)
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        raise FastflowError(f"{place}: the prompt of task {task.name} names {error}, which the row lacks") from error
+    return Question(place, text, gold, choices)
+
+
+def _gold(task: Task, place: str, record: Mapping[str, Any]) -> str | None:
+    value = _field(task, place, record, task.gold)
+    if isinstance(value, list):
+        value = ", ".join(str(entry) for entry in value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
+        raise FastflowError(f"{place}: field {task.gold!r} is {value!r}, which is no gold answer")
+    text = str(value)
+    if task.gold_after:
+        if task.gold_after not in text:
+            raise FastflowError(f"{place}: field {task.gold!r} has no {task.gold_after!r} before its gold answer")
+        return text.rsplit(task.gold_after, 1)[1].strip()
+    if task.gold_box:
+        boxes = find_boxes(text)
+        return boxes[-1].content if boxes else None
+    return text.strip()
+
+
+def _choices(task: Task, place: str, record: Mapping[str, Any], number: int) -> tuple[dict[str, str], str]:
+    """Options by letter, and the right letter where the first of several fields is right."""
+    if not task.choices:
+        return {}, ""
+    if isinstance(task.choices, str):
+        value = _field(task, place, record, task.choices)
+        if isinstance(value, dict):
+            return {str(letter): str(text) for letter, text in value.items()}, ""
+        if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
+            raise FastflowError(f"{place}: field {task.choices!r} must be a list of 2 to {len(LETTERS)} options")
+        return dict(zip(LETTERS, map(str, value), strict=False)), ""
+    texts = [str(_field(task, place, record, name)).strip() for name in task.choices]
+    order = np.arange(len(texts))
+    if task.shuffle is not None:
+        order = np.random.default_rng([task.shuffle, number]).permutation(len(texts))
+    return {LETTERS[at]: texts[index] for at, index in enumerate(order)}, LETTERS[int(np.flatnonzero(order == 0)[0])]
+
+
+def _field(task: Task, place: str, record: Mapping[str, Any], name: str) -> Any:
+    if name not in record:
+        raise FastflowError(f"{place}: no field {name!r}, which task {task.name} reads: {suggest(name, record)}")
+    return record[name]
+
+
+def as_json(question: Question) -> str:
+    """What identifies a question in a cache."""
+    return json.dumps([question.text, question.gold, question.choices], ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,143 @@
+"""Responses with their grades, in parquet: written part by part, so that a killed evaluation goes on where it was.
+
+A part holds a fixed number of prompts and depends on nothing but the settings; the finished file is its parts joined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastflow.data.response_text import ResponseText
+from fastflow.data.trajectory import Prompt
+from fastflow.errors import FastflowError, need
+from fastflow.evaluate.graders.pool import GraderPool
+from fastflow.evaluate.majority import votes
+from fastflow.evaluate.questions import Question
+from fastflow.evaluate.task import Task
+from fastflow.rollout.sampler import Request, Sampler, SamplingParams, requests_for
+from fastflow.run.output_file import writing
+
+COLUMNS = (
+    "question", "source", "prompt", "gold", "sample", "seed", "response", "tokens", "finish_reason", "logprob",
+    "answer", "verdict", "well_formed", "vote_class",
+)  # fmt: skip
+Row = dict[str, Any]
+Entry = tuple[int, Question, Prompt]  # the question's place in the task, the question, its tokens
+
+
+@dataclass(frozen=True)
+class Store:
+    """The file of one model's responses to one task, and its parts while it is being made.
+
+    key: digest of everything that decides its content.
+    """
+
+    directory: Path
+    name: str
+    key: str
+
+    @property
+    def file(self) -> Path:
+        return self.directory / f"{self.name}-{self.key[:12]}.parquet"
+
+    def part(self, number: int) -> Path:
+        return self.directory / f"{self.name}-{self.key[:12]}.parts" / f"{number:05d}.parquet"
+
+    def rows(self) -> list[Row] | None:
+        """All rows, if the file is finished."""
+        return read(self.file) if self.file.is_file() else None
+
+
+def key_of(content: Any) -> str:
+    """A digest of settings, in JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def sample_part(
+    sampler: Sampler,
+    text: ResponseText,
+    pool: GraderPool,
+    task: Task,
+    questions: Sequence[Entry],
+    requests: Sequence[Request],
+    params: SamplingParams,
+) -> list[Row]:
+    """Sample, grade and count the classes of answers for some prompts."""
+    groups = sampler.sample(requests, params)
+    rows: list[Row] = []
+    for (index, question, prompt), request, group in zip(questions, requests, groups, strict=True):
+        for sample, (seed, entry) in enumerate(zip(request.seeds, group.trajectories, strict=True)):
+            response = text.of(entry.response_ids.tolist())
+            rows.append({
+                "question": index, "source": question.source, "prompt": prompt.text, "gold": question.gold,
+                "sample": sample, "seed": seed, "response": response, "tokens": len(entry),
+                "finish_reason": entry.finish_reason, "logprob": float(entry.behaviour_logprobs.sum(dtype="float64")),
+                "well_formed": re.search(task.format, response) is not None,
+            })  # fmt: skip
+    by_index = {index: question for index, question, _ in questions}
+    judged = pool.judge([by_index[row["question"]].item(task, row["response"]) for row in rows])
+    for row, (verdict, answer) in zip(rows, judged, strict=True):
+        row |= {"answer": answer, "verdict": verdict.value}
+    for row, vote in zip(rows, votes(rows, task.grader, pool), strict=True):
+        row["vote_class"] = vote
+    return rows
+
+
+def complete(
+    store: Store,
+    parts: Sequence[Sequence[Entry]],
+    make: Callable[[Sequence[Entry]], list[Row]],
+    on_part: Callable[[int], None],
+) -> list[Row]:
+    """Make the parts that are missing, then the whole file. on_part: called with the prompts that are done."""
+    for number, part in enumerate(parts):
+        if not store.part(number).is_file():
+            write(store.part(number), make(part))
+        on_part(len(part))
+    rows = [row for number in range(len(parts)) for row in read(store.part(number))]
+    write(store.file, rows)
+    shutil.rmtree(store.part(0).parent, ignore_errors=True)
+    return rows
+
+
+def requests_of(prompts: Sequence[Prompt], samples: int, seed: int) -> list[Request]:
+    """Requests for all prompts of a task, whose seeds do not depend on the parts."""
+    return requests_for(prompts, samples, seed=seed, step=0)
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """A parquet file that is there whole or not at all."""
+    pyarrow = need("pyarrow", extra="eval", purpose="keeping the responses")
+    parquet = need("pyarrow.parquet", extra="eval", purpose="keeping the responses")
+    table = pyarrow.table({name: [row[name] for row in rows] for name in COLUMNS}, schema=_schema(pyarrow))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        parquet.write_table(table, unfinished, compression="zstd")
+        os.replace(unfinished, path)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file that `write` made. Raises FastflowError where it is damaged."""
+    parquet = need("pyarrow.parquet", extra="eval", purpose="reading the responses")
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise FastflowError(f"cannot read {path}: {error}; remove it, and it will be made anew") from error
+    return rows
+
+
+def _schema(pyarrow: Any) -> Any:
+    kinds = {
+        "question": "int32", "sample": "int32", "seed": "int64", "tokens": "int32", "logprob": "float64",
+        "well_formed": "bool_", "vote_class": "int32",
+    }  # fmt: skip
+    return pyarrow.schema([(name, getattr(pyarrow, kinds.get(name, "string"))()) for name in COLUMNS])

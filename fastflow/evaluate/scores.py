@@ -1,0 +1,106 @@
+"""Measures of graded responses: per prompt first, then the mean over prompts with its standard error.
+
+Prompts are the independent draws; the samples of one prompt are not. The standard error is therefore the standard
+deviation of the prompts' values over the root of their number, and contains the noise of sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from fastflow.errors import FastflowError
+from fastflow.evaluate.graders.verdict import Verdict
+from fastflow.evaluate.majority import NO_ANSWER
+
+Row = Mapping[str, Any]
+NORMAL_95 = 1.959964
+
+CONVENTIONS = {
+    "avg": "mean over prompts of the share of right responses",
+    "pass_at": "unbiased 1 - C(n - c, k) / C(n, k) per prompt, then the mean; what is not right counts as wrong",
+    "maj": "largest class of equivalent answers, no answer dropped first, ties averaged",
+    "error": "standard deviation of the prompts' values over the root of the number of prompts",
+}
+
+
+def pass_at(right: int, samples: int, k: int) -> float:
+    """The unbiased estimate of pass@k from `right` of `samples` responses. Raises FastflowError for k above samples."""
+    if not 1 <= k <= samples:
+        raise FastflowError(f"pass@{k} needs k from 1 to the {samples} samples of a prompt; sample more, or lower k")
+    return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def majority(responses: Sequence[Row]) -> float:
+    """Whether the largest class of answers is right; the mean over the largest where several are."""
+    counts = Counter(row["vote_class"] for row in responses if row["vote_class"] != NO_ANSWER)
+    if not counts:
+        return 0.0
+    largest = [name for name, count in counts.items() if count == max(counts.values())]
+    return float(np.mean([_is_right_class(responses, name) for name in largest]))
+
+
+def _is_right_class(responses: Sequence[Row], name: int) -> bool:
+    verdicts = [_is_right(row) for row in responses if row["vote_class"] == name]
+    return sum(verdicts) * 2 > len(verdicts)
+
+
+def by_prompt(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each question, in the questions' order."""
+    groups: dict[int, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["question"], []).append(row)
+    return [groups[index] for index in sorted(groups)]
+
+
+def score(rows: Sequence[Row]) -> dict[str, Any]:
+    """All measures of one model on one task, each as {"value", "error"}; counts of verdicts besides."""
+    prompts = by_prompt(rows)
+    samples = len(prompts[0])
+    rights = [sum(map(_is_right, responses)) for responses in prompts]
+    per_prompt: dict[str, Callable[[Sequence[Row]], float]] = {
+        f"maj@{samples}": majority,
+        "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
+        "truncated": lambda responses: float(np.mean([row["finish_reason"] == "length" for row in responses])),
+        "well_formed": lambda responses: float(np.mean([row["well_formed"] for row in responses])),
+        "distinct": lambda responses: len({row["response"] for row in responses}) / len(responses),
+    }
+    return {
+        "prompts": len(prompts),
+        "samples": samples,
+        f"avg@{samples}": estimate([right / samples for right in rights]),
+        "pass_at": {str(k): estimate([pass_at(right, samples, k) for right in rights]) for k in range(1, samples + 1)},
+        **{name: estimate([measure(responses) for responses in prompts]) for name, measure in per_prompt.items()},
+        "verdicts": {verdict.value: sum(row["verdict"] == verdict.value for row in rows) for verdict in Verdict},
+    }
+
+
+def estimate(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and standard error over prompts; a single prompt has no standard error."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"value": float(np.mean(values)), "error": error}
+
+
+def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | None]:
+    """avg@n of one model less that of another on the same prompts: paired, with a 95 % interval."""
+    ours, theirs = ({group[0]["question"]: _mean_right(group) for group in by_prompt(part)} for part in (rows, base))
+    if ours.keys() != theirs.keys():
+        raise FastflowError("two models were asked different questions, so that they cannot be compared in pairs")
+    found = estimate([ours[question] - theirs[question] for question in ours])
+    if found["error"] is None or found["value"] is None:
+        return {**found, "low": None, "high": None}
+    half = NORMAL_95 * found["error"]
+    return {**found, "low": found["value"] - half, "high": found["value"] + half}
+
+
+def _mean_right(responses: Sequence[Row]) -> float:
+    return float(np.mean([_is_right(row) for row in responses]))
+
+
+def _is_right(row: Row) -> bool:
+    return row["verdict"] == Verdict.RIGHT.value

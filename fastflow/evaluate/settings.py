@@ -1,0 +1,153 @@
+"""Settings of `fastflow evaluate`: what is asked, of which models, how often; engine and model as in training."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
+from fastflow.config.setting import Section, help_text, setting, suggest
+from fastflow.errors import FastflowError
+from fastflow.evaluate.task import names
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section):
+    """What is asked, of which models, and how it is counted."""
+
+    models: tuple[str, ...] = setting((), "Models: directories, hub ids, runs of fastflow train, or adapters")
+    tasks: tuple[str, ...] = setting(
+        (), "Names of tasks that come along, YAML files of tasks, or JSONL files with `prompt` and `answer`"
+    )
+    samples: int = setting(16, "Responses to each prompt", unit="responses", at_least=1, at_most=4096)
+    temperature: float = setting(1.0, "Sampling temperature; 0 is greedy", at_least=0)
+    top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
+    max_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
+    seed: int = setting(0, "Fixes the responses on one device", at_least=0, at_most=2**63 - 1)
+    limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
+    chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
+    system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
+    grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
+    data_folder: str | None = setting(None, "Directory with NAME.jsonl, NAME.parquet or a data set NAME for each task")
+    output: str = setting("runs/evaluate", "Directory of responses, results.json and results.md")
+    prompts_per_part: int = setting(
+        32, "Prompts whose responses are saved at once; a killed evaluation goes on after the last part",
+        unit="prompts", at_least=1,
+    )  # fmt: skip
+    timeout: float = setting(5.0, "Time in which an answer must be graded", unit="seconds", above=0)
+    workers: int = setting(2, "Processes that grade", unit="processes", at_least=1, at_most=256)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The whole configuration of an evaluation."""
+
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        rollout = dataclasses.replace(self.rollout, max_response_tokens=self.eval.max_tokens)
+        Config(  # refuses what contradicts itself in these sections
+            rollout=rollout, model=self.model, importance=ImportanceConfig(source="recompute")
+        )
+        if not self.eval.models:
+            raise FastflowError("no model is named; write fastflow evaluate MODEL --tasks NAME")
+        if not self.eval.tasks:
+            raise FastflowError("eval.tasks is not set; give --tasks with names, YAML or JSONL files")
+        if self.eval.temperature == 0 and self.eval.samples > 1:
+            raise FastflowError(f"eval.temperature = 0 gives {self.eval.samples} equal responses; set --samples 1")
+        if self.eval.system is not None and not self.eval.chat_template:
+            raise FastflowError("eval.system is set but eval.chat_template is off; switch the template on or drop it")
+
+
+SECTIONS: dict[str, type[Section]] = {"eval": EvalConfig, "model": ModelConfig, "rollout": RolloutConfig}
+_LEFT_OUT = {  # of training, or said by a setting of `eval`
+    "model": {"path", "base", "checkpoint_share", "compile"},
+    "rollout": {"temperature", "top_p", "max_response_tokens", "ahead", "sleep"},
+}
+_LISTS = ("models", "tasks")
+
+
+def read_settings(arguments: Sequence[str]) -> EvaluateConfig:
+    """Parse the arguments of `fastflow evaluate`. Raises FastflowError for unknown names and values out of range."""
+    options = _expand(arguments)
+    parser = build_parser()
+    try:
+        values = parser.parse_args(options)
+    except RecursionError as error:
+        raise FastflowError("a setting's value is nested too deeply; see fastflow evaluate --help") from error
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).replace("typing.", "").split())[:500]
+        raise FastflowError(f"{reason}; see fastflow evaluate --help") from error
+    made = {
+        name: section(**{entry: values[f"{name}.{entry}"] for entry in _entries(name)})
+        for name, section in SECTIONS.items()
+    }
+    return EvaluateConfig(**made)  # type: ignore[arg-type]
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of `fastflow evaluate`, one option per setting."""
+    parser = ArgumentParser(
+        prog="fastflow evaluate",
+        usage="fastflow evaluate MODEL [MODEL ...] --tasks NAME[,NAME ...] [--config FILE] [--SETTING VALUE ...]",
+        description="Sample from models on tasks, grade the responses, and compare. Settings of `eval` may be written "
+        f"without their section: --tasks is --eval.tasks. Tasks that come along: {', '.join(names())}.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    for name, section in SECTIONS.items():
+        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")
+        hints = typing.get_type_hints(section)
+        for entry in dataclasses.fields(section):
+            if entry.name in _entries(name):
+                group.add_argument(
+                    f"--{name}.{entry.name}", type=hints[entry.name], default=entry.default, help=help_text(entry)
+                )
+    return parser
+
+
+def _entries(name: str) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(SECTIONS[name]) if entry.name not in _LEFT_OUT.get(name, ())]
+
+
+def _expand(arguments: Sequence[str]) -> list[str]:
+    """Models in front as --eval.models, short names with their section, lists with commas as lists."""
+    rest, models = list(arguments), []
+    while rest and not rest[0].startswith("-"):
+        models.append(rest.pop(0))
+    known = [f"{name}.{entry}" for name in SECTIONS for entry in _entries(name)]
+    options, waits = [], ""
+    for argument in rest:
+        if waits:
+            options.append(_as_list(argument) if waits in _LISTS else argument)
+            waits = ""
+            continue
+        if not argument.startswith("--"):
+            raise FastflowError(f"unexpected {argument!r}: models stand in front, before the first option")
+        name, equals, value = argument[2:].partition("=")
+        short = name.replace("-", "_")
+        full = f"eval.{short}" if short in _entries("eval") else name
+        if full not in known and name not in ("config", "help"):
+            raise FastflowError(f"unknown option --{name}: {suggest(full, [*known, *_entries('eval'), 'config'])}")
+        last = full.removeprefix("eval.")
+        options.append(f"--{full}" + (f"={_as_list(value) if last in _LISTS else value}" if equals else ""))
+        waits = "" if equals else last
+    return [*([f"--eval.models={_listed(models)}"] if models else []), *options]
+
+
+def _as_list(value: str) -> str:
+    return value if value.startswith("[") else _listed([part for part in value.split(",") if part])
+
+
+def _listed(values: list[str]) -> str:
+    return json.dumps(values)

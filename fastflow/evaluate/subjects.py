@@ -1,0 +1,101 @@
+"""What is evaluated: a model from a directory, a hub id, a run of `fastflow train`, or adapters; and its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from fastflow.config.schema import ModelConfig
+from fastflow.errors import FastflowError, need
+from fastflow.models.loading import load_causal_lm, read_config
+from fastflow.models.packed import PackedModel, check_tokenizer_fits, load_tokenizer, prepare_layers, resolve_device
+from fastflow.run.directory import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ADAPTER_FILE = "adapter_config.json"
+_READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model. name: as it was given. path: weights and tokenizer. adapter: a peft directory, where there is one."""
+
+    name: str
+    path: str
+    adapter: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A name that a file may have."""
+        kept = "".join(character if character.isalnum() or character in "-_." else "-" for character in self.name)
+        return kept.strip("-.") or "model"
+
+
+def find_subject(name: str) -> Subject:
+    """The model behind a name. Raises FastflowError for runs without a policy and adapters without a base."""
+    directory = Path(name)
+    if (directory / CONFIG_FILE).is_file():
+        if not (directory / "policy").is_dir():
+            raise FastflowError(f"the run {name} has saved no policy yet; give a model, or wait for run.save_every")
+        return Subject(name, str(directory / "policy"))
+    if (directory / _ADAPTER_FILE).is_file():
+        try:
+            base = json.loads((directory / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FastflowError(f"{directory / _ADAPTER_FILE} names no base_model_name_or_path") from error
+        return Subject(name, str(base), name)
+    return Subject(name, name)
+
+
+def digest(subject: Subject, settings: ModelConfig) -> str:
+    """What identifies the weights and the tokenizer: of files their content, of a hub id its revision."""
+    parts = []
+    for place in filter(None, (subject.path, subject.adapter)):
+        if Path(place).is_dir():
+            parts.append(_content(Path(place)))
+        else:
+            config = read_config(place, trust_remote_code=settings.trust_remote_code)
+            parts.append(f"{place}@{getattr(config, '_commit_hash', None)}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrainedTokenizerBase]:
+    """The model on its device, in evaluation mode, and its tokenizer."""
+    settings = replace(settings, path=subject.path)
+    tokenizer = load_tokenizer(settings)
+    device = resolve_device(settings.device)
+    model: Any = load_causal_lm(subject.path, settings)
+    model.to(device)
+    layers = prepare_layers(model, settings)
+    if subject.adapter is not None:
+        peft = need("peft", extra="lora", purpose=f"the adapters {subject.adapter}")
+        try:
+            model = peft.PeftModel.from_pretrained(model, subject.adapter)
+        except Exception as error:  # a damaged file, adapters of another model
+            reason = " ".join(str(error).split())[:300]
+            raise FastflowError(f"cannot load the adapters {subject.adapter} on {subject.path}: {reason}") from error
+    model.requires_grad_(False).eval()
+    packed = PackedModel(model, autocast=settings.autocast, layers=layers)
+    check_tokenizer_fits(tokenizer, packed, settings)
+    return packed, tokenizer
+
+
+def _content(directory: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted({file for pattern in _READ for file in directory.glob(pattern)}):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _slow_digest(stream)
+        total.update(f"{file.name} {content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _slow_digest(stream: BinaryIO) -> Any:  # Python 3.10
+    content = hashlib.sha256()
+    while block := stream.read(2**20):
+        content.update(block)
+    return content

@@ -1,0 +1,80 @@
+"""Results as Markdown, one table a task: the models side by side, then their differences from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def markdown(results: Result) -> str:
+    """The page of all results."""
+    settings = results["settings"]
+    lines = [
+        "# Evaluation", "",
+        f"{settings['samples']} samples a prompt, temperature {settings['temperature']:g}, "
+        f"top-p {settings['top_p']:g}, "
+        f"at most {settings['max_tokens']} tokens, engine {settings['engine']}, seed {settings['seed']}. "
+        "± is the standard error over prompts.", "",
+    ]  # fmt: skip
+    for task in results["tasks"]:
+        lines += [f"## {task['title']}", "", *_table(task), "", *_notes(task)]
+    lines += ["## How it was counted", "", *(f"- {name}: {text}" for name, text in results["conventions"].items()), ""]
+    return "\n".join(lines)
+
+
+def _table(task: Result) -> list[str]:
+    models = task["models"]
+    lines = ["| | " + " | ".join(model["name"].replace("|", "\\|") for model in models) + " |"]
+    lines.append("|---|" + "---:|" * len(models))
+    for heading, values in rows(task):
+        lines.append(f"| {heading} | " + " | ".join(values) + " |")
+    return lines
+
+
+def rows(task: Result) -> list[tuple[str, list[str]]]:
+    """Heading and cells of each row of a task's table."""
+    scores = [model["scores"] for model in task["models"]]
+    samples = scores[0]["samples"]
+    shown = [(f"avg@{samples}", [share(entry[f"avg@{samples}"]) for entry in scores])]
+    powers = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
+    shown += [(f"pass@{k}", [share(entry["pass_at"][str(k)]) for entry in scores]) for k in {*powers, samples} if k > 1]
+    shown.sort(key=lambda row: int(row[0].split("@")[1]) if row[0].startswith("pass") else 0)
+    shown.append((f"maj@{samples}", [share(entry[f"maj@{samples}"]) for entry in scores]))
+    shown.append(("tokens", [_number(entry["tokens"]) for entry in scores]))
+    for name, heading in (("truncated", "cut off"), ("well_formed", "well-formed"), ("distinct", "distinct")):
+        shown.append((heading, [share(entry[name]) for entry in scores]))
+    for verdict in ("unparsed", "timed_out"):
+        shown.append((verdict.replace("_", " "), [f"{entry['verdicts'][verdict]:,}" for entry in scores]))
+    if len(scores) > 1:
+        shown.append(
+            (
+                f"avg@{samples} less the first's, 95 %",
+                ["", *(_interval(model["difference"]) for model in task["models"][1:])],
+            )
+        )
+    return shown
+
+
+def _notes(task: Result) -> Sequence[str]:
+    known = {"Data": task["source"], "Grader": task["grader"], "Licence": task["licence"], "Note": task["note"]}
+    return [f"{task['models'][0]['scores']['prompts']} prompts. "
+            + " ".join(f"{name}: {text}." for name, text in known.items() if text), ""]  # fmt: skip
+
+
+def share(entry: dict[str, float | None]) -> str:
+    """A share and its standard error in percent."""
+    error = "" if entry["error"] is None else f" ± {100 * entry['error']:.1f}"
+    return f"{100 * (entry['value'] or 0):.1f}{error} %"
+
+
+def _number(entry: dict[str, float | None]) -> str:
+    error = "" if entry["error"] is None else f" ± {entry['error']:.1f}"
+    return f"{entry['value']:.1f}{error}"
+
+
+def _interval(entry: dict[str, float | None]) -> str:
+    if entry["low"] is None or entry["high"] is None or entry["value"] is None:
+        return f"{100 * (entry['value'] or 0):+.1f} points"
+    return f"{100 * entry['value']:+.1f} ({100 * entry['low']:+.1f} to {100 * entry['high']:+.1f}) points"

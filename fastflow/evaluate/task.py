@@ -1,0 +1,112 @@
+"""What is asked in an evaluation: a small file that says where questions come from, how they are put and graded."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastflow.config.setting import suggest
+from fastflow.errors import FastflowError
+from fastflow.evaluate.graders.grader import GRADERS
+
+FOLDER = Path(__file__).parent / "tasks"
+OWN = (".jsonl", ".json", ".ndjson", ".parquet")  # endings of files with a user's own questions
+BOX = r"\\boxed\{[^}]"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One benchmark.
+
+    dataset, subset, split: where its rows are; or path, a file. question, gold: fields of a row. gold_after: the gold
+    answer stands behind this mark. gold_box: it stands in the last box. choices: a field with a list of options, or
+    the fields of the options, the right one first. shuffle: seed that orders the options. prompt: what the model
+    reads, with {question}, {choices} and fields of the row. format: regular expression that a well-formed response
+    contains. licence, note: what a reader of the results should know.
+    """
+
+    name: str
+    grader: str
+    prompt: str = "{question}"
+    question: str = "prompt"
+    gold: str = "answer"
+    title: str = ""
+    dataset: str = ""
+    path: str = ""
+    subset: str | None = None
+    split: str = "test"
+    gold_after: str = ""
+    gold_box: bool = False
+    choices: str | tuple[str, ...] = ()
+    shuffle: int | None = None
+    format: str = BOX
+    licence: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"task {self.name}"
+        if self.grader not in GRADERS:
+            raise FastflowError(f"{where}: grader is {self.grader!r}: {suggest(self.grader, GRADERS)}")
+        if bool(self.dataset) == bool(self.path):
+            raise FastflowError(f"{where}: needs either dataset or path")
+        if (self.grader == "choice") != bool(self.choices):
+            raise FastflowError(f"{where}: the grader choice and the entry choices belong together")
+        try:
+            list(string.Formatter().parse(self.prompt))
+        except ValueError as error:
+            raise FastflowError(f"{where}: prompt is no template ({error}); write a brace as {{{{ or }}}}") from error
+
+
+def names() -> list[str]:
+    """The tasks that come with fastflow."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find_task(name: str, *, grader: str = "math") -> Task:
+    """A task by its name, from a YAML file, or over a user's own file of `prompt` and `answer`.
+
+    grader: of the own file. Raises FastflowError for unknown names and files that are no tasks.
+    """
+    path = Path(name)
+    if name in names():
+        return _read(FOLDER / f"{name}.yaml", name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise FastflowError(f"task file {path} does not exist; check --tasks")
+        return _read(path, path.stem)
+    if path.suffix in OWN:
+        choices = "choices" if grader == "choice" else ()
+        return Task(name=path.stem, path=name, grader=grader, title=path.name, choices=choices)
+    raise FastflowError(f"task {name!r} is unknown: {suggest(name, names())}; a file needs the ending .jsonl or .yaml")
+
+
+def _read(path: Path, name: str) -> Task:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise FastflowError(f"{path} is no task: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise FastflowError(f"{path} is no task: it must hold entries such as grader: math")
+    known = {entry.name: entry for entry in dataclasses.fields(Task)}
+    for key, value in tree.items():
+        if key not in known:
+            raise FastflowError(f"{path}: unknown entry {key}: {suggest(str(key), known)}")
+        _check_type(path, key, value)
+    if "grader" not in tree:
+        raise FastflowError(f"{path}: the entry grader is missing: one of {', '.join(GRADERS)}")
+    if isinstance(tree.get("choices"), list):
+        tree["choices"] = tuple(tree["choices"])
+    if tree.get("path") and not Path(tree["path"]).is_absolute():
+        tree["path"] = str(path.parent / tree["path"])
+    return Task(**{"name": name, **tree})
+
+
+def _check_type(path: Path, key: str, value: Any) -> None:
+    wanted: Any = {"gold_box": bool, "shuffle": int, "choices": (str, list)}.get(key, str)
+    if not isinstance(value, wanted) and not (key == "subset" and value is None):
+        raise FastflowError(f"{path}: {key} is {value!r}, a {type(value).__name__}; see the tasks that come along")

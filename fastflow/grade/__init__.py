@@ -1,0 +1,1 @@
+"""`fastflow grade`: verdicts on responses that lie in a file."""

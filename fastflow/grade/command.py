@@ -1,0 +1,153 @@
+"""`fastflow grade`: read lines with grader, gold and response, add a verdict to each, count the verdicts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from fastflow.errors import FastflowError
+from fastflow.evaluate.graders.grader import Item
+from fastflow.evaluate.graders.pool import TIMEOUT, GraderPool
+from fastflow.evaluate.graders.self_check import unequal_golds
+from fastflow.evaluate.graders.verdict import Verdict
+from fastflow.grade.records import read_items
+from fastflow.interrupt import RunStopped
+from fastflow.run.console import make_console
+from fastflow.run.output_file import writing
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+logger = logging.getLogger(__name__)
+
+Lines = list[tuple[str, dict[str, Any], Item]]
+MOST_WORKERS = 256
+QUIET_SECONDS = 10.0  # between two lines of progress where there is no terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastflow grade`."""
+    parser.add_argument("file", metavar="FILE", type=Path, help="JSONL of grader, gold, response (and choices)")
+    parser.add_argument("--output", metavar="OUT", type=Path, help="JSONL to write: each line with its verdict")
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, default=TIMEOUT, help=f"seconds an answer may take (default: {TIMEOUT:g})"
+    )
+    parser.add_argument("--workers", metavar="N", type=int, default=_cores(), help="processes (default: one a core)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Grade the file, write the lines, print the table. Returns 0, whatever the verdicts are.
+
+    Raises FastflowError for a line that cannot be graded, before any is, and where math-verify is missing.
+    """
+    _check(arguments)
+    lines = read_items(arguments.file)
+    items = [item for _, _, item in lines]
+    console = make_console()
+    verdicts: list[Verdict] = []
+    workers = min(arguments.workers, len(items))
+    needs_math = any(item.grader == "math" for item in items)
+    with GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math) as pool:
+        try:
+            _warn_of_golds(lines, pool)
+            with _opened(arguments.output) as output, _progress(console, len(items)) as advance:
+                for (_, record, _), verdict in zip(lines, pool.grade(items), strict=True):
+                    verdicts.append(verdict)
+                    _write(output, arguments.output, {**record, "verdict": verdict.value})
+                    advance()
+        except KeyboardInterrupt as stop:
+            kept = f"; {arguments.output} holds them" if arguments.output and verdicts else ""
+            raise RunStopped(f"stopped after {len(verdicts)} of {len(items)} lines{kept}", stop) from stop
+    _print_table(console, items, verdicts)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.timeout < float("inf"):
+        raise FastflowError(f"--timeout is {arguments.timeout:g}, but must be above 0 seconds")
+    if not 1 <= arguments.workers <= MOST_WORKERS:
+        raise FastflowError(f"--workers is {arguments.workers}, but must be from 1 to {MOST_WORKERS}")
+    if arguments.output is not None and arguments.output.resolve() == arguments.file.resolve():
+        raise FastflowError(f"--output {arguments.output} is the file that is read; choose another")
+
+
+def _warn_of_golds(lines: Lines, pool: GraderPool) -> None:
+    """Say which gold answers do not even equal themselves: nobody can answer them rightly."""
+    unequal = set(unequal_golds([item for _, _, item in lines], pool))
+    places = [place for place, _, item in lines if (item.grader, item.gold) in unequal]
+    if places:
+        logger.warning(
+            "%d lines have a gold answer that does not equal itself, so that no response can be right (first: %s); "
+            "check the field gold, or take the grader exact",
+            len(places), places[0],
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    with file:
+        yield file
+
+
+def _write(file: TextIO | None, path: Path, record: dict[str, Any]) -> None:
+    if file is not None:
+        with writing(path):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+
+
+@contextlib.contextmanager
+def _progress(console: Console, total: int) -> Iterator[Any]:
+    """Yields a function to call after each line: a bar on a terminal, a line now and then elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("grading", total=total)
+        done, last = 0, time.monotonic()
+
+        def advance() -> None:
+            nonlocal done, last
+            done += 1
+            bars.update(bar, advance=1)
+            if not console.is_terminal and time.monotonic() - last > QUIET_SECONDS:
+                last = time.monotonic()
+                console.print(f"graded {done:,} of {total:,}", highlight=False)
+
+        yield advance
+
+
+def _print_table(console: Console, items: list[Item], verdicts: list[Verdict]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("grader", "lines", *(verdict.value for verdict in Verdict), "share right"):
+        table.add_column(heading, justify="left" if heading == "grader" else "right")
+    counts = Counter((item.grader, verdict) for item, verdict in zip(items, verdicts, strict=True))
+    names = list(dict.fromkeys(item.grader for item in items))
+    rows = {name: [counts[name, verdict] for verdict in Verdict] for name in names}
+    if len(rows) > 1:
+        rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    for name, row in rows.items():
+        table.add_row(name, f"{sum(row):,}", *(f"{count:,}" for count in row), f"{row[0] / sum(row):.1%}")
+    console.print(table)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

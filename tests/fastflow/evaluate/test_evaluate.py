@@ -1,0 +1,193 @@
+"""`fastflow evaluate`, whole: on the demo's sums, killed and gone on with, refused in words."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastflow.cli import main
+from fastflow.demo import command as demo
+from fastflow.demo.tasks import SUMS
+
+pytest.importorskip("pyarrow")
+HELD_OUT = 12
+ROOT = Path(__file__).parents[3]
+
+
+def arguments(sums, output, *more):
+    base, file, _ = sums
+    return ["evaluate", str(base), "--tasks", str(file), "--output", str(output), "--grader", "numeric",
+            "--max_tokens", "48", "--prompts_per_part", "4", "--model.device", "cpu", *more]  # fmt: skip
+
+
+def results_of(output):
+    return json.loads((output / "results.json").read_text())
+
+
+def test_the_figures_are_the_demos_own(sums, tmp_path):
+    base, _, held_out = sums
+    assert main(arguments(sums, tmp_path)) == 0
+    (task,) = results_of(tmp_path)["tasks"]
+    (entry,) = task["models"]
+    scores = entry["scores"]
+    expected = demo.evaluate_model(SUMS, base, temperature=1.0, held_out=held_out, seed=0)
+    assert scores["prompts"] == len(held_out) and scores["samples"] == 16
+    assert 0.02 < expected["accuracy"] < 0.9  # a base that knows something and not everything
+    boxless = scores["well_formed"]["value"] < 1  # the demo counts a number in a box only
+    assert boxless and scores["avg@16"]["value"] >= expected["accuracy"]
+    assert scores["avg@16"]["value"] == pytest.approx(expected["accuracy"], abs=2 * scores["avg@16"]["error"] + 0.05)
+    assert scores["tokens"]["value"] == pytest.approx(expected["mean_length"], abs=0.05)
+    assert scores["truncated"]["value"] == pytest.approx(expected["truncated_share"], abs=0.011)
+    assert scores["well_formed"]["value"] == pytest.approx(expected["boxed_share"], abs=0.011)
+
+
+def test_with_the_box_alone_accuracy_and_pass_at_k_are_equal(sums, tmp_path):
+    """The grader math, which takes the box first; numbers outside of boxes that it also takes are named."""
+    pytest.importorskip("math_verify")
+    base, _, held_out = sums
+    assert main([*arguments(sums, tmp_path), "--grader", "math"]) == 0
+    scores = results_of(tmp_path)["tasks"][0]["models"][0]["scores"]
+    expected = demo.evaluate_model(SUMS, base, temperature=1.0, held_out=held_out, seed=0)
+    assert scores["avg@16"]["value"] == pytest.approx(expected["accuracy"], abs=0.011)
+    for k, value in expected["pass_at"].items():
+        assert scores["pass_at"][k]["value"] == pytest.approx(value, abs=0.03)
+
+
+def start(sums, output):
+    """The command in a process of its own, which the tests' threads and settings do not reach."""
+    command = [sys.executable, "-m", "fastflow.cli", *arguments(sums, output, "--prompts_per_part", "1")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def parts_of(output):
+    return list(output.glob("responses/*.parts/*.parquet"))
+
+
+def stop(process, output, number, *, at):
+    """Send a signal when so many parts are there. Returns the exit code and what stood on stderr."""
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and len(parts_of(output)) < at:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate()
+    return process.returncode, error
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_file(sums, tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    code, error = stop(start(sums, killed), killed, signal.SIGINT, at=2)
+    assert code == 130 and "the same command goes on from there" in error and "Traceback" not in error
+    first = {file.name: file.stat().st_mtime_ns for file in parts_of(killed)}
+    code, _ = stop(start(sums, killed), killed, signal.SIGKILL, at=len(first) + 2)
+    assert code == -signal.SIGKILL and len(parts_of(killed)) < HELD_OUT
+    assert first.items() <= {file.name: file.stat().st_mtime_ns for file in parts_of(killed)}.items()
+    for output in (killed, whole):
+        process = start(sums, output)
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error
+    (resumed,), (straight,) = (list((output / "responses").glob("*.parquet")) for output in (killed, whole))
+    assert resumed.name == straight.name and resumed.read_bytes() == straight.read_bytes()
+    assert results_of(killed) == results_of(whole)
+    assert not parts_of(killed)
+
+
+def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_path, capsys):
+    assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3")) == 0
+    (file,) = (tmp_path / "responses").glob("*.parquet")
+    written = file.stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3")) == 0
+    assert "all responses are there already" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == written
+    assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3", "--temperature", "0.5")) == 0
+    assert len(list((tmp_path / "responses").glob("*.parquet"))) == 2
+
+
+def test_two_models_stand_side_by_side_with_a_paired_difference(sums, tmp_path):
+    import shutil
+
+    base, _, _ = sums
+    shutil.copytree(base, tmp_path / "copy")
+    options = arguments(sums, tmp_path / "out", "--samples", "4")
+    assert main(["evaluate", str(base), str(tmp_path / "copy"), *options[2:]]) == 0
+    (task,) = results_of(tmp_path / "out")["tasks"]
+    first, second = task["models"]
+    assert first["scores"] == second["scores"]  # the same weights and seeds
+    assert second["difference"] == {"value": 0.0, "error": 0.0, "low": 0.0, "high": 0.0}
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "avg@4 less the first's" in page and "+0.0 (+0.0 to +0.0) points" in page and "unbiased" in page
+
+
+def test_adapters_and_runs_are_models_too(sums, tmp_path):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    base, _, _ = sums
+    adapters = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), peft.LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    adapters.save_pretrained(tmp_path / "adapter")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: {}\n")
+    options = arguments(sums, tmp_path / "out", "--samples", "2", "--limit", "2")
+    assert main(["evaluate", str(run), *options[2:]]) == 2  # no policy yet
+    (run / "policy").symlink_to(base)
+    assert main(["evaluate", str(base), str(run), str(tmp_path / "adapter"), *options[2:]]) == 0
+    scores = [model["scores"] for model in results_of(tmp_path / "out")["tasks"][0]["models"]]
+    assert scores[0] == scores[1] == scores[2]  # fresh adapters change nothing
+
+
+def test_running_servers_are_an_engine_too(model_directory, fakes, tmp_path):
+    pytest.importorskip("httpx")
+    file = tmp_path / "letters.jsonl"
+    file.write_text("".join(json.dumps({"prompt": letter, "answer": "a"}) + "\n" for letter in "abc"))
+    fake = fakes()
+    assert main([
+        "evaluate", str(model_directory), "--tasks", str(file), "--grader", "exact", "--samples", "3",
+        "--max_tokens", "12", "--output", str(tmp_path / "out"), "--model.device", "cpu",
+        "--rollout.engine", "vllm-server", "--rollout.servers", f"[{fake.address}]",
+    ]) == 0  # fmt: skip
+    results = results_of(tmp_path / "out")
+    assert results["settings"]["engine"] == "vllm-server"
+    assert results["tasks"][0]["models"][0]["scores"]["prompts"] == 3
+    assert fake.bodies
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--tasks", "math5000"], "did you mean math500?"),
+        (["--tasks", "absent.jsonl"], "absent.jsonl does not exist"),
+        (["--samples", "0"], "eval.samples is 0"),
+        (["--temperature", "0"], "set --samples 1"),
+        (["--sample", "3"], "unknown option --sample: did you mean"),
+        (["--grader", "maths"], "grader"),
+        (["--tasks", "gsm8k", "--data_folder", "nowhere"], "nowhere has neither gsm8k.jsonl"),
+        (["--rollout.engine", "vllm-server"], "rollout.servers"),
+        (["--eval.system", "x"], "eval.chat_template is off"),
+        (["stray"], "models stand in front"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_words(sums, tmp_path, capsys, more, complaint):
+    assert main([*arguments(sums, tmp_path), *more]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and "Traceback" not in error
+
+
+def test_a_gold_that_its_grader_cannot_read_is_refused_before_sampling(sums, tmp_path, capsys):
+    file = tmp_path / "odd.jsonl"
+    file.write_text('{"prompt": "1+1=", "answer": "several"}\n')
+    assert main([*arguments(sums, tmp_path / "out"), "--tasks", str(file)]) == 2
+    assert "do not equal themselves" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "responses").exists()

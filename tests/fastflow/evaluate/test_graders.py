@@ -1,0 +1,85 @@
+"""Graders against tables of responses with the verdict that a careful reader gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastflow.evaluate.graders.equivalence import same_trees
+from fastflow.evaluate.graders.expression import Unreadable, parse
+from fastflow.evaluate.graders.grader import Item, grade, with_gold_as_response
+from fastflow.evaluate.graders.latex import normalise
+from fastflow.evaluate.graders.verdict import Verdict
+
+TABLES = ("graders.jsonl", "graders_nearby.jsonl")
+
+
+def lines_of(table):
+    return [json.loads(line) for line in (Path(__file__).parent / table).read_text().splitlines()]
+
+
+def item_of(line):
+    return Item(line["grader"], line["gold"], line["response"], line.get("choices") or {})
+
+
+CASES = [line for table in TABLES for line in lines_of(table) if line["kind"] != "time_bomb"]  # those go to the pool
+KINDS = sorted({line["kind"] for line in CASES})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_responses_of_a_kind_get_the_verdicts_that_their_lines_say(kind):
+    pytest.importorskip("math_verify")
+    verdicts = [(line, grade(item_of(line))) for line in CASES if line["kind"] == kind]
+    assert not [(line, verdict) for line, verdict in verdicts if (verdict is Verdict.RIGHT) != line["right"]]
+
+
+@pytest.mark.parametrize("line", [line for line in lines_of("graders.jsonl") if line["gold"]])
+def test_each_gold_answer_is_right_as_its_own_response(line):
+    pytest.importorskip("math_verify")
+    assert grade(with_gold_as_response(item_of(line))) is Verdict.RIGHT
+
+
+def test_an_empty_gold_is_never_matched():
+    for grader in ("math", "numeric", "exact"):
+        for response in ("", "\\boxed{}", "\\boxed{0}", "The answer is 0."):
+            assert grade(Item(grader, "", response)) is not Verdict.RIGHT
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [
+        (r"\sin^2 x + \cos^2 x", "1", True),
+        (r"\sqrt{x^2}", "x", False),
+        (r"10^{200} + \sqrt{2}", r"10^{200} + \sqrt{3}", False),
+        (r"\frac{1}{3^{400}}", r"\frac{1}{3^{401}}", False),
+        (r"\ln(x^2)", r"2\ln x", True),  # where both are real
+        (r"\sum_{k=1}^{100} k^2", "338350", True),
+        ("2^{127}-1", "170141183460469231731687303715884105727", True),
+        ("2^{127}-1", "170141183460469231731687303715884105728", False),
+        (r"(1+\sqrt{2})^{50} + (1-\sqrt{2})^{50}", r"\left(1+\sqrt{2}\right)^{50}", False),
+    ],
+)
+def test_formulas_are_compared_by_their_values(left, right, equal):
+    assert same_trees(parse(normalise(left)), parse(normalise(right))) is equal
+
+
+@pytest.mark.parametrize(
+    "text", ["9^{9^{9^{9}}}", "10**10**10**10", r"(10^{10^{10}})!", r"\binom{10^{12}}{5 \cdot 10^{11}}"]
+)
+def test_a_tower_is_told_from_a_number_without_computing_it(text):
+    assert same_trees(parse("7"), parse(normalise(text))) is False
+
+
+@pytest.mark.parametrize("text", ["__import__('os')", "lambda x: 6", "f(x", "2 3", "+", "", r"\int_0^1 x dx", "1 2 3"])
+def test_what_is_no_formula_is_refused(text):
+    with pytest.raises(Unreadable):
+        parse(normalise(text))
+
+
+def test_program_text_is_never_executed(tmp_path):
+    trap = tmp_path / "executed"
+    program = f"__import__('pathlib').Path('{trap}').touch()"
+    for grader in ("math", "numeric", "exact"):
+        for response in (f"\\boxed{{{program}}}", f"The answer is {program}", program):
+            assert grade(Item(grader, "6", response)) is not Verdict.RIGHT
+    assert not trap.exists()
