@@ -1,6 +1,7 @@
 """Graders against tables of responses with the verdict that a careful reader gives."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,14 @@ def test_program_text_is_never_executed(tmp_path):
         for response in (f"\\boxed{{{program}}}", f"The answer is {program}", program):
             assert grade(Item(grader, "6", response)) is not Verdict.RIGHT
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "loop", ["The answer is 5. ", "Answer: A, ", "答案是", "\\boxed{", "\\boxed{5} ", "<think>", "{", "not A or "]
+)
+def test_responses_that_loop_cost_little(loop):
+    for grader in ("math", "numeric", "choice", "exact"):
+        choices = {"A": "red", "B": "green"} if grader == "choice" else {}
+        start = time.monotonic()
+        grade(Item(grader, "B" if choices else "7", loop * (50_000 // len(loop)), choices))
+        assert time.monotonic() - start < 4
