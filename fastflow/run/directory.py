@@ -26,11 +26,12 @@ SAMPLES = "samples"
 GROWING = (METRICS_FILE, SAMPLES_FILE)  # a line or more a step
 EARLIER_STATE = "trainer"  # of runs that could not be resumed yet
 WANDB_FILE = "wandb.id"
+STATUS_FILE = "status.json"
 RESCUED = "rescued"  # what a run could not save in another way
 REHEARSAL = "save.rehearsal"
 _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
-    SAMPLES, "tensorboard", WANDB_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
+    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
 _PASSING = {
     LOCK_FILE,
