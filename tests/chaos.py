@@ -36,6 +36,7 @@ from fastflow.run.manifest import verify  # noqa: E402
 from fastflow.train.progress import RunProgress  # noqa: E402
 from fastflow.train.saver import Saver  # noqa: E402
 from resumed_runs import check_same, configure, run_to_the_end  # noqa: E402
+from small_models import save_model  # noqa: E402
 
 COMMON = {"run__steps": 5, "run__save_every": 1, "run__samples_every": 1, "optim__lr": 1e-2}
 KINDS = {
@@ -82,6 +83,8 @@ class Chaos:
         self.random = random.Random(seed)
         self.engine = {"rollout__engine": engine} if engine != "local" else {}
         self.watched = Watched()
+        if engine == "vllm":
+            save_model(home / "model", head_dim=32)  # the least that its attention takes
         self.kinds = KINDS if engine == "local" else {"learned log_z": {}}
         self._undisturbed: dict[str, tuple[Path, float]] = {}
 

@@ -26,11 +26,12 @@ SAMPLES = "samples"
 GROWING = (METRICS_FILE, SAMPLES_FILE)  # a line or more a step
 EARLIER_STATE = "trainer"  # of runs that could not be resumed yet
 WANDB_FILE = "wandb.id"
+STATUS_FILE = "status.json"
 RESCUED = "rescued"  # what a run could not save in another way
 REHEARSAL = "save.rehearsal"
 _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
-    SAMPLES, "tensorboard", WANDB_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
+    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
 _PASSING = {
     LOCK_FILE,
@@ -70,9 +71,10 @@ def check_inputs_survive(directory: Path, config: Config) -> None:
             )
 
 
-def reclaimable(directory: Path) -> int:
-    """Bytes of an earlier run that `prepare` will remove."""
-    entries = [entry for entry in (directory / name for name in _OURS) if not entry.is_symlink()]
+def reclaimable(directory: Path, *, resumed: bool = False) -> int:
+    """Bytes of an earlier run that `prepare` will remove; of one that is resumed, those of its saves."""
+    names = [CHECKPOINTS] if resumed else _OURS
+    entries = [entry for entry in (directory / name for name in names) if not entry.is_symlink()]
     files = (file for entry in entries for file in ([entry] if entry.is_file() else entry.rglob("*")))
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -15,6 +15,7 @@ from fastflow.config.schema import Config
 from fastflow.errors import need
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.output_file import writing
+from fastflow.run.status import StatusSink
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -145,7 +146,11 @@ def check_sinks(config: Config) -> None:
 def make_recorder(config: Config, directory: Path, console: Console, *, after: int = 0) -> Recorder:
     """The sinks that the configuration asks for. after: steps that are done, where the run is resumed."""
     with writing(directory):
-        sinks: list[Sink] = [JsonlSink(directory / METRICS_FILE), ConsoleSink(console, config.run.steps)]
+        sinks: list[Sink] = [
+            JsonlSink(directory / METRICS_FILE),
+            ConsoleSink(console, config.run.steps),
+            StatusSink(directory, config.run.steps, after),
+        ]
         if config.run.tensorboard:
             sinks.append(TensorBoardSink(directory / "tensorboard", after))
     if config.run.wandb is not None:

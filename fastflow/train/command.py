@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
+from fastflow.run.status import describe_machine
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
 
@@ -31,7 +35,10 @@ def train(
 
     objective: makes the objective that gives the loss; by default what the settings name. resume: see Trainer.
     """
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, or no such signal here
+        faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
     with contextlib.closing(Trainer(config, console, objective, resume=resume)) as trainer:
+        console.print(describe_machine(trainer.learner.policy.device), markup=False, highlight=False, soft_wrap=True)
         console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
         if resume != "no":
             console.print(describe_resumption(trainer), markup=False, highlight=False, soft_wrap=True)

@@ -185,7 +185,7 @@ class Trainer:
         exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
         exporter, small_files = rehearse(self.learner.policy, exporter, config.model, self.directory)
         size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
-        reclaimed = 0 if self._saved else run_directory.reclaimable(self.directory)
+        reclaimed = run_directory.reclaimable(self.directory, resumed=self.resumed)
         check_disk(self.directory, size, config, reclaimed=reclaimed)
         return exporter
 

@@ -37,6 +37,11 @@ def test_what_a_link_names_is_not_counted_as_room(run):
     assert reclaimable(run) == len("{}\n" * 5) + len("run: {}\n")
 
 
+def test_of_a_resumed_run_the_saves_alone_make_room(run):
+    (run / "checkpoints" / "step-1" / "manifest.json").write_text("{}")
+    assert reclaimable(run, resumed=True) == 2
+
+
 def test_it_stays_a_run_when_it_cannot_be_emptied(run, monkeypatch):
     def refuse(path):
         if path.name == "checkpoints":

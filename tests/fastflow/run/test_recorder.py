@@ -17,6 +17,7 @@ from fastflow.errors import FastflowError
 from fastflow.run.recorder import ConsoleSink, JsonlSink, Recorder, TensorBoardSink, make_recorder
 
 METRICS = {
+    "tokens": 900,
     "loss": 0.12345,
     "residual_mean": -0.5,
     "residual_std": 1.25,
@@ -132,7 +133,7 @@ class TestMakeRecorder:
         recorder.close()
         assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 3
         assert out.getvalue().startswith("step   3  loss 0.1235")
-        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+        assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "status.json"}
 
     def test_tensorboard_when_asked_for(self, tmp_path):
         pytest.importorskip("tensorboard")

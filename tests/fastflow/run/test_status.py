@@ -1,0 +1,74 @@
+"""What a run tells those who watch it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from fastflow.run import status as module
+from fastflow.run.status import RECENT, StatusSink, describe_machine
+
+
+def read(run) -> dict:
+    return json.loads((run / "status.json").read_text())
+
+
+def metrics(**changes) -> dict:
+    return {"alarms": [], "tokens": 600, "seconds": 3.0, **changes}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_each_step_is_seen_with_the_time_that_is_left(tmp_path, clock):
+    sink = StatusSink(tmp_path, steps=10)
+    assert (read(tmp_path)["phase"], read(tmp_path)["step"], read(tmp_path)["eta_seconds"]) == ("running", 0, None)
+    for step in (1, 2):
+        clock[0] += 3
+        sink.write(step, metrics(alarms=["truncation: much"] if step == 2 else []))
+    seen = read(tmp_path)
+    assert (seen["step"], seen["steps"], seen["eta_seconds"], seen["tokens_per_second"]) == (2, 10, 24.0, 200.0)
+    assert seen["alarms"] == ["truncation: much"] and seen["pid"] == os.getpid()
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_the_pace_is_that_of_the_last_steps(tmp_path, clock):
+    sink = StatusSink(tmp_path, steps=100)
+    for step in range(1, 51):
+        clock[0] += 50 if step <= 50 - RECENT else 2
+        sink.write(step, metrics())
+    assert read(tmp_path)["eta_seconds"] == 100.0
+
+
+def test_a_resumed_run_counts_its_own_steps_only(tmp_path, clock):
+    sink = StatusSink(tmp_path, steps=10, after=8)
+    clock[0] += 5
+    sink.write(9, metrics())
+    assert read(tmp_path)["eta_seconds"] == 5.0
+
+
+@pytest.mark.parametrize(("last", "phase"), [(10, "done"), (7, "stopped")])
+def test_how_it_ended(last, phase, tmp_path):
+    sink = StatusSink(tmp_path, steps=10)
+    sink.write(last, metrics())
+    sink.close()
+    assert read(tmp_path)["phase"] == phase
+
+
+def test_a_disk_that_takes_nothing_stops_nothing(tmp_path):
+    sink = StatusSink(tmp_path / "absent", steps=10)
+    sink.write(1, metrics())
+    sink.close()
+
+
+def test_versions_and_hardware_in_a_line():
+    import torch
+
+    line = describe_machine(torch.device("cpu"))
+    assert f"torch {torch.__version__}" in line and "threads" in line and "\n" not in line
