@@ -74,7 +74,8 @@ def test_nothing_runs_code_from_outside(file):
 @pytest.mark.parametrize(
     "source",
     [
-        "import torch\ntorch.load(f)", "torch.load(f, weights_only=False)", "import pickle\npickle.loads(b)", "from pickle import loads",
+        "import torch\ntorch.load(f)", "torch.load(f, weights_only=False)", "import pickle\npickle.loads(b)",
+        "from pickle import loads",
         "eval(x)", "exec(x)", "yaml.load(x, Loader)", "subprocess.run(x, shell=True)", "np.load(f, allow_pickle=True)",
         "AutoModel.from_pretrained(p, trust_remote_code=True)", "import os\nos.system(x)",
     ],

@@ -111,8 +111,8 @@ def _check_plain(name: str, value: Any, depth: int = 0) -> None:
         raise FastflowError(f"{name} holds {value}, but must hold finite numbers")
     elif value is not None and not isinstance(value, (bool, int, float)):
         raise FastflowError(
-            f"{name} holds a {type(value).__name__}, but must hold texts, numbers, booleans, lists and mappings; put it "
-            "into quotes"
+            f"{name} holds a {type(value).__name__}, but must hold texts, numbers, booleans, lists and mappings; put "
+            "it into quotes"
         )
 
 

@@ -61,7 +61,7 @@ def load(text: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Write plain values as YAML that `load` and jsonargparse read back to the same ones, and a terminal shows as text."""
+    """Write plain values as YAML that `load` and jsonargparse read back unchanged, and a terminal shows as text."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     if CONTROL.search(text):
         return yaml.dump(value, Dumper=_Dumper, sort_keys=False)  # all beyond ASCII escaped

@@ -164,7 +164,7 @@ def _variables(template: str) -> set[str] | None:
     """Find the names that a template takes from its caller; None where it is not plain jinja."""
     from jinja2 import Environment, TemplateError, meta
 
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701, it only parses
     try:
         return meta.find_undeclared_variables(environment.parse(template))
     except TemplateError:
