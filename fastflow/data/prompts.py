@@ -155,8 +155,8 @@ def _check_nothing_left_out(place: str, messages: list[Message], text: str) -> N
     for number, message in enumerate(messages, start=1):
         if message["role"] not in ROLES and message["content"].strip() not in text:
             raise FastflowError(
-                f"{place}: the chat template leaves out message {number}, whose role is {message['role']!r}; rename the "
-                "role, such as to user, or remove the message"
+                f"{place}: the chat template leaves out message {number}, whose role is {message['role']!r}; rename "
+                "the role, such as to user, or remove the message"
             )
 
 
@@ -164,7 +164,7 @@ def _variables(template: str) -> set[str] | None:
     """Find the names that a template takes from its caller; None where it is not plain jinja."""
     from jinja2 import Environment, TemplateError, meta
 
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701, it only parses
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701, only to parse
     try:
         return meta.find_undeclared_variables(environment.parse(template))
     except TemplateError:

@@ -23,6 +23,7 @@ TEXTS = st.one_of(
     ),
     st.sampled_from(["ab" * 5000, "😀", "é", "\u2028", "{{ 7 * 7 }}", "{% raise %}"]),
 )
+WORDS = st.text("ab12 .😀é\x1b\u202e\r\n\t\x00", min_size=1, max_size=20).filter(str.strip)
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", "developer", "USER", "", "bot", None, 3])
 PARTS = st.one_of(
     TEXTS, st.none(), st.integers(),
@@ -55,6 +56,10 @@ RECORDS = st.one_of(
     st.dictionaries(TEXTS, JUNK, max_size=3),
     JUNK,
 )
+GOOD_PROMPTS = st.one_of(
+    WORDS, st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": WORDS}), min_size=1)
+)
+GOOD_RECORDS = st.fixed_dictionaries({"prompt": GOOD_PROMPTS}, optional={"answer": JUNK})
 SUFFIXES = [
     ".jsonl",
     ".json",
@@ -84,9 +89,9 @@ class DataCase:
 
 @st.composite
 def json_bytes(draw: st.DrawFn) -> bytes:
-    records = draw(st.lists(RECORDS, max_size=4))
+    records = draw(st.one_of(st.lists(RECORDS, max_size=4), st.lists(GOOD_RECORDS, min_size=1, max_size=4)))
     ascii_only = draw(st.booleans())
-    form = draw(st.integers(0, 5))
+    form = draw(st.integers(0, 7))
     if form == 0:
         text = json.dumps(records, ensure_ascii=ascii_only)
     elif form == 1:
@@ -98,9 +103,7 @@ def json_bytes(draw: st.DrawFn) -> bytes:
     else:
         text = "\n".join(json.dumps(record, ensure_ascii=ascii_only) for record in records)
     text = text.replace("\n", draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n", "\n \t\n"])))
-    encoding = draw(
-        st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252"])
-    )
+    encoding = draw(st.sampled_from([*["utf-8"] * 8, "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252"]))
     errors = "surrogatepass" if "utf" in encoding and encoding != "utf-8-sig" else "replace"
     return text.encode(encoding, errors)
 
@@ -124,8 +127,7 @@ def parquet_bytes(draw: st.DrawFn) -> bytes:
 
 
 KINDS = ["text", "large text", "empty text", "bytes", "bad text", "list", "messages", "number", "float", "time",
-"late time", "decimal",
-         "words", "map", "null", "nested", "flag", "span", "half missing"]  # fmt: skip
+         "late time", "decimal", "words", "map", "null", "nested", "flag", "span", "half missing"]  # fmt: skip
 
 
 def _column(kind: str, rows: int) -> Any:
@@ -154,7 +156,7 @@ def _column(kind: str, rows: int) -> Any:
 
 @st.composite
 def data_cases(draw: st.DrawFn) -> DataCase:
-    suffix = draw(st.sampled_from(SUFFIXES))
+    suffix = draw(st.sampled_from([".jsonl", ".json", ".json", *SUFFIXES]))
     kind = draw(st.integers(0, 9))
     if kind == 0:
         content = draw(st.binary(max_size=100))
