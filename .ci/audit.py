@@ -2,8 +2,8 @@
 
     python .ci/audit.py
 
-Says in one line that it was skipped where pip-audit or its data cannot be had in time. pip-audit gets its own directory:
-nothing of what it looks at changes.
+Says in one line that it was skipped where pip-audit or its data cannot be had in time. pip-audit gets its own
+directory: nothing of what it looks at changes.
 """
 
 from __future__ import annotations

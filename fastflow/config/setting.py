@@ -46,6 +46,8 @@ class Section:
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
             name, value = f"{self.section_name()}.{entry.name}", getattr(self, entry.name)
+            if value is None and type(None) not in typing.get_args(hints[entry.name]):
+                raise FastflowError(f"{name} is null, but has no such value; leave it out to keep {entry.default!r}")
             if typing.get_origin(hints[entry.name]) is typing.Literal:
                 choices = typing.get_args(hints[entry.name])
                 if value not in choices:
