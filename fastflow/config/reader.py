@@ -61,6 +61,8 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
             words = "a setting's value does not fit the tag (!!name) in front of it; leave the tag out"
             raise FastflowError(words) from error
         raise FastflowError(_one_line(error, file)) from error
+    if values["resume"] is not None:
+        raise FastflowError("--resume is for fastflow train alone; leave it out here")
     made: dict[str, Any] = {
         name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
         for name, section in sections().items()
