@@ -102,7 +102,7 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
     messages = _with_additions(place, value, settings)
     goes_on = ends_with_answer(messages)
     try:
-        text = tokenizer.apply_chat_template(
+        rendered = tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=not goes_on,
@@ -111,8 +111,9 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
         )
     except Exception as error:  # a template is any jinja program, and may raise anything
         raise FastflowError(f"{place}: the chat template refuses this prompt: {error}") from error
+    text = cast(str, rendered)  # as tokenize=False promises
     _check_nothing_left_out(place, messages, text)
-    return cast(str, text)  # as tokenize=False promises
+    return text
 
 
 def _with_additions(place: str, value: str | list[Message], settings: DataConfig) -> list[Message]:
