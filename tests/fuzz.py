@@ -53,6 +53,8 @@ class Campaign:
             self.slowest = max(self.slowest, time.monotonic() - began)
             self.done[name] += 1
             if fault is not None:
+                if fault.kind not in self.faults:
+                    print(f"        new: {fault.kind}: {repr(case)[:300]}", flush=True)
                 self.faults[fault.kind].append((case, fault))
 
         while self.done[name] < aim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def test_nothing_runs_code_from_outside(file):
 @pytest.mark.parametrize(
     "source",
     [
-        "import torch\ntorch.load(f)", "torch.load(f, weights_only=False)", "import pickle\npickle.loads(b)", "from pickle import loads",
+        "import torch\ntorch.load(f)", "torch.load(f, weights_only=False)", "import pickle\npickle.loads(b)",
+        "from pickle import loads",
         "eval(x)", "exec(x)", "yaml.load(x, Loader)", "subprocess.run(x, shell=True)", "np.load(f, allow_pickle=True)",
         "AutoModel.from_pretrained(p, trust_remote_code=True)", "import os\nos.system(x)",
     ],
@@ -118,3 +120,24 @@ class TestServers:
         from fastflow.rollout.vllm.child import DEFAULT_ENVIRONMENT
 
         assert DEFAULT_ENVIRONMENT["VLLM_HOST_IP"] == "127.0.0.1"
+
+
+class TestAudit:
+    @pytest.fixture
+    def report(self):
+        return runpy.run_path(str(ROOT / ".ci" / "audit.py"))["report"]
+
+    def test_a_vulnerability_is_an_error(self, report, capsys):
+        flaw = {"id": "PYSEC-1", "fix_versions": ["2.0"]}
+        assert report([{"name": "a", "version": "1.0", "vulns": [flaw]}, {"name": "b", "skip_reason": "absent"}]) == 1
+        assert capsys.readouterr().out == (
+            "a 1.0: PYSEC-1, mended in 2.0\n1 known vulnerabilities in 1 of 2 packages\n"
+        )
+
+    def test_nothing_found_is_none(self, report, capsys):
+        assert report([{"name": "a", "version": "1.0", "vulns": []}]) == 0
+        assert "0 known vulnerabilities in 1 of 1 packages" in capsys.readouterr().out
+
+    def test_nothing_looked_at_is_said(self, report, capsys):
+        assert report([{"name": "a", "skip_reason": "not found"}]) == 0
+        assert capsys.readouterr().out.startswith("skipped: ")

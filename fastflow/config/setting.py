@@ -46,6 +46,8 @@ class Section:
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
             name, value = f"{self.section_name()}.{entry.name}", getattr(self, entry.name)
+            if value is None and type(None) not in typing.get_args(hints[entry.name]):
+                raise FastflowError(f"{name} is null, but has no such value; leave it out to keep {entry.default!r}")
             if typing.get_origin(hints[entry.name]) is typing.Literal:
                 choices = typing.get_args(hints[entry.name])
                 if value not in choices:
@@ -111,8 +113,8 @@ def _check_plain(name: str, value: Any, depth: int = 0) -> None:
         raise FastflowError(f"{name} holds {value}, but must hold finite numbers")
     elif value is not None and not isinstance(value, (bool, int, float)):
         raise FastflowError(
-            f"{name} holds a {type(value).__name__}, but must hold texts, numbers, booleans, lists and mappings; put it "
-            "into quotes"
+            f"{name} holds a {type(value).__name__}, but must hold texts, numbers, booleans, lists and mappings; put "
+            "it into quotes"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import select
@@ -14,6 +15,7 @@ from fastflow.visible import CONTROL
 
 LARGEST = 2**18  # bytes of a file; settings take a few thousand
 MOST_VALUES = 10_000  # with every alias written out
+MOST_BRACKETS = 500  # open at once
 LONGEST_SILENCE = 10.0  # seconds until a pipe without a writer counts as empty
 # What PyYAML raises for a plain value that does not fit its tag, such as !!int '' or !!timestamp x
 WRONG_TAG = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
@@ -45,6 +47,8 @@ def read_text(file: Path) -> str:
 
 def load(text: str) -> Any:
     """Parse one YAML document of plain values. Raises ValueError, in one line, for anything else."""
+    if _deepest(text) > MOST_BRACKETS:  # on which PyYAML spends seconds
+        raise ValueError("it is nested too deeply to be read; write sections of plain values")
     try:
         loader = _UniqueKeyLoader(text)  # which refuses unprintable characters
         node = loader.get_single_node()
@@ -61,7 +65,7 @@ def load(text: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Write plain values as YAML that `load` and jsonargparse read back to the same ones, and a terminal shows as text."""
+    """Write plain values as YAML that `load` and jsonargparse read back unchanged, and a terminal shows as text."""
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     if CONTROL.search(text):
         return yaml.dump(value, Dumper=_Dumper, sort_keys=False)  # all beyond ASCII escaped
@@ -91,6 +95,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
+
+
+def _deepest(text: str) -> int:
+    """The most brackets that are open at once."""
+    steps = (1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _written_out(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:

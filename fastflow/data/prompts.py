@@ -102,7 +102,7 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
     messages = _with_additions(place, value, settings)
     goes_on = ends_with_answer(messages)
     try:
-        text = tokenizer.apply_chat_template(
+        rendered = tokenizer.apply_chat_template(
             messages,
             tokenize=False,
             add_generation_prompt=not goes_on,
@@ -111,8 +111,9 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
         )
     except Exception as error:  # a template is any jinja program, and may raise anything
         raise FastflowError(f"{place}: the chat template refuses this prompt: {error}") from error
+    text = cast(str, rendered)  # as tokenize=False promises
     _check_nothing_left_out(place, messages, text)
-    return cast(str, text)  # as tokenize=False promises
+    return text
 
 
 def _with_additions(place: str, value: str | list[Message], settings: DataConfig) -> list[Message]:
@@ -155,8 +156,8 @@ def _check_nothing_left_out(place: str, messages: list[Message], text: str) -> N
     for number, message in enumerate(messages, start=1):
         if message["role"] not in ROLES and message["content"].strip() not in text:
             raise FastflowError(
-                f"{place}: the chat template leaves out message {number}, whose role is {message['role']!r}; rename the "
-                "role, such as to user, or remove the message"
+                f"{place}: the chat template leaves out message {number}, whose role is {message['role']!r}; rename "
+                "the role, such as to user, or remove the message"
             )
 
 
@@ -164,7 +165,7 @@ def _variables(template: str) -> set[str] | None:
     """Find the names that a template takes from its caller; None where it is not plain jinja."""
     from jinja2 import Environment, TemplateError, meta
 
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # noqa: S701, only to parse
     try:
         return meta.find_undeclared_variables(environment.parse(template))
     except TemplateError:

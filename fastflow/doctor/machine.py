@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastflow.doctor.check import NOTE, OK, Check
 
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 ENOUGH = 2**30
 ENLARGE = "docker run --shm-size=16g ..., or docker run --ipc=host ..."
 

@@ -34,7 +34,7 @@ def run_python(code: str, seconds: float = SECONDS) -> Outcome:
     """
     with (
         tempfile.TemporaryDirectory() as nowhere,
-        subprocess.Popen(
+        subprocess.Popen(  # noqa: S603, our own program, and no shell
             [sys.executable, "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

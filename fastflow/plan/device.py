@@ -13,7 +13,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.packed import resolve_device
 
 GIB = 2**30
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 LARGEST_GIB = 1e6
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -23,22 +23,26 @@ TEXTS = st.one_of(
     ),
     st.sampled_from(["ab" * 5000, "😀", "é", "\u2028", "{{ 7 * 7 }}", "{% raise %}"]),
 )
+WORDS = st.text("ab12 .😀é\x1b\u202e\r\n\t\x00", min_size=1, max_size=20).filter(str.strip)
 ROLES = st.sampled_from(["user", "assistant", "system", "tool", "developer", "USER", "", "bot", None, 3])
 PARTS = st.one_of(
     TEXTS, st.none(), st.integers(),
-    st.fixed_dictionaries({}, optional={"type": st.sampled_from(["text", "image_url", "input_text", None, 3]), "text": TEXTS,
+    st.fixed_dictionaries({}, optional={"type": st.sampled_from(["text", "image_url", "input_text", None, 3]),
+    "text": TEXTS,
                                         "image_url": st.just({"url": "file:///etc/passwd"})}),
 )  # fmt: skip
 MESSAGES = st.fixed_dictionaries(
     {},
     optional={
-        "role": ROLES, "content": st.one_of(TEXTS, st.none(), st.integers(), st.lists(PARTS, max_size=3), st.just({"text": "a"})),
+        "role": ROLES, "content": st.one_of(TEXTS, st.none(), st.integers(), st.lists(PARTS, max_size=3),
+        st.just({"text": "a"})),
         "from": TEXTS, "value": TEXTS, "tool_calls": st.one_of(st.none(), st.just([{"id": 1}])), "name": TEXTS,
     },
 )  # fmt: skip
 GOOD_MESSAGES = st.fixed_dictionaries({"role": ROLES, "content": TEXTS})
 PROMPTS = st.one_of(
-    TEXTS, TEXTS, st.none(), st.booleans(), st.integers(), st.floats(), st.lists(MESSAGES, max_size=3), st.lists(GOOD_MESSAGES, max_size=3),
+    TEXTS, TEXTS, st.none(), st.booleans(), st.integers(), st.floats(), st.lists(MESSAGES, max_size=3),
+    st.lists(GOOD_MESSAGES, max_size=3),
     MESSAGES, st.lists(TEXTS, max_size=2), st.lists(st.lists(GOOD_MESSAGES, max_size=1), max_size=2),
 )  # fmt: skip
 JUNK = st.recursive(
@@ -52,6 +56,10 @@ RECORDS = st.one_of(
     st.dictionaries(TEXTS, JUNK, max_size=3),
     JUNK,
 )
+GOOD_PROMPTS = st.one_of(
+    WORDS, st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": WORDS}), min_size=1)
+)
+GOOD_RECORDS = st.fixed_dictionaries({"prompt": GOOD_PROMPTS}, optional={"answer": JUNK})
 SUFFIXES = [
     ".jsonl",
     ".json",
@@ -66,7 +74,7 @@ SUFFIXES = [
     ".txt",
     ".parquet",
 ]
-FIELDS = ["prompt", "prompt", "prompt", "text", "", "a.b", "\x1b[31m", "answer"]
+FIELDS = [*["prompt"] * 9, "text", "", "a.b", "\x1b[31m", "answer"]
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,9 @@ class DataCase:
 
 @st.composite
 def json_bytes(draw: st.DrawFn) -> bytes:
-    records = draw(st.lists(RECORDS, max_size=4))
+    records = draw(st.one_of(st.lists(RECORDS, max_size=4), st.lists(GOOD_RECORDS, min_size=1, max_size=4)))
     ascii_only = draw(st.booleans())
-    form = draw(st.integers(0, 5))
+    form = draw(st.integers(0, 7))
     if form == 0:
         text = json.dumps(records, ensure_ascii=ascii_only)
     elif form == 1:
@@ -95,9 +103,7 @@ def json_bytes(draw: st.DrawFn) -> bytes:
     else:
         text = "\n".join(json.dumps(record, ensure_ascii=ascii_only) for record in records)
     text = text.replace("\n", draw(st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n", "\n \t\n"])))
-    encoding = draw(
-        st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252"])
-    )
+    encoding = draw(st.sampled_from([*["utf-8"] * 8, "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252"]))
     errors = "surrogatepass" if "utf" in encoding and encoding != "utf-8-sig" else "replace"
     return text.encode(encoding, errors)
 
@@ -120,8 +126,8 @@ def parquet_bytes(draw: st.DrawFn) -> bytes:
     return sink.getvalue()
 
 
-KINDS = ["text", "large text", "empty text", "bytes", "bad text", "list", "messages", "number", "float", "time", "late time", "decimal",
-         "words", "map", "null", "nested", "flag", "span", "half missing"]  # fmt: skip
+KINDS = ["text", "large text", "empty text", "bytes", "bad text", "list", "messages", "number", "float", "time",
+         "late time", "decimal", "words", "map", "null", "nested", "flag", "span", "half missing"]  # fmt: skip
 
 
 def _column(kind: str, rows: int) -> Any:
@@ -132,11 +138,15 @@ def _column(kind: str, rows: int) -> Any:
         "text": lambda: pa.array(["ab"] * rows), "large text": lambda: pa.array(["cd"] * rows, pa.large_string()),
         "empty text": lambda: pa.array([" "] * rows), "bytes": lambda: pa.array([b"ab\xff"] * rows),
         "bad text": lambda: pa.array([b"\xff\xfe"] * rows, pa.binary()).view(pa.string()),
-        "list": lambda: pa.array([["a", "b"]] * rows), "number": lambda: pa.array([3] * rows), "flag": lambda: pa.array([True] * rows),
+        "list": lambda: pa.array([["a", "b"]] * rows), "number": lambda: pa.array([3] * rows),
+        "flag": lambda: pa.array([True] * rows),
         "messages": lambda: pa.array([[{"role": "user", "content": "ab"}]] * rows, pa.list_(message)),
-        "float": lambda: pa.array([float("nan")] * rows), "time": lambda: pa.array([datetime.datetime(2024, 1, 1)] * rows),
-        "late time": lambda: pa.array([2**62] * rows, pa.timestamp("s")), "span": lambda: pa.array([2**62] * rows, pa.duration("s")),
-        "decimal": lambda: pa.array([decimal.Decimal("1.5")] * rows), "words": lambda: pa.array(["ab"] * rows).dictionary_encode(),
+        "float": lambda: pa.array([float("nan")] * rows), "time": lambda: pa.array([datetime.datetime(2024, 1,
+        1)] * rows),
+        "late time": lambda: pa.array([2**62] * rows, pa.timestamp("s")), "span": lambda: pa.array([2**62] * rows,
+        pa.duration("s")),
+        "decimal": lambda: pa.array([decimal.Decimal("1.5")] * rows),
+        "words": lambda: pa.array(["ab"] * rows).dictionary_encode(),
         "map": lambda: pa.array([[("a", 1)]] * rows, pa.map_(pa.string(), pa.int64())), "null": lambda: pa.nulls(rows),
         "nested": lambda: pa.array([[[{"role": "user", "content": "ab"}]]] * rows),
         "half missing": lambda: pa.array([None if n else "ab" for n in range(rows)]),
@@ -146,7 +156,7 @@ def _column(kind: str, rows: int) -> Any:
 
 @st.composite
 def data_cases(draw: st.DrawFn) -> DataCase:
-    suffix = draw(st.sampled_from(SUFFIXES))
+    suffix = draw(st.sampled_from([".jsonl", ".json", ".json", *SUFFIXES]))
     kind = draw(st.integers(0, 9))
     if kind == 0:
         content = draw(st.binary(max_size=100))
@@ -163,8 +173,10 @@ def data_cases(draw: st.DrawFn) -> DataCase:
     if chat:
         options.append("--data.chat_template=true")
     more = st.sampled_from([
-        "--data.final_assistant=continue", "--data.final_assistant=error", "--data.limit=1", "--data.max_prompt_tokens=3",
-        "--data.overlong=error", "--data.suffix= now", "--data.system=be brief", "--data.template_arguments={x: [1, {y: ~}]}",
+        "--data.final_assistant=continue", "--data.final_assistant=error", "--data.limit=1",
+        "--data.max_prompt_tokens=3",
+        "--data.overlong=error", "--data.suffix= now", "--data.system=be brief",
+        "--data.template_arguments={x: [1, {y: ~}]}",
         "--data.template_arguments={enable_thinking: false}", "--data.template_arguments={messages: 3}",
     ])  # fmt: skip
     options += draw(st.lists(more, max_size=2))
@@ -174,10 +186,15 @@ def data_cases(draw: st.DrawFn) -> DataCase:
 def _texts() -> list[str]:
     deep = 20_000
     return [
-        "", "\n", "[]", "{}", "[[]]", "null", "nan", "[NaN]", '{"prompt": NaN}', '{"prompt": "a", "b": Infinity}', "[" * deep,
-        '{"a":' * deep, '{"prompt": "' + "a" * 1_000_000 + '"}', '{"prompt": "a", "prompt": 3}', '{"prompt": "a"}{"prompt": "b"}',
-        '{"prompt": "a"} trailing', '[{"prompt": "a"},]', '{"prompt": "a",}', "{'prompt': 'a'}", '{"prompt": "a" // note\n}',
-        '{"prompt": ' + "9" * 5000 + "}", '{"prompt": "a", "b": 1e999}', '{"prompt": "\\ud83d"}', '{"prompt": "\\u0000"}',
-        '{"prompt": "ab"}\n' * 2000, '{"data": [{"prompt": "a"}]}', '"a"', "3", '{"prompt": "a\tb"}', '\ufeff\ufeff{"prompt": "a"}',
+        "", "\n", "[]", "{}", "[[]]", "null", "nan", "[NaN]", '{"prompt": NaN}', '{"prompt": "a", "b": Infinity}',
+        "[" * deep,
+        '{"a":' * deep, '{"prompt": "' + "a" * 1_000_000 + '"}', '{"prompt": "a", "prompt": 3}',
+        '{"prompt": "a"}{"prompt": "b"}',
+        '{"prompt": "a"} trailing', '[{"prompt": "a"},]', '{"prompt": "a",}', "{'prompt': 'a'}",
+        '{"prompt": "a" // note\n}',
+        '{"prompt": ' + "9" * 5000 + "}", '{"prompt": "a", "b": 1e999}', '{"prompt": "\\ud83d"}',
+        '{"prompt": "\\u0000"}',
+        '{"prompt": "ab"}\n' * 2000, '{"data": [{"prompt": "a"}]}', '"a"', "3", '{"prompt": "a\tb"}',
+        '\ufeff\ufeff{"prompt": "a"}',
         '{"prompt": [' + '{"role": "user", "content": "a"},' * 500 + '{"role": "user", "content": "a"}]}',
     ]  # fmt: skip

@@ -18,17 +18,25 @@ from fastflow.config.reader import known_settings
 from fastflow.config.schema import Config, sections
 
 NUMBERS = [
-    "0", "-0", "-1", "1", "2", "3.5", "1e309", "-1e309", "nan", ".nan", ".inf", "-.inf", "inf", "1e-400", "1e-46", "9" * 5000,
+    "0", "-0", "-1", "1", "2", "3.5", "1e309", "-1e309", "nan", ".nan", ".inf", "-.inf", "inf", "1e-400", "1e-46",
+    "9" * 5000,
     "0x10", "0o7", "1_000", "1:30", "010", "+5", "1e5", "2147483648", "9223372036854775808", "1" + "0" * 40, "١٢",
 ]  # fmt: skip
 YAML = [
-    "!!python/object/apply:os.getcwd []", "!!python/name:os.system", "!!timestamp x", "!!bool x", "!!int ''", "!!float ''",
-    "!!int x", "!!binary x", "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!null x", "!unknown x",
-    "&a [*a]", "{k: &x {k: *x}}", "*undefined", "&a", "2024-13-01", "2024-01-01", "0001-01-01T00:00:00+23:59", "2024-01-01T99:99:99",
-    "? [a]\n: b", "{? {a: b} : c}", "{<<: {a: 1}}", "{<<: 3}", "{a: 1, a: 2}", "{1: 2}", "{null: 1}", "{1.5: x}", "[", "]", "{", "'", '"',
-    "|", ">-", "@x", "`x`", "%YAML 9.9", "---", "...", "- a", "a: b: c", "\t", "#", "~", "null", "Null", "yes", "off", "True",
-    '"\\ud800"', '"\\x00"', '"\\e]8;;http://x\\a"', "\ufeff", "\u2028", "\x85", "\u202e", "[[[[[[[[[[", "{a: " * 50, "[" * 20_000,
-    "[a, b]", "[0.9, 0.95]", "[0.9]", "{a: 1}", "{a: {b: [1, {c: .nan}]}}", "''", "a" * 5000, "/", ".", "..", "~/x", "-", "--", "=", "\\",
+    "!!python/object/apply:os.getcwd []", "!!python/name:os.system", "!!timestamp x", "!!bool x", "!!int ''",
+    "!!float ''",
+    "!!int x", "!!binary x", "!!binary aGk=", "!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", "!!null x",
+    "!unknown x",
+    "&a [*a]", "{k: &x {k: *x}}", "*undefined", "&a", "2024-13-01", "2024-01-01", "0001-01-01T00:00:00+23:59",
+    "2024-01-01T99:99:99",
+    "? [a]\n: b", "{? {a: b} : c}", "{<<: {a: 1}}", "{<<: 3}", "{a: 1, a: 2}", "{1: 2}", "{null: 1}", "{1.5: x}",
+    "[", "]", "{", "'", '"',
+    "|", ">-", "@x", "`x`", "%YAML 9.9", "---", "...", "- a", "a: b: c", "\t", "#", "~", "null", "Null", "yes",
+    "off", "True",
+    '"\\ud800"', '"\\x00"', '"\\e]8;;http://x\\a"', "\ufeff", "\u2028", "\x85", "\u202e", "[[[[[[[[[[", "{a: " * 50,
+    "[" * 20_000,
+    "[a, b]", "[0.9, 0.95]", "[0.9]", "{a: 1}", "{a: {b: [1, {c: .nan}]}}", "''", "a" * 5000, "/", ".", "..", "~/x",
+    "-", "--", "=", "\\",
 ]  # fmt: skip
 TEXTS = st.one_of(st.sampled_from(NUMBERS), st.sampled_from(YAML), st.text(max_size=12))
 PLAIN = st.recursive(
@@ -115,7 +123,8 @@ def options(draw: st.DrawFn) -> list[str]:
     return [f"--{name}={value}"] if form % 2 else [f"--{name}", value]
 
 
-STRAY = st.one_of(TEXTS.map(lambda text: [text]), st.sampled_from([["--"], ["-"], ["--="], ["--dry-run=1"], ["--config"],
+STRAY = st.one_of(TEXTS.map(lambda text: [text]), st.sampled_from([["--"], ["-"], ["--="], ["--dry-run=1"],
+["--config"],
     ["--resume"], ["--resume", ""], ["--resume=auto"], ["--print_config"], ["-h"], ["--help"], ["--optim", "{}"],
     ["--optim.lr+", "1"], ["--cfg", "x"], ["--no-run.report"]]))  # fmt: skip
 

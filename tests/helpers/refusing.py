@@ -1,4 +1,4 @@
-"""Judges one hostile input at the command line, in this process: a refusal in one sentence, or success. Nothing else."""
+"""Judges one hostile input at the command line, in this process: it is refused in one sentence, or it works."""
 
 from __future__ import annotations
 

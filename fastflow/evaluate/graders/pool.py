@@ -137,7 +137,7 @@ class _Worker:
 
     def __init__(self, arguments: list[str]) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"}
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603, our own module, and no shell
             [sys.executable, "-m", "fastflow.evaluate.graders.worker", *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
         )  # fmt: skip

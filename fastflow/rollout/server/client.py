@@ -45,7 +45,7 @@ class Backoff:
     def seconds(self) -> float:
         """Return the next pause."""
         now, self._next = self._next, min(2 * self._next, self._longest)
-        return now * random.uniform(0.5, 1.0)
+        return now * random.uniform(0.5, 1.0)  # noqa: S311, a wait and no secret
 
     async def pause(self) -> None:
         await asyncio.sleep(self.seconds())

@@ -19,7 +19,7 @@ from fastflow.rollout.vllm.messages import Attach, Place
 
 BUCKET_BYTES = 256 * 2**20
 _ADAPTED = ".base_layer.weight"
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 Named = tuple[str, torch.nn.Parameter]
 
 

@@ -82,6 +82,15 @@ def test_no_text(section, entry):
     make(section, entry, "é\u202e\x1b" + "a" * 1000)
 
 
+@pytest.mark.parametrize(("section", "entry"), SETTINGS, ids=[name_of(*setting) for setting in SETTINGS])
+def test_null(section, entry):
+    if type(None) in typing.get_args(typing.get_type_hints(section)[entry.name]):
+        section(**{entry.name: None})
+    else:
+        with pytest.raises(FastflowError, match=f"^{name_of(section, entry)} is null, but has no such value"):
+            section(**{entry.name: None})
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -118,7 +118,7 @@ class TestYaml:
     def test_round_trip_of_awkward_values(self, yaml_file):
         config = dataclasses.replace(
             Config(),
-            optim=OptimConfig(lr=1e-6, betas=(0.5, 0.25), log_z_lr=None, eps=1e-30),
+            optim=OptimConfig(lr=1e-6, betas=(0.5, 0.25), log_z_lr=3e-300, eps=1e-30),
             objective=ObjectiveConfig(format_pattern=r"^\\boxed\{(\d+)\}$", alpha=1 / 3),
             run=RunConfig(output="runs/null", wandb="123"),
         )

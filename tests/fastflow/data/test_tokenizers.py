@@ -18,7 +18,10 @@ from small_models import save_model
 PIECES = ["<user>", "<bot>", "<assistant>", "<go>", *"abcdefghij"]
 PLAIN = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 WITH_TURN = PLAIN + "{% if add_generation_prompt %}<go>{% endif %}"
-KNOWN_ROLES = "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}{% endif %}{% endfor %}<go>{{ add_generation_prompt }}"
+KNOWN_ROLES = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<go>{% endif %}"
+)
 
 
 def rendered(template: str, messages, **changes) -> str:
@@ -68,7 +71,7 @@ class TestMissingTokens:
 
     def test_no_end_of_sequence(self, without, capsys, tmp_path):
         model = without("eos_token")
-        with pytest.raises(FastflowError, match="has no eos_token; set one in its tokenizer_config.json"):
+        with pytest.raises(FastflowError, match=r"has no eos_token; set one in its tokenizer_config\.json"):
             load_tokenizer(ModelConfig(path=model))
         (tmp_path / "p.jsonl").write_text('{"prompt": "ab"}\n')
         outcome = invoke(capsys, "train", "--dry-run", "--model.path", model, "--data.path", tmp_path / "p.jsonl")
@@ -79,7 +82,8 @@ class TestMissingTokens:
         assert load_tokenizer(ModelConfig(path=model)).pad_token_id is None
         (tmp_path / "p.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "abcdefgh"}\n')
         arguments = {
-            "model.path": model, "model.device": "cpu", "data.path": tmp_path / "p.jsonl", "run.output": tmp_path / "run",
+            "model.path": model, "model.device": "cpu", "data.path": tmp_path / "p.jsonl",
+            "run.output": tmp_path / "run",
             "run.steps": 1, "run.report": "false", "batch.prompts_per_step": 2, "batch.responses_per_prompt": 2,
             "rollout.max_response_tokens": 4, "objective.log_z": "group_mean",
         }  # fmt: skip
