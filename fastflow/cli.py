@@ -99,6 +99,9 @@ def _train(arguments: list[str]) -> int:
     from fastflow.config.resume import read_request
 
     request = read_request(arguments)
+    from fastflow.train.launch import refuse_several_ranks
+
+    refuse_several_ranks()
     if request.dry_run:
         from fastflow.train.dry_run import check_inputs
 

@@ -121,3 +121,8 @@ class TestModels:
     @pytest.mark.parametrize("kernel", ["varlen", "flash_attn"])
     def test_attention_that_needs_cuda(self, train, kernel):
         check_refused(train(model__attention=kernel), f"model.attention = {kernel}", "auto or sdpa")
+
+
+def test_two_processes_of_torchrun_are_refused(train, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_refused(train(), "torchrun started 2 processes", "whole run in the same directory")
