@@ -28,6 +28,7 @@ import torch
 from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
+from fastflow.models.parallel import whole, whole_on_cpu
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
 from fastflow.train.export import Exporter, ExportReport, on_cpu
@@ -76,13 +77,21 @@ class Saved:
 
 
 @torch.no_grad()
-def stage(learner: Learner) -> Staged:
-    """Copy the trained state to the host."""
+def stage(learner: Learner) -> Staged | None:
+    """Copy the trained state to the host. Under several ranks, all gather one tensor after the other, and the first
+    keeps them; the others return None.
+    """
     policy = learner.policy
-    model = on_cpu(policy.model)
+    model = on_cpu(policy.model) if policy.root is None else whole_on_cpu(policy)
+    others = {}
+    for name, tensor in _others(learner):
+        gathered = whole(tensor)
+        if policy.ranks.is_first:
+            others[name] = gathered.to("cpu", copy=True)
+    if model is None:
+        return None
     trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
     weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in trained}
-    others = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _others(learner)}
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
     return Staged(model, weights, others, without, policy.model is not policy.causal_lm)
 

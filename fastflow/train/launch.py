@@ -12,6 +12,6 @@ def refuse_several_ranks() -> None:
     ranks = os.environ.get("WORLD_SIZE", "1")
     if ranks != "1":
         raise FastflowError(
-            f"torchrun started {ranks} processes (WORLD_SIZE), but fastflow train runs on one device: each of them would "
-            "do the whole run in the same directory; start it without torchrun"
+            f"torchrun started {ranks} processes (WORLD_SIZE), but fastflow train runs on one device: each "
+            "of them would do the whole run in the same directory; start it without torchrun"
         )

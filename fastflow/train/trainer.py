@@ -23,7 +23,7 @@ from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, stop_on_signals
 from fastflow.models.packed import FrozenModel, check_tokenizer_fits, end_ids, load_models, load_tokenizer
-from fastflow.models.scoring import rescore
+from fastflow.models.share import rescore
 from fastflow.models.self_check import check_models
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.judging import Judge, Judgement
