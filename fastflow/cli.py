@@ -28,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         except RunStopped as stop:
-            tell(f"fastflow: {' '.join(str(stop).split())}")
+            if not stop.silent:
+                tell(f"fastflow: {' '.join(str(stop).split())}")
             return stop.exit_code
         except FastflowError as error:
-            tell(f"fastflow: error: {' '.join(str(error).split())}")
+            if not error.silent:
+                tell(f"fastflow: error: {' '.join(str(error).split())}")
             return error.exit_code
         except KeyboardInterrupt as stop:
             tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
@@ -99,9 +101,6 @@ def _train(arguments: list[str]) -> int:
     from fastflow.config.resume import read_request
 
     request = read_request(arguments)
-    from fastflow.train.launch import refuse_several_ranks
-
-    refuse_several_ranks()
     if request.dry_run:
         from fastflow.train.dry_run import check_inputs
 
@@ -109,10 +108,18 @@ def _train(arguments: list[str]) -> int:
         print(to_yaml(request.config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
         return 0
     _quiet_libraries()
+    from fastflow.models.ranks import leave
     from fastflow.run.console import make_console
     from fastflow.train.command import train
+    from fastflow.train.launch import meet
 
-    train(request.config, make_console(), resume=request.resume)
+    config, ranks = meet(request.config)
+    if not ranks.is_first:  # what they say, the first says too
+        logging.getLogger("fastflow").setLevel(logging.ERROR)
+    try:
+        train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
+    finally:
+        leave()
     return 0
 
 

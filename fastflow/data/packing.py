@@ -64,9 +64,7 @@ def input_length(prompt: Prompt, trajectory: Trajectory) -> int:
     return len(prompt.ids) + max(len(trajectory) - 1, 0)
 
 
-def pack(
-    groups: Sequence[Group], tokens_per_microbatch: int, chosen: Sequence[int] | None = None
-) -> list[PackedBatch]:
+def pack(groups: Sequence[Group], tokens_per_microbatch: int, chosen: Sequence[int] | None = None) -> list[PackedBatch]:
     """Pack trajectories into as few batches as first-fit-decreasing finds.
 
     tokens_per_microbatch: input tokens that a batch may hold. A longer trajectory gets a batch of its own, with a

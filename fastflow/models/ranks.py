@@ -25,6 +25,9 @@ LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class FailedElsewhere(FastflowError):
     """Another rank was refused, and says why; this one ends with it, and says nothing."""
 
+    silent = True
+    on_all_ranks = True
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -88,10 +91,12 @@ class Ranks:
         except FastflowError as error:
             failure = error
         told = self.gather(None if failure is None else str(failure))
-        if failure is not None:  # of several that fail alike, one speaks
-            raise failure if told.index(next(filter(None, told))) == self.rank else FailedElsewhere(str(failure))
-        if any(told):
-            raise FailedElsewhere(next(filter(None, told)))
+        speakers = [rank for rank, message in enumerate(told) if message is not None]
+        if failure is not None and speakers[0] == self.rank:  # of several that fail alike, one speaks
+            failure.on_all_ranks = True
+            raise failure
+        if speakers:
+            raise FailedElsewhere(told[speakers[0]])
 
     def check_same(self, what: str, value: object) -> None:
         """Raise FastflowError on every rank where the ranks hold different values."""

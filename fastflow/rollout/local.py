@@ -4,8 +4,8 @@ Each prompt is prefilled once for all its responses. Token t of a response is dr
 distribution at the t-th number of the request's own random stream. So a response does not depend on the other requests
 of its batch, beyond floating-point rounding. Finished responses leave the batch.
 
-Under several ranks each decodes its share of the responses, and all decode to the longest of them in step: every forward
-pass is a collective.
+Under several ranks each decodes its share of the responses. All go on to the longest of them, since every forward pass
+is a collective.
 """
 
 from __future__ import annotations
@@ -229,7 +229,6 @@ def _next_logits(
     cache: DynamicCache,
 ) -> torch.Tensor:
     """Return the logits (B, V) float32 of the next token; the head reads the last position only."""
-
 
     def forward() -> torch.Tensor:
         output = policy.causal_lm.get_decoder()(

@@ -31,6 +31,6 @@ class _SteadyStdout:
         return getattr(self._stream, name)
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """Return a console on stdout for a run that may outlive its terminal."""
-    return Console(file=cast("IO[str]", _SteadyStdout()))  # it passes all other attributes on
+    return Console(file=cast("IO[str]", _SteadyStdout()), quiet=quiet)  # it passes all other attributes on

@@ -181,7 +181,7 @@ class Learner:
         return float(self.policy.ranks.sum(torch.tensor(number, dtype=torch.float64)))
 
     def _sum_own_gradients(self) -> None:
-        """Add up over the ranks what trains beside the policy: every rank holds the whole of it, and nobody else does."""
+        """Add up over the ranks the gradients of what trains beside the policy, which every rank holds whole."""
         ranks = self.policy.ranks
         for parameter in self.objective.parameters() if ranks.count > 1 else ():
             if ranks.any(parameter.grad is not None):

@@ -149,5 +149,3 @@ def check_non_finite(ranks: Ranks, groups: list[Group]) -> None:
         assert all(torch.equal(*pair) for pair in zip(state_of(learner)["weights"][:-9], before[:-9], strict=True))
     else:
         raise AssertionError("the update was done")
-
-
