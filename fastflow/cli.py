@@ -99,7 +99,9 @@ def _train(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     from fastflow.config.resume import read_request
+    from fastflow.train.devices import run_on_devices, split_devices
 
+    devices, arguments = split_devices(arguments)
     request = read_request(arguments)
     if request.dry_run:
         from fastflow.train.dry_run import check_inputs
@@ -107,17 +109,24 @@ def _train(arguments: list[str]) -> int:
         first_prompt = check_inputs(request.config)
         print(to_yaml(request.config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
         return 0
+    if devices > 1:
+        from fastflow.train.launch import check_devices
+
+        check_devices(request.config, devices)  # once, and before anything starts
+        return run_on_devices(devices, arguments)
     _quiet_libraries()
     from fastflow.models.ranks import leave
     from fastflow.run.console import make_console
     from fastflow.train.command import train
-    from fastflow.train.launch import meet
+    from fastflow.train.launch import meet, naming_lost_ranks, watch_launcher
 
+    watch_launcher()
     config, ranks = meet(request.config)
     if not ranks.is_first:  # what they say, the first says too
         logging.getLogger("fastflow").setLevel(logging.ERROR)
     try:
-        train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
+        with naming_lost_ranks(ranks):
+            train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
     finally:
         leave()
     return 0

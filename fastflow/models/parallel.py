@@ -18,6 +18,9 @@ from torch import nn
 from fastflow.models.ranks import Ranks
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from fastflow.models.packed import AdaptersOff, PackedModel
 
 Result = TypeVar("Result")
@@ -98,7 +101,7 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def whole_on_cpu(model: PackedModel) -> nn.Module | None:
+def whole_on_cpu(model: PackedModel) -> PreTrainedModel | PeftModel | None:
     """Return a copy of a cut model in the host's memory, as it was before it was cut; None on all ranks but the first.
 
     All ranks call it. One weight at a time is whole on each.
@@ -111,7 +114,7 @@ def whole_on_cpu(model: PackedModel) -> nn.Module | None:
         gathered = whole(live[name])
         if model.ranks.is_first:
             copies[id(parameter)] = nn.Parameter(gathered.to("cpu", copy=True), requires_grad=False)
-    return copy.deepcopy(skeleton, copies) if model.ranks.is_first else None
+    return cast("PreTrainedModel | PeftModel", copy.deepcopy(skeleton, copies)) if model.ranks.is_first else None
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from fastflow.config.schema import Config
@@ -10,6 +15,7 @@ from fastflow.models.packed import resolve_device
 from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
 
 SHORTEST_TIMEOUT = 600.0  # seconds
+WATCH_SECONDS = 1.0
 
 
 def meet(config: Config) -> tuple[Config, Ranks]:
@@ -48,3 +54,48 @@ def check_several_ranks(config: Config, count: int) -> None:
     for holds, setting, remedy in refused:
         if holds:
             raise FastflowError(f"{setting} does not work on {count} ranks yet; use {remedy}, or one rank")
+
+
+def check_devices(config: Config, count: int) -> None:
+    """Raise FastflowError where this machine cannot give `count` ranks a device each."""
+    if launched_ranks() > 1:
+        raise FastflowError("--devices and torchrun both start ranks; leave one of them out")
+    check_several_ranks(config, count)
+    device = resolve_device(config.model.device)
+    if device.type == "cuda":
+        import torch
+
+        if count > torch.cuda.device_count():
+            raise FastflowError(f"--devices {count}, but this machine has {torch.cuda.device_count()} CUDA devices")
+
+
+def watch_launcher() -> None:
+    """End this process soon after torchrun, should that be killed: nobody else would end it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="fastflow-launcher", daemon=True).start()
+
+
+@contextlib.contextmanager
+def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
+    """Turn the failure of a collective, because another rank is gone, into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist
+
+        text = " ".join(str(error).split())
+        lost = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "Connection" in text
+        if ranks.count == 1 or not lost:
+            raise
+        raise FastflowError(
+            f"rank {ranks.rank} lost another rank, whose message tells why ({text[:200]}); mend that, and start the "
+            "run again with --resume"
+        ) from error

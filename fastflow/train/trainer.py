@@ -226,8 +226,10 @@ class Trainer:
         files too.
         """
         config = self.config
-        has_start = isinstance(base, FrozenModel) and config.model.base is None and self.ranks.count == 1
-        exporter = Exporter(self.tokenizer, config.run.export_dtype, base.model if has_start else None)
+        start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
+        if self.ranks.count > 1:  # the base is cut, and the first rank writes alone
+            start = None
+        exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
         if not self.ranks.is_first:
             return exporter, 0
         return rehearse(policy, exporter, config.model, self.directory)
