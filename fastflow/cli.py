@@ -127,6 +127,7 @@ def _train(arguments: list[str]) -> int:
     try:
         with naming_lost_ranks(ranks):
             train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
+            ranks.max(0)  # nobody leaves before the others are done
     finally:
         leave()
     return 0

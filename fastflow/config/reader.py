@@ -65,8 +65,8 @@ def build_parser() -> ArgumentParser:
     """Make the parser of `fastflow train`, with one option for each setting."""
     parser = ArgumentParser(
         prog="fastflow train",
-        usage="fastflow train [--preset NAME] [--config FILE] [--resume RUN] [--devices N] [--SECTION.SETTING VALUE ...] "
-        "[--dry-run]",
+        usage="fastflow train [--preset NAME] [--config FILE] [--resume RUN] [--devices N] "
+        "[--SECTION.SETTING VALUE ...] [--dry-run]",
         description="Train a model towards the alpha-power of its own distribution.",
         exit_on_error=False,
         allow_abbrev=False,

@@ -101,6 +101,17 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
+def copy_whole(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy a whole tensor, which each rank has, into one that may be cut. No collective."""
+    if (mesh := getattr(target, "device_mesh", None)) is not None:
+        from torch.distributed.tensor import distribute_tensor
+
+        placements = cast("Any", target).placements
+        source = distribute_tensor(source.to(target.device), mesh, placements, src_data_rank=None)
+    target.copy_(source)
+
+
+@torch.no_grad()
 def whole_on_cpu(model: PackedModel) -> PreTrainedModel | PeftModel | None:
     """Return a copy of a cut model in the host's memory, as it was before it was cut; None on all ranks but the first.
 

@@ -28,7 +28,7 @@ import torch
 from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
-from fastflow.models.parallel import whole, whole_on_cpu
+from fastflow.models.parallel import copy_whole, whole, whole_on_cpu
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
 from fastflow.train.export import Exporter, ExportReport, on_cpu
@@ -58,6 +58,7 @@ class Staged(NamedTuple):
     others: dict[str, torch.Tensor]
     without_moments: list[str]
     is_peft: bool
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def stage(learner: Learner) -> Staged | None:
     trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
     weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in trained}
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
-    return Staged(model, weights, others, without, policy.model is not policy.causal_lm)
+    is_peft = policy.model is not policy.causal_lm
+    return Staged(model, weights, others, without, is_peft, policy.ranks.count)
 
 
 def write(
@@ -118,7 +120,11 @@ def write(
     _write_generators(trainer / "generators", position.generators, rank=0)
     write_rollout(trainer / "rollout", position)
     (trainer / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    state = {**_state(position, identity, report), "without_moments": staged.without_moments}
+    state = {
+        **_state(position, identity, report),
+        "ranks": staged.ranks,
+        "without_moments": staged.without_moments,
+    }
     (trainer / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     manifest = write_manifest(directory, step=position.step, updates=position.updates, metric=position.metric)
     flush(directory)
@@ -268,7 +274,7 @@ def _restore_weights(directory: Path, learner: Learner) -> None:
             tensor = file.get_tensor(held[0])
         if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
-        parameter.copy_(tensor)
+        copy_whole(parameter, tensor)
     if (head := _log_z_head(learner)) is not None:
         targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
     read_tensors(tensors, targets)
@@ -316,7 +322,6 @@ def _state(position: Position, identity: Identity, report: ExportReport) -> dict
         "updates": position.updates,
         "version": position.version,
         "prompts": dict(position.prompts),
-        "ranks": 1,
         "records": dict(position.records),
         "alarms": dict(position.alarms),
         "export": dataclasses.asdict(report),

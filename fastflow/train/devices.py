@@ -22,7 +22,7 @@ class Failure(Protocol):
 
 
 def split_devices(arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """Split `--devices N` off the arguments of `fastflow train`; N is 1 without it. Raises FastflowError for a bad N."""
+    """Split `--devices N` off the arguments of `fastflow train`; without it, N is 1. Raises FastflowError for no N."""
     rest: list[str] = []
     given: str | None = None
     pending = False
@@ -66,7 +66,11 @@ def run_on_devices(count: int, arguments: Sequence[str]) -> int:
 
 def ended(failures: Mapping[int, Failure]) -> int:
     """Name the rank that failed first, where it could not speak. Returns the exit code of the whole."""
-    rank, first = min(failures.items(), key=lambda entry: (entry[1].timestamp, entry[1].exitcode >= 0, entry[0]))
+    stopped = -signal.SIGTERM  # so the others end, once one has failed
+    rank, first = min(
+        failures.items(),
+        key=lambda entry: (entry[1].exitcode == stopped, entry[1].timestamp, entry[1].exitcode >= 0, entry[0]),
+    )
     if first.exitcode >= 0:
         return first.exitcode
     name = signal.Signals(-first.exitcode).name

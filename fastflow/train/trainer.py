@@ -111,6 +111,7 @@ class Trainer:
                 if self.ranks.is_first:
                     self._lock = RunLock(self.directory)
                     self._saved = self._find_save(resume)
+            self._saved = self.ranks.from_first(self._saved)
             self._assemble(config, console)
         except BaseException:
             self._release_lock()
@@ -126,11 +127,6 @@ class Trainer:
         saved = resume.find(self._checkpoints, mode)
         if saved is None:
             run_directory.check_output(self.directory, overwrite=self.config.run.overwrite or mode == "auto")
-        elif self.ranks.count > 1:
-            raise FastflowError(
-                f"a run does not go on from a save on {self.ranks.count} ranks yet; resume it on one, where it goes on "
-                "with all that several ranks have saved"
-            )
         else:
             total_updates = saved.state["identity"]["total_updates"]
             check_settings(
@@ -165,9 +161,11 @@ class Trainer:
         self.alarms = Alarms()
         self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
         if self._saved is not None:
-            resume.check_identity(identity, self._saved, config)
-            checkpoint.restore(self._saved, self.learner)
-            self.standing.take_up(self._saved, self.requests)
+            with self.ranks.together():
+                resume.check_identity(identity, self._saved, config)
+                resume.check_ranks(self._saved, self.ranks)
+                checkpoint.restore(self._saved, self.learner)
+                self.standing.take_up(self._saved, self.requests)
             if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
                 logger.warning(
                     "the run was stopped while responses were sampled ahead; they are sampled again from the saved "
@@ -264,6 +262,8 @@ class Trainer:
                 recorder = self._open_directory()
             stack.callback(recorder.close)
             generators.restore(self.position.generators)  # last of all, or a constructor could draw from them
+            if self.ranks.rank:  # or all ranks would drop the same units
+                generators.seed_apart(self.config.run.seed, self.ranks.rank, self.position.step)
             try:
                 with self.progress:
                     for step in range(self.position.step + 1, self.config.run.steps + 1):
@@ -287,6 +287,7 @@ class Trainer:
 
     def _open_directory(self) -> Recorder:
         if not self.ranks.is_first:
+            self.saver.position = self.position if self.resumed else None
             return Recorder([])
         if self._saved is None:
             run_directory.prepare(self.directory, self.config)

@@ -29,8 +29,10 @@ def run_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) ->
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+    ranks = join(on_cuda=False, timeout=60)
     try:
-        work(join(on_cuda=False, timeout=60))
+        work(ranks)
+        ranks.max(0)  # nobody leaves before the others are done
     finally:
         leave()
 

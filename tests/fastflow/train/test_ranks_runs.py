@@ -92,6 +92,27 @@ def test_three_ranks_have_less_than_one_response_each(tmp_path):
     assert_like(tmp_path / "three", tmp_path / "one")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    home = tmp_path_factory.mktemp("undisturbed")
+    finish(begin(home, name="one", **{"run.samples_every": 1, "run.steps": 4}))
+    return home
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (2, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(undisturbed, before, after):
+    name = f"{before}-{after}"
+    finish(begin(undisturbed, f"--devices={before}", name=name, **{"run.samples_every": 1, "run.steps": 2}))
+    run = undisturbed / name
+    weights = tensors_of(newest_save(run))
+    resumed = start(["train", "--resume", str(run), "--run.steps=4", f"--devices={after}"])
+    said = finish(resumed)
+    assert ("sums have another order" in " ".join(said.split())) == (before != after)
+    assert_like(run, undisturbed / "one")
+    first = tensors_of(run / "checkpoints" / "step-2")
+    assert first.keys() == weights.keys()
+
+
 def test_a_refusal_is_said_once(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "letter").write_text("mine")
