@@ -127,6 +127,7 @@ def all_learners(ranks: Ranks) -> None:
     check_updates(ranks, groups=few(groups, 1), log_z="learned")  # all ranks but one have nothing
     check_updates(ranks, groups=few(groups, 2), log_z="learned", tied=False)
     check_updates(ranks, groups=groups, checkpointed=True)
+    check_autocast(ranks, groups)
     check_recomputed(ranks, groups)
     check_non_finite(ranks, groups)
 
@@ -137,6 +138,20 @@ def check_recomputed(ranks: Ranks, groups: list[Group]) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         for left, right in zip(mine.trajectories, theirs.trajectories, strict=True):
             np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=1e-5, atol=1e-5)
+
+
+def check_autocast(ranks: Ranks, groups: list[Group]) -> None:
+    """In bfloat16 the ranks differ from one by less than one differs from float32."""
+    exact, one, several = (
+        make_learner(of, autocast=autocast) for of, autocast in ((Ranks(), False), (Ranks(), True), (ranks, True))
+    )
+    for learner in (exact, one, several):
+        learner.update(groups)
+    assert all(gradient.dtype == torch.float32 for gradient in state_of(several)["gradient"])
+    right, near, found = (
+        torch.cat([tensor.flatten() for tensor in state_of(learner)["gradient"]]) for learner in (exact, one, several)
+    )
+    assert (found - near).norm() <= (near - right).norm(), ((found - near).norm(), (near - right).norm())
 
 
 def check_non_finite(ranks: Ranks, groups: list[Group]) -> None:
