@@ -63,6 +63,8 @@ def _rescue(saver: Saver, learner: Learner, position: Position, directory: Path,
 
 def write_raw(policy: PackedModel, directory: Path) -> str:
     """Write the trained parameters to RUN/rescued, otherwise to a temporary directory. Returns what it did, as text."""
+    if policy.ranks.count > 1:
+        return "the trained weights are cut over the ranks and were not written anywhere else"
     reasons = []
     for target in (directory / RESCUED, Path(tempfile.gettempdir()) / f"fastflow-{RESCUED}-{directory.resolve().name}"):
         try:

@@ -142,6 +142,17 @@ def test_a_signal_saves_on_all_ranks(tmp_path, number):
     assert state["step"] == len(done)
 
 
+def test_a_save_that_fails_ends_all_ranks(tmp_path):
+    process = begin(tmp_path, "--devices", "2", **{"run.steps": 10000, "run.save_every": 40})
+    wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 1, process)
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    ranks = ranks_of(process)
+    said = finish(process, code=2)
+    assert said.count("the save of step 40") >= 1
+    assert "lost another rank" not in said
+    assert_gone(ranks, 1)
+
+
 def test_a_rank_that_dies_ends_the_run(tmp_path):
     process = begin(tmp_path, "--devices", "2", **{"run.steps": 10000})
     wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 2, process)
