@@ -17,6 +17,7 @@ from fastflow import __version__
 from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
+from fastflow.visible import one_sentence, visible
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
         except RunStopped as stop:
             if not stop.silent:
-                tell(f"fastflow: {' '.join(str(stop).split())}")
+                tell(f"fastflow: {one_sentence(str(stop))}")
             return stop.exit_code
         except FastflowError as error:
             if not error.silent:
-                tell(f"fastflow: error: {' '.join(str(error).split())}")
+                tell(f"fastflow: error: {one_sentence(str(error))}")
             return error.exit_code
         except KeyboardInterrupt as stop:
             tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
@@ -104,10 +105,11 @@ def _train(arguments: list[str]) -> int:
     devices, arguments = split_devices(arguments)
     request = read_request(arguments)
     if request.dry_run:
+        _show_warnings(logging.StreamHandler())
         from fastflow.train.dry_run import check_inputs
 
         first_prompt = check_inputs(request.config)
-        print(to_yaml(request.config) + "".join(f"# {line}\n" for line in first_prompt.splitlines()), end="")
+        print(to_yaml(request.config) + "".join(f"# {visible(line)}\n" for line in first_prompt.splitlines()), end="")
         return 0
     if devices > 1:
         from fastflow.train.launch import check_devices
@@ -190,14 +192,25 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return run(arguments)
 
 
+class _VisibleMessage(logging.Formatter):
+    """The message alone, as text: it may repeat what a data file, a model or a path says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+def _show_warnings(handler: logging.Handler) -> None:
+    handler.setFormatter(_VisibleMessage())
+    logging.basicConfig(handlers=[handler], force=True)
+
+
 def _show_own_warnings() -> None:
     """Show our own warnings on the console, and of other libraries only what matters."""
     from rich.logging import RichHandler
 
     from fastflow.run.console import make_console
 
-    handler = RichHandler(console=make_console(), show_time=False, show_path=False)
-    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)
+    _show_warnings(RichHandler(console=make_console(), show_time=False, show_path=False))
     logging.getLogger("fastflow").setLevel(logging.INFO)
 
 

@@ -5,7 +5,6 @@ tests/csrc/test_build.py builds wheels; nothing is built here.
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
 import re
 from pathlib import Path
@@ -54,18 +53,15 @@ def test_every_folder_with_a_module_is_a_package_that_is_installed(declared):
 def test_every_other_file_goes_along(declared):
     patterns = declared["tool"]["setuptools"]["package-data"]
     assert declared["tool"]["setuptools"]["include-package-data"] is False  # the patterns alone decide
-    left_out = [
-        str(file.relative_to(ROOT))
-        for package, folder in FOLDERS.items()
+    folders = {name: FOLDERS[name.partition(".")[0]].joinpath(*name.split(".")[1:]) for name in patterns}
+    along = {file for name, wanted in patterns.items() for pattern in wanted for file in folders[name].glob(pattern)}
+    others = {
+        file
+        for folder in FOLDERS.values()
         for file in folder.rglob("*")
         if file.is_file() and file.suffix not in NOT_PACKED
-        if not any(
-            fnmatch.fnmatch(file.name, pattern)
-            for pattern in patterns.get(".".join((package, *file.parent.relative_to(folder).parts)), ())
-        )
-    ]
-    assert left_out == []
-    folders = {name: FOLDERS[name.partition(".")[0]].joinpath(*name.split(".")[1:]) for name in patterns}
+    }
+    assert not {str(file.relative_to(ROOT)) for file in others - along}
     assert all(list(folders[name].glob(pattern)) for name, wanted in patterns.items() for pattern in wanted)
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
+from fastflow.config import yaml_file
 from fastflow.config.parser import CommandParser
 from fastflow.config.presets import PRESETS
 from fastflow.config.schema import Config, sections
@@ -27,6 +27,7 @@ from fastflow.errors import FastflowError
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
 LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
+PYYAMLS_OWN = (LookupError, AttributeError)  # it reads !!int '' so
 _OWN_OPTIONS = ("config", "preset", "resume", "devices", "dry-run", "help")
 
 
@@ -37,11 +38,14 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
     """
     parser = build_parser()
     _refuse_unknown_options(arguments)
+    for option in ("--config", "--preset"):  # of other options the last one counts
+        if sum(entry == option or entry.startswith(f"{option}=") for entry in arguments) > 1:
+            raise FastflowError(f"{option} is given twice, and only one of them would count; leave one out")
     file, preset, options = _peek(arguments)
     if file is not None:
         tree = _read_yaml(file)
         preset = preset or tree.pop("preset", None)
-        options = ["--config", yaml.safe_dump(tree), *options]  # first: the command line overrides it
+        options = ["--config", yaml_file.dump(tree), *options]  # first: the command line overrides it
     if preset is not None:
         if not isinstance(preset, str):
             raise FastflowError(f"{file}: preset is {preset!r}, but must be one of {', '.join(PRESETS)}")
@@ -52,8 +56,13 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
         values = parser.parse_args(options)
     except RecursionError as error:
         raise FastflowError("a setting's value is nested too deeply to be read; see fastflow train --help") from error
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
+    except (argparse.ArgumentError, ValueError, *yaml_file.WRONG_TAG) as error:
+        if any(isinstance(found, PYYAMLS_OWN) for found in (error, error.__cause__, error.__context__)):
+            words = "a setting's value does not fit the tag (!!name) in front of it; leave the tag out"
+            raise FastflowError(words) from error
         raise FastflowError(_one_line(error, file)) from error
+    if values["resume"] is not None:
+        raise FastflowError("--resume is for fastflow train alone; leave it out here")
     made: dict[str, Any] = {
         name: section(**{entry.name: values[f"{name}.{entry.name}"] for entry in dataclasses.fields(section)})
         for name, section in sections().items()
@@ -70,6 +79,7 @@ def build_parser() -> ArgumentParser:
         description="Train a model towards the alpha-power of its own distribution.",
         exit_on_error=False,
         allow_abbrev=False,
+        print_config=None,  # --dry-run prints them
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     parser.add_argument("--preset", type=str, help=f"Starting point: {', '.join(PRESETS)}")
@@ -90,9 +100,8 @@ def build_parser() -> ArgumentParser:
 
 
 def to_yaml(config: Config) -> str:
-    """Write the configuration as YAML, which `--config` reads back to an equal Config."""
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    """Write the configuration as YAML, which `--config` reads back to an equal Config and a terminal shows as text."""
+    return yaml_file.dump(json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def known_settings() -> list[str]:
@@ -117,27 +126,14 @@ def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]
     return found.config, found.preset, rest
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, but it refuses two equal keys, where PyYAML keeps the last one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is set twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(file: Path) -> dict[str, Any]:
     """Read the file's settings, without its empty sections. Raises FastflowError for a bad file or an unknown key."""
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _UniqueKeyLoader) or {}
+        tree = yaml_file.load(yaml_file.read_text(file)) or {}
     except OSError as error:
         raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
-    except RecursionError as error:
-        raise FastflowError(f"{file} is nested too deeply to be read; write sections of plain values") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise FastflowError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise FastflowError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise FastflowError(f"{file} must hold sections such as 'optim:', not a {type(tree).__name__}")
     known = [*known_settings(), "preset"]

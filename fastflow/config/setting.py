@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastflow.errors import FastflowError
+
+LARGEST_INTEGER = 2**31 - 1  # of a setting without an upper bound of its own
+LONGEST_TEXT = 100_000  # characters
+DEEPEST = 20  # levels of a mapping
 
 
 def setting(
@@ -50,6 +55,8 @@ class Section:
                     _check_text(name, item)
                 elif isinstance(item, (int, float)) and not isinstance(item, bool):
                     _check_range(name, item, entry.metadata["bounds"])
+                elif isinstance(item, Mapping):
+                    _check_plain(name, item)
 
     @classmethod
     def section_name(cls) -> str:
@@ -62,9 +69,16 @@ def _check_text(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise FastflowError(f"{name} holds {text[error.start]!a}, which is not text; write it in UTF-8") from error
+    if "\0" in text:
+        raise FastflowError(f"{name} holds the character NUL (\\x00), which no path can hold; leave it out")
+    if len(text) > LONGEST_TEXT:
+        raise FastflowError(f"{name} has {len(text)} characters, but must have at most {LONGEST_TEXT}")
 
 
 def _check_range(name: str, number: float, bounds: dict[str, float | None]) -> None:
+    shown = f"{number:g}" if isinstance(number, float) or abs(number) < 10**6 else str(number)[:40]
+    if isinstance(number, float) and not math.isfinite(number):
+        raise FastflowError(f"{name} is {shown}, but must be a finite number")
     holds = {
         "above": lambda bound: number > bound,
         "at least": lambda bound: number >= bound,
@@ -73,7 +87,33 @@ def _check_range(name: str, number: float, bounds: dict[str, float | None]) -> N
     }
     for word, bound in bounds.items():
         if bound is not None and not holds[word](bound):
-            raise FastflowError(f"{name} is {number:g}, but must be {word} {bound:g}")
+            raise FastflowError(f"{name} is {shown}, but must be {word} {bound:g}")
+    if isinstance(number, int) and bounds["at most"] is None and number > LARGEST_INTEGER:
+        raise FastflowError(f"{name} is {shown}, but must be at most {LARGEST_INTEGER}")
+
+
+def _check_plain(name: str, value: Any, depth: int = 0) -> None:
+    """Raise FastflowError for a mapping that JSON could not hold, and no file of settings could repeat."""
+    if depth > DEEPEST:
+        raise FastflowError(f"{name} is nested more than {DEEPEST} levels deep; flatten it")
+    if isinstance(value, str):
+        _check_text(name, value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise FastflowError(f"{name} has the key {key!r}, but keys must be text; put it into quotes")
+            _check_text(name, key)
+            _check_plain(name, inner, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_plain(name, inner, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise FastflowError(f"{name} holds {value}, but must hold finite numbers")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise FastflowError(
+            f"{name} holds a {type(value).__name__}, but must hold texts, numbers, booleans, lists and mappings; put it "
+            "into quotes"
+        )
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

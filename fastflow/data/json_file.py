@@ -24,7 +24,7 @@ def read_json(path: Path) -> list[tuple[str, dict[str, Any]]]:
     text = read_text(path)
     records = list(_values(path, text) if _is_spread_out(text) else _lines(path, text))
     for place, record in records:
-        _check_values(place, record)
+        check_values(place, record)
     return records
 
 
@@ -96,7 +96,7 @@ def _check_object(place: str, record: Any, what: str) -> None:
         raise FastflowError(f"{place}: found a {type(record).__name__}, but {what} must be one JSON object")
 
 
-def _check_values(place: str, record: dict[str, Any]) -> None:
+def check_values(place: str, record: dict[str, Any]) -> None:
     """Raise FastflowError for what no later step can tokenise or write: half characters, values nested too deeply."""
     waiting: list[tuple[str, Any, int]] = [(f"field {name!a}", (name, value), 1) for name, value in record.items()]
     while waiting:

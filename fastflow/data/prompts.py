@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")  # whose texts a template may rewrite
 PROBES = ("a", "A", "1", ".", "\u4e00")
 
 
@@ -89,6 +90,7 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, sett
             len(dropped), len(records), settings.max_prompt_tokens, *dropped[0],
         )  # fmt: skip
     _report_ends(prompts, tokenizer)
+    _report_repeats(prompts)
     return prompts
 
 
@@ -107,9 +109,10 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
             continue_final_message=goes_on,
             **(settings.template_arguments or {}),
         )
-        return cast(str, text)  # as tokenize=False promises
     except Exception as error:  # a template is any jinja program, and may raise anything
         raise FastflowError(f"{place}: the chat template refuses this prompt: {error}") from error
+    _check_nothing_left_out(place, messages, text)
+    return cast(str, text)  # as tokenize=False promises
 
 
 def _with_additions(place: str, value: str | list[Message], settings: DataConfig) -> list[Message]:
@@ -134,10 +137,26 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, 
             "data.chat_template = false"
         )
     known = _variables(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else None
+    if known is not None and "add_generation_prompt" not in known:
+        logger.warning(
+            "the chat template has no generation prompt (it never reads add_generation_prompt): responses follow the "
+            "last message at once, and the model must begin its turn itself; mend the template, or see with --dry-run "
+            "what prompts end with"
+        )
     for name in arguments:
         if known is not None and name not in known:
             raise FastflowError(
                 f"data.template_arguments sets {name}, which the chat template does not read: {suggest(name, known)}"
+            )
+
+
+def _check_nothing_left_out(place: str, messages: list[Message], text: str) -> None:
+    """Raise FastflowError where a template passed over a message whose role it does not know."""
+    for number, message in enumerate(messages, start=1):
+        if message["role"] not in ROLES and message["content"].strip() not in text:
+            raise FastflowError(
+                f"{place}: the chat template leaves out message {number}, whose role is {message['role']!r}; rename the "
+                "role, such as to user, or remove the message"
             )
 
 
@@ -161,3 +180,15 @@ def _report_ends(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> N
             "response; remove that token from the text or from the chat template",
             len(ended), len(prompts), tokenizer.eos_token, ended[0],
         )  # fmt: skip
+
+
+def _report_repeats(prompts: list[Prompt]) -> None:
+    """Say how many prompts stand there more than once. Each counts: a step may draw several of them."""
+    first: dict[bytes, str] = {}
+    repeats = [
+        prompt.source for prompt in prompts if first.setdefault(prompt.ids.tobytes(), prompt.source) != prompt.source
+    ]
+    if repeats:
+        logger.info(
+            "%d of %d prompts repeat an earlier one (first: %s); each counts", len(repeats), len(prompts), repeats[0]
+        )

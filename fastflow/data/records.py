@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fastflow.config.schema import DataConfig
 from fastflow.data.conversation import ends_with_answer, prompt_of
-from fastflow.data.json_file import read_json
+from fastflow.data.json_file import check_values, read_json
 from fastflow.errors import FastflowError, need
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def read_records(settings: DataConfig) -> list[Record]:
 def is_file(settings: DataConfig) -> bool:
     """Whether `data.path` names a file rather than a data set."""
     path = Path(settings.path)
-    return _ending(path) in (*JSON, ".parquet") or path.is_file()
+    return _ending(path) in (*JSON, ".parquet") or os.path.isfile(path)
 
 
 def _ending(path: Path) -> str:
@@ -51,10 +52,12 @@ def _ending(path: Path) -> str:
 
 
 def _read_file(path: Path) -> Iterable[Record]:
-    if path.is_dir():
+    if os.path.isdir(path):  # as os.path sees it, a name that is too long does not exist
         raise FastflowError(f"data.path = {path} is a directory; name the file in it")
-    if not path.is_file():
+    if not os.path.exists(path):
         raise FastflowError(f"data file {path} does not exist; check data.path")
+    if not path.is_file():
+        raise FastflowError(f"data.path = {path} is a pipe or a device, which cannot be read twice; write it to a file")
     ending = _ending(path)
     if ending == ".parquet":
         return _read_parquet(path)
@@ -68,11 +71,17 @@ def _read_file(path: Path) -> Iterable[Record]:
 
 def _read_parquet(path: Path) -> Iterator[Record]:
     parquet = need("pyarrow.parquet", extra="data", purpose="reading parquet files")
+    arrow = need("pyarrow", extra="data", purpose="reading parquet files")
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
+        names = parquet.read_schema(path).names
+        rows = parquet.read_table(path).to_pylist() if len({*names}) == len(names) else []
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:  # times beyond Python's overflow
         raise FastflowError(f"cannot read {path}: {error}; data.path needs a parquet file") from error
-    yield from ((f"{path}:row {number}", row) for number, row in enumerate(rows, start=1))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise FastflowError(f"{path} has more than one column {twice[0]!r}; rename or remove one")
+    for number, row in enumerate(rows, start=1):
+        check_values(f"{path}:row {number}", row)
+        yield f"{path}:row {number}", row
 
 
 def _read_dataset(settings: DataConfig) -> Iterable[Record]:

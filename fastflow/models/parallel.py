@@ -33,10 +33,11 @@ class Root(nn.Module):
     skeleton: a copy of the model without memory for its weights, from before it was cut.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel | PeftModel):
         super().__init__()
         self.model = model
-        self.skeleton: tuple[nn.Module, ...] = (_without_weights(model),)  # in a tuple, it is no part of this module
+        # in a tuple, it is no part of this module
+        self.skeleton: tuple[PreTrainedModel | PeftModel] = (_without_weights(model),)
 
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
         return function(*arguments)
@@ -111,28 +112,11 @@ def copy_whole(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source)
 
 
-@torch.no_grad()
-def whole_on_cpu(model: PackedModel) -> PreTrainedModel | PeftModel | None:
-    """Return a copy of a cut model in the host's memory, as it was before it was cut; None on all ranks but the first.
-
-    All ranks call it. One weight at a time is whole on each.
-    """
-    root = cast(Root, model.root)
-    live = dict(root.model.named_parameters())
-    (skeleton,) = root.skeleton
-    copies: dict[int, torch.Tensor] = {}
-    for name, parameter in skeleton.named_parameters():
-        gathered = whole(live[name])
-        if model.ranks.is_first:
-            copies[id(parameter)] = nn.Parameter(gathered.to("cpu", copy=True), requires_grad=False)
-    return cast("PreTrainedModel | PeftModel", copy.deepcopy(skeleton, copies)) if model.ranks.is_first else None
-
-
-def _without_weights(model: nn.Module) -> nn.Module:
+def _without_weights(model: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
     """Copy a model with parameters on the meta device and buffers in the host's memory."""
     copies: dict[int, torch.Tensor] = {}
     for parameter in model.parameters():
-        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         copies[id(buffer)] = buffer.detach().to("cpu", copy=True)
     return copy.deepcopy(model, copies)

@@ -69,13 +69,13 @@ def _read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def _read_tree(file: Path) -> dict[str, dict[str, Any]]:
     """Read a YAML or JSON file of named tables; {} where it is missing."""
-    import yaml
+    from fastflow.config import yaml_file
 
     if not file.is_file():
         return {}
     try:
-        tree = json.loads(_read_text(file)) if file.suffix == ".json" else yaml.safe_load(_read_text(file))
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        tree = json.loads(_read_text(file)) if file.suffix == ".json" else yaml_file.load(_read_text(file))
+    except (ValueError, RecursionError) as error:
         raise FastflowError(f"{file} is broken ({' '.join(str(error).split())}); mend or remove it") from error
     if not isinstance(tree, dict) or not all(isinstance(table, dict) for table in tree.values()):
         raise FastflowError(f"{file} must hold named tables of values; mend or remove it")

@@ -6,6 +6,10 @@ import re
 
 
 def printable(text: str) -> str:
-    """Replace control characters and lone surrogates, which HTML cannot hold, by visible stand-ins."""
+    """Replace control characters and lone surrogates, which HTML cannot hold, by visible stand-ins.
+
+    Names bidi controls, which would reorder what stands beside them.
+    """
     text = re.sub("[\x00-\x08\x0b-\x1f]", lambda match: chr(0x2400 + ord(match[0])), text)
+    text = re.sub("[\u202a-\u202e\u2066-\u2069]", lambda match: f"<{ord(match[0]):04X}>", text)
     return re.sub("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)

@@ -7,6 +7,8 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 
+from fastflow.visible import visible
+
 
 class _SteadyStdout:
     """The current sys.stdout, without its errors."""
@@ -31,6 +33,13 @@ class _SteadyStdout:
         return getattr(self._stream, name)
 
 
+class _TextConsole(Console):
+    """Prints texts as texts: control characters in them, as a model or a file may hold, reach no terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(visible(entry) if isinstance(entry, str) else entry for entry in objects), **options)
+
+
 def make_console(*, quiet: bool = False) -> Console:
     """Return a console on stdout for a run that may outlive its terminal."""
-    return Console(file=cast("IO[str]", _SteadyStdout()), quiet=quiet)  # it passes all other attributes on
+    return _TextConsole(file=cast("IO[str]", _SteadyStdout()), quiet=quiet)  # it passes all other attributes on

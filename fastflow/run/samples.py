@@ -15,6 +15,7 @@ from fastflow.data.update import UpdateResult
 from fastflow.objectives.judging import Judgement
 from fastflow.run.directory import SAMPLES_FILE
 from fastflow.run.output_file import writing
+from fastflow.visible import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +75,7 @@ def _readable(sample: dict[str, Any]) -> str:
     return (
         f"----- {sample['length']} tokens, {ending}{form}; per token: log pi {sample['mean_logprob']:.3f}, "
         f"log p_base {sample['mean_base_logprob']:.3f}, residual {sample['residual']:+.3f}\n"
-        f"[prompt] {sample['prompt']}\n[response] {sample['response']}\n"
+        f"[prompt] {visible(sample['prompt'])}\n[response] {visible(sample['response'])}\n"
     )
 
 

@@ -15,11 +15,11 @@ beside the training.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,13 +28,14 @@ import torch
 from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
-from fastflow.models.parallel import copy_whole, whole, whole_on_cpu
+from fastflow.models.packed import PackedModel
+from fastflow.models.parallel import whole
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
-from fastflow.train.export import Exporter, ExportReport, on_cpu
+from fastflow.train.export import Exporter, ExportReport
 from fastflow.train.learner import Learner
-from fastflow.train.state import GROUPS_FILE, Identity, Position, scalars_of, write_rollout
-from fastflow.train.tensors import catalogue, read_tensors, same_bits, write_tensors
+from fastflow.train.state import Identity, Position, scalars_of, write_rollout
+from fastflow.train.tensors import same_bits, write_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,60 +49,68 @@ class SaveFailed(FastflowError):
 
 
 class Staged(NamedTuple):
-    """Copies in the host's memory. weights: the trained parameters, by name. others: optimiser moments and log_z.
-
-    without_moments: parameters that no gradient has reached yet.
+    """Copies in the host's memory. weights, buffers: the policy's, by name, of the weights those that are trained.
+    others: optimiser moments and log_z. without_moments: parameters that no gradient has reached yet. frozen: weights
+    that are not trained, where they are cut over ranks.
     """
 
-    model: PreTrainedModel | PeftModel
     weights: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
     others: dict[str, torch.Tensor]
     without_moments: list[str]
-    is_peft: bool
-    ranks: int = 1
+    frozen: Mapping[str, torch.Tensor]
+    ranks: int
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A save as it is read back. state: state.json."""
+class Skeleton:
+    """The policy without weights of its own, made once: what a save needs of a model beside the copied tensors, so that
+    training does not wait for more than these. Its frozen weights are the live ones, which nobody changes.
+    """
 
-    directory: Path
-    state: dict[str, Any]
+    def __init__(self, policy: PackedModel):
+        own: dict[int, object] = {
+            id(one): torch.nn.Parameter(one.detach(), requires_grad=one.requires_grad)
+            for one in policy.model.parameters()
+        }
+        self._model = copy.deepcopy(policy.model, own) if policy.root is None else policy.root.skeleton[0]
+        self.is_peft = policy.model is not policy.causal_lm
 
-    @property
-    def rollout(self) -> Path:
-        return self.directory / "trainer" / "rollout"
-
-    @property
-    def has_groups(self) -> bool:
-        return (self.rollout / GROUPS_FILE).exists()
+    def holding(self, staged: Staged) -> PreTrainedModel | PeftModel:
+        """The staged model, on the host. The caller may take it apart, but not write into its tensors."""
+        parts: dict[int, object] = {}
+        for name, one in self._model.named_parameters():
+            known = staged.weights if one.requires_grad else staged.frozen
+            tensor = known[name] if name in known else one.detach().to("cpu")
+            parts[id(one)] = torch.nn.Parameter(tensor, requires_grad=False)
+        parts |= {id(one): staged.buffers[name] for name, one in self._model.named_buffers()}
+        return copy.deepcopy(self._model, parts)
 
 
 @torch.no_grad()
 def stage(learner: Learner) -> Staged | None:
-    """Copy the trained state to the host. Under several ranks, all gather one tensor after the other, and the first
-    keeps them; the others return None.
+    """Copy the trained state to the host. Where the policy is cut over ranks, all gather one tensor after the other. The
+    first keeps them, and the others return None.
     """
-    policy = learner.policy
-    model = on_cpu(policy.model) if policy.root is None else whole_on_cpu(policy)
-    others = {}
-    for name, tensor in _others(learner):
-        gathered = whole(tensor)
-        if policy.ranks.is_first:
-            others[name] = gathered.to("cpu", copy=True)
-    if model is None:
-        return None
-    trained = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in trained}
+    policy, first = learner.policy, learner.policy.ranks.is_first
+    named = list(policy.model.named_parameters())
+    weights = _copies(((name, one) for name, one in named if one.requires_grad), keep=first)
+    cut = [(name, one) for name, one in named if policy.root is not None and not one.requires_grad]
+    frozen = _copies(cut, keep=first)
+    buffers, others = _copies(policy.model.named_buffers(), keep=first), _copies(_others(learner), keep=first)
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
-    is_peft = policy.model is not policy.causal_lm
-    return Staged(model, weights, others, without, is_peft, policy.ranks.count)
+    return Staged(weights, buffers, others, without, frozen, policy.ranks.count) if first else None
 
 
 def write(
-    directory: Path, staged: Staged, exporter: Exporter, position: Position, identity: Identity, config: Config
+    directory: Path,
+    staged: Staged,
+    skeleton: Skeleton,
+    exporter: Exporter,
+    position: Position,
+    identity: Identity,
+    config: Config,
 ) -> tuple[Manifest, ExportReport]:
-    """Write a save to an empty directory, and have the disk take it. Uses the staged copy up.
+    """Write a save to an empty directory, and have the disk take it.
 
     Returns its manifest, and what became of the update in the exported policy. Raises SaveFailed for state that is not
     finite, else whatever keeps it from being written.
@@ -109,9 +118,10 @@ def write(
     for name, tensor in {**staged.weights, **staged.others}.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise SaveFailed(f"{name} is no longer finite and was not saved")
-    if staged.is_peft:
-        save_adapter(staged.model, directory / "adapter")
-    report = exporter.write(staged.model, directory / "policy")
+    model = skeleton.holding(staged)
+    if skeleton.is_peft:
+        save_adapter(model, directory / "adapter")
+    report = exporter.write(model, directory / "policy")
     trainer = directory / "trainer"
     trainer.mkdir()
     exact = set(_exactly_held(directory, staged.weights))
@@ -131,51 +141,13 @@ def write(
     return manifest, report
 
 
-def read(directory: Path) -> Saved:
-    """The save in a directory that has proved itself."""
-    return Saved(directory, json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8")))
-
-
-@torch.no_grad()
-def restore(saved: Saved, learner: Learner) -> None:
-    """Give policy, log_z, optimiser and schedule the state of a save, to the bit.
-
-    Raises FastflowError for a parameter of which weights or moments are missing, or of another shape or type.
-    """
-    parameters, updates = named_parameters(learner), int(saved.state["updates"])
-    try:
-        _restore_weights(saved.directory, learner)
-        _restore_moments(saved, learner, parameters, updates)
-    except KeyError as error:
-        raise FastflowError(
-            f"the save in {saved.directory} lacks {error.args[0]}, which this run trains; resume it with the settings "
-            "that it was started with"
-        ) from error
-    except ValueError as error:
-        raise FastflowError(f"the save in {saved.directory} does not fit this run: {error}") from error
-    learner.policy.version = int(saved.state["version"])
-    schedule = learner.schedule
-    schedule.last_epoch, schedule._step_count = updates, updates + 1
-    schedule._last_lr = [
-        base * factor(updates) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    ]
-    for group, lr in zip(learner.optimizer.param_groups, schedule._last_lr, strict=True):
-        group["lr"] = lr
-
-
-def read_generators(saved: Saved, *, rank: int = 0) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(saved.directory / "trainer" / "generators" / f"rank-{rank}.safetensors")
-
-
 def named_parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
     """Every trained parameter by the name that its moments are saved under; never by its number.
 
     Raises FastflowError where the objective trains parameters that have no names.
     """
     found = {f"policy/{name}": one for name, one in learner.policy.model.named_parameters() if one.requires_grad}
-    if (head := _log_z_head(learner)) is not None:
+    if (head := log_z_head(learner)) is not None:
         found |= {f"log_z/{name}": one for name, one in head.named_parameters()}
     if len(found) < sum(len(group["params"]) for group in learner.optimizer.param_groups):
         raise FastflowError(
@@ -212,7 +184,13 @@ def discard(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _log_z_head(learner: Learner) -> torch.nn.Module | None:
+def _copies(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Copy whole tensors to the host. keep: False on a rank that only gives its parts of them."""
+    pairs = ((name, whole(tensor)) for name, tensor in named)
+    return {name: tensor.to("cpu", copy=True) for name, tensor in pairs if keep}
+
+
+def log_z_head(learner: Learner) -> torch.nn.Module | None:
     """The network that an objective trains beside the policy, where it has one."""
     return getattr(learner.objective, "log_z_head", None)
 
@@ -221,7 +199,7 @@ def _others(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in named_parameters(learner).items():
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             yield f"moments/{name}/{key}", value
-    if (head := _log_z_head(learner)) is not None:
+    if (head := log_z_head(learner)) is not None:
         for name, tensor in head.state_dict().items():
             yield f"log_z/{name}", tensor
 
@@ -230,82 +208,29 @@ def _exactly_held(directory: Path, weights: Mapping[str, torch.Tensor]) -> Itera
     """Names of the weights that policy/ or adapter/ hold to the bit."""
     from safetensors import safe_open
 
-    places = _places(directory)
+    files = places(directory)
     for name, tensor in weights.items():
-        for candidate in _exported_names(name):
-            if candidate in places:
-                with safe_open(places[candidate], "pt") as file:
+        for candidate in exported_names(name):
+            if candidate in files:
+                with safe_open(files[candidate], "pt") as file:
                     if same_bits(file.get_tensor(candidate), tensor):
                         yield name
 
 
-def _places(directory: Path) -> dict[str, Path]:
+def places(directory: Path) -> dict[str, Path]:
     """The file of each tensor in policy/ and adapter/."""
     from safetensors import safe_open
 
-    places: dict[str, Path] = {}
+    found: dict[str, Path] = {}
     for file in (*directory.glob("policy/*.safetensors"), *directory.glob("adapter/*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            places |= dict.fromkeys(tensors.keys(), file)
-    return places
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
 
 
-def _exported_names(name: str) -> set[str]:
+def exported_names(name: str) -> set[str]:
     """What transformers and peft call a parameter in their files."""
     return {name, name.replace(".default.", ".")}
-
-
-def _restore_weights(directory: Path, learner: Learner) -> None:
-    from safetensors import safe_open
-
-    tensors = directory / "trainer" / "tensors"
-    stored, places = catalogue(tensors), _places(directory)
-    targets: dict[str, torch.Tensor] = {}
-    for name, parameter in learner.policy.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if f"weights/{name}" in stored:
-            targets[f"weights/{name}"] = parameter.detach()
-            continue
-        held = [candidate for candidate in _exported_names(name) if candidate in places]
-        if not held:
-            raise KeyError(f"the weights of {name}")
-        with safe_open(places[held[0]], "pt") as file:
-            tensor = file.get_tensor(held[0])
-        if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
-        copy_whole(parameter, tensor)
-    if (head := _log_z_head(learner)) is not None:
-        targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
-    read_tensors(tensors, targets)
-
-
-def _restore_moments(
-    saved: Saved, learner: Learner, parameters: Mapping[str, torch.nn.Parameter], updates: int
-) -> None:
-    directory = saved.directory / "trainer" / "tensors"
-    stored = catalogue(directory)
-    untouched = set(saved.state["without_moments"])
-    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-    targets: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        if name in untouched:
-            continue
-        fresh = {
-            "step": torch.zeros((), device=parameter.device),
-            **{key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")},
-        }
-        state[parameter] = fresh
-        targets |= {f"moments/{name}/{key}": tensor for key, tensor in fresh.items()}
-    unknown = {name for name in stored if name.startswith("moments/")} - targets.keys()
-    if unknown:
-        raise ValueError(f"it has {min(unknown)}, which this run does not train")
-    read_tensors(directory, targets)
-    counts = [float(entry["step"]) for entry in state.values()]
-    if counts and not (max(counts) == updates and min(counts) >= 1):
-        raise ValueError(f"its optimiser counts {max(counts):g} updates and its state {updates}")
-    learner.optimizer.state.clear()
-    learner.optimizer.state.update(state)
 
 
 def _write_generators(directory: Path, states: Mapping[str, torch.Tensor], *, rank: int) -> None:

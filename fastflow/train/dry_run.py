@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fastflow.config.schema import Config, ModelConfig
@@ -27,7 +28,7 @@ def check_inputs(config: Config) -> str:
     make_format_check(config.objective)
     if config.objective.reward is not None:
         load_function(config.objective.reward, "objective.reward")
-    if not (is_file(config.data) and Path(config.data.path).exists()):
+    if not (is_file(config.data) and os.path.exists(config.data.path)):
         return "No prompt to show: data.path is not a file on this machine."
     return first_prompt(config, read_records(config.data))
 

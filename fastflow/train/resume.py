@@ -11,8 +11,7 @@ from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.models.ranks import Ranks
 from fastflow.run.checkpoints import Checkpoints
-from fastflow.train import checkpoint
-from fastflow.train.checkpoint import Saved
+from fastflow.train.restore import Saved, read
 from fastflow.train.state import Identity
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ def find(checkpoints: Checkpoints, resume: Resume) -> Saved | None:
         return None
     save = checkpoints.newest_whole()
     if save is not None:
-        return checkpoint.read(save.path)
+        return read(save.path)
     policy = checkpoints.run / "policy"
     if policy.exists():
         raise FastflowError(

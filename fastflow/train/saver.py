@@ -31,6 +31,7 @@ class Saver:
         self._learner, self._exporter = learner, exporter
         self._ranks = learner.policy.ranks
         self._identity, self._config = identity, config
+        self._skeleton = checkpoint.Skeleton(learner.policy)
         self.position: Position | None = None
         self._writing: Position | None = None
         self._done = threading.Event()  # not the thread's own end: a signal in `join` makes some Pythons forget that
@@ -111,7 +112,7 @@ class Saver:
             fresh = self._checkpoints.begin(name)
             try:
                 manifest, report = checkpoint.write(
-                    fresh, staged, self._exporter, position, self._identity, self._config
+                    fresh, staged, self._skeleton, self._exporter, position, self._identity, self._config
                 )
                 for file in GROWING:  # as long as the save says, before it says so
                     with contextlib.suppress(OSError):  # which is no reason to lose the weights

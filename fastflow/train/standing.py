@@ -16,9 +16,8 @@ from fastflow.rollout.sampler import Request
 from fastflow.run import generators
 from fastflow.run.alarms import Alarms
 from fastflow.run.directory import lengths
-from fastflow.train import checkpoint
-from fastflow.train.checkpoint import Saved
 from fastflow.train.learner import Learner
+from fastflow.train.restore import Saved, read_generators
 from fastflow.train.resume import prompts_after
 from fastflow.train.state import Position, UnderWay, read_groups, read_result
 
@@ -80,7 +79,7 @@ class Standing:
             updates=state["updates"],
             version=state["version"],
             prompts=self._after[step],
-            generators=checkpoint.read_generators(saved),
+            generators=read_generators(saved),
             records=state["records"],
             alarms=state["alarms"],
             under_way=under_way,

@@ -52,13 +52,14 @@ from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
 from fastflow.train import checkpoint, resume
-from fastflow.train.checkpoint import Saved, SaveFailed
+from fastflow.train.checkpoint import SaveFailed
 from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_tensors
 from fastflow.train.export import Exporter
 from fastflow.train.learner import Learner, NonFiniteError
 from fastflow.train.progress import RunProgress
 from fastflow.train.rehearsal import rehearse
 from fastflow.train.rescue import rescue
+from fastflow.train.restore import Saved, restore
 from fastflow.train.save_room import check_disk, save_size
 from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
@@ -164,7 +165,7 @@ class Trainer:
             with self.ranks.together():
                 resume.check_identity(identity, self._saved, config)
                 resume.check_ranks(self._saved, self.ranks)
-                checkpoint.restore(self._saved, self.learner)
+                restore(self._saved, self.learner)
                 self.standing.take_up(self._saved, self.requests)
             if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
                 logger.warning(

@@ -86,7 +86,7 @@ def _check_fastflow(name: str, *arguments: str) -> None:
 def _check_python(arguments: list[str]) -> None:
     if arguments[0] == "-m":
         module = arguments[1]
-        in_tree = module.split(".")[0] in ("bench", "fastflow")
+        in_tree = module.split(".")[0] in ("bench", "fastflow", "tests")
         path = ROOT.joinpath(*module.split("."))
         assert not in_tree or path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
         assert in_tree or module == "venv" or module.split(".")[0] in ELSEWHERE, module

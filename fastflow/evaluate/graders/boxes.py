@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _OPENING = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|(-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace behind a backslash is no grouping one
 _INNER = re.compile(r"^\s*\\(?:boxed|fbox|framebox)\s*\{(.*)\}\s*$", re.DOTALL)
 # What may stand between boxes of one answer: delimiters, commas, "and", "or", and names such as "x_1 =" or "(b)".
 _JOINT = re.compile(
@@ -43,13 +44,13 @@ def last_answer(boxes: list[Box], text: str) -> list[Box]:
 
 
 def _scan(text: str) -> Iterator[Box]:
-    position = 0
+    position, closing = 0, _pairs(text)
     while opening := _OPENING.search(text, position):
         if opening.group(2) is not None:
             position = opening.end()
             yield Box(opening.group(2), opening.start(), position)
             continue
-        end = closing_brace(text, opening.end())
+        end = closing.get(opening.end() - 1)
         if end is None:
             position = opening.end()
             continue
@@ -58,6 +59,18 @@ def _scan(text: str) -> Iterator[Box]:
             content = inner.group(1)
         yield Box(content, opening.start(), end + 1)
         position = end + 1
+
+
+def _pairs(text: str) -> dict[int, int]:
+    """The place of the closing brace of each opening one that is closed."""
+    waiting: list[int] = []
+    found = {}
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            waiting.append(brace.start())
+        elif brace.group() == "}" and waiting:
+            found[waiting.pop()] = brace.start()
+    return found
 
 
 def closing_brace(text: str, start: int) -> int | None:

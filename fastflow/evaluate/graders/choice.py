@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from fastflow.evaluate.graders.boxes import find_boxes
-from fastflow.evaluate.graders.statements import plain, spoken
+from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, plain, spoken
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
@@ -114,16 +114,16 @@ def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | N
 
 def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
     found = []
-    for anchor in _ANCHOR.finditer(text):
-        rest = text[anchor.end() :].lstrip()
+    for anchor in list(_ANCHOR.finditer(text))[-MOST_STATEMENTS:]:
+        rest = text[anchor.end() : anchor.end() + LONGEST_SENTENCE].lstrip()
         end = _END.search(rest)
         clause = rest[: end.start()] if end else rest
         if end and end.group() in "?？":
             continue
         if letters := _in_clause(clause, choices):
             found.append((anchor.start(), letters))
-    for match in _OPTION_IS.finditer(text):
-        if match.group(1) in choices and not _NEGATED.search(text[: match.start(1)]):
+    for match in list(_OPTION_IS.finditer(text))[-MOST_STATEMENTS:]:
+        if match.group(1) in choices and not _NEGATED.search(text[: match.start(1)][-60:]):
             found.append((match.start(), {match.group(1)}))
     yield from sorted(found, key=lambda item: item[0])
 

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 
 from fastflow.evaluate.graders.boxes import find_boxes, last_answer
 
-_THINKING = re.compile(r"<(think|thinking|reasoning|thought)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THINKING_ENDS = re.compile(r"</(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
-_THINKING_OPENS = re.compile(r"<(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
+_THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _FORMS = re.compile("[\u3000\u3001\ufe50-\ufe6f\uff00-\uffef]+")
 _EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])|`")
 _ANCHOR = re.compile(
@@ -44,15 +42,21 @@ _SECOND_THOUGHT = re.compile(
     re.IGNORECASE,
 )
 
+LONGEST_SENTENCE = 1000  # characters; models that loop write sentences without end
+MOST_STATEMENTS = 20  # that are looked at, from the end
+
 
 def spoken(response: str) -> str:
     """The response without its reasoning in think tags; reasoning that was never closed leaves nothing."""
-    text = _THINKING.sub("", response)
-    if ends := list(_THINKING_ENDS.finditer(text)):
-        text = text[ends[-1].end() :]
-    if opens := _THINKING_OPENS.search(text):
-        text = text[: opens.start()]
-    return text
+    kept, depth, start = list[str](), 0, 0
+    for tag in _THINKING.finditer(response):
+        if depth == 0:
+            kept.append(response[start : tag.start()])
+        if tag.group(1) and depth == 0:  # opened before the response, by the chat template
+            kept = []
+        depth = max(0, depth - 1) if tag.group(1) else depth + 1
+        start = tag.end()
+    return "".join(kept) + (response[start:] if depth == 0 else "")
 
 
 def boxed_answer(text: str) -> list[str] | None:
@@ -88,18 +92,19 @@ def stated_answer(text: str) -> str | None:
     if bold:
         return bold.group(1).strip(" :")
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|(?<=。)", plain(lines[-1])) if part.strip()]
-    conclusion = _CONCLUSION.match(sentences[-1].strip()) if sentences else None
+    last = sentences[-1].strip() if sentences else ""
+    conclusion = _CONCLUSION.match(last) if len(last) <= LONGEST_SENTENCE else None
     return _tidy(conclusion.group(1)) if conclusion and re.search(r"\d", conclusion.group(1)) else None
 
 
 def stated(text: str) -> Iterator[str]:
     """What follows each "the answer is", up to the end of its sentence; denied and doubted ones are left out."""
     text = plain(text)
-    for anchor in _ANCHOR.finditer(text):
+    for anchor in list(_ANCHOR.finditer(text))[-MOST_STATEMENTS:]:
         start = max(text.rfind("\n", 0, anchor.start()), _last_end(text, anchor.start()))
         if _DOUBT.search(text[start + 1 : anchor.start()]) or _DENIED.match(text, anchor.end()):
             continue
-        rest = text[anchor.end() :].lstrip()
+        rest = text[anchor.end() : anchor.end() + LONGEST_SENTENCE].lstrip()
         line = rest.split("\n\n", 1)[0] if rest.startswith(("$$", "\\[")) else rest.split("\n", 1)[0]
         end = _SENTENCE_END.search(line)
         if end and end.group().startswith(("?", "？")):
@@ -127,5 +132,6 @@ def _tidy(clause: str) -> str:
 
 
 def _last_end(text: str, before: int) -> int:
-    ends = [match.start() for match in re.finditer(r"[.!?;](?=\s)|[。！？；]", text[:before])]
-    return ends[-1] if ends else -1
+    first = max(0, before - LONGEST_SENTENCE)
+    ends = [match.start() for match in re.finditer(r"[.!?;](?=\s)|[。！？；]", text[first:before])]
+    return first + ends[-1] if ends else first - 1

@@ -58,7 +58,12 @@ def evaluate(tree: Tree, at: Mapping[str, Number], digits: int = DIGITS) -> Numb
     """The value at a point. Raises TooLarge, Undefined or Unreadable."""
     try:
         with mpmath.workdps(digits):
-            return _bounded(_evaluate(tree, at))
+            value = _bounded(_evaluate(tree, at))
+            if isinstance(value, Fraction) or value == 0 or abs(value) > mpmath.mpf(10) ** (-digits // 2):
+                return value
+        with mpmath.workdps(3 * digits):  # a zero that rounding hides shrinks with more digits, another number does not
+            closer = _evaluate(tree, at)
+            return Fraction(0) if abs(closer) < abs(value) * mpmath.mpf(10) ** (-digits // 2) else closer
     except (ZeroDivisionError, ValueError, OverflowError, TypeError, RecursionError) as error:
         raise Undefined(str(error)) from error
 
@@ -83,7 +88,7 @@ def quotient(left: Number, right: Number) -> Number:
 
 def digits_for(number: Number) -> int:
     """Digits that tell this number from others as large, so that a small term beside a large one is not lost."""
-    if isinstance(number, Fraction) or mpmath.isinf(number):
+    if isinstance(number, Fraction) or mpmath.isinf(number) or number == 0:
         return DIGITS
     return DIGITS + max(0, int(mpmath.mag(number) * 0.302))
 

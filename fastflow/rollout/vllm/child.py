@@ -24,6 +24,7 @@ from fastflow.rollout.vllm.engine import Engine, RequestRefused
 REQUIRED_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 DEFAULT_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",  # where its one worker waits for the others: there are none
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
 DEFAULT_CPU_ENVIRONMENT = {"TORCHDYNAMO_DISABLE": "1"}  # the first responses would wait for a compiler, without gain

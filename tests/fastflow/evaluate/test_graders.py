@@ -1,6 +1,7 @@
 """Graders against tables of responses with the verdict that a careful reader gives."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def test_an_empty_gold_is_never_matched():
         (r"\sqrt{x^2}", "x", False),
         (r"10^{200} + \sqrt{2}", r"10^{200} + \sqrt{3}", False),
         (r"\frac{1}{3^{400}}", r"\frac{1}{3^{401}}", False),
+        (r"\sin \pi", "0", True),
+        (r"e^{-200}", "0", False),
+        (r"\tan 60^\circ", "0", False),
+        (r"\sqrt{2} \cdot \sqrt{2} - 2", "0", True),
         (r"\ln(x^2)", r"2\ln x", True),  # where both are real
         (r"\sum_{k=1}^{100} k^2", "338350", True),
         ("2^{127}-1", "170141183460469231731687303715884105727", True),
@@ -83,3 +88,14 @@ def test_program_text_is_never_executed(tmp_path):
         for response in (f"\\boxed{{{program}}}", f"The answer is {program}", program):
             assert grade(Item(grader, "6", response)) is not Verdict.RIGHT
     assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "loop", ["The answer is 5. ", "Answer: A, ", "答案是", "\\boxed{", "\\boxed{5} ", "<think>", "{", "not A or "]
+)
+def test_responses_that_loop_cost_little(loop):
+    for grader in ("math", "numeric", "choice", "exact"):
+        choices = {"A": "red", "B": "green"} if grader == "choice" else {}
+        start = time.monotonic()
+        grade(Item(grader, "B" if choices else "7", loop * (50_000 // len(loop)), choices))
+        assert time.monotonic() - start < 4

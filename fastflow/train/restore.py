@@ -1,0 +1,125 @@
+"""A save read back into a run: policy, log_z, optimiser and schedule, to the bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastflow.errors import FastflowError
+from fastflow.models.parallel import copy_whole
+from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
+from fastflow.train.learner import Learner
+from fastflow.train.state import GROUPS_FILE
+from fastflow.train.tensors import catalogue, read_tensors
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save as it is read back. state: state.json."""
+
+    directory: Path
+    state: dict[str, Any]
+
+    @property
+    def rollout(self) -> Path:
+        return self.directory / "trainer" / "rollout"
+
+    @property
+    def has_groups(self) -> bool:
+        return (self.rollout / GROUPS_FILE).exists()
+
+
+def read(directory: Path) -> Saved:
+    """The save in a directory that has proved itself."""
+    return Saved(directory, json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8")))
+
+
+@torch.no_grad()
+def restore(saved: Saved, learner: Learner) -> None:
+    """Give policy, log_z, optimiser and schedule the state of a save, to the bit.
+
+    Raises FastflowError for a parameter of which weights or moments are missing, or of another shape or type.
+    """
+    parameters, updates = named_parameters(learner), int(saved.state["updates"])
+    try:
+        _restore_weights(saved.directory, learner)
+        _restore_moments(saved, learner, parameters, updates)
+    except KeyError as error:
+        raise FastflowError(
+            f"the save in {saved.directory} lacks {error.args[0]}, which this run trains; resume it with the settings "
+            "that it was started with"
+        ) from error
+    except ValueError as error:
+        raise FastflowError(f"the save in {saved.directory} does not fit this run: {error}") from error
+    learner.policy.version = int(saved.state["version"])
+    schedule = learner.schedule
+    schedule.last_epoch, schedule._step_count = updates, updates + 1
+    schedule._last_lr = [
+        base * factor(updates) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, lr in zip(learner.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = lr
+
+
+def read_generators(saved: Saved, *, rank: int = 0) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(saved.directory / "trainer" / "generators" / f"rank-{rank}.safetensors")
+
+
+def _restore_weights(directory: Path, learner: Learner) -> None:
+    from safetensors import safe_open
+
+    tensors = directory / "trainer" / "tensors"
+    stored, files = catalogue(tensors), places(directory)
+    targets: dict[str, torch.Tensor] = {}
+    for name, parameter in learner.policy.model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if f"weights/{name}" in stored:
+            targets[f"weights/{name}"] = parameter.detach()
+            continue
+        held = [candidate for candidate in exported_names(name) if candidate in files]
+        if not held:
+            raise KeyError(f"the weights of {name}")
+        with safe_open(files[held[0]], "pt") as file:
+            tensor = file.get_tensor(held[0])
+        if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
+        copy_whole(parameter, tensor)
+    if (head := log_z_head(learner)) is not None:
+        targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
+    read_tensors(tensors, targets)
+
+
+def _restore_moments(
+    saved: Saved, learner: Learner, parameters: Mapping[str, torch.nn.Parameter], updates: int
+) -> None:
+    directory = saved.directory / "trainer" / "tensors"
+    stored = catalogue(directory)
+    untouched = set(saved.state["without_moments"])
+    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+    targets: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        if name in untouched:
+            continue
+        fresh = {
+            "step": torch.zeros((), device=parameter.device),
+            **{key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")},
+        }
+        state[parameter] = fresh
+        targets |= {f"moments/{name}/{key}": tensor for key, tensor in fresh.items()}
+    unknown = {name for name in stored if name.startswith("moments/")} - targets.keys()
+    if unknown:
+        raise ValueError(f"it has {min(unknown)}, which this run does not train")
+    read_tensors(directory, targets)
+    counts = [float(entry["step"]) for entry in state.values()]
+    if counts and not (max(counts) == updates and min(counts) >= 1):
+        raise ValueError(f"its optimiser counts {max(counts):g} updates and its state {updates}")
+    learner.optimizer.state.clear()
+    learner.optimizer.state.update(state)
