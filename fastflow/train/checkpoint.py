@@ -88,7 +88,7 @@ class Skeleton:
 
 @torch.no_grad()
 def stage(learner: Learner) -> Staged | None:
-    """Copy the trained state to the host. Where the policy is cut over ranks, all gather one tensor after the other. The
+    """Copy the trained state to the host. Where the policy is cut over ranks, all gather tensor after tensor. The
     first keeps them, and the others return None.
     """
     policy, first = learner.policy, learner.policy.ranks.is_first
