@@ -25,6 +25,7 @@ EXTRAS = (
     Extra("tensorboard", "from torch.utils.tensorboard import SummaryWriter", "tensorboard", "run.tensorboard"),
     Extra("wandb", "import wandb", "wandb", "run.wandb"),
     Extra("httpx", "import httpx", "server", "rollout.engine = vllm-server"),
+    Extra("math-verify", "import math_verify", "grade", "fastflow grade and evaluate, the grader math"),
     Extra("flash-attn", "from flash_attn import flash_attn_varlen_func", "flash-attn", "model.attention = flash_attn",
           needs_cuda=True),
     Extra("liger-kernel", "from liger_kernel.transformers import apply_liger_kernel_to_qwen2", "liger",

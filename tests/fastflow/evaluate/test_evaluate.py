@@ -60,8 +60,13 @@ def test_with_the_box_alone_accuracy_and_pass_at_k_are_equal(sums, tmp_path):
 
 def start(sums, output):
     """The command in a process of its own, which the tests' threads and settings do not reach."""
-    command = [sys.executable, "-m", "fastflow.cli", *arguments(sums, output, "--prompts_per_part", "1")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [
+        sys.executable,
+        "-m",
+        "fastflow.cli",
+        *arguments(sums, output, "--prompts_per_part", "1", "--samples", "4"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
         command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
