@@ -29,10 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(arguments)
         except RunStopped as stop:
-            tell(f"fastflow: {one_sentence(str(stop))}")
+            if not stop.silent:
+                tell(f"fastflow: {one_sentence(str(stop))}")
             return stop.exit_code
         except FastflowError as error:
-            tell(f"fastflow: error: {one_sentence(str(error))}")
+            if not error.silent:
+                tell(f"fastflow: error: {one_sentence(str(error))}")
             return error.exit_code
         except KeyboardInterrupt as stop:
             tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
@@ -98,7 +100,9 @@ def _train(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     from fastflow.config.resume import read_request
+    from fastflow.train.devices import run_on_devices, split_devices
 
+    devices, arguments = split_devices(arguments)
     request = read_request(arguments)
     if request.dry_run:
         _show_warnings(logging.StreamHandler())
@@ -107,11 +111,27 @@ def _train(arguments: list[str]) -> int:
         first_prompt = check_inputs(request.config)
         print(to_yaml(request.config) + "".join(f"# {visible(line)}\n" for line in first_prompt.splitlines()), end="")
         return 0
+    if devices > 1:
+        from fastflow.train.launch import check_devices
+
+        check_devices(request.config, devices)  # once, and before anything starts
+        return run_on_devices(devices, arguments)
     _quiet_libraries()
+    from fastflow.models.ranks import leave
     from fastflow.run.console import make_console
     from fastflow.train.command import train
+    from fastflow.train.launch import meet, naming_lost_ranks, watch_launcher
 
-    train(request.config, make_console(), resume=request.resume)
+    watch_launcher()
+    config, ranks = meet(request.config)
+    if not ranks.is_first:  # what they say, the first says too
+        logging.getLogger("fastflow").setLevel(logging.ERROR)
+    try:
+        with naming_lost_ranks(ranks):
+            train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
+            ranks.max(0)  # nobody leaves before the others are done
+    finally:
+        leave()
     return 0
 
 

@@ -13,6 +13,8 @@ class FastflowError(Exception):
     """
 
     exit_code = 2
+    silent = False  # whether another process says it
+    on_all_ranks = False  # whether every rank of the run stops with it, at the same place
 
 
 def need(module: str, *, extra: str, purpose: str) -> ModuleType:

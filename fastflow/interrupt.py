@@ -93,6 +93,23 @@ def deferred_interrupt(*, work: str = "", deliver: bool = True) -> Iterator[None
 
 
 @contextlib.contextmanager
+def noted_signals() -> Iterator[Callable[[], int]]:
+    """Note signals instead of raising them, for a program that must stop at the same place as others. Yields what
+    returns the first one's number, 0 before it. Ctrl-C after another signal raises GivenUp at once.
+    """
+    received: list[tuple[int, float]] = []
+
+    def note(number: int, frame: object) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and received and now - received[-1][1] >= ONE_PRESS_SECONDS:
+            raise GivenUp(received[0][0])
+        received.append((number, now))
+
+    with _handling(note):
+        yield lambda: received[0][0] if received else 0
+
+
+@contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
     """Hold signals back in this thread, and in processes that it starts, until the block is done. No signal is lost."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

@@ -28,7 +28,7 @@ from fastflow.errors import FastflowError
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
 LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
 PYYAMLS_OWN = (LookupError, AttributeError)  # it reads !!int '' so
-_OWN_OPTIONS = ("config", "preset", "resume", "dry-run", "help")
+_OWN_OPTIONS = ("config", "preset", "resume", "devices", "dry-run", "help")
 
 
 def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
@@ -74,7 +74,8 @@ def build_parser() -> ArgumentParser:
     """Make the parser of `fastflow train`, with one option for each setting."""
     parser = ArgumentParser(
         prog="fastflow train",
-        usage="fastflow train [--preset NAME] [--config FILE] [--resume RUN] [--SECTION.SETTING VALUE ...] [--dry-run]",
+        usage="fastflow train [--preset NAME] [--config FILE] [--resume RUN] [--devices N] "
+        "[--SECTION.SETTING VALUE ...] [--dry-run]",
         description="Train a model towards the alpha-power of its own distribution.",
         exit_on_error=False,
         allow_abbrev=False,
@@ -86,6 +87,7 @@ def build_parser() -> ArgumentParser:
         "--resume", type=str, metavar="RUN",
         help="Go on with the run in this directory, with its settings; auto: with that in run.output, if it was saved",
     )  # fmt: skip
+    parser.add_argument("--devices", type=int, metavar="N", help="Train on N devices of this machine, one process each")
     parser.add_argument("--dry-run", action="store_true", help="Check and print the resolved settings, then exit")
     for name, section in sections().items():
         group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")

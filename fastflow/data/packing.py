@@ -64,14 +64,16 @@ def input_length(prompt: Prompt, trajectory: Trajectory) -> int:
     return len(prompt.ids) + max(len(trajectory) - 1, 0)
 
 
-def pack(groups: Sequence[Group], tokens_per_microbatch: int) -> list[PackedBatch]:
-    """Pack all trajectories into as few batches as first-fit-decreasing finds.
+def pack(groups: Sequence[Group], tokens_per_microbatch: int, chosen: Sequence[int] | None = None) -> list[PackedBatch]:
+    """Pack trajectories into as few batches as first-fit-decreasing finds.
 
     tokens_per_microbatch: input tokens that a batch may hold. A longer trajectory gets a batch of its own, with a
-    warning; nothing is truncated. The result is deterministic: equal lengths keep their order.
+    warning; nothing is truncated. The result is deterministic: equal lengths keep their order. chosen: places in the
+    flat order of those that are packed; None packs all.
     """
     flat = [(group.prompt, trajectory) for group in groups for trajectory in group.trajectories]
-    lengths = [input_length(prompt, trajectory) for prompt, trajectory in flat]
+    places = range(len(flat)) if chosen is None else chosen
+    lengths = [input_length(*flat[place]) for place in places]
     overlong = [length for length in lengths if length > tokens_per_microbatch]
     if overlong:
         logger.warning(
@@ -80,9 +82,18 @@ def pack(groups: Sequence[Group], tokens_per_microbatch: int) -> list[PackedBatc
             len(overlong), len(lengths), tokens_per_microbatch, max(overlong),
         )  # fmt: skip
     return [
-        _assemble([(index, *flat[index]) for index in bin_])
+        _assemble([(places[index], *flat[places[index]]) for index in bin_])
         for bin_ in first_fit_decreasing(lengths, tokens_per_microbatch)
     ]
+
+
+def empty_batch() -> PackedBatch:
+    """Return a batch of one prompt token without a response, for a pass that computes nothing.
+
+    It stands at place 0 of the flat order, so that whoever looks its trajectory up finds one.
+    """
+    nothing = Trajectory(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "length")
+    return _assemble([(0, Prompt(np.zeros(1, dtype=np.int64)), nothing)])
 
 
 def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -79,7 +79,7 @@ def largest_difference(sampler: Sampler, policy: PackedModel) -> float:
     import numpy as np
 
     from fastflow.data.trajectory import Prompt, flatten
-    from fastflow.models.scoring import rescore
+    from fastflow.models.share import rescore
     from fastflow.rollout.sampler import Request, SamplingParams
 
     request = Request(Prompt(np.array([1, 2, 3], dtype=np.int64)), tuple(range(RESPONSES)))

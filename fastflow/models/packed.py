@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ from fastflow.models.files import check_files
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
 from fastflow.models.loading import load_causal_lm, loading, read_config
+from fastflow.models.parallel import Root, run_inside
+from fastflow.models.ranks import Ranks
 from fastflow.models.vocabulary import check_same_tokens
 from fastflow_kernels.sampling import head_logits
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 HeadInputs = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], Float[Tensor, " V"] | None]  # rows, weight, bias
 
 
@@ -47,7 +50,7 @@ class PackedModel:
 
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
     transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
-    the weights have seen.
+    the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see parallel.py).
     """
 
     def __init__(
@@ -64,6 +67,8 @@ class PackedModel:
         self.autocast = autocast
         self.layers = layers
         self.version = 0
+        self.ranks = Ranks()
+        self.root: Root | None = None
         self.causal_lm.config._attn_implementation = attention.NAME
 
     @property
@@ -83,6 +88,12 @@ class PackedModel:
     @property
     def hidden_size(self) -> int:
         return self.head()[0].shape[1]
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call a function that runs the model and reads its head. Under several ranks it is a collective, and tensors
+        that carry gradient are returned by themselves or in a tuple.
+        """
+        return function() if self.root is None else run_inside(self.root, function)
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
         """Compute the last layer's hidden states of a PackedBatch, after the final norm."""
@@ -169,6 +180,9 @@ class AdaptersOff:
                 return self.policy.hidden_states(batch)
         finally:
             self._adapted.train(was_training)
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        return self.policy.run(function)
 
     def head_inputs(self, hidden: Float[Tensor, "N D"]) -> HeadInputs:
         return self.policy.head_inputs(hidden)

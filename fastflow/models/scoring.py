@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
-from fastflow.data.packing import PackedBatch, pack
+from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow_kernels import linear_logprob
@@ -18,10 +17,14 @@ from fastflow_kernels import linear_logprob
 
 @torch.no_grad()
 def token_logprobs(model: PackedModel | AdaptersOff, batch: PackedBatch) -> Float32[Tensor, " N"]:
-    """Compute the log-probability of every response token of the batch, at temperature 1."""
-    hidden = model.hidden_states(batch)[batch.rows]
-    hidden, weight, bias = model.head_inputs(hidden)
-    return linear_logprob(hidden, weight, batch.targets, bias=bias)
+    """Compute the log-probability of every response token of the batch, at temperature 1. A collective."""
+
+    def forward() -> Float32[Tensor, " N"]:
+        hidden = model.hidden_states(batch)[batch.rows]
+        hidden, weight, bias = model.head_inputs(hidden)
+        return linear_logprob(hidden, weight, batch.targets, bias=bias)
+
+    return model.run(forward)
 
 
 def sum_per_sequence(values: Float[Tensor, " N"], batch: PackedBatch) -> Float64[Tensor, " S"]:
@@ -47,23 +50,6 @@ def split_tokens(
         parts = np.split(values.float().cpu().numpy(), np.cumsum(batch.response_lengths)[:-1])
         arrays.update(zip(batch.sequences.tolist(), parts, strict=True))
     return [arrays[index] for index in sorted(arrays)]
-
-
-def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: int) -> list[Group]:
-    """Recompute behaviour log-probs by `model` at temperature 1. Keeps those of the sampler apart."""
-    model.model.eval()
-    batches = [batch.to(model.device) for batch in pack(groups, tokens_per_microbatch)]
-    logprobs = iter(split_tokens(batches, [token_logprobs(model, batch) for batch in batches]))
-    return [
-        replace(
-            group,
-            trajectories=tuple(
-                replace(trajectory, behaviour_logprobs=next(logprobs), sampler_logprobs=trajectory.behaviour_logprobs)
-                for trajectory in group.trajectories
-            ),
-        )
-        for group in groups
-    ]
 
 
 def group_index(groups: Sequence[Group]) -> Int64[Tensor, " n"]:

@@ -3,6 +3,9 @@
 Each prompt is prefilled once for all its responses. Token t of a response is drawn by inverting the cumulative
 distribution at the t-th number of the request's own random stream. So a response does not depend on the other requests
 of its batch, beyond floating-point rounding. Finished responses leave the batch.
+
+Under several ranks each decodes its share of the responses. All go on to the longest of them, since every forward pass
+is a collective.
 """
 
 from __future__ import annotations
@@ -64,18 +67,30 @@ class LocalSampler:
         """Return one group per request. Raises FastflowError for an unfit prompt and for logits that are not finite."""
         check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
         stop_texts = self._stop_texts(params.stop)
-        trajectories: list[list[Trajectory]] = [[] for _ in requests]
+        ranks = self._policy.ranks
+        own: list[Trajectory] = []
         with self._policy.decoding():
             for chunk in self._chunks(requests):
-                finished = self._decode([(requests[index].prompt, seed) for index, seed in chunk], params, stop_texts)
-                for (index, _), trajectory in zip(chunk, finished, strict=True):
-                    trajectories[index].append(trajectory)
-        return [Group(request.prompt, tuple(sampled)) for request, sampled in zip(requests, trajectories, strict=True)]
+                share = chunk[ranks.rank :: ranks.count]
+                items = share or chunk[:1]  # with nothing of its own, a rank keeps step on a response that it drops
+                finished = self._decode([(requests[index].prompt, seed) for index, seed in items], params, stop_texts)
+                own += finished[: len(share)]
+                self._on_progress(len(chunk) - len(items))
+        trajectories = iter(self._in_order([len(chunk) for chunk in self._chunks(requests)], ranks.gather(own)))
+        return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in requests]
+
+    def _in_order(self, sizes: Sequence[int], of_ranks: Sequence[Sequence[Trajectory]]) -> Iterator[Trajectory]:
+        """Yield the ranks' responses in the order of the chunks that they were dealt from. sizes: of these."""
+        responses = [iter(share) for share in of_ranks]
+        for size in sizes:
+            for place in range(size):
+                yield next(responses[place % len(responses)])
 
     def _chunks(self, requests: Sequence[Request]) -> Iterator[list[tuple[int, int]]]:
         flat = [(index, seed) for index, request in enumerate(requests) for seed in request.seeds]
-        for start in range(0, len(flat), self._max_sequences):
-            yield flat[start : start + self._max_sequences]
+        size = self._max_sequences * self._policy.ranks.count
+        for start in range(0, len(flat), size):
+            yield flat[start : start + size]
 
     def _stop_texts(self, texts: tuple[str, ...]) -> StopTexts | None:
         if not texts:
@@ -114,10 +129,10 @@ class LocalSampler:
             self._on_progress(int(done.sum()))
             batch.alive &= ~ended
             alive = int(batch.alive.sum())
-            if alive == 0 or position + 1 == limit:
+            if position + 1 == limit or not self._policy.ranks.any(alive > 0):
                 self._on_progress(alive)
                 break
-            if alive <= _COMPACT_BELOW * len(rows):
+            if 0 < alive <= _COMPACT_BELOW * len(rows):
                 token = token[batch.alive]
                 batch.keep_alive()
             batch.advance(self._policy, token)
@@ -214,14 +229,18 @@ def _next_logits(
     cache: DynamicCache,
 ) -> torch.Tensor:
     """Return the logits (B, V) float32 of the next token; the head reads the last position only."""
-    output = policy.causal_lm.get_decoder()(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    logits = policy.logits(output.last_hidden_state[:, -1])
+
+    def forward() -> torch.Tensor:
+        output = policy.causal_lm.get_decoder()(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return policy.logits(output.last_hidden_state[:, -1])
+
+    logits = policy.run(forward)
     if not torch.isfinite(logits).all():
         raise FastflowError(
             "the policy's logits are NaN or infinite; its weights are damaged: restart from a saved policy"

@@ -40,6 +40,6 @@ class _TextConsole(Console):
         super().print(*(visible(entry) if isinstance(entry, str) else entry for entry in objects), **options)
 
 
-def make_console() -> Console:
+def make_console(*, quiet: bool = False) -> Console:
     """Return a console on stdout for a run that may outlive its terminal."""
-    return _TextConsole(file=cast("IO[str]", _SteadyStdout()))  # it passes all other attributes on
+    return _TextConsole(file=cast("IO[str]", _SteadyStdout()), quiet=quiet)  # it passes all other attributes on

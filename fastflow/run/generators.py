@@ -17,6 +17,11 @@ def seed(number: int) -> None:
     random.seed(number)
 
 
+def seed_apart(number: int, *place: int) -> None:
+    """Start them from one number and a place, so that each place draws other numbers."""
+    seed(int(np.random.SeedSequence([number, *place]).generate_state(1)[0]))
+
+
 def capture() -> dict[str, torch.Tensor]:
     """The states of now, to be drawn from again after `restore`."""
     numpy_state: Any = np.random.get_state(legacy=True)

@@ -29,6 +29,7 @@ from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
+from fastflow.models.parallel import whole
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
 from fastflow.train.export import Exporter, ExportReport
@@ -49,13 +50,16 @@ class SaveFailed(FastflowError):
 
 class Staged(NamedTuple):
     """Copies in the host's memory. weights, buffers: the policy's, by name, of the weights those that are trained.
-    others: optimiser moments and log_z. without_moments: parameters that no gradient has reached yet.
+    others: optimiser moments and log_z. without_moments: parameters that no gradient has reached yet. frozen: weights
+    that are not trained, where they are cut over ranks.
     """
 
     weights: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
     others: dict[str, torch.Tensor]
     without_moments: list[str]
+    frozen: Mapping[str, torch.Tensor]
+    ranks: int
 
 
 class Skeleton:
@@ -68,27 +72,33 @@ class Skeleton:
             id(one): torch.nn.Parameter(one.detach(), requires_grad=one.requires_grad)
             for one in policy.model.parameters()
         }
-        self._model = copy.deepcopy(policy.model, own)
+        self._model = copy.deepcopy(policy.model, own) if policy.root is None else policy.root.skeleton[0]
         self.is_peft = policy.model is not policy.causal_lm
 
     def holding(self, staged: Staged) -> PreTrainedModel | PeftModel:
         """The staged model, on the host. The caller may take it apart, but not write into its tensors."""
         parts: dict[int, object] = {}
         for name, one in self._model.named_parameters():
-            tensor = staged.weights[name] if one.requires_grad else one.detach().to("cpu")
+            known = staged.weights if one.requires_grad else staged.frozen
+            tensor = known[name] if name in known else one.detach().to("cpu")
             parts[id(one)] = torch.nn.Parameter(tensor, requires_grad=False)
         parts |= {id(one): staged.buffers[name] for name, one in self._model.named_buffers()}
         return copy.deepcopy(self._model, parts)
 
 
 @torch.no_grad()
-def stage(learner: Learner) -> Staged:
-    """Copy the trained state to the host."""
-    model = learner.policy.model
-    weights = _copies((name, one) for name, one in model.named_parameters() if one.requires_grad)
-    buffers, others = _copies(model.named_buffers()), _copies(_others(learner))
+def stage(learner: Learner) -> Staged | None:
+    """Copy the trained state to the host. Where the policy is cut over ranks, all gather tensor after tensor. The
+    first keeps them, and the others return None.
+    """
+    policy, first = learner.policy, learner.policy.ranks.is_first
+    named = list(policy.model.named_parameters())
+    weights = _copies(((name, one) for name, one in named if one.requires_grad), keep=first)
+    cut = [(name, one) for name, one in named if policy.root is not None and not one.requires_grad]
+    frozen = _copies(cut, keep=first)
+    buffers, others = _copies(policy.model.named_buffers(), keep=first), _copies(_others(learner), keep=first)
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
-    return Staged(weights, buffers, others, without)
+    return Staged(weights, buffers, others, without, frozen, policy.ranks.count) if first else None
 
 
 def write(
@@ -120,7 +130,11 @@ def write(
     _write_generators(trainer / "generators", position.generators, rank=0)
     write_rollout(trainer / "rollout", position)
     (trainer / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    state = {**_state(position, identity, report), "without_moments": staged.without_moments}
+    state = {
+        **_state(position, identity, report),
+        "ranks": staged.ranks,
+        "without_moments": staged.without_moments,
+    }
     (trainer / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     manifest = write_manifest(directory, step=position.step, updates=position.updates, metric=position.metric)
     flush(directory)
@@ -170,8 +184,10 @@ def discard(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _copies(named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in named}
+def _copies(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Copy whole tensors to the host. keep: False on a rank that only gives its parts of them."""
+    pairs = ((name, whole(tensor)) for name, tensor in named)
+    return {name: tensor.to("cpu", copy=True) for name, tensor in pairs if keep}
 
 
 def log_z_head(learner: Learner) -> torch.nn.Module | None:
@@ -231,7 +247,6 @@ def _state(position: Position, identity: Identity, report: ExportReport) -> dict
         "updates": position.updates,
         "version": position.version,
         "prompts": dict(position.prompts),
-        "ranks": 1,
         "records": dict(position.records),
         "alarms": dict(position.alarms),
         "export": dataclasses.asdict(report),

@@ -16,6 +16,7 @@ from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
+from fastflow.models.ranks import Ranks
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
 from fastflow.run.status import describe_machine
@@ -29,15 +30,20 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: Config, console: Console, objective: MakeObjective = FlowObjective.of, *, resume: Resume = "no"
+    config: Config,
+    console: Console,
+    objective: MakeObjective = FlowObjective.of,
+    *,
+    resume: Resume = "no",
+    ranks: Ranks | None = None,
 ) -> Path:
     """Carry out a run, or the rest of one, with its announcements and its report. Returns the policy's directory.
 
-    objective: makes the objective that gives the loss; by default what the settings name. resume: see Trainer.
+    objective: makes the objective that gives the loss; by default what the settings name. resume, ranks: see Trainer.
     """
     with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, or no such signal here
         faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
-    with contextlib.closing(Trainer(config, console, objective, resume=resume)) as trainer:
+    with contextlib.closing(Trainer(config, console, objective, resume=resume, ranks=ranks)) as trainer:
         console.print(describe_machine(trainer.learner.policy.device), markup=False, highlight=False, soft_wrap=True)
         console.print(describe(trainer), markup=False, highlight=False, soft_wrap=True)
         if resume != "no":
@@ -46,7 +52,7 @@ def train(
             logger.warning(warning)
         policy = trainer.run()
     console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
-    if config.run.report:
+    if config.run.report and trainer.ranks.is_first:
         from fastflow.report.command import write_report
 
         console.print(
@@ -78,8 +84,9 @@ def describe(trainer: Trainer) -> str:
     trained = sum(parameter.numel() for parameter in policy.parameters())
     responses = batch.prompts_per_step * batch.responses_per_prompt
     rows, head, _ = policy.head_inputs(torch.empty(0, policy.hidden_size, device=policy.device))
+    several = f"{trainer.ranks.count} ranks, each with a part of every weight\n" if trainer.ranks.count > 1 else ""
     return (
-        f"{describe_objective(trainer)} on "
+        f"{several}{describe_objective(trainer)} on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
         f"{describe_body(trainer)}\n"
         f"kernels {explain(rows, head)}\n"

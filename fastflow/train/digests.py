@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from fastflow.data.trajectory import Prompt
-from fastflow.models.packed import AdaptersOff
-from fastflow.train.learner import Learner
+from fastflow.models.packed import AdaptersOff, PackedModel
 
 _CHUNK = 2**24  # numbers that are weighted at once
 
@@ -25,11 +24,10 @@ def digest_of_prompts(prompts: Sequence[Prompt], *, with_records: bool) -> str:
     return digest.hexdigest()
 
 
-def digest_of_base(learner: Learner) -> str:
+def digest_of_base(base: PackedModel | AdaptersOff) -> str:
     """Of the frozen base's weights: the base's own, or all that has no gradient where it is the policy without its
     adapters. Computed where the weights are, in one pass over them.
     """
-    base = learner.base
     if isinstance(base, AdaptersOff):
         named = [(name, one) for name, one in base.policy.model.named_parameters() if not one.requires_grad]
     else:

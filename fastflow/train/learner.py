@@ -1,7 +1,8 @@
 """One PowerFlow update: pack, score with the frozen base, take the loss and its gradient, step.
 
 The number of trajectories that the loss is averaged over is fixed before the first forward pass, so that neither the
-micro-batch size nor the packing order changes the gradient beyond rounding.
+micro-batch size nor the packing order nor the number of ranks changes the gradient beyond rounding. All ranks know all
+trajectories, and each computes its share of them; what they decide, they decide on the same numbers.
 """
 
 from __future__ import annotations
@@ -16,20 +17,15 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from fastflow.config.schema import Config, OptimConfig
-from fastflow.data.packing import PackedBatch, pack
+from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.packed import AdaptersOff, PackedModel
-from fastflow.models.scoring import (
-    behaviour_logprob,
-    group_index,
-    split_tokens,
-    sum_per_sequence,
-    to_flat_order,
-    token_logprobs,
-)
+from fastflow.models.parallel import whole
+from fastflow.models.scoring import behaviour_logprob, group_index, sum_per_sequence, token_logprobs
+from fastflow.models.share import Share
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
 
@@ -83,21 +79,21 @@ class Learner:
         """
         seconds: dict[str, float] = {}
         device = self.policy.device
-        batches = [batch.to(device) for batch in pack(groups, self.config.batch.tokens_per_microbatch)]
+        share = Share.of(self.policy, groups, self.config.batch.tokens_per_microbatch)
         with _timed(seconds, "score", device):
-            base_tokens = [token_logprobs(self.base, batch) for batch in batches]
-            facts = self._facts(groups, batches, base_tokens, penalty, reward)
+            base_tokens = [token_logprobs(self.base, batch) for batch, _ in share.batches()]
+            facts = self._facts(groups, share, base_tokens, penalty, reward)
             loss_of = self.objective.losses(self.policy, facts)
         with contextlib.ExitStack() as until_it_is_told:
             with _timed(seconds, "train", device):
                 self.policy.model.train()
                 self.free_gradients()
-                outputs = [self._accumulate(loss_of, batch) for batch in batches]
+                outputs = [self._accumulate(loss_of, *entry) for entry in share.batches()]
                 until_it_is_told.enter_context(deferred_interrupt())  # or half of the weights could be updated
                 loss, grad_norm, lr = self._step(outputs)
 
             def flat(values: list[torch.Tensor]) -> torch.Tensor:
-                return to_flat_order(batches, values).cpu()
+                return share.flat(values).cpu()
 
             result = UpdateResult(
                 loss=loss,
@@ -112,10 +108,10 @@ class Learner:
                 log_z=flat([output.log_z for output in outputs]),
                 weight=flat([output.weight for output in outputs]),
                 raw_ratio=flat([output.raw_ratio for output in outputs]),
-                token_logprobs=split_tokens(batches, [output.token_logprob for output in outputs]),
-                base_token_logprobs=split_tokens(batches, base_tokens),
-                microbatches=len(batches),
-                tokens=sum(batch.tokens for batch in batches),
+                token_logprobs=share.split([output.token_logprob for output in outputs]),
+                base_token_logprobs=share.split(base_tokens),
+                microbatches=len(share),
+                tokens=share.tokens,
                 seconds=seconds,
             )
             completed(result)
@@ -133,7 +129,7 @@ class Learner:
     def _facts(
         self,
         groups: Sequence[Group],
-        batches: Sequence[PackedBatch],
+        share: Share,
         base_tokens: Sequence[torch.Tensor],
         penalty: torch.Tensor | None,
         reward: torch.Tensor | None,
@@ -143,25 +139,29 @@ class Learner:
         return Facts(
             length=length,
             group=group_index(groups).to(device),
-            base_logprob=to_flat_order(
-                batches, [sum_per_sequence(*pair) for pair in zip(base_tokens, batches, strict=True)]
-            ),
+            base_logprob=share.flat([sum_per_sequence(*pair) for pair in zip(base_tokens, share.own, strict=False)]),
             behaviour_logprob=behaviour_logprob(groups).to(device),
             penalty=torch.zeros_like(length) if penalty is None else penalty.to(length),
             reward=torch.zeros_like(length) if reward is None else reward.to(length),
         )
 
-    def _accumulate(self, loss_of: LossOfMicrobatch, batch: PackedBatch) -> MicrobatchLoss:
-        """Forward and backward of one micro-batch."""
-        output = loss_of(self.policy.hidden_states(batch), batch)
-        output.loss.backward()
-        return replace(output, loss=output.loss.detach())
+    def _accumulate(self, loss_of: LossOfMicrobatch, batch: PackedBatch, counts: bool) -> MicrobatchLoss:
+        """Forward and backward of one micro-batch. counts: False where it only keeps step with other ranks."""
+
+        def forward() -> tuple[torch.Tensor, MicrobatchLoss]:
+            output = loss_of(self.policy.hidden_states(batch), batch)
+            return output.loss if counts else 0 * output.loss, output
+
+        loss, output = self.policy.run(forward)
+        loss.backward()
+        return replace(output, loss=loss.detach())
 
     def _step(self, outputs: list[MicrobatchLoss]) -> tuple[float, float, float]:
         """Clip, check and step. Returns loss, gradient norm of the policy before clipping, and learning rate."""
-        loss = float(sum(output.loss for output in outputs))
+        self._sum_own_gradients()
+        loss = self._sum_over_ranks(float(sum(output.loss for output in outputs)))
         norms = [
-            float(torch.nn.utils.clip_grad_norm_(trained["params"], self.config.optim.max_grad_norm))
+            float(whole(torch.nn.utils.clip_grad_norm_(trained["params"], self.config.optim.max_grad_norm)))
             for trained in self.optimizer.param_groups
         ]
         if not all(math.isfinite(value) for value in (loss, *norms)):
@@ -176,6 +176,17 @@ class Learner:
         self.schedule.step()
         self.policy.version += 1
         return loss, norms[0], lr
+
+    def _sum_over_ranks(self, number: float) -> float:
+        return float(self.policy.ranks.sum(torch.tensor(number, dtype=torch.float64)))
+
+    def _sum_own_gradients(self) -> None:
+        """Add up over the ranks the gradients of what trains beside the policy, which every rank holds whole."""
+        ranks = self.policy.ranks
+        for parameter in self.objective.parameters() if ranks.count > 1 else ():
+            if ranks.any(parameter.grad is not None):
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = ranks.sum(gradient)
 
 
 def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:

@@ -16,6 +16,7 @@ import torch
 from fastflow import interrupt
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.packed import PackedModel
+from fastflow.models.parallel import part
 from fastflow.run.directory import RESCUED
 from fastflow.train.checkpoint import SaveFailed, reason
 from fastflow.train.learner import Learner
@@ -46,7 +47,8 @@ def _rescue(saver: Saver, learner: Learner, position: Position, directory: Path,
         return f"the save was given up; {saver.last()}"
     try:
         saver.wait()
-        if not all(bool(parameter.isfinite().all()) for parameter in learner.policy.parameters()):
+        finite = all(bool(part(parameter).isfinite().all()) for parameter in learner.policy.parameters())
+        if learner.policy.ranks.any(not finite):
             problem = "the policy's weights are no longer finite and were not saved over an earlier save"
             return f"{problem}; {saver.last()}"
         if isinstance(stop, SaveFailed):
@@ -61,6 +63,8 @@ def _rescue(saver: Saver, learner: Learner, position: Position, directory: Path,
 
 def write_raw(policy: PackedModel, directory: Path) -> str:
     """Write the trained parameters to RUN/rescued, otherwise to a temporary directory. Returns what it did, as text."""
+    if policy.ranks.count > 1:
+        return "the trained weights are cut over the ranks and were not written anywhere else"
     reasons = []
     for target in (directory / RESCUED, Path(tempfile.gettempdir()) / f"fastflow-{RESCUED}-{directory.resolve().name}"):
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastflow.errors import FastflowError
+from fastflow.models.parallel import copy_whole
 from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
 from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE
@@ -90,7 +91,7 @@ def _restore_weights(directory: Path, learner: Learner) -> None:
             tensor = file.get_tensor(held[0])
         if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
-        parameter.copy_(tensor)
+        copy_whole(parameter, tensor)
     if (head := log_z_head(learner)) is not None:
         targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
     read_tensors(tensors, targets)

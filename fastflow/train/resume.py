@@ -9,6 +9,7 @@ from fastflow.config.reader import read_config
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
+from fastflow.models.ranks import Ranks
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.train.restore import Saved, read
 from fastflow.train.state import Identity
@@ -66,6 +67,15 @@ def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
     ]
     if changed:
         logger.warning("versions that changed: %s; results may differ in their last bits", ", ".join(changed))
+
+
+def check_ranks(saved: Saved, ranks: Ranks) -> None:
+    """Say what another number of ranks changes."""
+    if saved.state["ranks"] != ranks.count:
+        logger.warning(
+            "the save is of %d rank(s) and the run goes on with %d: sums have another order, so that it is no longer "
+            "the uninterrupted one to the bit", saved.state["ranks"], ranks.count,
+        )  # fmt: skip
 
 
 def prompts_after(taken: int, count: int, saved: Saved) -> dict[str, int]:

@@ -29,6 +29,7 @@ class Saver:
     ):
         self._checkpoints, self._run = checkpoints, checkpoints.run
         self._learner, self._exporter = learner, exporter
+        self._ranks = learner.policy.ranks
         self._identity, self._config = identity, config
         self._skeleton = checkpoint.Skeleton(learner.policy)
         self.position: Position | None = None
@@ -62,25 +63,31 @@ class Saver:
             raise self._failed(position, error) from error
         self._writing = position
         self._done.clear()
+        if staged is None:  # the first rank writes
+            self._done.set()
+            return
         thread = threading.Thread(target=self._write, args=(staged, position), name="fastflow-save")
         thread.daemon = True  # `wait` waits for it, unless it is given up
         thread.start()
 
     def check(self) -> None:
-        """Raise SaveFailed, soon after it has happened; does not wait."""
-        if self._done.is_set():
+        """Raise SaveFailed, soon after it has happened; does not wait for a save. Under several ranks a collective."""
+        if self._ranks.from_first(self._done.is_set()):
             self.wait()
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises SaveFailed where that came to nothing."""
+        """Until nothing is being written. Raises SaveFailed, on all ranks, where that came to nothing."""
         position = self._writing
         if position is None:
             return
         self._done.wait()
         self._writing = None
         failure, self._failure = self._failure, None
-        if failure is not None:
-            raise self._failed(position, failure) from failure
+        failed = None if failure is None else self._failed(position, failure)
+        told = self._ranks.from_first(None if failed is None else str(failed))
+        if told is not None:
+            raise (failed or SaveFailed(told)) from failure
+        self.position = position
         if self._report is not None:
             announce(self._report, self._config)
 

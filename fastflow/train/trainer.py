@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -18,13 +19,23 @@ from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream, read_records, tokenize
 from fastflow.data.response_text import check_spelling
-from fastflow.data.trajectory import Group, split_evenly, without_truncated
+from fastflow.data.trajectory import Group, Prompt, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
-from fastflow.interrupt import deferred_interrupt, stop_on_signals
-from fastflow.models.packed import FrozenModel, check_tokenizer_fits, end_ids, load_models, load_tokenizer
-from fastflow.models.scoring import rescore
+from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
+from fastflow.models.packed import (
+    AdaptersOff,
+    FrozenModel,
+    PackedModel,
+    check_tokenizer_fits,
+    end_ids,
+    load_models,
+    load_tokenizer,
+)
+from fastflow.models.parallel import shard_models
+from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models
+from fastflow.models.share import rescore
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.judging import Judge, Judgement
 from fastflow.objectives.objective import MakeObjective
@@ -41,9 +52,10 @@ from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
 from fastflow.train import checkpoint, resume
-from fastflow.train.digests import digest_of_base, digest_of_prompts
+from fastflow.train.checkpoint import SaveFailed
+from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_tensors
 from fastflow.train.export import Exporter
-from fastflow.train.learner import Learner
+from fastflow.train.learner import Learner, NonFiniteError
 from fastflow.train.progress import RunProgress
 from fastflow.train.rehearsal import rehearse
 from fastflow.train.rescue import rescue
@@ -72,7 +84,9 @@ class Trainer:
 
     `run()` carries it out and returns the directory of the trained policy. From the start until `close`, no other
     process can write to run.output. objective: makes the objective that gives the loss; by default what the settings
-    name. resume: whether it goes on with the run in run.output: "yes", or "auto" where that has been saved.
+    name. resume: whether it goes on with the run in run.output: "yes", or "auto" where that has been saved. ranks: all
+    that carry the run out together, one by default. Each does the same on the same numbers, computes its share of them,
+    and the first writes.
     """
 
     def __init__(
@@ -82,23 +96,32 @@ class Trainer:
         objective: MakeObjective = FlowObjective.of,
         *,
         resume: Resume = "no",
+        ranks: Ranks | None = None,
     ):
-        config.require_inputs()
-        self.config, self.console = config, console
+        self.config, self.console, self.ranks = config, console, ranks or Ranks()
         self._make_objective = objective
         self.directory = Path(config.run.output)
-        run_directory.check_inputs_survive(self.directory, config)
-        check_sinks(config)
-        self._lock = RunLock(self.directory)
+        self._lock: RunLock | None = None
+        self._signal: Callable[[], int] = lambda: 0
+        self._saved: Saved | None = None
         try:
-            self._checkpoints = Checkpoints(
-                self.directory, keep=config.run.keep, best=config.run.best_is if config.run.best_metric else None
-            )
-            self._saved = self._find_save(resume)
+            with self.ranks.together():
+                config.require_inputs()
+                run_directory.check_inputs_survive(self.directory, config)
+                check_sinks(config)
+                if self.ranks.is_first:
+                    self._lock = RunLock(self.directory)
+                    self._saved = self._find_save(resume)
+            self._saved = self.ranks.from_first(self._saved)
             self._assemble(config, console)
         except BaseException:
-            self._lock.release()
+            self._release_lock()
             raise
+
+    @functools.cached_property
+    def _checkpoints(self) -> Checkpoints:
+        run = self.config.run
+        return Checkpoints(self.directory, keep=run.keep, best=run.best_is if run.best_metric else None)
 
     def _find_save(self, mode: Resume) -> Saved | None:
         """The save that the run goes on from. Raises FastflowError where that, or a start from nothing, is refused."""
@@ -117,6 +140,46 @@ class Trainer:
             torch.set_num_threads(config.run.threads)
         generators.seed(config.run.seed)
 
+        with self.ranks.together():
+            policy, base, prompts = self._load(config)
+        reads_records = config.objective.reward is not None or config.objective.format_check is not None
+        updates = config.run.steps * config.batch.updates_per_rollout
+        if self._saved is not None:
+            updates = self._saved.state["identity"]["total_updates"]
+        identity = Identity(
+            digest_of_prompts(prompts, with_records=reads_records), digest_of_base(base), updates, resume.versions()
+        )
+        self._check_ranks(policy, identity)
+        with self.ranks.together():
+            exporter, small_files = self._rehearse_save(policy, base)
+        shard_models(policy, base, self.ranks)
+        self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
+        self.learner = Learner(policy, base, config, total_updates=updates, objective=self._make_objective)
+        with self.ranks.together():
+            self._check_disk(small_files)
+        self.saver = Saver(self._checkpoints, self.learner, exporter, identity, config)
+        self.progress = RunProgress(console, label="training", steps=config.run.steps)
+        self.alarms = Alarms()
+        self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
+        if self._saved is not None:
+            with self.ranks.together():
+                resume.check_identity(identity, self._saved, config)
+                resume.check_ranks(self._saved, self.ranks)
+                restore(self._saved, self.learner)
+                self.standing.take_up(self._saved, self.requests)
+            if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
+                logger.warning(
+                    "the run was stopped while responses were sampled ahead; they are sampled again from the saved "
+                    "weights, which are newer, so that it is no longer the uninterrupted run to the bit"
+                )
+        self._taken_up = self.position.under_way
+        self.sampler = make_sampler(
+            policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
+        )
+        self.schedule = self._make_schedule()
+
+    def _load(self, config: Config) -> tuple[PackedModel, PackedModel | AdaptersOff, list[Prompt]]:
+        """Policy, base and prompts, checked. Sets the tokenizer and the judge."""
         records = read_records(config.data)
         self.tokenizer = load_tokenizer(config.model)
         prompts = tokenize(records, self.tokenizer, config.data)
@@ -128,37 +191,17 @@ class Trainer:
         longest = context_for(policy, prompts, config.rollout.max_response_tokens)
         check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
         self.judge.end_with(end_ids(policy, self.tokenizer))
+        return policy, base, prompts
 
-        updates = config.run.steps * config.batch.updates_per_rollout
-        if self._saved is not None:
-            updates = self._saved.state["identity"]["total_updates"]
-        self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
-        self.learner = Learner(policy, base, config, total_updates=updates, objective=self._make_objective)
-        reads_records = config.objective.reward is not None or config.objective.format_check is not None
-        identity = Identity(
-            digest_of_prompts(prompts, with_records=reads_records),
-            digest_of_base(self.learner),
-            updates,
-            resume.versions(),
-        )
-        self.saver = Saver(self._checkpoints, self.learner, self._rehearse_save(), identity, config)
-        self.progress = RunProgress(console, label="training", steps=config.run.steps)
-        self.alarms = Alarms()
-        self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
-        if self._saved is not None:
-            resume.check_identity(identity, self._saved, config)
-            restore(self._saved, self.learner)
-            self.standing.take_up(self._saved, self.requests)
-            if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
-                logger.warning(
-                    "the run was stopped while responses were sampled ahead; they are sampled again from the saved "
-                    "weights, which are newer, so that it is no longer the uninterrupted run to the bit"
-                )
-        self._taken_up = self.position.under_way
-        self.sampler = make_sampler(
-            policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
-        )
-        self.schedule = self._make_schedule()
+    def _check_ranks(self, policy: PackedModel, identity: Identity) -> None:
+        """Raise FastflowError where the ranks have not loaded the same."""
+        if self.ranks.count == 1:
+            return
+        tensors = [*policy.model.named_parameters(), *policy.model.named_buffers()]
+        self.ranks.check_same("versions of Python, torch, transformers or numpy", identity.versions)
+        self.ranks.check_same("prompts", identity.prompts)
+        self.ranks.check_same("weights in the base", identity.base)
+        self.ranks.check_same("weights or buffers in the policy", digest_of_tensors(tensors))
 
     def _make_schedule(self) -> Schedule:
         rollout = self.config.rollout
@@ -177,17 +220,27 @@ class Trainer:
             )  # fmt: skip
         return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
 
-    def _rehearse_save(self) -> Exporter:
-        """Raise FastflowError now, not after the last step, for what cannot be saved."""
-        checkpoint.named_parameters(self.learner)
-        config, base = self.config, self.learner.base
+    def _rehearse_save(self, policy: PackedModel, base: PackedModel | AdaptersOff) -> tuple[Exporter, int]:
+        """Raise FastflowError now, not after the last step, for what cannot be saved. Returns the bytes of the small
+        files too.
+        """
+        config = self.config
         start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
+        if self.ranks.count > 1:  # the base is cut, and the first rank writes alone
+            start = None
         exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
-        exporter, small_files = rehearse(self.learner.policy, exporter, config.model, self.directory)
+        if not self.ranks.is_first:
+            return exporter, 0
+        return rehearse(policy, exporter, config.model, self.directory)
+
+    def _check_disk(self, small_files: int) -> None:
+        checkpoint.named_parameters(self.learner)
+        if not self.ranks.is_first:
+            return
+        config = self.config
         size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
         reclaimed = run_directory.reclaimable(self.directory, resumed=self.resumed)
         check_disk(self.directory, size, config, reclaimed=reclaimed)
-        return exporter
 
     @property
     def position(self) -> Position:
@@ -203,11 +256,15 @@ class Trainer:
         """Every step, then the saved policy. A run that must stop early saves the policy first, whatever the reason."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(stop_on_signals())
+            if self.ranks.count > 1:
+                self._signal = stack.enter_context(noted_signals())
             stack.callback(self.close)
-            self._open_directory()
-            recorder = make_recorder(self.config, self.directory, self.console, after=self.position.step)
+            with self.ranks.together():
+                recorder = self._open_directory()
             stack.callback(recorder.close)
             generators.restore(self.position.generators)  # last of all, or a constructor could draw from them
+            if self.ranks.rank:  # or all ranks would drop the same units
+                generators.seed_apart(self.config.run.seed, self.ranks.rank, self.position.step)
             try:
                 with self.progress:
                     for step in range(self.position.step + 1, self.config.run.steps + 1):
@@ -220,37 +277,56 @@ class Trainer:
                     self.saver.wait()
                 return self.directory / "policy"
             except KeyboardInterrupt as stop:
-                raise interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(stop)}", stop) from stop
+                raise self._last_word(
+                    interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(stop)}", stop), stop
+                ) from stop
             except (FastflowError, torch.OutOfMemoryError) as stop:
-                raise FastflowError(f"{_cause(stop)}; {self.rescue(stop)}") from stop
+                raise self._last_word(FastflowError(f"{_cause(stop)}; {self.rescue(stop)}"), stop) from stop
             except BaseException as stop:
                 self.console.print(self.rescue(stop), highlight=False, markup=False, soft_wrap=True)
                 raise
 
-    def _open_directory(self) -> None:
+    def _open_directory(self) -> Recorder:
+        if not self.ranks.is_first:
+            self.saver.position = self.position if self.resumed else None
+            return Recorder([])
         if self._saved is None:
             run_directory.prepare(self.directory, self.config)
-            return
-        run_directory.cut_back(self.directory, self.config, step=self.position.step, sizes=self._saved.state["records"])
-        self.saver.take_up(self.position)
-        self.progress.advance(self.position.step)
+        else:
+            sizes = self._saved.state["records"]
+            run_directory.cut_back(self.directory, self.config, step=self.position.step, sizes=sizes)
+            self.saver.take_up(self.position)
+            self.progress.advance(self.position.step)
+        return make_recorder(self.config, self.directory, self.console, after=self.position.step)
+
+    def _stop_if_asked(self) -> None:
+        """Raise StopRequest on all ranks where one of them has noted a signal."""
+        if number := self.ranks.max(self._signal()):
+            raise interrupt.StopRequest(number)
 
     def close(self) -> None:
         """Release the sampler and the run directory; `run` does so at its end."""
         try:
             self.sampler.close()
         finally:
+            self._release_lock()
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
             self._lock.release()
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""
         start = time.perf_counter()
+        self._stop_if_asked()
         under_way, self._taken_up = self._taken_up, None
         if under_way is None:
             under_way = UnderWay(self.sample(step), self.learner.policy.version)
         sampled = time.perf_counter()
+        self._stop_if_asked()
         updates = self.update(under_way)
-        self.dump_samples(step, updates[0])
+        with self.ranks.together():
+            self.dump_samples(step, updates[0])
         seconds = {"sample": sampled - start, "total": time.perf_counter() - start}
         return self.measure(under_way.groups, updates, version=under_way.version, **seconds)
 
@@ -276,13 +352,14 @@ class Trainer:
         """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
         groups = list(under_way.groups)
         if self.config.objective.truncated == "drop":
-            groups = without_truncated(groups)
+            with self.ranks.together():
+                groups = without_truncated(groups)
         shares = [share for share in split_evenly(groups, self.config.batch.updates_per_rollout) if share]
         self.progress.phase("updating", len(shares))
         updates: list[Update] = []
         results: list[UpdateResult] = []
         for share, done in itertools.zip_longest(shares, under_way.results):
-            judgement = self.judge(share)
+            judgement = self._judged(share)
             result = done or self.learner.update(
                 share, penalty=judgement.penalty, reward=judgement.reward,
                 completed=lambda result: self.standing.update_done(under_way, [*results, result]),
@@ -293,8 +370,18 @@ class Trainer:
         self.learner.free_gradients()  # sampling comes next, and needs the memory
         return updates
 
+    def _judged(self, groups: Sequence[Group]) -> Judgement:
+        """Judge the groups once: a reward of the user's may be slow, or random."""
+        judgement: Any = None
+        with self.ranks.together():
+            if self.ranks.is_first:
+                judgement = self.judge(groups)
+        return self.ranks.from_first(judgement)
+
     def dump_samples(self, step: int, update: Update) -> None:
         run = self.config.run
+        if not self.ranks.is_first:
+            return
         if run.samples_every and (step % run.samples_every == 0 or step in (1, run.steps)):
             samples = describe(step, *update, self.tokenizer, run.samples_per_dump)
             write_samples(self.directory, step, samples)
@@ -321,12 +408,14 @@ class Trainer:
             version=version,
             samples_the_policy=self.config.rollout.samples_the_policy,
         )
+        metrics["peak_memory_bytes"] = self.ranks.max(metrics["peak_memory_bytes"])
         return {**metrics, "alarms": self.alarms.check(metrics)}
 
     def record(self, step: int, metrics: dict[str, Any], recorder: Recorder) -> None:
         """Write the step's line; from here on the step is done."""
         with deferred_interrupt():  # or the line could be written and the step not count
-            recorder.write(step, metrics)
+            with self.ranks.together():
+                recorder.write(step, metrics)
             self.standing.step_done(step, metrics)
         self.progress.advance()
 
@@ -337,9 +426,25 @@ class Trainer:
         with deferred_interrupt(work=WORK):
             self.saver.save(replace(self.position, ahead=self.schedule.ahead()))
 
+    def _last_word(self, error: FastflowError, stop: BaseException) -> FastflowError:
+        """What ends the run; where all ranks end with it, the first says so."""
+        error.silent = not self.ranks.is_first and _stops_all_ranks(stop)
+        return error
+
     def rescue(self, stop: BaseException) -> str:
-        """Save what a stopped run has reached, and say where it is."""
+        """Save what a stopped run has reached, and say where it is. A save is a collective: where one rank has to stop
+        alone, the newest save is what stays.
+        """
+        if self.ranks.count > 1 and not _stops_all_ranks(stop):
+            self.saver.give_up()
+            return f"rank {self.ranks.rank} stops alone, so that nothing is saved now; {self.saver.last()}"
         return rescue(self.saver, self.learner, self.position, self.directory, stop)
+
+
+def _stops_all_ranks(stop: BaseException) -> bool:
+    if isinstance(stop, KeyboardInterrupt):
+        return isinstance(stop, interrupt.StopRequest) and not isinstance(stop, interrupt.GivenUp)
+    return isinstance(stop, (NonFiniteError, SaveFailed)) or getattr(stop, "on_all_ranks", False)
 
 
 def _cause(stop: BaseException) -> str:

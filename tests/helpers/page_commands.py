@@ -20,7 +20,16 @@ else:
     import tomli as tomllib  # pytest brings it
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"bash", "mkdocs", "lint-imports", "ruff", "mypy", "pre-commit", "vllm"}  # programs that are not ours
+ELSEWHERE = {
+    "bash",
+    "mkdocs",
+    "lint-imports",
+    "ruff",
+    "mypy",
+    "pre-commit",
+    "torchrun",
+    "vllm",
+}  # programs that are not ours
 
 
 def fenced(text: str, language: str) -> list[str]:

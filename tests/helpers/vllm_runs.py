@@ -12,7 +12,7 @@ import torch
 
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.models.packed import PackedModel
-from fastflow.models.scoring import rescore
+from fastflow.models.share import rescore
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm.sampler import VllmSampler
 from small_models import make_causal_lm

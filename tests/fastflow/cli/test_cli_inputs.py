@@ -121,3 +121,21 @@ class TestModels:
     @pytest.mark.parametrize("kernel", ["varlen", "flash_attn"])
     def test_attention_that_needs_cuda(self, train, kernel):
         check_refused(train(model__attention=kernel), f"model.attention = {kernel}", "auto or sdpa")
+
+
+def test_half_of_torchruns_environment_is_refused(train, monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_refused(train(), "WORLD_SIZE is 2, but RANK is not set", "torchrun")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    check_refused(train(), "WORLD_SIZE = 'two'")
+
+
+def test_a_number_of_devices_that_cannot_be(train, monkeypatch, capsys):
+    for number in ("0", "-1", "two", ""):
+        check_refused(invoke(capsys, "train", f"--devices={number}"), "--devices needs a number of devices")
+    check_refused(
+        train(rollout__engine="vllm-server", rollout__servers="[a:1]", rollout__shared_folder="/x", devices=2),
+        "2 ranks",
+    )

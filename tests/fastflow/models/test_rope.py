@@ -14,7 +14,7 @@ from fastflow.data.trajectory import Group, Prompt, Trajectory, flatten
 from fastflow.errors import FastflowError
 from fastflow.models import rope
 from fastflow.models.packed import PackedModel
-from fastflow.models.scoring import rescore
+from fastflow.models.share import rescore
 from fastflow.rollout.admission import check_room
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for

@@ -12,7 +12,8 @@ import torch
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.trajectory import Group, flatten
 from fastflow.models.packed import FrozenModel, PackedModel
-from fastflow.models.scoring import behaviour_logprob, rescore
+from fastflow.models.scoring import behaviour_logprob
+from fastflow.models.share import rescore
 from fastflow.train.learner import Learner, NonFiniteError, lr_factor
 from small_models import make_causal_lm, make_groups
 

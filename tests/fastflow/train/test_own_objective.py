@@ -11,7 +11,7 @@ import torch
 
 from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig, OptimConfig
 from fastflow.models.packed import FrozenModel, PackedModel
-from fastflow.models.scoring import rescore
+from fastflow.models.share import rescore
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
 from fastflow.train.learner import Learner

@@ -1,0 +1,101 @@
+"""What a run on several ranks can do, and how it begins."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fastflow.config.schema import Config
+from fastflow.errors import FastflowError
+from fastflow.models.packed import resolve_device
+from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
+
+SHORTEST_TIMEOUT = 600.0  # seconds
+WATCH_SECONDS = 1.0
+
+
+def meet(config: Config) -> tuple[Config, Ranks]:
+    """Meet the other ranks that torchrun started. Returns the settings of this one, with its device.
+
+    Raises FastflowError for what one rank only can do. Where there is one rank, nothing happens.
+    """
+    count = launched_ranks()
+    if count == 1:
+        return config, Ranks()
+    check_several_ranks(config, count)
+    device = resolve_device(config.model.device)
+    if device.type == "cuda":
+        import torch
+
+        if local_rank() >= torch.cuda.device_count():
+            raise FastflowError(
+                f"rank {local_rank()} of this machine has no CUDA device of its own; there are "
+                f"{torch.cuda.device_count()}: start as many ranks"
+            )
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+    rollout = config.rollout
+    waits = rollout.startup + rollout.silence * (rollout.restarts + 1)  # of others, for a rank whose engine hangs
+    ranks = join(on_cuda=device.type == "cuda", timeout=max(SHORTEST_TIMEOUT, waits))
+    return replace(config, model=replace(config.model, device=str(device))), ranks
+
+
+def check_several_ranks(config: Config, count: int) -> None:
+    """Raise FastflowError for settings that do not work on several ranks."""
+    refused = [
+        (config.rollout.engine != "local", f"rollout.engine = {config.rollout.engine}", "--rollout.engine local"),
+        (config.model.compile != "off", f"model.compile = {config.model.compile}", "--model.compile off"),
+        (":" in config.model.device, f"model.device = {config.model.device}", "--model.device cuda"),
+    ]
+    for holds, setting, remedy in refused:
+        if holds:
+            raise FastflowError(f"{setting} does not work on {count} ranks yet; use {remedy}, or one rank")
+
+
+def check_devices(config: Config, count: int) -> None:
+    """Raise FastflowError where this machine cannot give `count` ranks a device each."""
+    if launched_ranks() > 1:
+        raise FastflowError("--devices and torchrun both start ranks; leave one of them out")
+    check_several_ranks(config, count)
+    device = resolve_device(config.model.device)
+    if device.type == "cuda":
+        import torch
+
+        if count > torch.cuda.device_count():
+            raise FastflowError(f"--devices {count}, but this machine has {torch.cuda.device_count()} CUDA devices")
+
+
+def watch_launcher() -> None:
+    """End this process soon after torchrun, should that be killed: nobody else would end it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="fastflow-launcher", daemon=True).start()
+
+
+@contextlib.contextmanager
+def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
+    """Turn the failure of a collective, because another rank is gone, into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        import torch.distributed as dist
+
+        text = " ".join(str(error).split())
+        lost = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "Connection" in text
+        if ranks.count == 1 or not lost:
+            raise
+        raise FastflowError(
+            f"rank {ranks.rank} lost another rank, whose message tells why ({text[:200]}); mend that, and start the "
+            "run again with --resume"
+        ) from error

@@ -1,0 +1,173 @@
+"""Whole runs on several gloo ranks, started as users start them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cli_runs import lines_in, options, settings, start, wait_for
+from resumed_runs import metrics_of, newest_save, tensors_of
+
+pytestmark = pytest.mark.distributed
+
+
+def begin(home: Path, *more: str, name: str = "run", **changes) -> subprocess.Popen:
+    values = {**settings(home, **changes), "run.output": home / name}
+    return start([*options(values), *more])
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, (process.returncode, output, errors)
+    assert "Traceback" not in errors, errors
+    return output + errors
+
+
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """The processes that a launcher started as ranks."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"fastflow" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def assert_gone(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(is_gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a rank outlives its run"
+        time.sleep(0.05)
+
+
+def responses(run: Path) -> list[str]:
+    return [json.loads(line)["response"] for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def assert_like(several: Path, one: Path, tolerance: float = 1e-3) -> None:
+    """The same responses, metrics and weights, but for the order of sums."""
+    for mine, theirs in zip(metrics_of(several), metrics_of(one), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in mine.items():
+            if isinstance(value, float) and not key.startswith("mismatch"):
+                assert value == pytest.approx(theirs[key], rel=tolerance, abs=1e-4), key
+    assert responses(several) == responses(one)
+    found, expected = (
+        {
+            name: tensor
+            for name, tensor in tensors_of(newest_save(run)).items()
+            if name.startswith(("policy", "adapter"))
+        }
+        for run in (several, one)
+    )
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_run_on_two_devices_is_that_on_one(tmp_path):
+    changes = {"run.samples_every": 1, "lora.rank": 2, "rollout.stop": "[a]", "batch.updates_per_rollout": 2}
+    changes |= {"importance.source": "recompute"}
+    finish(begin(tmp_path, name="one", **changes))
+    said = finish(begin(tmp_path, "--devices", "2", name="two", **changes))
+    assert said.count("policy saved in") == 1
+    assert_like(tmp_path / "two", tmp_path / "one")
+    assert not (tmp_path / "two" / "run.lock").exists()
+
+
+def test_three_ranks_have_less_than_one_response_each(tmp_path):
+    changes = {"batch.prompts_per_step": 1, "batch.responses_per_prompt": 2, "run.samples_every": 1, "run.steps": 2}
+    finish(begin(tmp_path, name="one", **changes))
+    finish(begin(tmp_path, "--devices=3", name="three", **changes))
+    assert_like(tmp_path / "three", tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    home = tmp_path_factory.mktemp("undisturbed")
+    finish(begin(home, name="one", **{"run.samples_every": 1, "run.steps": 4}))
+    return home
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (2, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(undisturbed, before, after):
+    name = f"{before}-{after}"
+    finish(begin(undisturbed, f"--devices={before}", name=name, **{"run.samples_every": 1, "run.steps": 2}))
+    run = undisturbed / name
+    weights = tensors_of(newest_save(run))
+    resumed = start(["train", "--resume", str(run), "--run.steps=4", f"--devices={after}"])
+    said = finish(resumed)
+    assert ("sums have another order" in " ".join(said.split())) == (before != after)
+    assert_like(run, undisturbed / "one")
+    first = tensors_of(run / "checkpoints" / "step-2")
+    assert first.keys() == weights.keys()
+
+
+def test_a_refusal_is_said_once(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "letter").write_text("mine")
+    said = finish(begin(tmp_path, "--devices", "2"), code=2)
+    assert said.count("is not empty and not a run of fastflow") == 1
+    assert "lost another rank" not in said
+
+
+def test_settings_that_need_one_rank_are_refused_before_anything_starts(tmp_path):
+    said = finish(begin(tmp_path, "--devices", "2", **{"rollout.engine": "vllm"}), code=2)
+    assert said.count("rollout.engine = vllm does not work on 2 ranks yet") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_on_all_ranks(tmp_path, number):
+    process = begin(tmp_path, "--devices", "2", **{"run.steps": 10000})
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: lines_in(metrics) >= 2, process)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    process.send_signal(number)
+    said = finish(process, code=128 + number)
+    assert said.count("the policy after step") == 1
+    assert_gone(ranks, 1)
+    done = metrics_of(tmp_path / "run")
+    state = json.loads((newest_save(tmp_path / "run") / "trainer" / "state.json").read_text())
+    assert state["step"] == len(done)
+
+
+def test_a_save_that_fails_ends_all_ranks(tmp_path):
+    process = begin(tmp_path, "--devices", "2", **{"run.steps": 10000, "run.save_every": 40})
+    wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 1, process)
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    ranks = ranks_of(process)
+    said = finish(process, code=2)
+    assert said.count("the save of step 40") >= 1
+    assert "lost another rank" not in said
+    assert_gone(ranks, 1)
+
+
+def test_a_rank_that_dies_ends_the_run(tmp_path):
+    process = begin(tmp_path, "--devices", "2", **{"run.steps": 10000})
+    wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 2, process)
+    ranks = ranks_of(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    killed = time.monotonic()
+    said = finish(process, code=128 + signal.SIGKILL)
+    assert "was killed by SIGKILL" in said
+    assert time.monotonic() - killed < 60
+    assert_gone(ranks, 1)
+
+
+def test_ranks_do_not_outlive_their_launcher(tmp_path):
+    process = begin(tmp_path, "--devices", "2", **{"run.steps": 10000})
+    wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 1, process)
+    ranks = ranks_of(process)
+    process.kill()
+    assert_gone(ranks, 5)

@@ -1,0 +1,168 @@
+"""What each of several gloo ranks does in the tests, beside the same on one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, LoraConfig, ObjectiveConfig, OptimConfig
+from fastflow.data.trajectory import Group
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
+from fastflow.models.parallel import shard_models, whole
+from fastflow.models.ranks import Ranks, join, leave
+from fastflow.models.share import rescore
+from fastflow.train.learner import Learner, NonFiniteError
+from small_models import make_causal_lm, make_groups
+
+GRADIENT = 1e-5  # relative, of the whole gradient
+WEIGHTS = 1e-5  # relative, after five updates
+
+
+def run_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) -> None:
+    """Be one of `count` ranks, as torchrun would start it, and do the work."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    ranks = join(on_cuda=False, timeout=60)
+    try:
+        work(ranks)
+        ranks.max(0)  # nobody leaves before the others are done
+    finally:
+        leave()
+
+
+def make_learner(
+    ranks: Ranks,
+    *,
+    log_z: str = "group_mean",
+    tied: bool = True,
+    rank: int = 0,
+    tokens: int = 40,
+    checkpointed: bool = False,
+    autocast: bool = False,
+) -> Learner:
+    config = Config(
+        objective=ObjectiveConfig(alpha=2.0, log_z=log_z),
+        batch=BatchConfig(tokens_per_microbatch=tokens),
+        importance=ImportanceConfig(ratio="token_mean"),
+        optim=OptimConfig(lr=1e-3, max_grad_norm=1.0),
+    )
+    model = make_causal_lm(tied=tied)
+    if checkpointed:
+        from fastflow.models.decoder_layers import arrange_layers
+
+        arrange_layers(model, checkpoint_share=0.5)
+    if rank:
+        model = with_adapters(model, LoraConfig(rank=rank))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # they start at zero, and the adapters would be the base
+                torch.nn.init.normal_(parameter, std=0.1)
+    policy = PackedModel(model, autocast=autocast)
+    base = AdaptersOff(policy) if rank else FrozenModel(make_causal_lm(tied=tied, seed=1), autocast=autocast)
+    shard_models(policy, base, ranks)
+    torch.manual_seed(0)  # the log_z head
+    return Learner(policy, base, config, total_updates=10)
+
+
+def state_of(learner: Learner) -> dict[str, list[torch.Tensor]]:
+    """Whole gradients and weights of all that is trained."""
+    trained = [one for group in learner.optimizer.param_groups for one in group["params"]]
+    return {
+        "gradient": [whole(one.grad).clone() for one in trained if one.grad is not None],
+        "weights": [whole(one).clone() for one in trained],
+    }
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    """The distance of all tensors together, relative to their norm."""
+    assert len(found) == len(expected)
+    pairs = [(one.double(), other.double()) for one, other in zip(found, expected, strict=True)]
+    norm = torch.stack([other.norm() for _, other in pairs]).norm()
+    error = torch.stack([(one - other).norm() for one, other in pairs]).norm()
+    assert norm > 0
+    assert error <= tolerance * norm, float(error / norm)
+
+
+def few(groups: list[Group], count: int) -> list[Group]:
+    """The first trajectories only, as many as `count`."""
+    return [replace(groups[0], trajectories=groups[0].trajectories[:count])]
+
+
+def check_updates(ranks: Ranks, *, groups: list[Group], updates: int = 1, **options) -> None:
+    """Updates on all ranks equal those on one: gradient, weights and all that the result says, on every rank."""
+    one, several = make_learner(Ranks(), **options), make_learner(ranks, **options)
+    for number in range(updates):
+        expected, result = one.update(groups), several.update(groups)
+        if number == 0:
+            assert_close(state_of(several)["gradient"], state_of(one)["gradient"], GRADIENT)
+        assert np.isclose(result.loss, expected.loss, rtol=1e-4), (result.loss, expected.loss)
+        assert np.isclose(result.grad_norm, expected.grad_norm, rtol=1e-4)
+        assert result.tokens == expected.tokens
+        for name in ("logprob", "base_logprob", "residual", "log_z", "weight", "raw_ratio", "length", "group"):
+            torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+        for name in ("token_logprobs", "base_token_logprobs"):
+            for mine, theirs in zip(getattr(result, name), getattr(expected, name), strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert_close(state_of(several)["weights"], state_of(one)["weights"], WEIGHTS)
+    digests = ranks.gather([float(tensor.double().sum()) for tensor in state_of(several)["weights"]])
+    assert all(digest == digests[0] for digest in digests)
+
+
+def all_learners(ranks: Ranks) -> None:
+    """Every kind of learner, and every kind of share."""
+    rng = np.random.default_rng(0)
+    groups = make_groups(rng)
+    for log_z in ("group_mean", "learned"):
+        for tied in (True, False):
+            check_updates(ranks, groups=groups, log_z=log_z, tied=tied)
+    check_updates(ranks, groups=groups, log_z="learned", updates=5)
+    check_updates(ranks, groups=groups, log_z="learned", rank=2, updates=5)
+    check_updates(ranks, groups=groups, tokens=1)  # a micro-batch for each trajectory, uneven for most counts
+    check_updates(ranks, groups=few(groups, 1), log_z="learned")  # all ranks but one have nothing
+    check_updates(ranks, groups=few(groups, 2), log_z="learned", tied=False)
+    check_updates(ranks, groups=groups, checkpointed=True)
+    check_autocast(ranks, groups)
+    check_recomputed(ranks, groups)
+    check_non_finite(ranks, groups)
+
+
+def check_recomputed(ranks: Ranks, groups: list[Group]) -> None:
+    one, several = make_learner(Ranks()), make_learner(ranks)
+    expected, found = (rescore(learner.policy, groups, 40) for learner in (one, several))
+    for mine, theirs in zip(found, expected, strict=True):
+        for left, right in zip(mine.trajectories, theirs.trajectories, strict=True):
+            np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=1e-5, atol=1e-5)
+
+
+def check_autocast(ranks: Ranks, groups: list[Group]) -> None:
+    """In bfloat16 the ranks differ from one by less than one differs from float32."""
+    exact, one, several = (
+        make_learner(of, autocast=autocast) for of, autocast in ((Ranks(), False), (Ranks(), True), (ranks, True))
+    )
+    for learner in (exact, one, several):
+        learner.update(groups)
+    assert all(gradient.dtype == torch.float32 for gradient in state_of(several)["gradient"])
+    right, near, found = (
+        torch.cat([tensor.flatten() for tensor in state_of(learner)["gradient"]]) for learner in (exact, one, several)
+    )
+    assert (found - near).norm() <= (near - right).norm(), ((found - near).norm(), (near - right).norm())
+
+
+def check_non_finite(ranks: Ranks, groups: list[Group]) -> None:
+    """A NaN in one trajectory, which one rank has, stops all of them before anything changes."""
+    learner = make_learner(ranks, log_z="learned")
+    before = state_of(learner)["weights"]
+    penalty = torch.zeros(12, dtype=torch.float64)
+    penalty[3] = torch.nan
+    try:
+        learner.update(groups, penalty=penalty)
+    except NonFiniteError:
+        assert all(torch.equal(*pair) for pair in zip(state_of(learner)["weights"][:-9], before[:-9], strict=True))
+    else:
+        raise AssertionError("the update was done")
