@@ -1,7 +1,5 @@
 """`python -m fastflow` is the command `fastflow`."""
 
-import sys
+from fastflow.cli import command
 
-from fastflow.cli import main
-
-sys.exit(main())
+command()

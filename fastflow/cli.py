@@ -12,12 +12,21 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import NoReturn
 
 from fastflow import __version__
 from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
 from fastflow.visible import one_sentence, visible
+
+
+def command() -> NoReturn:
+    """Run `main` and end the process with its exit code."""
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # torch's threads may abort a rank at exit, where another ended first
+        os._exit(code)  # all files are closed, and `main` has flushed what was printed
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +126,6 @@ def _train(arguments: list[str]) -> int:
         check_devices(request.config, devices)  # once, and before anything starts
         return run_on_devices(devices, arguments)
     _quiet_libraries()
-    from fastflow.models.ranks import leave
     from fastflow.run.console import make_console
     from fastflow.train.command import train
     from fastflow.train.launch import meet, naming_lost_ranks, watch_launcher
@@ -126,12 +134,9 @@ def _train(arguments: list[str]) -> int:
     config, ranks = meet(request.config)
     if not ranks.is_first:  # what they say, the first says too
         logging.getLogger("fastflow").setLevel(logging.ERROR)
-    try:
-        with naming_lost_ranks(ranks):
-            train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
-            ranks.max(0)  # nobody leaves before the others are done
-    finally:
-        leave()
+    with naming_lost_ranks(ranks):
+        train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
+        ranks.max(0)  # nobody leaves before the others are done
     return 0
 
 
@@ -235,4 +240,4 @@ def _leave_dead_streams() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
