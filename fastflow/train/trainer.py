@@ -10,39 +10,26 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fastflow import interrupt
 from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
-from fastflow.data import PromptStream, read_records, tokenize
-from fastflow.data.response_text import check_spelling
-from fastflow.data.trajectory import Group, Prompt, split_evenly, without_truncated
+from fastflow.data import PromptStream
+from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
-from fastflow.models.packed import (
-    AdaptersOff,
-    FrozenModel,
-    PackedModel,
-    check_tokenizer_fits,
-    end_ids,
-    load_models,
-    load_tokenizer,
-)
 from fastflow.models.parallel import shard_models
 from fastflow.models.ranks import Ranks
-from fastflow.models.self_check import check_models
 from fastflow.models.share import rescore
 from fastflow.objectives.flow import FlowObjective
-from fastflow.objectives.judging import Judge, Judgement
+from fastflow.objectives.judging import Judgement
 from fastflow.objectives.objective import MakeObjective
-from fastflow.rollout.admission import context_for
 from fastflow.rollout.engines import make_sampler
-from fastflow.rollout.sampler import OverlappingSampler, Request, SamplingParams, requests_for
-from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
+from fastflow.rollout.sampler import Request, requests_for
 from fastflow.run import directory as run_directory
 from fastflow.run import generators
 from fastflow.run.alarms import Alarms
@@ -51,16 +38,12 @@ from fastflow.run.lock import RunLock
 from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
-from fastflow.train import checkpoint, resume
-from fastflow.train.checkpoint import SaveFailed
-from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_tensors
-from fastflow.train.export import Exporter
-from fastflow.train.learner import Learner, NonFiniteError
+from fastflow.train import assembly, resume
+from fastflow.train.digests import digest_of_base, digest_of_prompts
+from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
-from fastflow.train.rehearsal import rehearse
-from fastflow.train.rescue import rescue
+from fastflow.train.rescue import cause, rescue, stops_all_ranks
 from fastflow.train.restore import Saved, restore
-from fastflow.train.save_room import check_disk, save_size
 from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
 from fastflow.train.state import Identity, Position, UnderWay
@@ -141,7 +124,9 @@ class Trainer:
         generators.seed(config.run.seed)
 
         with self.ranks.together():
-            policy, base, prompts = self._load(config)
+            loaded = assembly.load(config)
+        policy, base, prompts = loaded.policy, loaded.base, loaded.prompts
+        self.tokenizer, self.judge = loaded.tokenizer, loaded.judge
         reads_records = config.objective.reward is not None or config.objective.format_check is not None
         updates = config.run.steps * config.batch.updates_per_rollout
         if self._saved is not None:
@@ -149,14 +134,15 @@ class Trainer:
         identity = Identity(
             digest_of_prompts(prompts, with_records=reads_records), digest_of_base(base), updates, resume.versions()
         )
-        self._check_ranks(policy, identity)
+        assembly.check_same_everywhere(self.ranks, policy, identity)
         with self.ranks.together():
-            exporter, small_files = self._rehearse_save(policy, base)
+            exporter, small_files = assembly.rehearse_save(loaded, config, self.directory, self.ranks)
         shard_models(policy, base, self.ranks)
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=updates, objective=self._make_objective)
         with self.ranks.together():
-            self._check_disk(small_files)
+            if self.ranks.is_first:
+                assembly.check_room(self.learner, config, self.directory, small_files, resumed=self.resumed)
         self.saver = Saver(self._checkpoints, self.learner, exporter, identity, config)
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
         self.alarms = Alarms()
@@ -176,71 +162,7 @@ class Trainer:
         self.sampler = make_sampler(
             policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
         )
-        self.schedule = self._make_schedule()
-
-    def _load(self, config: Config) -> tuple[PackedModel, PackedModel | AdaptersOff, list[Prompt]]:
-        """Policy, base and prompts, checked. Sets the tokenizer and the judge."""
-        records = read_records(config.data)
-        self.tokenizer = load_tokenizer(config.model)
-        prompts = tokenize(records, self.tokenizer, config.data)
-        self.judge = Judge(config.objective, self.tokenizer)
-        for text in config.rollout.stop:
-            check_spelling(self.tokenizer, "rollout.stop", text)
-        policy, base = load_models(config.model, config.lora)
-        check_tokenizer_fits(self.tokenizer, policy, config.model)
-        longest = context_for(policy, prompts, config.rollout.max_response_tokens)
-        check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
-        self.judge.end_with(end_ids(policy, self.tokenizer))
-        return policy, base, prompts
-
-    def _check_ranks(self, policy: PackedModel, identity: Identity) -> None:
-        """Raise FastflowError where the ranks have not loaded the same."""
-        if self.ranks.count == 1:
-            return
-        tensors = [*policy.model.named_parameters(), *policy.model.named_buffers()]
-        self.ranks.check_same("versions of Python, torch, transformers or numpy", identity.versions)
-        self.ranks.check_same("prompts", identity.prompts)
-        self.ranks.check_same("weights in the base", identity.base)
-        self.ranks.check_same("weights or buffers in the policy", digest_of_tensors(tensors))
-
-    def _make_schedule(self) -> Schedule:
-        rollout = self.config.rollout
-        params = SamplingParams(
-            rollout.temperature,
-            rollout.top_p,
-            rollout.max_response_tokens,
-            rollout.min_response_tokens,
-            rollout.stop,
-        )
-        if rollout.ahead:
-            overlapping = cast(OverlappingSampler, self.sampler)  # Config refuses `ahead` for the others
-            return OneAhead(
-                overlapping, self.learner.policy, self.requests, params,
-                steps=self.config.run.steps, ready=self.position.ahead,
-            )  # fmt: skip
-        return OnPolicy(self.sampler, self.learner.policy, self.requests, params)
-
-    def _rehearse_save(self, policy: PackedModel, base: PackedModel | AdaptersOff) -> tuple[Exporter, int]:
-        """Raise FastflowError now, not after the last step, for what cannot be saved. Returns the bytes of the small
-        files too.
-        """
-        config = self.config
-        start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
-        if self.ranks.count > 1:  # the base is cut, and the first rank writes alone
-            start = None
-        exporter = Exporter(self.tokenizer, config.run.export_dtype, start)
-        if not self.ranks.is_first:
-            return exporter, 0
-        return rehearse(policy, exporter, config.model, self.directory)
-
-    def _check_disk(self, small_files: int) -> None:
-        checkpoint.named_parameters(self.learner)
-        if not self.ranks.is_first:
-            return
-        config = self.config
-        size = save_size(self.learner, config.run.export_dtype, tokenizer=small_files)
-        reclaimed = run_directory.reclaimable(self.directory, resumed=self.resumed)
-        check_disk(self.directory, size, config, reclaimed=reclaimed)
+        self.schedule = assembly.make_schedule(self.sampler, policy, self.requests, config, ready=self.position.ahead)
 
     @property
     def position(self) -> Position:
@@ -277,11 +199,10 @@ class Trainer:
                     self.saver.wait()
                 return self.directory / "policy"
             except KeyboardInterrupt as stop:
-                raise self._last_word(
-                    interrupt.RunStopped(f"{_cause(stop)}; {self.rescue(stop)}", stop), stop
-                ) from stop
+                said = f"{cause(stop)}; {self.rescue(stop)}"
+                raise self._last_word(interrupt.RunStopped(said, stop), stop) from stop
             except (FastflowError, torch.OutOfMemoryError) as stop:
-                raise self._last_word(FastflowError(f"{_cause(stop)}; {self.rescue(stop)}"), stop) from stop
+                raise self._last_word(FastflowError(f"{cause(stop)}; {self.rescue(stop)}"), stop) from stop
             except BaseException as stop:
                 self.console.print(self.rescue(stop), highlight=False, markup=False, soft_wrap=True)
                 raise
@@ -428,31 +349,14 @@ class Trainer:
 
     def _last_word(self, error: FastflowError, stop: BaseException) -> FastflowError:
         """What ends the run; where all ranks end with it, the first says so."""
-        error.silent = not self.ranks.is_first and _stops_all_ranks(stop)
+        error.silent = not self.ranks.is_first and stops_all_ranks(stop)
         return error
 
     def rescue(self, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is. A save is a collective: where one rank has to stop
         alone, the newest save is what stays.
         """
-        if self.ranks.count > 1 and not _stops_all_ranks(stop):
+        if self.ranks.count > 1 and not stops_all_ranks(stop):
             self.saver.give_up()
             return f"rank {self.ranks.rank} stops alone, so that nothing is saved now; {self.saver.last()}"
         return rescue(self.saver, self.learner, self.position, self.directory, stop)
-
-
-def _stops_all_ranks(stop: BaseException) -> bool:
-    if isinstance(stop, KeyboardInterrupt):
-        return isinstance(stop, interrupt.StopRequest) and not isinstance(stop, interrupt.GivenUp)
-    return isinstance(stop, (NonFiniteError, SaveFailed)) or getattr(stop, "on_all_ranks", False)
-
-
-def _cause(stop: BaseException) -> str:
-    if isinstance(stop, KeyboardInterrupt):
-        return str(stop) or "interrupted"
-    if isinstance(stop, torch.OutOfMemoryError):
-        return (
-            "out of GPU memory: lower rollout.max_sequences if it was sampling, batch.tokens_per_microbatch if not, or "
-            "raise model.checkpoint_share or set lora.rank"
-        )
-    return str(stop)

@@ -29,7 +29,8 @@ def run(home, **changes):
 
 
 def state(home) -> dict:
-    return json.loads((home / "run" / "trainer" / "state.json").read_text())["export"]
+    newest = (home / "run" / "policy").resolve().parent
+    return json.loads((newest / "trainer" / "state.json").read_text())["export"]
 
 
 LORA = {"lora__rank": 4, "model__dtype": "bfloat16", "optim__lr": 1e-5}
@@ -105,14 +106,14 @@ def test_exported_and_live_policy_agree(family, tmp_path):
 
 def test_an_export_does_not_touch_the_live_policy(tmp_path):
     trainer = Trainer(config(tmp_path, lora__rank=4, optim__lr=1e-2), Console(quiet=True))
-    trainer.update(trainer.sample(1))
+    trainer.step(1)
     before = {name: weight.clone() for name, weight in trainer.learner.policy.model.named_parameters()}
-    trainer.data_state[1] = trainer.data_state[0]
-    trainer.save(1)
+    trainer.save()
+    trainer.saver.wait()
     after = dict(trainer.learner.policy.model.named_parameters())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in after)
-    trainer.update(trainer.sample(2))  # and it trains on
+    trainer.step(2)  # and it trains on
     trainer.close()
 
 

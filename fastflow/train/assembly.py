@@ -1,0 +1,118 @@
+"""What a run is put together from, before its first step: inputs in the order of their cost, a save, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from fastflow.config.schema import Config
+from fastflow.data import read_records, tokenize
+from fastflow.data.response_text import check_spelling
+from fastflow.data.trajectory import Group, Prompt
+from fastflow.models.packed import (
+    AdaptersOff,
+    FrozenModel,
+    PackedModel,
+    check_tokenizer_fits,
+    end_ids,
+    load_models,
+    load_tokenizer,
+)
+from fastflow.models.ranks import Ranks
+from fastflow.models.self_check import check_models
+from fastflow.objectives.judging import Judge
+from fastflow.rollout.admission import context_for
+from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
+from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
+from fastflow.run import directory as run_directory
+from fastflow.train.checkpoint import named_parameters
+from fastflow.train.digests import digest_of_tensors
+from fastflow.train.export import Exporter
+from fastflow.train.learner import Learner
+from fastflow.train.rehearsal import rehearse
+from fastflow.train.save_room import check_disk, save_size
+from fastflow.train.state import Identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Loaded(NamedTuple):
+    """What the settings name, read and checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompts: list[Prompt]
+    judge: Judge
+    policy: PackedModel
+    base: PackedModel | AdaptersOff
+
+
+def load(config: Config) -> Loaded:
+    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together."""
+    records = read_records(config.data)
+    tokenizer = load_tokenizer(config.model)
+    prompts = tokenize(records, tokenizer, config.data)
+    judge = Judge(config.objective, tokenizer)
+    for text in config.rollout.stop:
+        check_spelling(tokenizer, "rollout.stop", text)
+    policy, base = load_models(config.model, config.lora)
+    check_tokenizer_fits(tokenizer, policy, config.model)
+    longest = context_for(policy, prompts, config.rollout.max_response_tokens)
+    check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
+    judge.end_with(end_ids(policy, tokenizer))
+    return Loaded(tokenizer, prompts, judge, policy, base)
+
+
+def check_same_everywhere(ranks: Ranks, policy: PackedModel, identity: Identity) -> None:
+    """Raise FastflowError where the ranks have not loaded the same."""
+    if ranks.count == 1:
+        return
+    tensors = [*policy.model.named_parameters(), *policy.model.named_buffers()]
+    ranks.check_same("versions of Python, torch, transformers or numpy", identity.versions)
+    ranks.check_same("prompts", identity.prompts)
+    ranks.check_same("weights in the base", identity.base)
+    ranks.check_same("weights or buffers in the policy", digest_of_tensors(tensors))
+
+
+def rehearse_save(loaded: Loaded, config: Config, directory: Path, ranks: Ranks) -> tuple[Exporter, int]:
+    """Raise FastflowError now, not after the last step, for what cannot be saved.
+
+    Returns what exports the policy, and the bytes of the small files beside its weights.
+    """
+    base = loaded.base
+    start = base.model if isinstance(base, FrozenModel) and config.model.base is None else None
+    if ranks.count > 1:  # the base is cut, and the first rank writes alone
+        start = None
+    exporter = Exporter(loaded.tokenizer, config.run.export_dtype, start)
+    return rehearse(loaded.policy, exporter, config.model, directory) if ranks.is_first else (exporter, 0)
+
+
+def check_room(learner: Learner, config: Config, directory: Path, small_files: int, *, resumed: bool) -> None:
+    """Raise FastflowError where two parameters share a name, or the disk has no room for the run's saves."""
+    named_parameters(learner)
+    size = save_size(learner, config.run.export_dtype, tokenizer=small_files)
+    check_disk(directory, size, config, reclaimed=run_directory.reclaimable(directory, resumed=resumed))
+
+
+def make_schedule(
+    sampler: Sampler,
+    policy: PackedModel,
+    requests: Callable[[int], Sequence[Request]],
+    config: Config,
+    *,
+    ready: Sequence[Group] | None,
+) -> Schedule:
+    """Make the schedule that the settings name. ready: groups of the next step, where a save holds them."""
+    rollout = config.rollout
+    params = SamplingParams(
+        rollout.temperature,
+        rollout.top_p,
+        rollout.max_response_tokens,
+        rollout.min_response_tokens,
+        rollout.stop,
+    )
+    if not rollout.ahead:
+        return OnPolicy(sampler, policy, requests, params)
+    overlapping = cast(OverlappingSampler, sampler)  # Config refuses `ahead` for the others
+    return OneAhead(overlapping, policy, requests, params, steps=config.run.steps, ready=ready)
