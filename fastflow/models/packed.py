@@ -50,7 +50,7 @@ class PackedModel:
 
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
     transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
-    the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see parallel.py).
+    the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see sharding.py).
     """
 
     def __init__(

@@ -22,8 +22,8 @@ from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
-from fastflow.models.parallel import shard_models
 from fastflow.models.ranks import Ranks
+from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.judging import Judgement

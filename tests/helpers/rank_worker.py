@@ -12,8 +12,9 @@ import torch
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, LoraConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.trajectory import Group
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
-from fastflow.models.parallel import shard_models, whole
+from fastflow.models.parallel import whole
 from fastflow.models.ranks import Ranks, join, leave
+from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
 from fastflow.train.learner import Learner, NonFiniteError
 from small_models import make_causal_lm, make_groups
