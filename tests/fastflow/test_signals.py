@@ -115,6 +115,7 @@ def test_signals_that_come_together_save_once(begin, tmp_path):
 def test_a_save_is_finished_before_the_run_ends(number, begin, tmp_path):
     """Step 2 is done and waits until step 1 is saved: both saves come to their end, and no third begins."""
     process = begin(2, program=SLOW_SAVES, run__save_every=1)
+    time.sleep(0.5)  # from the line of step 2 to the wait
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
