@@ -19,6 +19,7 @@ from fastflow.train.state import Identity, Position
 logger = logging.getLogger(__name__)
 
 WORK = "saving the policy"
+GIVEN_UP_SECONDS = 2.0  # for a thread to notice that its save is no longer wanted
 
 
 class Saver:
@@ -34,6 +35,7 @@ class Saver:
         self._skeleton = checkpoint.Skeleton(learner.policy)
         self.position: Position | None = None
         self._writing: Position | None = None
+        self._thread: threading.Thread | None = None
         self._done = threading.Event()  # not the thread's own end: a signal in `join` makes some Pythons forget that
         self._failure: BaseException | None = None
         self._report: ExportReport | None = None
@@ -66,9 +68,9 @@ class Saver:
         if staged is None:  # the first rank writes
             self._done.set()
             return
-        thread = threading.Thread(target=self._write, args=(staged, position), name="fastflow-save")
-        thread.daemon = True  # `wait` waits for it, unless it is given up
-        thread.start()
+        self._thread = threading.Thread(target=self._write, args=(staged, position), name="fastflow-save")
+        self._thread.daemon = True  # `wait` waits for it, unless it is given up
+        self._thread.start()
 
     def check(self) -> None:
         """Raise SaveFailed, soon after it has happened; does not wait for a save. Under several ranks a collective."""
@@ -81,6 +83,7 @@ class Saver:
         if position is None:
             return
         self._done.wait()
+        self._end_thread()
         self._writing = None
         failure, self._failure = self._failure, None
         failed = None if failure is None else self._failed(position, failure)
@@ -104,6 +107,12 @@ class Saver:
             self._given_up = True
         if self._writing is not None and not self._done.is_set():
             self._checkpoints.discard()
+            self._end_thread(GIVEN_UP_SECONDS)
+
+    def _end_thread(self, seconds: float | None = None) -> None:
+        """Wait until the thread has freed its tensors: the end of the process would abort it in the middle of that."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _write(self, staged: Staged, position: Position) -> None:
         """Everything that needs no live tensor. In the thread."""
