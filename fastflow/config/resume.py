@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fastflow.config.parser import take_option
 from fastflow.config.reader import SETTINGS_FILE, read_config
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
@@ -116,16 +117,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The value of --resume, and the other arguments."""
-    rest, where, pending = [], None, False
-    for argument in arguments:
-        if pending:
-            where, pending = argument, False
-        elif argument == "--resume":
-            pending = True
-        elif argument.startswith("--resume="):
-            where = argument.removeprefix("--resume=")
-        else:
-            rest.append(argument)
-    if pending or where == "":
+    where, rest = take_option("--resume", arguments)
+    if where == "":
         raise FastflowError(f"--resume needs the directory of a run, or {AUTO}")
     return where, rest

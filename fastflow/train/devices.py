@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from fastflow.config.parser import take_option
 from fastflow.errors import FastflowError
 from fastflow.interrupt import tell
 
@@ -23,21 +24,10 @@ class Failure(Protocol):
 
 def split_devices(arguments: Sequence[str]) -> tuple[int, list[str]]:
     """Split `--devices N` off the arguments of `fastflow train`; without it, N is 1. Raises FastflowError for no N."""
-    rest: list[str] = []
-    given: str | None = None
-    pending = False
-    for argument in arguments:
-        if pending:
-            given, pending = argument, False
-        elif argument == "--devices":
-            pending = True
-        elif argument.startswith("--devices="):
-            given = argument.removeprefix("--devices=")
-        else:
-            rest.append(argument)
-    if given is None and not pending:
+    given, rest = take_option("--devices", arguments)
+    if given is None:
         return 1, rest
-    if given is None or not given.isdecimal() or not 1 <= int(given) <= 1024:
+    if not given.isdecimal() or not 1 <= int(given) <= 1024:
         raise FastflowError(f"--devices needs a number of devices from 1 on, not {given or 'nothing'}")
     return int(given), rest
 
