@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,17 @@ SHAPED_MODULES = [
 install_import_hook(SHAPED_MODULES, "shape_checks.checked")
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
+
+TESTS = Path(__file__).parent
+UNCOVERED = [TESTS / "kernels", TESTS / "csrc", TESTS / "bench"]  # tracing makes interpreted kernels twice as slow
+
+
+def pytest_collection_modifyitems(config, items):
+    """Measure coverage of the trainer by its own tests alone."""
+    if config.pluginmanager.hasplugin("_cov"):
+        for item in items:
+            if any(item.path.is_relative_to(folder) for folder in UNCOVERED):
+                item.add_marker("no_cover")
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -29,6 +29,13 @@ def slowly(directory, *arguments):
         time.sleep(0.1)
     write_tensors(directory, *arguments)
 checkpoint.write_tensors = slowly
+from fastflow.train.saver import Saver
+wait = Saver.wait
+def told(saver):
+    if saver._writing is not None:
+        (saver._run / f"waiting-{saver._writing.step}").touch()
+    wait(saver)
+Saver.wait = told
 """
 
 
@@ -115,7 +122,7 @@ def test_signals_that_come_together_save_once(begin, tmp_path):
 def test_a_save_is_finished_before_the_run_ends(number, begin, tmp_path):
     """Step 2 is done and waits until step 1 is saved: both saves come to their end, and no third begins."""
     process = begin(2, program=SLOW_SAVES, run__save_every=1)
-    time.sleep(0.5)  # from the line of step 2 to the wait
+    wait_for((tmp_path / "run" / "waiting-1").exists, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -127,7 +134,7 @@ def test_a_save_is_finished_before_the_run_ends(number, begin, tmp_path):
 def test_a_second_ctrl_c_during_a_save_leaves_the_earlier_save_whole(begin, tmp_path):
     run = tmp_path / "run"
     process = begin(1, program=SLOW_SAVES.replace("range(30)", "range(100)"), run__save_every=1)
-    wait_for(lambda: lines_in(run / "metrics.jsonl") >= 3, process)  # and step 3 waits until step 2 is saved
+    wait_for((run / "waiting-2").exists, process)
     before = load_file(run / "checkpoints" / "step-1" / "policy" / "model.safetensors")
     process.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -146,7 +153,7 @@ def test_a_rescue_can_be_given_up_too(begin, tmp_path):
     """Ctrl-C ends the run; during the save that this brings, the next is noted, and the one after it is obeyed."""
     process = begin(1, program=SLOW_SAVES)
     process.send_signal(signal.SIGINT)
-    wait_for((tmp_path / "run" / "saving").exists, process)
+    wait_for(lambda: list((tmp_path / "run").glob("waiting-*")), process)
     for _ in range(2):
         time.sleep(0.7)
         process.send_signal(signal.SIGINT)

@@ -7,9 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-import tomllib
-
 from fastflow.cli import _parser
+from fastflow.config.parser import take_option
 from fastflow.config.reader import read_config
 from fastflow.evaluate.settings import read_settings
 from fastflow.plan.command import read_arguments
@@ -74,6 +73,7 @@ def _check_fastflow(name: str, *arguments: str) -> None:
     if "--config" in settings and not Path(file := settings[settings.index("--config") + 1]).exists():
         settings = [word for word in settings if word not in ("--config", file)]  # a reader's own
     if name in ("train", "plan"):
+        _, settings = take_option("--resume", settings)  # a reader's own run
         settings = ["--model.path=MODEL", *settings]  # which a page may leave out
         (read_config if name == "train" else read_arguments)([word for word in settings if word != "--help"])
     elif name == "evaluate":
