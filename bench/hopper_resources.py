@@ -107,7 +107,7 @@ def _compile_for(architecture: int, kernels: list[str], folder: Path) -> None:
 
 
 def _compile(kernels: list[str], folder: Path) -> int:
-    """Leaves NUMBER.cubin for each case that compiles, and what its call said in said.json."""
+    """Leave NUMBER.cubin for each case that compiles, and what its call said in said.json."""
     from bench.hopper_cases import cases
 
     said = {}

@@ -85,7 +85,7 @@ def _child_events(groups: list[Group], names: list[str], settings, patience: flo
 
 
 def _child(groups: list[Group], names: list[str], settings, seconds_left: float, pipe) -> None:
-    """Sends the name of each provider before it runs, and the result of each group."""
+    """Send the name of each provider before it runs, and the result of each group."""
     from bench.measure import DeviceLost, measure_group
     from bench.providers import select
 

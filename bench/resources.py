@@ -92,7 +92,7 @@ def _obstacle() -> str | None:
 
 
 def _judge_all(title: str, cases: list, architecture: int) -> list[dict]:
-    """Judges each case and prints the table; on a terminal, a bar runs along."""
+    """Judge each case and print the table; on a terminal, a bar runs along."""
     from rich.console import Console
     from rich.progress import track
 

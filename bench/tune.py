@@ -91,7 +91,7 @@ def line_of(row: dict) -> str:
 
 
 def sweep(shapes: list[Shape], seconds: float, report: Callable[[dict], None]) -> None:
-    """Reports each row as it is known; stops, and says so, when the time is up."""
+    """Report each row as it is known; stop, and say so, when the time is up."""
     started = time.monotonic()
     for shape in shapes:
         (problem,) = make_problems(shape, torch.bfloat16, "cuda")

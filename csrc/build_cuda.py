@@ -94,7 +94,7 @@ def torch_has_cuda() -> bool:
 
 
 def compile_library(library: Path) -> None:
-    """Takes about ten seconds of one core.
+    """Take about ten seconds of one core.
 
     Raises:
         RuntimeError: nvcc failed.

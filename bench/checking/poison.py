@@ -20,7 +20,7 @@ _ALLOCATORS = (
 
 
 def poison_(tensor: Tensor) -> Tensor:
-    """Fills all of the tensor's storage, padding included."""
+    """Fill all of the tensor's storage, padding included."""
     size = tensor.element_size()
     if tensor.device.type == "cpu" and size in PATTERN and tensor.untyped_storage().nbytes():
         torch.empty(0, dtype=_SIGNED[size]).set_(tensor.untyped_storage()).fill_(PATTERN[size])

@@ -112,7 +112,7 @@ def _write(file: TextIO | None, path: Path, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _progress(console: Console, total: int) -> Iterator[Any]:
-    """Yields a function to call after each line: a bar on a terminal, a line now and then elsewhere."""
+    """Yield a function to call after each line: a bar on a terminal, a line now and then elsewhere."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

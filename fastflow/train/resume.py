@@ -47,7 +47,7 @@ def settings_of(saved: Saved) -> Config:
 
 
 def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
-    """Raises FastflowError where prompts or base are not those of the save; names versions that changed."""
+    """Raise FastflowError where prompts or base are not those of the save; name versions that changed."""
     before = Identity(**saved.state["identity"])
     if before.prompts != identity.prompts:
         raise FastflowError(

@@ -9,7 +9,7 @@ from fastflow_kernels.implementation import has_triton_kernels_for, running_on
 
 
 def refuse_create_graph(op: str) -> None:
-    """Stands first in a backward, which runs with gradients enabled only under create_graph=True."""
+    """Stand first in a backward, which runs with gradients enabled only under create_graph=True."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             f"{op} has no second derivative here, but its backward ran with create_graph=True; call backward "
@@ -18,7 +18,7 @@ def refuse_create_graph(op: str) -> None:
 
 
 def refuse_second_backward(ctx: Any) -> None:
-    """Lets flow_loss hand its gradients out once: it scales them in place."""
+    """Let flow_loss hand its gradients out once: it scales them in place."""
     if getattr(ctx, "handed_out", False):
         raise RuntimeError(
             "flow_loss computes its gradient once, in the forward pass, and the first backward has "
@@ -28,7 +28,7 @@ def refuse_second_backward(ctx: Any) -> None:
 
 
 def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns upstream () times gradient, in the type of its input.
+    """Return upstream () times gradient, in the type of its input.
 
     A float32 sum is rounded here and nowhere else. The gradient of a bfloat16 head comes rounded already, so that it
     needed half the memory meanwhile: an upstream gradient other than a power of two rounds it a second time.

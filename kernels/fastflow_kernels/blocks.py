@@ -24,7 +24,7 @@ def default_block_rows(
     bytes_beside: int = 0,
     block_bytes: int | None = None,
 ) -> int:
-    """Returns the rows of a block when the caller names none: what fits the budget, within bounds.
+    """Return the rows of a block when the caller names none: what fits the budget, within bounds.
 
     entry_bytes: memory of a block per row and vocabulary entry. bytes_beside: memory that stands beside the block,
     the head's gradient in the type of its sum. block_bytes: the budget; None for the device's, which grows with
@@ -54,7 +54,7 @@ class HeadSum(NamedTuple):
 def cuda_block_rows(
     vocabulary: int, entry_bytes: int, row_count: int, longest: int, head: HeadSum | None, block_bytes: int | None
 ) -> int:
-    """Returns the rows of a block on CUDA when the caller names none.
+    """Return the rows of a block on CUDA when the caller names none.
 
     row_count: of the call. longest: rows of its longest sequence; a sequence that is cut needs a second sum. head: None
     where its gradient is not needed. block_bytes: the budget; None for the default.
@@ -65,7 +65,7 @@ def cuda_block_rows(
 
 
 def _rows_that_take_less(rows: int, row_count: int, longest: int, head: HeadSum) -> int:
-    """Raises `rows` where a larger block takes no more memory than several full ones and their sums.
+    """Raise `rows` where a larger block takes no more memory than several full ones and their sums.
 
     A single block needs no sum. A sequence that is not cut needs no second sum.
 
@@ -113,14 +113,14 @@ class SequenceBlock(NamedTuple):
 
 
 def row_blocks(row_count: int, block_rows: int) -> list[slice]:
-    """Returns slices of at most `block_rows` rows, of even size, that cover `row_count` rows."""
+    """Return slices of at most `block_rows` rows, of even size, that cover `row_count` rows."""
     pieces = -(-row_count // block_rows)
     edges = [row_count * piece // pieces for piece in range(pieces + 1)] if pieces else [0]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def sequence_blocks(boundaries: list[int], block_rows: int) -> list[SequenceBlock]:
-    """Cuts into blocks of at most `block_rows` rows: neighbouring sequences together, a longer one in even parts.
+    """Cut into blocks of at most `block_rows` rows: neighbouring sequences together, a longer one in even parts.
 
     Makes the fewest blocks that this allows, and among those choices the one whose largest block is smallest.
 

@@ -128,7 +128,7 @@ def flow_loss(
     block_bytes: int | None = None,
     statistics: bool = False,
 ) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
-    """Computes the weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
+    """Compute the weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
 
     Args:
         hidden: final hidden states, one row per response token, sequences one after another, no padding.

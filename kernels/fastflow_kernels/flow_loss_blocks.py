@@ -85,7 +85,7 @@ class FlowLossOverBlocks:
         )
 
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
-        """Fills token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
+        """Fill token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
         projector = self.projector_class(self.head, most_rows=max((block.row_count for block in blocks), default=0))
         d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
         long_d_head = None  # of the sequence that is longer than a block

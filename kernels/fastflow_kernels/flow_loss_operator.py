@@ -57,7 +57,7 @@ def run(
     need_bias: bool,
     need_log_z: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z.
+    """Return the six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z.
 
     What is not asked for or not needed is empty. The backward pass hands the gradients out, scaled in place: they are
     no longer valid after it.
@@ -112,7 +112,7 @@ def run(
 
 
 def _copied_to(device: torch.device, values: Tensor) -> Tensor:
-    """Copies values to this device; from the host to a CUDA device through pinned memory.
+    """Copy values to this device; from the host to a CUDA device through pinned memory.
 
     A copy from other memory would hold the host until the device has come to it.
     """

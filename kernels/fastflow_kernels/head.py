@@ -33,7 +33,7 @@ class Head:
         softcap: float | None = None,
         shard: VocabularyShard | None = None,
     ) -> "Head":
-        """Takes the first `vocabulary` rows of a parameter (None: all), converted where it has another type."""
+        """Take the first `vocabulary` rows of a parameter (None: all), converted where it has another type."""
         used = weight.detach()[:vocabulary].to(factor_dtype).contiguous()
         used_bias = (
             None if bias is None else bias.detach()[:vocabulary].to(accumulator_dtype(factor_dtype)).contiguous()
@@ -50,7 +50,7 @@ class Head:
         return self.weight.to(direction_dtype(self.weight.dtype))
 
     def like_the_largest_shard(self) -> "Head":
-        """Returns a stand-in with the shape of the largest shard, to choose a size that all ranks must share.
+        """Return a stand-in with the shape of the largest shard, to choose a size that all ranks must share.
 
         Its weight has the shape alone, not the values.
         """
@@ -61,7 +61,7 @@ class Head:
 
     @property
     def absent_logit(self) -> float:
-        """Stands for the logit of a target that is no column here.
+        """Stand for the logit of a target that is no column here.
 
         With shards it is 0, to which the owner's logit is added (shard.py). Without, the target does not exist: nan
         spreads to all that depends on it.
@@ -69,7 +69,7 @@ class Head:
         return math.nan if self.shard is None else 0.0
 
     def columns(self, targets: Tensor) -> Tensor:
-        """Counts targets as columns of this head; outside of [0, V) where another shard has them."""
+        """Count targets as columns of this head; outside of [0, V) where another shard has them."""
         return targets if self.shard is None else targets - self.shard.start
 
     def holds(self, columns: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fastflow_kernels.projector import Panel
 
 
 def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> torch.dtype:
-    """Returns the type in which a parameter's gradient leaves the ops: bfloat16 for bfloat16, else float32 (float64).
+    """Return the type in which a parameter's gradient leaves the ops: bfloat16 for bfloat16, else float32 (float64).
 
     In float16 it would lose the small entries that a loss scale, the upstream gradient, is there to save.
     """
@@ -20,7 +20,7 @@ def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> 
 
 
 def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype, entry_bytes: int) -> HeadSum:
-    """Measures the gradient of a head's weight in rows of a block of entry_bytes a row and vocabulary entry."""
+    """Measure the gradient of a head's weight in rows of a block of entry_bytes a row and vocabulary entry."""
     finished, summed = finished_dtype(parameter_dtype, factor_dtype), accumulator_dtype(factor_dtype)
     return HeadSum(
         finished=-(-width * finished.itemsize // entry_bytes),
@@ -57,7 +57,7 @@ class HeadGradient:
         return finished if block_count == 1 and finished == self._factors else accumulator_dtype(self._factors)
 
     def add_panel(self, panel: Panel, row_scale: Tensor, scaled_rows: Tensor) -> None:
-        """Adds panel^T @ scaled_rows: row_scale (R,); scaled_rows (R, D), the rows times it, in the head's type."""
+        """Add panel^T @ scaled_rows: row_scale (R,); scaled_rows (R, D), the rows times it, in the head's type."""
         if self._weight is not None:
             accumulate_(self._weight[panel.columns], panel.matrix, scaled_rows, overwrite=self._is_zero)
         if self._bias is not None:
@@ -65,11 +65,11 @@ class HeadGradient:
             accumulate_(self._bias[panel.columns].unsqueeze(1), panel.matrix, column, overwrite=self._is_zero)
 
     def end_block(self) -> None:
-        """Notes that all panels of a block are in: what comes adds to them."""
+        """Note that all panels of a block are in: what comes adds to them."""
         self._is_zero = False
 
     def take_scaled(self, other: "HeadGradient", scale: Tensor) -> None:
-        """Adds scale (one number) times `other`, and sets `other` to zero."""
+        """Add scale (one number) times `other`, and set `other` to zero."""
         for mine, theirs in ((self._weight, other._weight), (self._bias, other._bias)):
             if mine is not None and theirs is not None:
                 if self._is_zero:
@@ -80,7 +80,7 @@ class HeadGradient:
         other._is_zero = True
 
     def finish(self) -> tuple[Tensor | None, Tensor | None]:
-        """Returns the gradients of weight and bias, of the parameters' shapes; zeros when no row was ever added."""
+        """Return the gradients of weight and bias, of the parameters' shapes; zeros when no row was ever added."""
         start = 0 if self._is_zero else self._vocabulary
         for total in (self._weight, self._bias):
             if total is not None:
@@ -101,7 +101,7 @@ def spend_directions(
     d_head: HeadGradient | None,  # added to; None where not needed
     hidden_is_done: Callable[[Tensor], None] | None = None,  # called with d_hidden, ahead of the head's last product
 ) -> None:
-    """Takes row_factor times the directions back to hidden states and head, and frees the panels on the way."""
+    """Take row_factor times the directions back to hidden states and head, and free the panels on the way."""
     scale = row_factor.unsqueeze(1)
     scaled = None
     if d_head is not None:

@@ -43,7 +43,7 @@ class Choice:
         return self.name in TRITON
 
     def projector(self) -> type[Projector]:
-        """Returns the class that does the work; imports Triton only where it is used."""
+        """Return the class that does the work; import Triton only where it is used."""
         if self.name == "torch":
             from fastflow_kernels.torch_projector import TorchProjector
 
@@ -69,7 +69,7 @@ class Choice:
 
 
 def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *, statistics: bool = False) -> Choice:
-    """Chooses for inputs on this device that enter the products in this type.
+    """Choose for inputs on this device that enter the products in this type.
 
     head: that of the call; None for an ordinary one. statistics: whether the call asks for TokenStatistics.
 
@@ -91,7 +91,7 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *
 
 
 def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
-    """Says which implementation a call with these inputs would take, and why, in one line.
+    """Say which implementation a call with these inputs would take, and why, in one line.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which would lose float64 precision'
@@ -100,13 +100,13 @@ def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
 
 
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:
-    """Tells whether a helper kernel can run on a CUDA tensor, whatever computed it."""
+    """Tell whether a helper kernel can run on a CUDA tensor, whatever computed it."""
     return tensor.is_cuda and _triton_obstacle(tensor.device, tensor.dtype) is None
 
 
 @contextlib.contextmanager
 def running_on(device: torch.device) -> Iterator[None]:
-    """Sends kernels to this device, not to the current one, and switches autocast off.
+    """Send kernels to this device, not to the current one, and switch autocast off.
 
     The ops choose their types themselves; autocast would round what they accumulate.
     """
@@ -116,7 +116,7 @@ def running_on(device: torch.device) -> Iterator[None]:
 
 
 def is_being_captured(device: torch.device) -> bool:
-    """Tells whether what is launched now on this device goes into a CUDA graph.
+    """Tell whether what is launched now on this device goes into a CUDA graph.
 
     There the host can neither ask the device nor copy to it.
     """
@@ -144,7 +144,7 @@ def _best(device: torch.device, dtype: torch.dtype, head: Head | None) -> Choice
 
 
 def _obstacle(name: str, device: torch.device, dtype: torch.dtype, head: Head | None) -> str | None:
-    """Says why the implementation of this name cannot serve; None where it can."""
+    """Say why the implementation of this name cannot serve; None where it can."""
     if name == "torch":
         return None
     if name == "native":

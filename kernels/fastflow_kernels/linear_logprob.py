@@ -68,7 +68,7 @@ def linear_logprob(
     block_bytes: int | None = None,
     statistics: bool = False,
 ) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], TokenStatistics]:
-    """Computes log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
+    """Compute log softmax(softcap(hidden @ weight^T + bias) / temperature) at the targets.
 
     Args:
         hidden: final hidden states, one row per response token.

@@ -33,7 +33,7 @@ def run(
     shard_largest: Optional[int],  # noqa: UP045
     statistics: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns log-probs (N,), then TokenStatistics, whose parts are empty where they are not asked for.
+    """Return log-probs (N,), then TokenStatistics, whose parts are empty where they are not asked for.
 
     Arguments as in `linear_logprob`; product_dtype and what follows it as in flow_loss_operator.run.
     """
@@ -75,7 +75,7 @@ def run_backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns gradients of hidden, weight and bias, in their types; empty where not needed.
+    """Return gradients of hidden, weight and bias, in their types; empty where not needed.
 
     upstream, upstream_entropy, upstream_logsumexp: gradients (N,) of those outputs of `run`, None for 0. logprob and
     entropy: those outputs, wanted only where one of the latter two is given.

@@ -22,7 +22,7 @@ def logprobs(
     block_bytes: int | None = None,
     statistics: TokenStatistics | None = None,
 ) -> Tensor:
-    """Returns log-probs (N,); hidden: (N, D) in the type of the head. Fills statistics (N,), where they are given."""
+    """Return log-probs (N,); hidden: (N, D) in the type of the head. Fills statistics (N,), where they are given."""
     projector_class = choice.projector()
     rows_at_once = block_rows or projector_class.default_rows(
         head, row_count=hidden.shape[0], with_gradient=False, block_bytes=block_bytes
@@ -49,7 +49,7 @@ def gradients(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Returns the gradients of hidden (N, D), in accumulator type, of weight and of bias.
+    """Return the gradients of hidden (N, D), in accumulator type, of weight and of bias.
 
     upstream: gradient (N,) of the log-probs, or a Tilt, which has those of the statistics as well. weight, bias: the
     head's parameters where they need one, else None.

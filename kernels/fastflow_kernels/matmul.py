@@ -55,24 +55,24 @@ PIECE_BYTES = 8 * 2**20  # of a bfloat16 product on its way into a float32 sum: 
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the type of log-probs and gradient sums for inputs of this type."""
+    """Return the type of log-probs and gradient sums for inputs of this type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def product_dtype(factor_dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Returns the type of the logits, before any arithmetic on them, for factors of this type."""
+    """Return the type of the logits, before any arithmetic on them, for factors of this type."""
     return (
         torch.bfloat16 if factor_dtype == torch.bfloat16 and device.type == "cpu" else accumulator_dtype(factor_dtype)
     )
 
 
 def direction_dtype(factor_dtype: torch.dtype) -> torch.dtype:
-    """Returns the type in which a direction is kept and multiplied, for factors of this type; not of more bytes."""
+    """Return the type in which a direction is kept and multiplied, for factors of this type; not of more bytes."""
     return torch.bfloat16 if factor_dtype == torch.float16 else factor_dtype
 
 
 def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Returns the type in which the two enter their first product, the logits, by the table above.
+    """Return the type in which the two enter their first product, the logits, by the table above.
 
     `direction_dtype` has that of the other two products.
 
@@ -95,7 +95,7 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 @torch.compiler.assume_constant_result
 def cpu_multiplies_bfloat16() -> bool:
-    """Tells whether this CPU has instructions for bfloat16 products, and torch a library that uses them."""
+    """Tell whether this CPU has instructions for bfloat16 products, and torch a library that uses them."""
     return torch.backends.mkldnn.is_available() and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
@@ -103,12 +103,12 @@ def cpu_multiplies_bfloat16() -> bool:
 
 @torch.compiler.assume_constant_result
 def cuda_multiplies_float16(index: int) -> bool:
-    """Tells whether this CUDA device has tensor cores for float16 and bfloat16, as NVIDIA's have from 8.0 on."""
+    """Tell whether this CUDA device has tensor cores for float16 and bfloat16, as NVIDIA's have from 8.0 on."""
     return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
-    """Returns hidden (R, D) @ weight (V, D)^T, (R, V) in the product type; into `out` and in its type where given.
+    """Return hidden (R, D) @ weight (V, D)^T, (R, V) in the product type; into `out` and in its type where given.
 
     out: of the product type or the factors', to which sums in float32 are rounded once.
     """
@@ -123,7 +123,7 @@ def project(hidden: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor
 
 
 def back_project_(total: Tensor, direction: Tensor, weight: Tensor, *, overwrite: bool) -> Tensor:
-    """Adds direction (R, V) @ weight (V, D) to total (R, D); with `overwrite`, replaces it."""
+    """Add direction (R, V) @ weight (V, D) to total (R, D); with `overwrite`, replace it."""
     if _is_for_onednn(direction, weight) and _has_avx512():
         product = _onednn_product(direction, weight.t())
         return total.copy_(product) if overwrite else total.add_(product)
@@ -131,12 +131,12 @@ def back_project_(total: Tensor, direction: Tensor, weight: Tensor, *, overwrite
 
 
 def accumulate_(total: Tensor, direction: Tensor, rows: Tensor, *, overwrite: bool) -> Tensor:
-    """Adds direction (R, V)^T @ rows (R, D) to total (V, D); with `overwrite`, replaces it."""
+    """Add direction (R, V)^T @ rows (R, D) to total (V, D); with `overwrite`, replace it."""
     return _multiply_(total, direction.to(rows.dtype).t(), rows, overwrite=overwrite)
 
 
 def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -> Tensor:
-    """Adds left @ right to total; with `overwrite`, replaces it."""
+    """Add left @ right to total; with `overwrite`, replace it."""
     if overwrite and _may_be_split(total):
         return total.copy_(torch.mm(left, right, out_dtype=torch.float32))
     if total.dtype == right.dtype:
@@ -153,7 +153,7 @@ def _multiply_(total: Tensor, left: Tensor, right: Tensor, *, overwrite: bool) -
 
 
 def _may_be_split(result: Tensor) -> bool:
-    """Tells whether a library might sum parts of this product in bfloat16, the result's own type."""
+    """Tell whether a library might sum parts of this product in bfloat16, the result's own type."""
     return result.dtype == torch.bfloat16 and result.device.type != "cpu" and result.numel() < SPLIT_ENTRIES
 
 

@@ -61,7 +61,7 @@ def flow_loss_workspace(
     block_rows: int | None = None,
     tile_vocabulary: int = 256,
 ) -> Workspace:
-    """Computes the memory of one call on CUDA, for hidden states (N, D) and a head that is neither padded nor sharded.
+    """Compute the memory of one call on CUDA, for hidden states (N, D) and a head that is neither padded nor sharded.
 
     Args:
         boundaries: cu_seqlens as a host list: S+1 row offsets, the last of which is N.

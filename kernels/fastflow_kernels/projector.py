@@ -60,7 +60,7 @@ class Projector(ABC):
         longest: int = 0,
         block_bytes: int | None = None,
     ) -> int:
-        """Returns the rows of a block when the caller names none.
+        """Return the rows of a block when the caller names none.
 
         row_count: of the call. weight: the parameter, where its gradient is needed. longest: rows of the longest
         sequence, which is best not cut. block_bytes: memory of a block; None for the device's default. The ranks
@@ -86,7 +86,7 @@ class Projector(ABC):
     def logprobs(
         self, hidden: Tensor, targets: Tensor, out: Tensor, statistics_out: TokenStatistics | None = None
     ) -> None:
-        """Fills out (R,) with log-probs of the targets, nats; and the statistics (R,), where they are asked for.
+        """Fill out (R,) with log-probs of the targets, nats; and the statistics (R,), where they are asked for.
 
         hidden: (R, D) in the type of the head; targets: (R,) int64, numbered over all shards.
         """
@@ -99,7 +99,7 @@ class Projector(ABC):
     def directions(
         self, hidden: Tensor, targets: Tensor, out: Tensor, statistics_out: TokenStatistics | None = None
     ) -> Directions:
-        """Fills out (R,) with log-probs, and gives the direction of their gradient. The rest as in `logprobs`."""
+        """Fill out (R,) with log-probs, and give the direction of their gradient. The rest as in `logprobs`."""
         columns = self.head.columns(targets)
         exponentials = self._exponentials(hidden, columns, with_moments=statistics_out is not None)
         statistics = exponentials.statistics.merged(self.head.shard)
@@ -109,7 +109,7 @@ class Projector(ABC):
         return Directions(exponentials.panels, factor)
 
     def tilted_directions(self, hidden: Tensor, targets: Tensor, tilt: Tilt) -> Directions:
-        """Gives the gradient of log-probs, entropies and logsumexps together, with their upstream gradients in it."""
+        """Give the gradient of log-probs, entropies and logsumexps together, with their upstream gradients in it."""
         columns = self.head.columns(targets)
         panels, statistics = self._tilted(hidden, columns, tilt)
         self._set_target_entries_(panels, columns, statistics, tilt.target_entry(statistics))
@@ -117,31 +117,31 @@ class Projector(ABC):
 
     @abstractmethod
     def _statistics(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> RowStatistics:
-        """Takes what log-probs need, and keeps no matrix."""
+        """Take what log-probs need, and keep no matrix."""
 
     @abstractmethod
     def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
-        """Takes the same, and makes the matrix that the gradient needs."""
+        """Take the same, and make the matrix that the gradient needs."""
 
     @abstractmethod
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
-        """Makes panels of the tilted direction, with any entries at the targets; the statistics are the tilt's."""
+        """Make panels of the tilted direction, with any entries at the targets; the statistics are the tilt's."""
 
     def _rebase_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        """Brings the matrix to the row's final reference, which other shards may have raised."""
+        """Bring the matrix to the row's final reference, which other shards may have raised."""
         if self.head.shard is not None:
             scale = exponentials.statistics.ratio_to(reference).unsqueeze(1)
             for panel in exponentials.panels:
                 panel.matrix.mul_(scale)
 
     def _finish_logprobs(self, statistics: RowStatistics, columns: Tensor, out: Tensor) -> None:
-        """Fills out (R,) with log-probs."""
+        """Fill out (R,) with log-probs."""
         out.copy_(statistics.logprob())
 
     def _finish_directions(
         self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel]
     ) -> Tensor:
-        """Fills out (R,) with log-probs, and sets the entries of panels of exponentials at the targets.
+        """Fill out (R,) with log-probs, and set the entries of panels of exponentials at the targets.
 
         Returns the factor (R,) of the directions that they are then.
         """

@@ -56,7 +56,7 @@ def linear_logprob(
     vocabulary: int | None = None,
     statistics: bool = False,
 ) -> Float[Tensor, " N"] | tuple[Float[Tensor, " N"], TokenStatistics]:
-    """States `fastflow_kernels.linear_logprob` in plain PyTorch; the arguments are those of the op."""
+    """State `fastflow_kernels.linear_logprob` in plain PyTorch; the arguments are those of the op."""
     logits = _logits(hidden, weight, bias, temperature, softcap, vocabulary)
     every_logprob = torch.log_softmax(logits, dim=1)
     logprob = _at(targets, every_logprob)
@@ -83,7 +83,7 @@ def flow_loss(
     vocabulary: int | None = None,
     statistics: bool = False,
 ) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
-    """States `fastflow_kernels.flow_loss` in plain PyTorch: the same formulas, one line each."""
+    """State `fastflow_kernels.flow_loss` in plain PyTorch: the same formulas, one line each."""
     logits = _logits(hidden, weight, bias, temperature, softcap, vocabulary)
     every_logprob = torch.log_softmax(logits, dim=1)
     token_logprob = _at(targets, every_logprob)

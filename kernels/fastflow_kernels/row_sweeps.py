@@ -92,7 +92,7 @@ def _pieces(products: Tensor) -> Iterator[slice]:
 
 
 def _soft_cap_(values: Tensor, softcap: float | None, *, with_slope: bool) -> Tensor | None:
-    """Soft-caps in place; the slope there, where it is asked for and not 1."""
+    """Soft-cap in place; the slope there, where it is asked for and not 1."""
     if softcap is None:
         return None
     fraction = values.div_(softcap).tanh_()

@@ -44,7 +44,7 @@ def head_logits(
 
 
 def exponentials_(logits: Float[Tensor, "N V"], temperature: float = 1.0) -> Float[Tensor, "N V"]:
-    """Turns logits into unnormalised probabilities exp((logit - largest of the row) / temperature), in place.
+    """Turn logits into unnormalised probabilities exp((logit - largest of the row) / temperature), in place.
 
     Args:
         logits: float32 or float64; overwritten.

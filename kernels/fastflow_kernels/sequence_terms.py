@@ -49,7 +49,7 @@ def settle_sequences_(
     token_logprob: Tensor,
     row_factor: Tensor,
 ) -> None:
-    """Adds a block's log-probs (R,) to `terms`, completes its finished sequences, scales `row_factor` (R,).
+    """Add a block's log-probs (R,) to `terms`, complete its finished sequences, scale `row_factor` (R,).
 
     offsets: cu_seqlens (S+1,) int64. A whole sequence's rows get the factor d loss / d logprob; the rows of a
     part of a sequence do not, since its log-prob is not known before the last part.
@@ -84,5 +84,5 @@ def settle_sequences_(
 
 
 def sum_by_sequence(token_values: Tensor, boundaries: Tensor) -> Tensor:
-    """Sums (R,) values over the segments between boundaries, in float64; 0 for an empty one."""
+    """Sum (R,) values over the segments between boundaries, in float64; 0 for an empty one."""
     return torch.segment_reduce(token_values.double(), "sum", offsets=boundaries, axis=0, unsafe=True)

@@ -36,13 +36,13 @@ class VocabularyShard:
 
     @classmethod
     def named(cls, start: int, group_name: str | None, largest: int | None) -> "VocabularyShard | None":
-        """Finds the group by the name that an operator's schema can carry; None for a head that is whole."""
+        """Find the group by the name that an operator's schema can carry; None for a head that is whole."""
         if group_name is None:
             return None
         return cls(start, _resolve_process_group(cast(Any, group_name)), largest=largest)
 
     def largest_vocabulary(self, own: int, device: torch.device) -> int:
-        """Returns V of the largest shard; own: V of this one, on this device.
+        """Return V of the largest shard; own: V of this one, on this device.
 
         Raises:
             ValueError: `largest` is less than this shard's own.
@@ -63,7 +63,7 @@ class VocabularyShard:
         return self.largest
 
     def target_logit(self, found: Float[Tensor, " R"], is_here: Bool[Tensor, " R"]) -> Float[Tensor, " R"]:
-        """Returns the logits of the targets over all ranks, by one reduction.
+        """Return the logits of the targets over all ranks, by one reduction.
 
         found: this rank's, 0 where the target is not among its rows; is_here: whether it is. A target gets NaN where no
         rank holds it, since it does not exist, and where several do, since their shards overlap.
@@ -88,12 +88,12 @@ class SumsUnderWay:
         self._started: list[dist.Work] = []
 
     def start_(self, values: Tensor) -> None:
-        """Starts to sum values in place: they are contiguous, and not to be touched before `wait`."""
+        """Start to sum values in place: they are contiguous, and not to be touched before `wait`."""
         if self._shard is not None:
             self._started.append(dist.all_reduce(values, dist.ReduceOp.SUM, group=self._shard.group, async_op=True))
 
     def wait(self) -> None:
-        """Waits until all sums are there; on CUDA the current stream waits, not the host."""
+        """Wait until all sums are there; on CUDA the current stream waits, not the host."""
         for work in self._started:
             work.wait()
         self._started.clear()

@@ -94,7 +94,7 @@ INTERPRETER_TILE = Tile(64, 64, 64, warps=4, stages=1, group=2)
 
 
 def known_architecture(capability: tuple[int, int]) -> int:
-    """Returns the architecture of the table whose tiles suit a device of this compute capability.
+    """Return the architecture of the table whose tiles suit a device of this compute capability.
 
     >>> [known_architecture(capability) for capability in ((8, 0), (8, 9), (9, 0), (10, 3), (12, 0))]
     [80, 120, 90, 100, 120]
@@ -113,18 +113,18 @@ def _device(index: int) -> tuple[int, int]:
 
 
 def multiprocessors(weight: Tensor) -> int:
-    """Counts those of this tensor's device; 2 for the interpreter, so that its programs go over several tiles, too."""
+    """Count those of this tensor's device; 2 for the interpreter, so that its programs go over several tiles, too."""
     return _device(weight.device.index)[1] if weight.is_cuda else 2
 
 
 def has_aligned_rows(matrix: Tensor) -> bool:
-    """Tells whether rows start at multiples of 16 bytes and their entries are contiguous, as TMA and cp.async want."""
+    """Tell whether rows start at multiples of 16 bytes and their entries are contiguous, as TMA and cp.async want."""
     is_aligned = matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
     return is_aligned and matrix.stride(1) == 1
 
 
 def has_whole_chunks(matrix: Tensor) -> bool:
-    """Tells whether each row, the last one too, has memory to the end of its last chunk of 16 bytes.
+    """Tell whether each row, the last one too, has memory to the end of its last chunk of 16 bytes.
 
     A TMA store may write such chunks as a whole, of a row that ends within one the padding behind it.
     """
@@ -135,7 +135,7 @@ def has_whole_chunks(matrix: Tensor) -> bool:
 
 
 def tile_for(hidden: Tensor, weight: Tensor, **use: bool) -> Tile:
-    """Returns the tile for these factors of the projection, in the type of the products, on their device.
+    """Return the tile for these factors of the projection, in the type of the products, on their device.
 
     use: the rest of TileKey.
     """
@@ -146,12 +146,12 @@ def tile_for(hidden: Tensor, weight: Tensor, **use: bool) -> Tile:
 
 
 def table_tile(key: TileKey, hidden: Tensor, weight: Tensor) -> Tile:
-    """Returns the same for a named architecture."""
+    """Return the same for a named architecture."""
     if weight.element_size() > 2:
         return FLOAT32_TILE
     return TILES[key] if has_aligned_rows(hidden) and has_aligned_rows(weight) else UNALIGNED_TILE
 
 
 def candidates_for(weight: Tensor) -> tuple[Tile, ...]:
-    """Returns what a search tries for this weight's device besides the table's tile."""
+    """Return what a search tries for this weight's device besides the table's tile."""
     return CANDIDATES[_device(weight.device.index)[0]] if weight.element_size() == 2 else ()

@@ -200,7 +200,7 @@ class TorchProjector(Projector):
 
 
 def column_ranges(vocabulary: int, row_count: int, entry_bytes: int, panel_bytes: int) -> list[slice]:
-    """Cuts the columns into even ranges, as many as give each panel at least this memory; at least one.
+    """Cut the columns into even ranges, as many as give each panel at least this memory; at least one.
 
     >>> column_ranges(10, row_count=2, entry_bytes=4, panel_bytes=24)
     [slice(0, 3, None), slice(3, 6, None), slice(6, 10, None)]
@@ -212,5 +212,5 @@ def column_ranges(vocabulary: int, row_count: int, entry_bytes: int, panel_bytes
 
 
 def _finite(reference: Tensor) -> Tensor:
-    """Replaces a reference of -inf: a row of nothing but -inf has exponentials of 0 against any number."""
+    """Replace a reference of -inf: a row of nothing but -inf has exponentials of 0 against any number."""
     return reference.masked_fill(reference == -torch.inf, 0.0)

@@ -36,7 +36,7 @@ def checked_head_arguments(
     block_rows: int | None,
     block_bytes: int | None,
 ) -> dict[str, Any]:
-    """Checks what describes a head, and returns it as the keyword arguments of either operator.
+    """Check what describes a head, and return it as the keyword arguments of either operator.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, shape or range.
@@ -67,7 +67,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def check_tensor(name: str, value: object, shape: tuple[int, ...], dtypes: Sequence[torch.dtype], like: Tensor) -> None:
-    """Refuses all but a tensor of this shape, of one of these types, on the device of `like`."""
+    """Refuse all but a tensor of this shape, of one of these types, on the device of `like`."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}; pass a torch.Tensor.")
     if tuple(value.shape) != shape:
@@ -80,7 +80,7 @@ def check_tensor(name: str, value: object, shape: tuple[int, ...], dtypes: Seque
 
 
 def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
-    """Checks hidden (N, D), weight (V, D), targets (N,) and bias (V,) or None; float64 goes with float64 only."""
+    """Check hidden (N, D), weight (V, D), targets (N,) and bias (V,) or None; float64 goes with float64 only."""
     for name, value in (("hidden", hidden), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a 2-D tensor, got {type(value).__name__}; pass a torch.Tensor.")
@@ -116,7 +116,7 @@ def check_logit_options(temperature: object, softcap: object, vocabulary: object
 
 
 def check_target_range(targets: Tensor, vocabulary: int, shard: VocabularyShard | None) -> None:
-    """Refuses targets outside of [0, vocabulary); asks on the CPU only, and of a whole head only."""
+    """Refuse targets outside of [0, vocabulary); ask on the CPU only, and of a whole head only."""
     if targets.device.type != "cpu" or not targets.numel() or shard is not None:
         return
     low, high = (int(bound) for bound in torch.aminmax(targets))
@@ -128,7 +128,7 @@ def check_target_range(targets: Tensor, vocabulary: int, shard: VocabularyShard 
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, device_cu_seqlens: Tensor | None, like: Tensor) -> None:
-    """Checks that both are integers of shape (S+1,), and the second, where there is one, on the device of `like`."""
+    """Check that both are integers of shape (S+1,), and the second, where there is one, on the device of `like`."""
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens must be a tensor of row offsets, got {type(cu_seqlens).__name__}; pass one.")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
@@ -140,7 +140,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, device_cu_seqlens: Tensor | None, like:
 
 
 def check_captured_offsets(cu_seqlens: Tensor, device_cu_seqlens: Tensor | None) -> None:
-    """Demands offsets on host and device in a CUDA graph, so that nothing is copied while it is captured."""
+    """Demand offsets on host and device in a CUDA graph, so that nothing is copied while it is captured."""
     captured = "flow_loss is being captured in a CUDA graph, where the host can"
     if cu_seqlens.is_cuda:
         raise RuntimeError(
@@ -155,7 +155,7 @@ def check_captured_offsets(cu_seqlens: Tensor, device_cu_seqlens: Tensor | None)
 
 
 def check_boundaries(cu_seqlens: Tensor, row_count: int) -> list[int]:
-    """Returns the row offsets as a host list; they go from 0 to N and never fall."""
+    """Return the row offsets as a host list; they go from 0 to N and never fall."""
     boundaries = cu_seqlens.tolist()
     if boundaries[0] != 0 or boundaries[-1] != row_count:
         raise ValueError(
@@ -172,7 +172,7 @@ def check_boundaries(cu_seqlens: Tensor, row_count: int) -> list[int]:
 
 
 def check_sequence_tensors(sequence_count: int, like: Tensor, *, log_z: Tensor, **constants: Tensor) -> None:
-    """Checks (S,) float tensors. Gradient flows to log_z only, so the others must not ask for any."""
+    """Check (S,) float tensors. Gradient flows to log_z only, so the others must not ask for any."""
     check_tensor("log_z", log_z, (sequence_count,), FLOATS, like=like)
     for name, value in constants.items():
         check_tensor(name, value, (sequence_count,), FLOATS, like=like)
@@ -184,7 +184,7 @@ def check_sequence_tensors(sequence_count: int, like: Tensor, *, log_z: Tensor, 
 
 
 def check_number(name: str, value: object, rule: str, low: float, high: float) -> None:
-    """Refuses all but a number with low <= value <= high; `rule` says so in words."""
+    """Refuse all but a number with low <= value <= high; `rule` says so in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number {rule}, got {type(value).__name__}; pass a Python float.")
     if not low <= cast(float, value) <= high:  # false for nan, too
@@ -207,7 +207,7 @@ def check_name(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def check_count(name: str, value: object) -> None:
-    """Refuses all but a whole number above 0, and None for the default."""
+    """Refuse all but a whole number above 0, and None for the default."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int):

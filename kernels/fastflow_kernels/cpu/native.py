@@ -34,7 +34,7 @@ class _Outcome(NamedTuple):
 
 @functools.cache
 def library() -> NativeRowPass | None:
-    """Returns the library, or None. Warns once where this machine lacks one that it could have."""
+    """Return the library, or None. Warns once where this machine lacks one that it could have."""
     outcome = _load()
     if outcome.is_worth_a_warning:
         warnings.warn(f"The CPU's ops run without native code: {outcome.reason}", RuntimeWarning, stacklevel=2)
@@ -42,17 +42,17 @@ def library() -> NativeRowPass | None:
 
 
 def why_not() -> str | None:
-    """Says what happened and what to do, in one sentence; None where the library is loaded."""
+    """Say what happened and what to do, in one sentence; None where the library is loaded."""
     return _load().reason
 
 
 def is_worth_mending() -> bool:
-    """Tells whether there is no library though this machine could have one, and nobody asked to go without."""
+    """Tell whether there is no library though this machine could have one, and nobody asked to go without."""
     return _load().is_worth_a_warning
 
 
 def describe() -> str:
-    """Says what was loaded, such as "avx512, loaded from .../_native.so"; where nothing was, why_not()'s reason."""
+    """Say what was loaded, such as "avx512, loaded from .../_native.so"; where nothing was, why_not()'s reason."""
     found = _load()
     return str(found.reason) if found.library is None else f"{found.library.instruction_set}, loaded from {FILE}"
 

@@ -26,7 +26,7 @@ class _Outcome(NamedTuple):
 
 
 def row_pass() -> CudaRowPass:
-    """Returns the library's row pass.
+    """Return the library's row pass.
 
     Raises:
         RuntimeError: there is no library, or none that loads.
@@ -38,12 +38,12 @@ def row_pass() -> CudaRowPass:
 
 
 def why_not() -> str | None:
-    """Says what happened and what to do; None where the library is loaded."""
+    """Say what happened and what to do; None where the library is loaded."""
     return _load().reason
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Says why the CUDA kernels cannot serve a call on this device with products in this type; None where they can."""
+    """Say why the CUDA kernels cannot serve a call on this device with products in this type; None where they can."""
     if device.type != "cuda" or torch.version.hip:
         return f"the CUDA kernels run on NVIDIA devices, not on {device.type}"
     if dtype == torch.float64:

@@ -17,7 +17,7 @@ ALIGNMENT = 16  # bytes, of what TMA loads
 
 
 def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Says why it cannot serve factors of this type there; None where it can. Triton's interpreter serves the CPU."""
+    """Say why it cannot serve factors of this type there; None where it can. Triton's interpreter serves the CPU."""
     if dtype != torch.bfloat16:
         return f"its products take bfloat16, not {dtype}"
     if device.type == "cpu":
@@ -34,7 +34,7 @@ def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 @functools.cache
 def quack_release() -> tuple[int, ...] | None:
-    """Returns the release of the installed package, such as (0, 6) for 0.6.5; None where none is known.
+    """Return the release of the installed package, such as (0, 6) for 0.6.5; None where none is known.
 
     Another package may have brought one that this path is not written for.
     """
@@ -46,7 +46,7 @@ def quack_release() -> tuple[int, ...] | None:
 
 @functools.cache
 def import_failure() -> str | None:
-    """Says why installed packages do not load; None where they do."""
+    """Say why installed packages do not load; None where they do."""
     try:
         importlib.import_module("fastflow_kernels.hopper.project")
     except Exception as error:  # of a package with native code, anything
@@ -56,7 +56,7 @@ def import_failure() -> str | None:
 
 
 def head_obstacle(head: Head) -> str | None:
-    """Says why it cannot serve this head; None where it can."""
+    """Say why it cannot serve this head; None where it can."""
     vocabulary, width = head.weight.shape
     if vocabulary % VOCABULARY_MULTIPLE:
         return f"it takes a vocabulary that is a multiple of {VOCABULARY_MULTIPLE}, not {vocabulary}"

@@ -66,7 +66,7 @@ def finish(
     factor: Tensor | None,
     direction: Tensor | None,
 ) -> None:
-    """Fills logprob (R,); with a direction (R, V), also factor (R,) and the direction's entries at the targets.
+    """Fill logprob (R,); with a direction (R, V), also factor (R,) and the direction's entries at the targets.
 
     columns: (R,) int64, targets as columns of this head; a direction's entry is left as it is where another shard has
     the target.

@@ -186,7 +186,7 @@ def project_tilted(
     *,
     affine: tuple[Tensor, Tensor],
 ) -> None:
-    """Fills direction (R, V) with e (constant + slope u), e = 2^u, u = z - reference, 0 at the targets.
+    """Fill direction (R, V) with e (constant + slope u), e = 2^u, u = z - reference, 0 at the targets.
 
     hidden and targets as above; reference: (R,) in bits; affine: constant, and slope per bit, (R,) each.
     """

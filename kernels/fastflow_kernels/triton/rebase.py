@@ -99,7 +99,7 @@ def rebase_(
     head: Head,
     targets: Tensor,
 ) -> None:
-    """Makes exponentials (R, V) those against reference (R,), where that is not target_logit (R,); both in bits.
+    """Make exponentials (R, V) those against reference (R,), where that is not target_logit (R,); both in bits.
 
     hidden (R, D) and targets (R,) of the rows.
     """

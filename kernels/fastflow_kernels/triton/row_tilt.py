@@ -43,7 +43,7 @@ def row_tilt_kernel(
 
 
 def tilt_rows(logits: Tensor, head: Head, reference: Tensor, affine: tuple[Tensor, Tensor], direction: Tensor) -> None:
-    """Fills direction (R, V), which may be `logits`, with e (constant + slope u), e = exp(u), u = logit - reference.
+    """Fill direction (R, V), which may be `logits`, with e (constant + slope u), e = exp(u), u = logit - reference.
 
     logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here. reference: (R,),
     after the temperature, in nats; affine: constant and slope, (R,) each. All float32.

@@ -92,7 +92,7 @@ def settle_sequences_(
     token_logprob: Tensor,
     row_factor: Tensor,
 ) -> None:
-    """Adds a block's log-probs (R,) to `terms`, completes its finished sequences, scales `row_factor` (R,)."""
+    """Add a block's log-probs (R,) to `terms`, complete its finished sequences, scale `row_factor` (R,)."""
     sequence_count = block.sequence_stop - block.sequence_start
     if not sequence_count:
         return
