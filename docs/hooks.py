@@ -1,4 +1,4 @@
-"""Fills what is generated: settings from their declarations, ops from their docstrings, plots from bench/results."""
+"""Fills what is generated: settings, ops from their docstrings, plots from bench/results, the README's demo section."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by mkdocs for each page."""
-    for name, make in (("settings", settings), ("ops", ops)):
+    for name, make in (("settings", settings), ("ops", ops), ("demo", demo)):
         place = f"{{{{ {name} }}}}"
         if place in markdown:
             markdown = markdown.replace(place, make())
@@ -69,6 +69,13 @@ def ops() -> str:
         documentation = inspect.cleandoc(found.__doc__ or "")
         parts.append(f"## `{name}`\n\n```text\n{documentation}\n```")
     return "\n\n".join(parts)
+
+
+def demo() -> str:
+    """The section of README.md on what the demo shows."""
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    title = "## What the demo shows\n"
+    return title + readme.split(title)[1].split("\n## ")[0]
 
 
 def _type(hint: object) -> str:
