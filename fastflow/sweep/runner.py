@@ -88,9 +88,6 @@ class Runner:
             log_file = log.open("ab")
         self._ledger.write(run, "running")
         slot = min(set(range(self._request.jobs)) - {job.slot for job in self._jobs})
-        words = ["train", "--config", str(settings), "--resume", "auto"]
-        if self._request.devices > 1:
-            words.append(f"--devices={self._request.devices}")
         gpus = self._gpus if run.config.model.device in ("auto", "cuda") else []
         share = share_of(
             slot, jobs=self._request.jobs, devices=self._request.devices, cores=cores(), gpus=gpus, given=os.environ
@@ -98,7 +95,7 @@ class Runner:
         with log_file, deferred_interrupt():  # a process that is started is also known
             start = log_file.tell()
             process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "fastflow.sweep.child", str(os.getpid()), *words],
+                child_command(settings, self._request.devices),
                 stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
                 env=os.environ | share,
                 start_new_session=True,  # Ctrl-C reaches it through this process alone
@@ -141,6 +138,13 @@ class Runner:
                         os.killpg(job.process.pid, signal.SIGKILL)
                     job.process.wait()
             self._jobs.clear()
+
+
+def child_command(settings: Path, devices: int) -> list[str]:
+    """Return the command of a run, which goes on with what it has saved."""
+    own = [sys.executable, "-m", "fastflow.sweep.child", str(os.getpid())]
+    several = [f"--devices={devices}"] if devices > 1 else []
+    return [*own, "train", "--config", str(settings), "--resume", "auto", *several]
 
 
 def _wait_until_free(run: Run) -> None:
