@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
+from fastflow.run.directory import CONFIG_FILE
 from fastflow.run.lock import RunLock
 from fastflow.sweep.board import Board
-from fastflow.sweep.ledger import Ledger
-from fastflow.sweep.page import Outcome, write
+from fastflow.sweep.ledger import STATE_FILE, Ledger
+from fastflow.sweep.page import PAGE_FILE, RESULTS_FILE, TABLE_FILE, Outcome, write
 from fastflow.sweep.request import Request
 from fastflow.sweep.results import read_results
 from fastflow.sweep.runner import LOGS, Runner
@@ -25,6 +27,7 @@ def run(request: Request, console: Console) -> int:
 
     Raises FastflowError for what would stop a run, before the first of them.
     """
+    check_output(request.output)
     if request.dry_run:
         list_runs(request, console)
         return 0
@@ -57,6 +60,15 @@ def list_runs(request: Request, console: Console) -> None:
         )
     console.print(f"{len(request.runs)} runs in {len(request.groups)} groups, in {request.output}",
                   markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def check_output(output: Path) -> None:
+    """Raise FastflowError for a directory in which a sweep would replace somebody else's files."""
+    if (output / CONFIG_FILE).exists():
+        raise FastflowError(f"--output {output} is the directory of a run; choose another for the sweep")
+    ours = [name for name in (PAGE_FILE, RESULTS_FILE, TABLE_FILE) if (output / name).exists()]
+    if ours and not (output / STATE_FILE).exists():
+        raise FastflowError(f"--output {output} holds {ours[0]}, which is not a sweep's; choose another directory")
 
 
 def check_runs(request: Request) -> None:

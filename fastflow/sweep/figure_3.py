@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from fastflow.config.presets import PRESETS
+from fastflow.config.schema import ObjectiveConfig
 from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_text
 from fastflow.run.output_file import writing
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
 
 POWERFLOW = "powerflow"
 COLLAPSING = ("tb_trajectory", "rl_trajectory")  # whose length falls at once
+COMPARED = (POWERFLOW, *COLLAPSING, "tb_token", "rl_token")
 METHODS: dict[str, dict[str, Any]] = {
-    name: {"objective.name": name} for name in (POWERFLOW, "tb_trajectory", "tb_token")
+    name: {"objective.name": name}
+    for name in COMPARED
+    if name in get_args(get_type_hints(ObjectiveConfig)["name"])  # those that this version has
 }
 SEEDS: tuple[int, ...] = (0, 1, 2, 3, 4)
 STEPS = 80
 SETTINGS: dict[str, Any] = {
     **PRESETS["demo"],
+    "objective.log_z": "learned",  # as in the paper
+    "objective.format_pattern": None,  # no penalty: what the methods do by themselves
     "run.steps": STEPS,
     "run.samples_every": 0,
     "run.save_every": 20,

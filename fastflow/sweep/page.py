@@ -17,6 +17,7 @@ from fastflow.sweep.results import Estimate, RunResult, by_group, evaluated, fin
 from fastflow.sweep.verdict import Verdict
 
 PAGE_FILE, RESULTS_FILE, TABLE_FILE = "report.html", "results.json", "results.md"
+_TRADED = ("reward_mean", "sequence_entropy")  # of training, where nothing was evaluated
 ERROR_NOTE = "± is one standard error over seeds."
 
 
@@ -157,16 +158,24 @@ def _table(title: str, measures: Sequence[Measure], rows: Sequence[Row]) -> dict
 
 
 def _pareto(outcome: Outcome) -> list[Any]:
-    """Draw accuracy against diversity where the policies' evaluations hold both; [] elsewhere."""
-    names = {measure.metric for measure in outcome.measured()}
-    accuracy, diversity = (next((name for name in known if name in names), None) for known in (ACCURACY, DIVERSITY))
-    if accuracy is None or diversity is None:
-        return []
-    groups: dict[str, Sequence[RunResult]] = dict(outcome.groups)
-    points = {name: (evaluated(runs, diversity), evaluated(runs, accuracy)) for name, runs in groups.items()}
-    known = {name: (x, y) for name, (x, y) in points.items() if x is not None and y is not None}
-    across, up = measure_of(diversity), measure_of(accuracy)
-    return [pareto_plot(pareto_front(known), across, up, styles(list(groups)), "pareto")] if known else []
+    """Draw accuracy against diversity after training; without both, the reward against the entropy of the last steps.
+
+    Returns [] where neither is there.
+    """
+    groups, looks = outcome.groups, styles(list(outcome.groups))
+    evaluations = {name for run in outcome.results for name in run.evaluation}
+    training = {name for run in outcome.results for name in _TRADED if run.last(name) is not None}
+    for names, value, ups, acrosses in (
+        (evaluations, evaluated, ACCURACY, DIVERSITY),
+        (training, final, _TRADED[:1], _TRADED[1:]),
+    ):
+        up, across = (next((name for name in known if name in names), None) for known in (ups, acrosses))
+        if up is None or across is None:
+            continue
+        points = {name: (value(runs, across), value(runs, up)) for name, runs in groups.items()}
+        known = {name: (x, y) for name, (x, y) in points.items() if x is not None and y is not None}
+        return [pareto_plot(pareto_front(known), measure_of(across), measure_of(up), looks, "pareto")] if known else []
+    return []
 
 
 def _shown(measure: Measure, cell: Estimate | None) -> str:

@@ -55,15 +55,19 @@ def read_runs(
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay dotted settings over a tree of sections."""
-    tree = {
-        name: dict(value) if name in sections() and isinstance(value, dict) else value for name, value in base.items()
-    }
-    for name, value in changes.items():
-        section, _, entry = name.partition(".")
-        tree.pop(name, None)
-        if entry and section in sections() and isinstance(tree.get(section) or {}, dict):
-            tree[section] = {**(tree.get(section) or {}), entry: value}
-        else:
-            tree[name] = value
+    """Lay settings over others. Both hold sections and dotted names; the result holds each section once.
+
+    The settings' reader would take a section for the whole of it, and forget what stood beside it by dotted names.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in (*base.items(), *changes.items()):
+        section, _, entry = str(name).partition(".")
+        if section in sections() and not entry and value is None:
+            continue
+        if section in sections() and (entry or isinstance(value, dict)):
+            within = tree.setdefault(section, {})
+            if isinstance(within, dict):
+                within.update({entry: value} if entry else value)
+                continue
+        tree[name] = value
     return tree

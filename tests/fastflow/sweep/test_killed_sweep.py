@@ -19,13 +19,13 @@ def test_a_killed_sweep_goes_on(tmp_path):
     words = ["sweep", *real_options(tmp_path), f"--run.steps={steps}", "--grid=objective.alpha=1,2", f"--output={home}"]
     first, second = home / "runs" / "alpha-1", home / "runs" / "alpha-2"
     process = start(words)
-    wait_for(lambda: lines_in(second / "metrics.jsonl") >= 2, process, 300)
+    wait_for(lambda: lines_in(second / "metrics.jsonl") >= 2, process, 600)
     began = (first / "metrics.jsonl").stat().st_mtime_ns
     child = json.loads((second / "status.json").read_text())["pid"]
     process.kill()
     process.communicate()
     done = start(words)
-    out, err = done.communicate(timeout=500)
+    out, err = done.communicate(timeout=900)
     assert done.returncode == 0, (out, err)
     assert "1 done already" in out and "alpha-2: started" in out
     assert (first / "metrics.jsonl").stat().st_mtime_ns == began  # left alone

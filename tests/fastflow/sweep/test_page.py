@@ -79,6 +79,18 @@ def test_plots_speak(page):
     assert pareto.count("on the front") == 2 and "alpha 1 60 at 5, on the front" in pareto
 
 
+def test_without_an_evaluation_the_reward_stands_for_accuracy(tmp_path):
+    results = [run("a", 0, reward_mean=0.5, sequence_entropy=3.0), run("b", 0, reward_mean=0.4, sequence_entropy=2.0)]
+    page = Page(write(Outcome("t", results, []), tmp_path))
+    pareto = next(label for label in page.of("div", "aria-label") if label.startswith("Reward against"))
+    assert pareto == "Reward against entropy per response: a 0.5 at 3, on the front; b 0.4 at 2"
+
+
+def test_without_accuracy_there_is_no_front(tmp_path):
+    page = Page(write(Outcome("t", [run("a", 0)], []), tmp_path))
+    assert "against" not in " ".join(page.of("div", "aria-label"))
+
+
 def test_chosen_metrics_and_those_that_nobody_recorded(tmp_path):
     outcome = Outcome("t", [run("a", 0, own=2.5)], [("a", "done", "")], metrics=("own", "none"))
     page = Page(write(outcome, tmp_path))

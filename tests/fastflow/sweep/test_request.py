@@ -54,6 +54,23 @@ def test_a_file_of_settings_grid_variants_and_seeds(tmp_path):
     assert set(values(found, "batch", "prompts_per_step")) == {16}  # the preset's
 
 
+def test_dotted_names_and_sections_of_a_file_mix(tmp_path):
+    text = "objective.format_penalty: -2\nobjective: {log_z: group_mean}\nrun.threads: 3\nrun:\n"
+    (tmp_path / "sweep.yaml").write_text(text + "variants: {one: {objective.alpha: 3}}\nseeds: [4]\n")
+    (run,) = request(tmp_path, "--config", str(tmp_path / "sweep.yaml")).runs
+    objective = run.config.objective
+    assert (objective.format_penalty, objective.log_z, objective.alpha) == (-2, "group_mean", 3)
+    assert (run.config.run.threads, run.config.run.seed, run.config.run.steps) == (3, 4, 3)
+
+
+def test_every_setting_of_a_study_reaches_its_runs(tmp_path):
+    study = STUDIES["figure-3"]
+    for run in read_request(["--preset=figure-3", f"--output={tmp_path}"]).runs:
+        own = study.settings | study.inputs(tmp_path) | study.variants[run.group]
+        found = {name: getattr(getattr(run.config, name.split(".")[0]), name.split(".")[1]) for name in own}
+        assert found | {"run.output": ""} == own | {"run.output": ""}
+
+
 def test_seeds_of_the_command_line_replace_those_of_the_file(tmp_path):
     (tmp_path / "sweep.yaml").write_text(FILE)
     found = read_request(["--config", str(tmp_path / "sweep.yaml"), "--seeds", "8,9"])

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped, stop_on_signals
 from fastflow.sweep import command, runner
 from fastflow.sweep.machine import share_of
@@ -66,6 +67,25 @@ def test_a_run_whose_policy_is_gone_is_not_done(tmp_path):
     (tmp_path / "sweep/runs/alpha-1/policy").rmdir()
     sweep(tmp_path, "--grid", "objective.alpha=1,2")
     assert [len(starts(tmp_path, name)) for name in ("alpha-1", "alpha-2")] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("config.yaml", "the directory of a run"), ("results.md", "not a sweep's")]
+)
+def test_files_of_others_are_not_replaced(file, words, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / file).write_text("mine")
+    with pytest.raises(FastflowError, match=words):
+        sweep(tmp_path, "--grid", "objective.alpha=1,2")
+    assert [entry.name for entry in (tmp_path / "sweep").iterdir()] == [file]
+
+
+def test_a_terminal_shows_bars(tmp_path):
+    console = quiet()
+    console._force_terminal = True
+    command.run(request(tmp_path, "--grid", "objective.alpha=1,2", "--jobs=2"), console)
+    told = console.export_text()
+    assert "all steps" in told and "6/6" in told and "alpha-2: done in" in told
 
 
 def test_failed_runs_are_named_and_the_others_go_on(tmp_path):
