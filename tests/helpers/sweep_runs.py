@@ -11,7 +11,8 @@ from rich.console import Console
 import cli_runs
 from fastflow.sweep.request import Request, read_request
 
-# alpha says how a stand-in behaves: 13 fails with a sentence, 14 is killed, 15 goes on until it is told to stop
+# alpha says how a stand-in behaves: 13 fails with a sentence, 14 is killed, 15 goes on until it is told to stop,
+# 16 for ever
 STAND_IN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -20,7 +21,8 @@ config = yaml.safe_load(Path(sys.argv[1]).read_text())
 alpha, run = config["objective"]["alpha"], Path(config["run"]["output"])
 def stop(number, frame):
     (run / "stopped").write_text(str(number))
-    sys.exit(128 + number)
+    if alpha != 16:
+        sys.exit(128 + number)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, stop)
 run.mkdir(parents=True, exist_ok=True)
@@ -36,7 +38,7 @@ for step in range(1, config["run"]["steps"] + 1):
         length = 10 * alpha + config["run"]["seed"] + step
         file.write(json.dumps({"step": step, "length_mean": length, "slope": alpha, "alarms": []}) + "\\n")
     (run / "status.json").write_text(json.dumps({"step": step}))
-while alpha == 15:
+while alpha in (15, 16):
     time.sleep(0.02)
 (run / "policy").mkdir(exist_ok=True)
 """

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from fastflow.errors import FastflowError
-from fastflow.interrupt import RunStopped, stop_on_signals
+from fastflow.interrupt import ONE_PRESS_SECONDS, RunStopped, stop_on_signals
 from fastflow.sweep import command, runner
 from fastflow.sweep.machine import share_of
 from sweep_runs import quiet, request, stand_in, starts
@@ -123,6 +123,23 @@ def test_a_signal_reaches_all_runs_and_no_process_stays(number, tmp_path, capfd)
     assert starts(tmp_path, "alpha-15_seed-2") == []
     assert "2 run(s) save what they have reached" in capfd.readouterr().err
     assert not (tmp_path / "sweep" / "run.lock").exists()
+
+
+def test_a_second_ctrl_c_kills_runs_that_do_not_end(tmp_path, capfd):
+    run = tmp_path / "sweep/runs/alpha-16"
+
+    def send() -> None:
+        for file in ("status.json", "stopped"):
+            wait_for((run / file).exists)
+            time.sleep(2 * ONE_PRESS_SECONDS)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with stop_on_signals(), pytest.raises(RunStopped):
+        sweep(tmp_path, "--grid=objective.alpha=16")
+    thread.join()
+    assert not is_alive(starts(tmp_path, "alpha-16")[0][0])
 
 
 def test_an_error_ends_the_runs_that_go_on(tmp_path, monkeypatch):
