@@ -1,4 +1,4 @@
-"""The command line: fastflow demo | plan | train | evaluate | grade | verify | report | doctor.
+"""The command line: fastflow demo | plan | train | sweep | evaluate | grade | verify | report | doctor.
 
 Commands import what they need when they run, so that `fastflow --help` answers at once.
 """
@@ -59,6 +59,8 @@ def _run(arguments: list[str]) -> int:
         return _plan(arguments[1:])
     if arguments[:1] == ["evaluate"]:
         return _evaluate(arguments[1:])
+    if arguments[:1] == ["sweep"]:
+        return _sweep(arguments[1:])
     parsed = _parser().parse_args(arguments)
     return parsed.run(parsed)
 
@@ -81,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     commands.add_parser("plan", help="say whether a run fits the memory; see fastflow plan --help", add_help=False)
     commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
+    commands.add_parser("sweep", help="train with a grid of settings; see fastflow sweep --help", add_help=False)
     commands.add_parser("evaluate", help="measure and compare models; see fastflow evaluate --help", add_help=False)
     verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
     verify.set_defaults(run=_verify)
@@ -161,6 +164,20 @@ def _evaluate(arguments: list[str]) -> int:
 
     evaluate(config, make_console())
     return 0
+
+
+def _sweep(arguments: list[str]) -> int:
+    from fastflow.sweep.request import build_parser, read_request
+
+    if "--help" in arguments or "-h" in arguments:
+        build_parser().print_help()
+        return 0
+    request = read_request(arguments)
+    _quiet_libraries()
+    from fastflow.run.console import make_console
+    from fastflow.sweep.command import run
+
+    return run(request, make_console())
 
 
 def _demo(arguments: argparse.Namespace) -> int:

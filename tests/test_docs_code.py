@@ -24,6 +24,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 
 from fastflow.config.reader import read_config
 from fastflow.config.schema import sections
+from fastflow.sweep.request import read_request
 from page_commands import check, commands, fenced, shims
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
 CI = ROOT / ".ci" / "run"
 SECTIONS = sections()
 SETTING = re.compile(r"`(?:--)?(" + "|".join(SECTIONS) + r")\.(\w+)(?:(?: = |: | )([^`]+))?`")
-INLINE = re.compile(r"`((?:fastflow (?:train|demo|doctor|evaluate|grade|plan|report|verify)|python examples/)[^`]*)`")
+OURS = "train|demo|doctor|evaluate|grade|plan|report|sweep|verify"
+INLINE = re.compile(rf"`((?:fastflow (?:{OURS})|python examples/)[^`]*)`")
 LANGUAGES = {"bash", "python", "text", "yaml", "json"}
 
 
@@ -130,7 +132,10 @@ def test_configurations_are_read(tmp_path):
     blocks = [block for page in [*PAGES, *EXAMPLES] for block in fenced(page.read_text(encoding="utf-8"), "yaml")]
     for block in blocks:
         (tmp_path / "run.yaml").write_text(block, encoding="utf-8")
-        read_config(["--config", str(tmp_path / "run.yaml")])
+        if "\ngrid:" in block:
+            read_request(["--config", str(tmp_path / "run.yaml")])
+        else:
+            read_config(["--config", str(tmp_path / "run.yaml")])
     assert blocks
 
 
@@ -150,6 +155,8 @@ class TestWhatIsWrongIsSeen:
             "fastflow plan --preset demo --memories 48",
             "fastflow demo --sed 1",
             "fastflow doctor --vllms",
+            "fastflow sweep --preset demo --grid objective.alphas=1,2",
+            "fastflow sweep --preset figure-4",
             "fastflow evaluation",
             "python examples/none.py",
             "python examples/one_file_loop.py --alphas 2",

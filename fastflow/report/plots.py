@@ -1,32 +1,21 @@
-"""Draws the report's curves: small inline SVGs whose colours and text follow the page, in light and in dark mode.
+"""Draws the report's curves.
 
-matplotlib draws with stand-in colours (`COLOURS`). Each becomes a CSS variable of the page afterwards. The template
-sets titles, units and legends as HTML, so that they wrap on a phone and a screen reader reads them aloud.
+The template sets titles, units and legends as HTML, so that they wrap on a phone and a screen reader reads them aloud.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from dataclasses import dataclass
 from typing import Any
 
+from fastflow.report.drawing import COLOURS, make_axes, set_scale, to_svg
 from fastflow.report.numbers import is_number, number
 from fastflow.report.panels import Panel, panels
 
-LEAST_SPAN = 1e-3  # share of the values' size that an axis shows at least: rounding noise must not fill it
 NOISE = 1e-6  # share of the largest value in a plot, below which a mean is shown as zero
 MOST_POINTS = 300  # points of a curve; longer runs are averaged
-COLOURS = {  # CSS variable -> colour for matplotlib; all differ, and matplotlib itself uses none of them
-    "blue": "#010211",
-    "orange": "#010212",
-    "green": "#010213",
-    "purple": "#010214",
-    "muted": "#010215",
-    "grid": "#010216",
-}
 _SERIES_COLOURS = ("blue", "orange", "green", "purple")
 
 
@@ -54,7 +43,7 @@ def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> 
 
 def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
     """Draw pass@k of each model over k. curves: {model: {k: share}}."""
-    figure, axes = _axes()
+    figure, axes = make_axes()
     legend, spoken = [], []
     for (name, curve), colour in zip(curves.items(), _SERIES_COLOURS * len(curves), strict=False):
         ks, percents = sorted(curve), [100 * curve[k] for k in sorted(curve)]
@@ -68,9 +57,7 @@ def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
     axes.set_xlabel("k, attempts")
     axes.set_ylim(bottom=0)
     title = "Solved within k attempts"
-    return Plot(
-        title, "pass@k, %", _to_svg(figure, f"{prefix}-pass-at"), tuple(legend), f"{title}: {'; '.join(spoken)}"
-    )
+    return Plot(title, "pass@k, %", to_svg(figure, f"{prefix}-pass-at"), tuple(legend), f"{title}: {'; '.join(spoken)}")
 
 
 def _metric_columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -108,7 +95,7 @@ def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -
     drawn = [value for mark in marks for key in mark.keys for value in _finite(known[key])]
     noise = 0.0 if panel.may_be_log else NOISE * max(map(abs, drawn))
     steps, legend, spoken, base = columns["step"], [], [], [0.0] * len(columns["step"])
-    figure, axes = _axes()
+    figure, axes = make_axes()
     for mark in marks:
         values, colour = known[mark.key], COLOURS[mark.colour]
         if mark.kind == "band":
@@ -128,74 +115,14 @@ def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -
         told = [number(value if abs(value) >= noise else 0.0) + percent for _, value in ends]
         legend.append((mark.label, mark.colour, mark.kind, told[-1]))
         spoken.append(f"{mark.label} {told[0]} at step {ends[0][0]:.0f}, {told[-1]} at step {ends[-1][0]:.0f}")
-    _set_scale(axes, panel, drawn)
+    set_scale(axes, panel, drawn)
     axes.set_xlabel("step")
     unit = panel.unit + (", log scale" if axes.get_yscale() == "log" else "")
     description = f"{panel.title}, {unit}: {'; '.join(spoken)}"
-    return Plot(panel.title, unit, _to_svg(figure, prefix), tuple(legend), description)
+    return Plot(panel.title, unit, to_svg(figure, prefix), tuple(legend), description)
 
 
 def _isolated(values: list[float]) -> list[bool]:
     """Find points without a neighbour, which a line alone would not show."""
     padded = [math.nan, *values, math.nan]
     return [not (math.isfinite(padded[at]) or math.isfinite(padded[at + 2])) for at in range(len(values))]
-
-
-def _axes() -> tuple[Any, Any]:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    with rc_context({"font.size": 9.5, "axes.linewidth": 0.8, "lines.linewidth": 1.7, "lines.solid_capstyle": "round"}):
-        figure = Figure(figsize=(4.4, 2.3))
-        axes = figure.add_axes((0.115, 0.185, 0.865, 0.765))
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(COLOURS["grid"])
-        axes.grid(axis="y", color=COLOURS["grid"], linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(which="both", length=0, pad=5, colors=COLOURS["muted"])
-        axes.xaxis.label.set_color(COLOURS["muted"])
-        axes.xaxis.labelpad = 1
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
-    return figure, axes
-
-
-def _set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
-    """Scale by logarithm where values span over a decade and a half; start at zero where zero has a meaning."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = min(drawn), max(drawn)
-    least_span = LEAST_SPAN * max(abs(low), abs(high))
-    if panel.may_be_log and low > 0 and high / low > 30:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    elif panel.from_zero:
-        axes.set_ylim(0, None if high > 0 else 1)
-    elif 0 < high - low < least_span:
-        axes.set_ylim((low + high) / 2 - least_span, (low + high) / 2 + least_span)
-
-
-def _to_svg(figure: Any, prefix: str) -> str:
-    """Turn the figure into inline SVG: CSS variables for colours, the page's font, ids that start with `prefix`."""
-    from matplotlib import rc_context
-
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}), io.StringIO() as buffer:
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-        svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(
-        r"<style.*?</style>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
-    )  # it would style the whole page
-    svg = re.sub(r"<svg[^>]*(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true" focusable="false">', svg, count=1)
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)
-    svg = re.sub(r" transform=\"rotate\(-0 [^\"]*\"|font-family: [^;\"]*; |xlink:(?=href)", "", svg)
-    svg = re.sub(r"(id=\"|url\(#|href=\"#)", rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r"(?<= )(d|x|y)=\"[^\"]*\"", lambda match: re.sub(r"(\.\d\d)\d+", r"\1", match[0]), svg)
-    for name, stand_in in COLOURS.items():
-        svg = svg.replace(stand_in, f"var(--{name})")
-    return re.sub(r"\s*\n\s*", " ", svg)

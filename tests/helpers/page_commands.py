@@ -12,6 +12,7 @@ from fastflow.config.parser import take_option
 from fastflow.config.reader import read_config
 from fastflow.evaluate.settings import read_settings
 from fastflow.plan.command import read_arguments
+from fastflow.sweep.request import read_request as read_sweep
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,6 +77,8 @@ def _check_fastflow(name: str, *arguments: str) -> None:
         _, settings = take_option("--resume", settings)  # a reader's own run
         settings = ["--model.path=MODEL", *settings]  # which a page may leave out
         (read_config if name == "train" else read_arguments)([word for word in settings if word != "--help"])
+    elif name == "sweep":
+        read_sweep(["--model.path=MODEL", "--data.path=DATA", *(word for word in settings if word != "--help")])
     elif name == "evaluate":
         named = [word for word in arguments if word != "--help"] or ["MODEL"]
         read_settings(named if "--tasks" in named else [*named, "--tasks=gsm8k"])  # which a page may leave out

@@ -1,0 +1,126 @@
+"""`fastflow sweep`: trains with every combination of some settings, then writes one page about all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastflow.errors import FastflowError
+from fastflow.interrupt import RunStopped
+from fastflow.run.directory import CONFIG_FILE
+from fastflow.run.lock import RunLock
+from fastflow.sweep.board import Board
+from fastflow.sweep.ledger import STATE_FILE, Ledger
+from fastflow.sweep.page import PAGE_FILE, RESULTS_FILE, TABLE_FILE, Outcome, write
+from fastflow.sweep.request import Request
+from fastflow.sweep.results import read_results
+from fastflow.sweep.runner import LOGS, Runner
+from fastflow.sweep.runs import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(request: Request, console: Console) -> int:
+    """Carry out a sweep, or the rest of one. Returns the exit code: 1 where a run failed or a verdict is missed.
+
+    Raises FastflowError for what would stop a run, before the first of them.
+    """
+    check_output(request.output)
+    if request.dry_run:
+        list_runs(request, console)
+        return 0
+    with RunLock(request.output, "--output"):
+        if request.study is not None:
+            request.study.make_inputs(request.output, console)
+        check_runs(request)
+        ledger = Ledger(request.output)
+        done = [run for run in request.runs if ledger.is_done(run)]
+        console.print(
+            f"{len(request.runs)} runs in {len(request.groups)} groups, {len(done)} done already, "
+            f"{request.jobs} at once; what they print is in {request.output / LOGS}",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        failed = carry_out(request, console, ledger, done)
+        return conclude(request, console, failed)
+
+
+def list_runs(request: Request, console: Console) -> None:
+    """Check all that can be checked without the study's inputs, and print one line for each run."""
+    if request.study is None:
+        check_runs(request)
+    for number, entry in enumerate(request.runs, start=1):
+        steps = f"{entry.group}; seed {entry.config.run.seed}, {entry.config.run.steps} steps"
+        console.print(
+            f"{number:>{len(str(len(request.runs)))}}  {entry.name}: {steps}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"{len(request.runs)} runs in {len(request.groups)} groups, in {request.output}",
+                  markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def check_output(output: Path) -> None:
+    """Raise FastflowError for a directory in which a sweep would replace somebody else's files."""
+    if (output / CONFIG_FILE).exists():
+        raise FastflowError(f"--output {output} is the directory of a run; choose another for the sweep")
+    ours = [name for name in (PAGE_FILE, RESULTS_FILE, TABLE_FILE) if (output / name).exists()]
+    if ours and not (output / STATE_FILE).exists():
+        raise FastflowError(f"--output {output} holds {ours[0]}, which is not a sweep's; choose another directory")
+
+
+def check_runs(request: Request) -> None:
+    """Raise FastflowError for missing models, data, functions and packages of any run; equal ones are read once."""
+    from fastflow.train.dry_run import check_inputs
+
+    checked = set()
+    for entry in request.runs:
+        config = entry.config
+        needs = repr((config.model, config.data, config.objective, config.run.tensorboard, config.run.wandb))
+        if needs in checked:
+            continue
+        checked.add(needs)
+        try:
+            check_inputs(config)
+        except FastflowError as error:
+            raise FastflowError(f"run {entry.name}: {error}") from error
+
+
+def carry_out(request: Request, console: Console, ledger: Ledger, done: Sequence[Run]) -> dict[str, str]:
+    """Carry out the runs. Returns why some failed, by their names. Raises RunStopped after a signal."""
+    study = request.study
+
+    def measure(entry: Run) -> None:
+        if study is not None:
+            study.measure(entry.directory, request.output)
+
+    with Board(console, request.runs, done) as board:
+        runner = Runner(request, board, ledger, measure)
+        try:
+            runner.run()
+        except KeyboardInterrupt as stop:
+            raise RunStopped(f"{stop or 'interrupted'}; the same command goes on with this sweep", stop) from stop
+    return runner.failed
+
+
+def conclude(request: Request, console: Console, failed: dict[str, str]) -> int:
+    """Write the page, print verdicts and failures. Returns the exit code."""
+    results, notes = read_results([entry for entry in request.runs if entry.directory.exists()])
+    verdicts = request.study.judge(results) if request.study is not None else []
+    states = [
+        (entry.name, "failed" if entry.name in failed else "done", failed.get(entry.name, "")) for entry in request.runs
+    ]
+    title = request.study.title if request.study is not None else request.output.resolve().name
+    outcome = Outcome(title, results, states, verdicts, request.metrics)
+    page = write(outcome, request.output)
+    for line in (
+        *notes,
+        *(f"no run recorded the metric {name}" for name in outcome.missing()),
+        *map(str, verdicts),
+        *(f"{name} failed: {reason}; see {request.output / LOGS / name}.txt" for name, reason in failed.items()),
+        f"report written to {page}",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if failed or not all(verdict.met for verdict in verdicts) else 0

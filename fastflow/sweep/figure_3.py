@@ -1,0 +1,157 @@
+"""The stability figure of the paper in miniature, on the demo's sums: who collapses in length, and who holds.
+
+One small model is pretrained once. Every method then sharpens it towards alpha 4 from the same prompts. The likeliest
+whole response is a bare guess of six tokens, so a loss over whole sequences ends there; careful work has the highest
+log-prob per token, and takes twenty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from fastflow.config.presets import PRESETS
+from fastflow.config.schema import ObjectiveConfig
+from fastflow.run.directory import EVALUATION_FILE
+from fastflow.run.durable import replace_text
+from fastflow.run.output_file import writing
+from fastflow.sweep.results import RunResult, by_group, estimate, evaluated
+from fastflow.sweep.verdict import Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastflow.demo.tasks import Task
+
+POWERFLOW = "powerflow"
+COLLAPSING = ("tb_trajectory", "rl_trajectory")  # whose length falls at once
+COMPARED = (POWERFLOW, *COLLAPSING, "tb_token", "rl_token")
+METHODS: dict[str, dict[str, Any]] = {
+    name: {"objective.name": name}
+    for name in COMPARED
+    if name in get_args(get_type_hints(ObjectiveConfig)["name"])  # those that this version has
+}
+SEEDS: tuple[int, ...] = (0, 1, 2, 3, 4)
+STEPS = 80
+SETTINGS: dict[str, Any] = {
+    **PRESETS["demo"],
+    "objective.log_z": "learned",  # as in the paper
+    "objective.format_pattern": None,  # no penalty: what the methods do by themselves
+    "run.steps": STEPS,
+    "run.samples_every": 0,
+    "run.save_every": 20,
+    "run.keep": 1,
+}
+PRETRAINING_SEED = 0  # of the base, which all runs share
+COLLAPSED_BY, COLLAPSED = 40, 0.5  # step, and share of the base's mean length
+HOLDS = (0.8, 1.4)  # shares of the base's mean length
+BASE, PROMPTS, BASE_EVALUATION = "base", "prompts.jsonl", "base.json"
+
+
+def inputs(output: Path) -> dict[str, Any]:
+    """Name model and prompts of the runs."""
+    return {"model.path": str(output / BASE), "data.path": str(output / PROMPTS)}
+
+
+def make_inputs(output: Path, console: Console) -> None:
+    """Pretrain the base, write the prompts, and evaluate the base, where they are not there yet."""
+    import torch
+
+    from fastflow.demo.command import make_base, write_prompts
+
+    task, evaluation = _task(), output / BASE_EVALUATION
+    if evaluation.exists():  # it is written last
+        return
+    torch.set_num_threads(1)
+    topics, _ = task.topics(PRETRAINING_SEED, task.held_out)
+    make_base(task, topics, output / BASE, seed=PRETRAINING_SEED, console=console)
+    write_prompts(task, topics, output / PROMPTS)
+    with writing(output):
+        replace_text(evaluation, json.dumps(_evaluate(output / BASE)))
+
+
+def measure(run: Path, output: Path) -> None:
+    """Evaluate a trained policy on sums that were held out, beside the base. Does nothing where that is done."""
+    file = run / EVALUATION_FILE
+    if file.exists():
+        return
+    base = json.loads((output / BASE_EVALUATION).read_text(encoding="utf-8"))
+    with writing(run):
+        replace_text(file, json.dumps({"base": base, "policy": _evaluate(run / "policy")}, indent=1))
+
+
+def judge(results: Sequence[RunResult]) -> list[Verdict]:
+    """Check what the figure shows. A method without results misses its claim."""
+    groups = by_group(results)
+    base = fmean([run.base["mean_length"] for run in results if run.base] or [float("nan")])
+    verdicts = [_collapses(name, groups.get(name, []), base) for name in COLLAPSING if name in METHODS]
+    return [*verdicts, _holds(groups.get(POWERFLOW, []), base), _is_best(groups)]
+
+
+def _collapses(name: str, runs: Sequence[RunResult], base: float) -> Verdict:
+    """A method's mean length is below half of the base's, around step 40 and in every seed."""
+    lengths = [run.at(COLLAPSED_BY, "length_mean") for run in runs]
+    shares = [length / base for length in lengths if length is not None]
+    met = bool(shares) and len(shares) == len(runs) and max(shares) < COLLAPSED
+    return Verdict(
+        f"{name} collapses in length by step {COLLAPSED_BY}",
+        _spread(shares, "of the base's length"),
+        f"below {COLLAPSED:g} in every seed",
+        met,
+    )
+
+
+def _holds(runs: Sequence[RunResult], base: float) -> Verdict:
+    """PowerFlow's mean length stays near the base's: that of its policies on held-out sums, and every five steps."""
+    courses = [length for run in runs for step in range(5, len(run.steps) + 1, 5)
+               if (length := run.at(step, "length_mean")) is not None]  # fmt: skip
+    shares = [
+        length / base for length in [*courses, *(run.evaluation["mean_length"] for run in runs if run.evaluation)]
+    ]
+    low, high = HOLDS
+    met = bool(shares) and all(low <= share <= high for share in shares)
+    return Verdict(
+        f"{POWERFLOW} keeps its length in all steps",
+        _spread(shares, "of the base's length"),
+        f"{low:g} to {high:g}",
+        met,
+    )
+
+
+def _is_best(groups: Mapping[str, Sequence[RunResult]]) -> Verdict:
+    """PowerFlow has the best accuracy of all methods and of the base: mean over seeds."""
+    found = {name: entry.value for name, runs in groups.items() if (entry := evaluated(runs, "accuracy")) is not None}
+    if base := estimate([run.base["accuracy"] for runs in groups.values() for run in runs if run.base]):
+        found["base"] = base.value
+    others = [name for name in METHODS if name not in found]
+    met = not others and found[POWERFLOW] > max(value for name, value in found.items() if name != POWERFLOW)
+    told = ", ".join(
+        f"{name} {100 * value:.1f} %" for name, value in sorted(found.items(), key=lambda entry: -entry[1])
+    )
+    return Verdict(f"{POWERFLOW} has the best accuracy of all", told or "nothing was measured", "the highest", met)
+
+
+def _spread(shares: Sequence[float], of: str) -> str:
+    if not shares:
+        return "nothing was measured"
+    return f"{fmean(shares):.2f} {of} ({min(shares):.2f} to {max(shares):.2f})"
+
+
+def _evaluate(path: Path) -> dict[str, Any]:
+    import torch
+
+    from fastflow.demo.command import evaluate_model
+
+    torch.set_num_threads(1)  # as the runs: so small a model gains nothing from more cores
+    task = _task()
+    _, held_out = task.topics(PRETRAINING_SEED, task.held_out)
+    return evaluate_model(task, path, temperature=1.0, held_out=held_out, seed=PRETRAINING_SEED)
+
+
+def _task() -> Task:
+    from fastflow.demo.tasks import SUMS
+
+    return SUMS

@@ -1,0 +1,147 @@
+"""The page of a sweep: one file, text as text, and the same figures in JSON and Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import pytest
+
+from fastflow.sweep.measures import measure_of
+from fastflow.sweep.page import Outcome, write
+from fastflow.sweep.plots import pareto_front, thinned
+from fastflow.sweep.results import Estimate, RunResult, curve, estimate, final
+from fastflow.sweep.verdict import Verdict
+from html_page import Page
+from run_directories import step_record
+
+HOSTILE = "name <b>&</b> \x1b[31m|"
+
+
+def run(group: str, seed: int, *, accuracy: float | None = None, entropy: float = 1.0, steps: int = 4, **changes):
+    records = [step_record(step, length_mean=10.0 * step + seed, **changes) for step in range(1, steps + 1)]
+    evaluation = {} if accuracy is None else {"accuracy": accuracy, "sequence_entropy": entropy}
+    return RunResult(f"{group}_seed-{seed}", group, seed, records, evaluation, {})
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    results = [
+        *(run("alpha 1", seed, accuracy=0.5 + seed / 10, entropy=5.0) for seed in range(3)),
+        *(run(HOSTILE, seed, accuracy=0.9, entropy=4.0) for seed in range(3)),
+    ]
+    states = [*((entry.name, "done", "") for entry in results), ("alpha 3_seed-0", "failed", "<script>no</script>")]
+    return Outcome("a <i>title</i>", results, states, [Verdict("it holds", "1.0", "0.8 to 1.4", True)])
+
+
+@pytest.fixture
+def page(outcome, tmp_path) -> Page:
+    return Page(write(outcome, tmp_path))
+
+
+def test_it_is_one_file_that_loads_nothing(page):
+    loads = [value for _, attributes in page.tags for key, value in attributes.items()
+             if key in ("src", "srcset", "data", "href", "xlink:href")]  # fmt: skip
+    assert loads and all(load.startswith(("#", "data:")) for load in loads)
+    assert not re.search(r"@import|url\((?!#)|<script|https?://", page.source)
+    assert page.open == [] and "#0102" not in page.source and page.source.count("<style") == 1
+
+
+def test_text_stays_text(page):
+    assert "name <b>&</b> ␛[31m|" in page.text and "a <i>title</i>" in page.text
+    assert "alpha 3_seed-0: failed: <script>no</script>" in page.text
+    assert not {"b>", "i", "script"} & {tag for tag, _ in page.tags}
+
+
+def test_tables_hold_mean_and_standard_error(page, tmp_path):
+    assert "alpha 1 3 60.0 ± 5.8 5.00 ± 0.00" in page.text  # of 0.5, 0.6, 0.7: sd 0.1, over the root of 3
+    assert "| alpha 1 | 3 | 60.0 ± 5.8 | 5.00 ± 0.00 |" in (tmp_path / "results.md").read_text()
+    found = json.loads((tmp_path / "results.json").read_text())["groups"]["alpha 1"]["evaluation"]["accuracy"]
+    assert found == {"value": pytest.approx(0.6), "error": pytest.approx(0.1 / math.sqrt(3)), "seeds": 3}
+
+
+def test_markdown_keeps_its_table(tmp_path, outcome):
+    write(outcome, tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "| name &lt;b>&&lt;/b> ␛[31m\\| | 3 | 90.0 ± 0.0 |" in text
+    assert "- alpha 3_seed-0: failed: &lt;script>no&lt;/script>" in text
+    assert "- met: it holds: 1.0 (bar: 0.8 to 1.4)" in text
+
+
+def test_plots_speak(page):
+    spoken = page.of("div", "aria-label")
+    length = next(label for label in spoken if label.startswith("Mean length"))
+    assert length == (
+        "Mean length, tokens: alpha 1 11 at step 1, 41 at step 4; name <b>&</b> ␛[31m| 11 at step 1, 41 at step 4"
+    )
+    pareto = next(label for label in spoken if label.startswith("Accuracy"))
+    assert pareto.count("on the front") == 2 and "alpha 1 60 at 5, on the front" in pareto
+
+
+def test_without_an_evaluation_the_reward_stands_for_accuracy(tmp_path):
+    results = [run("a", 0, reward_mean=0.5, sequence_entropy=3.0), run("b", 0, reward_mean=0.4, sequence_entropy=2.0)]
+    page = Page(write(Outcome("t", results, []), tmp_path))
+    pareto = next(label for label in page.of("div", "aria-label") if label.startswith("Reward against"))
+    assert pareto == "Reward against entropy per response: a 0.5 at 3, on the front; b 0.4 at 2"
+
+
+def test_without_accuracy_there_is_no_front(tmp_path):
+    page = Page(write(Outcome("t", [run("a", 0)], []), tmp_path))
+    assert "against" not in " ".join(page.of("div", "aria-label"))
+
+
+def test_chosen_metrics_and_those_that_nobody_recorded(tmp_path):
+    outcome = Outcome("t", [run("a", 0, own=2.5)], [("a", "done", "")], metrics=("own", "none"))
+    page = Page(write(outcome, tmp_path))
+    assert "No run recorded the metric none." in page.text
+    assert [label for label in page.of("div", "aria-label") if label.startswith("Own")] == [
+        "Own: a 2.5 at step 1, 2.5 at step 4"
+    ]
+
+
+def test_a_sweep_without_a_step(tmp_path):
+    page = Page(write(Outcome("t", [], [("a", "failed", "no luck")]), tmp_path))
+    assert "No run has recorded a step yet." in page.text and "a: failed: no luck" in page.text
+
+
+def test_estimates():
+    assert estimate([]) is None and estimate([None]) is None
+    assert estimate([3.0, None]) == Estimate(3.0, None, 1)
+    assert estimate([1.0, 3.0]) == Estimate(2.0, pytest.approx(1.0), 2)
+
+
+def test_last_values_and_curves():
+    runs = [run("a", 0), run("a", 2, steps=2)]
+    assert runs[0].last("length_mean") == 35 and runs[0].last("none") is None
+    assert runs[0].at(4, "length_mean") == 25 and runs[1].at(4, "length_mean") is None
+    assert final(runs, "length_mean") == Estimate(28.5, pytest.approx(6.5), 2)  # of 35, and 22 of the shorter one
+    assert [(step, entry.value, entry.seeds) for step, entry in curve(runs, "length_mean")] == [
+        (1, 11, 2), (2, 21, 2), (3, 30, 1), (4, 40, 1),
+    ]  # fmt: skip
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    points = [(step, Estimate(1.0, None, 1)) for step in range(1, 1001)]
+    kept = thinned(points)
+    assert len(kept) <= 300 and kept[-1] == points[-1] and thinned(points[:3]) == points[:3]
+
+
+def test_the_front():
+    def at(x, y):
+        return Estimate(x, None, 1), Estimate(y, None, 1)
+
+    points = {"best": at(1, 2), "wide": at(2, 1), "beaten": at(1, 1), "twin": at(2, 1)}
+    assert [point.group for point in pareto_front(points) if point.on_front] == ["best", "wide", "twin"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "title", "unit", "shown"),
+    [
+        ("truncated_share", "Cut at the length limit", "%", "25.0 ± 5.0"),
+        ("own_metric", "Own metric", "", "0.25 ± 0.05"),
+    ],
+)
+def test_measures(metric, title, unit, shown):
+    measure = measure_of(metric)
+    assert (measure.title, measure.unit, measure.show(0.25, 0.05)) == (title, unit, shown)
