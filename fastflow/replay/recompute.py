@@ -100,6 +100,8 @@ def replay(
             f"the run's loss was {batch.about['objective']}, an objective of its own; this is the loss that the "
             "settings name (call fastflow.replay.recompute.replay with objective= for the other)"
         )
+    if config.lora.dropout:
+        notes.append("lora.dropout is left out, so that the numbers are near those of the run")
     learner, weights = _learner(run, config, model, objective, batch, notes)
     ids = torch.cat(list(_ids(batch)))
     if int(ids.max()) >= learner.policy.vocab_size:
@@ -119,8 +121,7 @@ def _settings(run: Path, device: str | None) -> Config:
         )
     config, _ = read_config(["--config", str(settings)])
     config.require_inputs()
-    model = replace(config.model, device=device or config.model.device)
-    return replace(config, model=model, lora=replace(config.lora, dropout=0.0))
+    return replace(config, model=replace(config.model, device=device or config.model.device))
 
 
 def _learner(
@@ -131,6 +132,7 @@ def _learner(
         base = config.model.base or config.model.path
         config = replace(config, model=replace(config.model, path=model, base=base), lora=replace(config.lora, rank=0))
     generators.seed(config.run.seed)
+    config = replace(config, lora=replace(config.lora, dropout=0.0))  # what it drew is not known
     learner = Learner(*load_models(config.model, config.lora), config, total_updates=1, objective=objective)
     if model is not None:
         if log_z_head(learner) is not None:

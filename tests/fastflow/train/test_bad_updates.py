@@ -30,6 +30,7 @@ from resumed_runs import (
     configure,
     metrics_of,
     newest_save,
+    overlapping,
     run_to_the_end,
     run_until_killed,
     saves_in,
@@ -272,6 +273,19 @@ class TestRuns:
         cut = run_to_the_end(config, resume="yes")
         check_same(whole, cut)
         assert bad_files(whole) == bad_files(cut)
+
+    def test_sampled_ahead(self, tmp_path, monkeypatch):
+        """What is sampled while a skipped update trains comes from the weights that stay."""
+        monkeypatch.setattr("fastflow.train.trainer.make_sampler", overlapping)
+        changes = {**COMMON, "run__save_every": 1, "rollout__ahead": 1, "rollout__engine": "vllm"}
+        whole = run_to_the_end(configure(tmp_path, run__output=tmp_path / "whole", **changes))
+        skips = skips_of(whole)
+        lags = [line["weight_lag"] for line in metrics_of(whole)]
+        assert 0 < sum(skips) < 8
+        assert lags == [0, *(1 - skipped for skipped in skips[:-1])]  # behind a skip, the weights are those of now
+        config = configure(tmp_path, run__output=tmp_path / "cut", **changes)
+        run_until_killed(config, before=skips.index(1) + 2)
+        check_same(whole, run_to_the_end(config, resume="yes"))
 
     def test_a_stop_inside_a_step_behind_a_skip(self, tmp_path):
         """Ctrl-C in the second update of a step whose first was skipped: it is neither done again nor forgotten."""
