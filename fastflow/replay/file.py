@@ -85,6 +85,8 @@ def _read(path: Path) -> BadUpdate:
         result = result_of(_under("result/", tensors), about["result"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _Broken("its header lacks numbers of the update") from error
+    if not isinstance(result.skipped, str):
+        raise _Broken("its header does not say in words why the update was skipped")
     return BadUpdate(groups, tensors["penalty"], tensors["reward"], result, about)
 
 

@@ -220,6 +220,20 @@ class TestRefused:
             ({"objective": ["x"]}, "objective in its header is no text"),
             ({"result": {"loss": "nan"}}, "lacks numbers"),
             ({"result": 3}, "lacks numbers"),
+            (
+                {
+                    "result": {
+                        "loss": 0,
+                        "grad_norm": 0,
+                        "lr": 0,
+                        "microbatches": 1,
+                        "tokens": 1,
+                        "seconds": {},
+                        "skipped": {},
+                    }
+                },
+                "does not say in words",
+            ),
             ({"result": {"loss": [], "grad_norm": 0, "lr": 0}}, "lacks numbers"),
         ],
     )
