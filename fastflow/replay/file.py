@@ -81,12 +81,12 @@ def _read(path: Path) -> BadUpdate:
         Group(Prompt(ids), tuple(next(responses) for _ in range(count)))
         for ids, count in zip(prompts, tensors["prompts/responses"].tolist(), strict=True)
     ]
+    if not isinstance(about["result"].get("skipped"), str):
+        raise _Broken("its header does not say in words why the update was skipped")
     try:
         result = result_of(_under("result/", tensors), about["result"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _Broken("its header lacks numbers of the update") from error
-    if not isinstance(result.skipped, str):
-        raise _Broken("its header does not say in words why the update was skipped")
     return BadUpdate(groups, tensors["penalty"], tensors["reward"], result, about)
 
 
@@ -102,6 +102,8 @@ def _parse(text: str | None) -> dict[str, Any]:
     for name in ("step", "update", "of", "updates"):
         if type(about.get(name)) is not int or not 0 <= about[name] <= MOST:
             raise _Broken(f"{name} in its header is no count")
+    if not isinstance(about.get("result"), dict):
+        raise _Broken("its header lacks numbers of the update")
     for name in ("objective", "settings"):
         if not isinstance(about.get(name), str):
             raise _Broken(f"{name} in its header is no text")

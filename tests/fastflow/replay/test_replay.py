@@ -218,7 +218,7 @@ class TestRefused:
             ({"updates": -1}, "updates in its header is no count"),
             ({"step": True}, "step in its header is no count"),
             ({"objective": ["x"]}, "objective in its header is no text"),
-            ({"result": {"loss": "nan"}}, "lacks numbers"),
+            ({"result": {"loss": "nan", "skipped": ""}}, "lacks numbers"),
             ({"result": 3}, "lacks numbers"),
             (
                 {
@@ -234,7 +234,7 @@ class TestRefused:
                 },
                 "does not say in words",
             ),
-            ({"result": {"loss": [], "grad_norm": 0, "lr": 0}}, "lacks numbers"),
+            ({"result": {"loss": [], "grad_norm": 0, "lr": 0, "skipped": ""}}, "lacks numbers"),
         ],
     )
     def test_headers_that_do_not_fit(self, header, word, parts, tmp_path, capsys):
