@@ -1,4 +1,4 @@
-"""The command line: fastflow demo | plan | train | sweep | evaluate | grade | verify | report | doctor.
+"""The command line: fastflow demo | plan | train | replay | sweep | evaluate | grade | verify | report | doctor.
 
 Commands import what they need when they run, so that `fastflow --help` answers at once.
 """
@@ -91,15 +91,19 @@ def _parser() -> argparse.ArgumentParser:
     grade.set_defaults(run=_grade)
     report = commands.add_parser("report", help="write one self-contained HTML file about a run")
     report.set_defaults(run=_report)
+    replay = commands.add_parser("replay", help="compute a skipped update of a run again, and say what goes bad in it")
+    replay.set_defaults(run=_replay)
     doctor = commands.add_parser("doctor", help="say what is installed, what works, and how to mend the rest")
     doctor.set_defaults(run=_doctor)
     from fastflow.doctor import command as doctor_command
     from fastflow.grade import command as grade_command
+    from fastflow.replay import command as replay_command
     from fastflow.report import command as report_command
     from fastflow.verify import command as verify_command
 
     verify_command.add_arguments(verify)
     grade_command.add_arguments(grade)
+    replay_command.add_arguments(replay)
     report_command.add_arguments(report)
     doctor_command.add_arguments(doctor)
     return parser
@@ -197,6 +201,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _grade(arguments: argparse.Namespace) -> int:
     _show_own_warnings()  # it needs neither torch nor transformers
     from fastflow.grade.command import run
+
+    return run(arguments)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from fastflow.replay.command import run
 
     return run(arguments)
 

@@ -42,6 +42,7 @@ class PackedContestant:
 def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
     """The learner's steps, each with the mark of a phase before or after it; nothing else is changed."""
     hidden_states, flow_loss, step = learner.policy.hidden_states, flow_module.flow_loss, learner._step
+    sum_own_gradients = learner._sum_own_gradients
 
     def timed_hidden_states(batch):
         clock.enter("forward")
@@ -54,15 +55,20 @@ def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
         clock.enter("backward")
         return output
 
-    def timed_step(outputs):
+    def timed_sum():
+        clock.enter("optimiser")  # the gradient is there, and its norm comes next
+        sum_own_gradients()
+
+    def timed_step(norms):
         clock.enter("optimiser")
-        found = step(outputs)
+        found = step(norms)
         clock.enter("rest")
         return found
 
     with (
         mock.patch.object(learner.policy, "hidden_states", timed_hidden_states),
         mock.patch.object(flow_module, "flow_loss", timed_flow_loss),
+        mock.patch.object(learner, "_sum_own_gradients", timed_sum),
         mock.patch.object(learner, "_step", timed_step),
     ):
         yield

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from bench.steps.clock import PhaseClock
-from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ModelConfig, ObjectiveConfig
+from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ModelConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.trajectory import Group
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
@@ -55,6 +55,7 @@ class StepSettings:
             objective=ObjectiveConfig(log_z="group_mean"),
             importance=ImportanceConfig(ratio="token_mean"),
             batch=BatchConfig(tokens_per_microbatch=self.tokens_per_microbatch),
+            optim=OptimConfig(max_skips=0),
         )
 
 

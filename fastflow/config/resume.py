@@ -23,6 +23,7 @@ AUTO = "auto"
 HARMLESS = {
     "rollout.memory_fraction", "rollout.sleep", "rollout.startup", "rollout.silence", "rollout.restarts",
     "rollout.servers", "rollout.shared_folder",
+    "optim.max_skips",
     "run.steps", "run.output", "run.overwrite", "run.save_every", "run.keep", "run.best_metric", "run.best_is",
     "run.export_dtype", "run.samples_every", "run.samples_per_dump", "run.tensorboard", "run.wandb", "run.report",
 }  # fmt: skip

@@ -216,6 +216,12 @@ class OptimConfig(Section):
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
     final_lr_ratio: float = setting(0.0, "Last learning rate, as a share of the peak", at_least=0, at_most=1)
     max_grad_norm: float = setting(1.0, "Scale a gradient above this norm down to it", above=0)
+    max_skips: int = setting(
+        3,
+        "Skip up to N updates in a row whose loss or gradient is NaN or infinite; one more ends the run",
+        unit="updates",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)

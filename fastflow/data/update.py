@@ -16,7 +16,8 @@ class UpdateResult:
     length: response tokens. group: index of the group. logprob, base_logprob, behaviour_logprob: nats per response.
     residual, log_z: nats per token (per response for the tb_* objectives). weight, raw_ratio: importance weight,
     clipped and raw. token_logprobs, base_token_logprobs: one array of |y| tokens per trajectory. tokens: packed tokens.
-    seconds: wall-clock of the phases score and train.
+    seconds: wall-clock of the phases score and train. skipped: why no step was taken, where numbers were not finite;
+    values that were not computed are NaN then.
     """
 
     loss: float
@@ -36,3 +37,4 @@ class UpdateResult:
     microbatches: int
     tokens: int
     seconds: dict[str, float]
+    skipped: str = ""

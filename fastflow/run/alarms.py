@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 MISMATCH_KL = 0.01  # nats per token; bfloat16 on both sides gives 0.0005
-REMEMBERED = ("length_mean", "truncated_share", "repetition")  # of the first step
+RATIO = 10.0  # pi / pi_old; a few updates of a rollout stay below 2
+AT_THE_LIMIT = MALFORMED = 0.95  # shares of which hardly any response is left
+LOG_Z_ROOM = 10.0  # nats per token beside twice its first value, in which log_z moves as the policy sharpens
+REMEMBERED = ("length_mean", "truncated_share", "repetition", "log_z")  # of the first step that has them
+OF_UPDATES = ("stale rollouts", "sampler mismatch", "exploding ratios", "runaway log_z")  # need one that was done
+
+Condition = tuple[str, bool, str]  # name, whether it holds, what is said
 
 
 class Alarms:
@@ -18,10 +25,12 @@ class Alarms:
 
     def check(self, metrics: dict[str, Any]) -> list[str]:
         """New alarms of this step, each a sentence with figures and a remedy."""
-        self._first = self._first or {name: metrics[name] for name in REMEMBERED}
+        known = {name: metrics[name] for name in REMEMBERED if math.isfinite(metrics[name])}
+        self._first = known | (self._first or {})
         raised = {name: message for name, holds, message in _conditions(metrics, self._first) if holds}
-        new = [message for name, message in raised.items() if name not in self._active]
-        self._active = set(raised)
+        unseen = set() if math.isfinite(metrics["loss"]) else set(OF_UPDATES)  # every update was skipped
+        new = [message for name, message in raised.items() if name not in self._active | unseen]
+        self._active = (set(raised) - unseen) | (self._active & unseen)
         return new
 
     def state(self) -> dict[str, Any]:
@@ -32,7 +41,7 @@ class Alarms:
         self._first, self._active = state["first"], set(state["active"])
 
 
-def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, bool, str]]:
+def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[Condition]:
     length, first_length = now["length_mean"], first["length_mean"]
     return [
         (
@@ -67,10 +76,52 @@ def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[tuple[str, b
             "batch.updates_per_rollout or optim.lr",
         ),
         _mismatch(now),
+        (
+            "saturated length",
+            now["truncated_share"] >= AT_THE_LIMIT,
+            f"saturated length: {now['truncated_share']:.0%} of the responses are cut at the length limit, so that "
+            "hardly any shows an end; raise rollout.max_response_tokens, or check with rollout.stop and the prompts' "
+            "template (data.chat_template) that the model can end",
+        ),
+        (
+            "exploding ratios",
+            not now["ratio_p99"] <= RATIO,  # NaN: some ratio overflowed
+            f"exploding ratios: pi / pi_old is above {now['ratio_p99']:.1f} in 1% of the responses; lower "
+            "batch.updates_per_rollout or optim.lr, or set importance.ratio = token_mean",
+        ),
+        _runaway_log_z(now["log_z"], first.get("log_z", now["log_z"])),
+        _dead_format(now["malformed_share"]),
+        (
+            "skipped updates",
+            now["skipped_updates"] > 0,
+            f"skipped updates: {now['skipped_updates']} in this step and {now['skipped_updates_total']} in the run, "
+            "whose loss or gradient was not finite; look into their batches in the run's folder bad with fastflow "
+            "replay, and lower optim.lr or optim.max_grad_norm",
+        ),
     ]
 
 
-def _mismatch(now: dict[str, Any]) -> tuple[str, bool, str]:
+def _runaway_log_z(now: float, first: float) -> Condition:
+    return (
+        "runaway log_z",
+        not abs(now - first) <= LOG_Z_ROOM + 2 * abs(first),
+        f"runaway log_z: {now:.1f}, {first:.1f} at the start; lower optim.log_z_lr or set objective.log_z = "
+        "group_mean, and read samples: the base may find the responses very unlikely",
+    )
+
+
+def _dead_format(malformed: float | None) -> Condition:
+    if malformed is None:
+        return "dead format", False, ""
+    return (
+        "dead format",
+        malformed >= MALFORMED,
+        f"dead format: {malformed:.0%} of the responses are malformed, and a penalty that nearly all of them get "
+        "teaches nothing; ask for the format in data.suffix, or loosen objective.format_pattern",
+    )
+
+
+def _mismatch(now: dict[str, Any]) -> Condition:
     """Only where the log-probs belong to the same weights and the same distribution."""
     if now["mismatch_kl"] is None or now["weight_lag"] > 0:
         return "sampler mismatch", False, ""

@@ -79,6 +79,17 @@ class Checkpoints:
             )
         return None
 
+    def whole_after(self, updates: int) -> Save | None:
+        """The save after so many updates, otherwise the newest; only one that proves itself. Changes nothing."""
+        found: list[tuple[bool, tuple[int, int], Path]] = []
+        for path in self._named():
+            with contextlib.suppress(Damaged):
+                found.append((read_manifest(path).updates == updates, _order(path), path))
+        for _, _, path in sorted(found, reverse=True):
+            with contextlib.suppress(Damaged):
+                return Save(path, verify(path))
+        return None
+
     def begin(self, name: str) -> Path:
         """An empty directory for a save of this name."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -106,11 +117,11 @@ class Checkpoints:
     def show_newest(self) -> None:
         """The same for the newest proved one."""
         if self._proved:
-            self.show(max(self._proved.values(), key=lambda save: save.updates))
+            self.show(max(self._proved.values(), key=lambda save: _order(save.path)))
 
     def retire(self) -> None:
         """Delete the saves that are no longer kept: only what has `keep` proved ones after it."""
-        proved = sorted(self._proved.values(), key=lambda save: save.updates, reverse=True)[: self._keep]
+        proved = sorted(self._proved.values(), key=lambda save: _order(save.path), reverse=True)[: self._keep]
         if len(proved) < self._keep:
             return
         kept = {save.path for save in proved} | self._best_one()

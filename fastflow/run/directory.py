@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,11 +29,13 @@ EARLIER_STATE = "trainer"  # of runs that could not be resumed yet
 WANDB_FILE = "wandb.id"
 STATUS_FILE = "status.json"
 RESCUED = "rescued"  # what a run could not save in another way
+BAD = "bad"  # batches whose update was skipped
 REHEARSAL = "save.rehearsal"
 _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
-    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
+    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, BAD, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
+_BAD_NAME = re.compile(r"step-(\d+)(?:-update-(\d+))?\.safetensors")
 _PASSING = {
     LOCK_FILE,
     HOLDER_FILE,
@@ -96,16 +99,26 @@ def lengths(directory: Path) -> dict[str, int]:
     return {name: (directory / name).stat().st_size if (directory / name).exists() else 0 for name in GROWING}
 
 
-def cut_back(directory: Path, config: Config, *, step: int, sizes: Mapping[str, int]) -> None:
+def bad_file(directory: Path, step: int, update: int, of: int) -> Path:
+    """Where the batch of an update that was skipped is kept. update: of the step, from 1. of: how many it has."""
+    return directory / BAD / (f"step-{step}-update-{update}.safetensors" if of > 1 else f"step-{step}.safetensors")
+
+
+def cut_back(directory: Path, config: Config, *, step: int, sizes: Mapping[str, int], updates: int = 0) -> None:
     """Take a run's records back to the end of a step, and write the settings that it goes on with.
 
-    sizes: see `lengths`. A record that is shorter than it was then goes on from its last whole line, with a warning.
+    sizes: see `lengths`. updates: of the next step, that are done. A record that is shorter than it was then goes on
+    from its last whole line, with a warning.
     """
     with writing(directory):
         for name, size in sizes.items():
             _cut(directory / name, size)
         for path in (directory / SAMPLES).glob("step-*.txt"):
             if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        for path in (directory / BAD).glob("step-*"):
+            found = _BAD_NAME.fullmatch(path.name)
+            if found is None or (int(found[1]), int(found[2] or 1)) > (step + 1, updates):
                 path.unlink()
         replace_text(directory / CONFIG_FILE, to_yaml(config))
 

@@ -23,6 +23,14 @@ def flush(directory: Path) -> None:
         flush_directory(Path(parent))
 
 
+def publish_file(fresh: Path, path: Path) -> None:
+    """Give a file that is complete its name, once the disk has it. Raises OSError."""
+    fresh.chmod(0o666 & ~_UMASK)
+    flush_file(fresh)
+    fresh.replace(path)
+    flush_directory(path.parent)
+
+
 def flush_file(path: Path) -> None:
     """Have the disk take one file. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import resource
 import sys
@@ -32,14 +33,17 @@ def measure(
     well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
 
     Entropies are Monte Carlo estimates from the behaviour log-probs: nats per token and nats per response. slope is
-    that of mean log pi on mean log p_base within groups: at the fixed point of powerflow it equals alpha.
+    that of mean log pi on mean log p_base within groups: at the fixed point of powerflow it equals alpha. Updates that
+    were skipped count in no mean; where all of a step were, what updates compute is NaN.
     """
     flat = flatten(groups)
     lengths = np.array([len(trajectory) for trajectory in flat])
     behaviour = np.array([trajectory.behaviour_logprobs.sum(dtype=np.float64) for trajectory in flat])
 
+    done = [result for result in results if not result.skipped] or [_without_numbers(result) for result in results]
+
     def joined(name: str) -> torch.Tensor:
-        return torch.cat([getattr(result, name) for result in results])
+        return torch.cat([getattr(result, name) for result in done])
 
     per_token = joined("length").clamp(min=1)
     residual, weight, raw_ratio = joined("residual"), joined("weight"), joined("raw_ratio")
@@ -48,7 +52,7 @@ def measure(
     phase = {name: seconds.get(name, 0.0) + sum(result.seconds.get(name, 0.0) for result in results)
              for name in ("sample", "score", "train")}  # fmt: skip
     return {
-        "loss": float(np.mean([result.loss for result in results])),
+        "loss": float(np.mean([result.loss for result in done])),
         "residual_mean": float(residual.mean()),
         "residual_std": float(residual.std(correction=0)),
         "log_z": float(joined("log_z").mean()),
@@ -65,9 +69,9 @@ def measure(
         **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
         "clipped_share": float((weight != raw_ratio).double().mean()),
         "effective_sample_size": effective_sample_size(raw_ratio),
-        "slope": slope_within_groups(results),
+        "slope": slope_within_groups(done),
         "alpha": alpha,
-        "grad_norm": float(np.mean([result.grad_norm for result in results])),
+        "grad_norm": float(np.mean([result.grad_norm for result in done])),
         "lr": results[-1].lr,
         "repetition": repetition([trajectory.response_ids for trajectory in flat]),
         **{f"seconds_{name}": spent for name, spent in phase.items()},
@@ -79,27 +83,35 @@ def measure(
         "microbatches": sum(result.microbatches for result in results),
         "tokens": trained,
         "responses": len(flat),
+        "skipped_updates": sum(bool(result.skipped) for result in results),
     }
 
 
 def agreement(
     groups: Sequence[Group], result: UpdateResult, *, version: int, samples_the_policy: bool
 ) -> dict[str, float | None]:
-    """How far sampler and trainer are apart in a step's first update, in weights and in log-probs.
+    """How far sampler and trainer are apart in a step's first update that was done, in weights and in log-probs.
 
     version: of the policy before that update. weight_lag: updates that the sampling weights were behind it, mean over
     the responses. mismatch_*: see Mismatch; None where tokens were drawn from another distribution than the policy's.
-    With a lag they hold the update in between as well.
+    With a lag they hold the update in between as well. They are None for an update that was skipped.
     """
     flat = flatten(groups)
     found: Sequence[float | None] = [None] * len(Mismatch._fields)
-    if samples_the_policy:
+    if samples_the_policy and not result.skipped:
         own = [entry.behaviour_logprobs if entry.sampler_logprobs is None else entry.sampler_logprobs for entry in flat]
         found = mismatch(own, result.token_logprobs)
     return {
         "weight_lag": float(np.mean([version - trajectory.weight_version for trajectory in flat])),
         **{f"mismatch_{name}": value for name, value in zip(Mismatch._fields, found, strict=True)},
     }
+
+
+def _without_numbers(result: UpdateResult) -> UpdateResult:
+    """The result of a skipped update with NaN for what it computed, so that no mean tells of it."""
+    computed = ("logprob", "base_logprob", "residual", "log_z", "weight", "raw_ratio")
+    unknown: dict[str, Any] = {name: torch.full_like(getattr(result, name), math.nan) for name in computed}
+    return dataclasses.replace(result, loss=math.nan, grad_norm=math.nan, **unknown)
 
 
 def effective_sample_size(raw_ratio: torch.Tensor) -> float:

@@ -65,6 +65,7 @@ class ConsoleSink:
             *([] if malformed is None else [f"malformed {malformed:.0%}"]),
             f"entropy {metrics['token_entropy']:.2f}",
             f"grad {metrics['grad_norm']:.2f}",
+            *([f"skipped {metrics['skipped_updates']} update(s)"] if metrics["skipped_updates"] else []),
             *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
             *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
             f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",
@@ -143,13 +144,15 @@ def check_sinks(config: Config) -> None:
         need("wandb", extra="wandb", purpose="run.wandb")
 
 
-def make_recorder(config: Config, directory: Path, console: Console, *, after: int = 0) -> Recorder:
-    """The sinks that the configuration asks for. after: steps that are done, where the run is resumed."""
+def make_recorder(config: Config, directory: Path, console: Console, *, after: int = 0, skipped: int = 0) -> Recorder:
+    """The sinks that the configuration asks for. after, skipped: steps that are done, and updates of them that were
+    skipped, where the run is resumed.
+    """
     with writing(directory):
         sinks: list[Sink] = [
             JsonlSink(directory / METRICS_FILE),
             ConsoleSink(console, config.run.steps),
-            StatusSink(directory, config.run.steps, after),
+            StatusSink(directory, config.run.steps, after, skipped),
         ]
         if config.run.tensorboard:
             sinks.append(TensorBoardSink(directory / "tensorboard", after))

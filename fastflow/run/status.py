@@ -22,17 +22,21 @@ RECENT = 20  # steps that the pace is taken from
 
 
 class StatusSink:
-    """Rewrites the file at every step. after: steps that are done when it begins. steps: of the whole run."""
+    """Rewrites the file at every step. steps: of the whole run. after: steps that are done when it begins. skipped:
+    updates that were skipped in these.
+    """
 
-    def __init__(self, directory: Path, steps: int, after: int = 0):
+    def __init__(self, directory: Path, steps: int, after: int = 0, skipped: int = 0):
         self._file, self._steps, self._step = directory / STATUS_FILE, steps, after
         self._alarms: list[str] = []
+        self._skipped = skipped
         self._tokens_per_second: float | None = None
         self._ends = deque([(after, time.monotonic())], maxlen=RECENT + 1)
         self._replace("running")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._step, self._alarms = step, metrics["alarms"]
+        self._skipped = metrics["skipped_updates_total"]
         self._tokens_per_second = round(metrics["tokens"] / max(metrics["seconds"], 1e-9), 1)
         self._ends.append((step, time.monotonic()))
         self._replace("running")
@@ -49,6 +53,7 @@ class StatusSink:
             "eta_seconds": self._eta_seconds(),
             "tokens_per_second": self._tokens_per_second,
             "alarms": self._alarms,
+            "skipped_updates": self._skipped,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

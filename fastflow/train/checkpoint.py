@@ -246,6 +246,7 @@ def _state(position: Position, identity: Identity, report: ExportReport) -> dict
         "step": position.step,
         "updates": position.updates,
         "version": position.version,
+        "skips": position.skips._asdict(),
         "prompts": dict(position.prompts),
         "records": dict(position.records),
         "alarms": dict(position.alarms),

@@ -12,7 +12,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,7 +22,6 @@ from fastflow.config.schema import Config, OptimConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
 from fastflow.data.update import UpdateResult
-from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.parallel import whole
@@ -28,16 +29,16 @@ from fastflow.models.scoring import behaviour_logprob, group_index, sum_per_sequ
 from fastflow.models.share import Share
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
+from fastflow.train.finite import NonFiniteError, Skips, last_straw, not_finite, unusable
 
-
-class NonFiniteError(FastflowError):
-    """The loss or the gradient is NaN or infinite; the policy still has its last finite weights."""
+__all__ = ["Learner", "NonFiniteError", "lr_factor"]
 
 
 class Learner:
     """Holds policy, base, log_z head and optimiser, and turns groups of trajectories into updates.
 
     total_updates: the updates that the learning-rate schedule spans. objective: makes the one that gives the loss.
+    skips: updates that were skipped because their numbers were not finite.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Learner:
         self.policy = policy
         self.base = base
         self.config = config
+        self.skips = Skips()
         self.objective = objective(config, policy)
         optim = config.optim
         trained = [{"params": policy.parameters(), "lr": optim.lr}]
@@ -75,47 +77,76 @@ class Learner:
 
         penalty: (n,) psi of each trajectory, nats per token; reward: (n,), normalised within its group. None is zeros.
         completed: is told the result before a signal can end the program, so that no update is done and not known.
-        Raises NonFiniteError, before the weights change, when the loss or the gradient is not finite.
+        Where a loss or a gradient is not finite, nothing is stepped: weights, moments, schedule and log_z stay, and
+        the result says so in `skipped`. Raises NonFiniteError where this happens more than optim.max_skips times in a
+        row.
         """
+        result, norms = self._backward(groups, penalty, reward)
+        with deferred_interrupt():  # or half of the weights could be updated
+            if result.skipped:
+                self._skip(result)
+            else:
+                with _timed(result.seconds, "train", self.policy.device):
+                    self._step(norms)
+            completed(result)
+        return result
+
+    def examine(
+        self, groups: Sequence[Group], *, penalty: torch.Tensor | None = None, reward: torch.Tensor | None = None
+    ) -> UpdateResult:
+        """What `update` would see, without its step. The gradient stays with the parameters, unclipped."""
+        return self._backward(groups, penalty, reward)[0]
+
+    def _backward(
+        self, groups: Sequence[Group], penalty: torch.Tensor | None, reward: torch.Tensor | None
+    ) -> tuple[UpdateResult, list[torch.Tensor]]:
+        """Everything up to the gradient. Returns the norm of each of the optimiser's groups with the result."""
         seconds: dict[str, float] = {}
         device = self.policy.device
         share = Share.of(self.policy, groups, self.config.batch.tokens_per_microbatch)
         with _timed(seconds, "score", device):
             base_tokens = [token_logprobs(self.base, batch) for batch, _ in share.batches()]
             facts = self._facts(groups, share, base_tokens, penalty, reward)
+        known: dict[str, Any] = {
+            "lr": float(self.schedule.get_last_lr()[0]),
+            "length": facts.length.cpu(),
+            "group": facts.group.cpu(),
+            "base_logprob": facts.base_logprob.cpu(),
+            "behaviour_logprob": facts.behaviour_logprob.cpu(),
+            "base_token_logprobs": share.split(base_tokens),
+            "microbatches": len(share),
+            "tokens": share.tokens,
+            "seconds": seconds,
+        }
+        if problem := unusable(facts):  # which all ranks find alike
+            seconds["train"] = 0.0
+            return _uncomputed(known, problem), []
+        head_before = self._head_before()
+        with _timed(seconds, "score", device):
             loss_of = self.objective.losses(self.policy, facts)
-        with contextlib.ExitStack() as until_it_is_told:
-            with _timed(seconds, "train", device):
-                self.policy.model.train()
-                self.free_gradients()
-                outputs = [self._accumulate(loss_of, *entry) for entry in share.batches()]
-                until_it_is_told.enter_context(deferred_interrupt())  # or half of the weights could be updated
-                loss, grad_norm, lr = self._step(outputs)
+        with _timed(seconds, "train", device):
+            self.policy.model.train()
+            self.free_gradients()
+            outputs = [self._accumulate(loss_of, *entry) for entry in share.batches()]
+            self._sum_own_gradients()
+            loss = self._sum_over_ranks(float(sum(output.loss for output in outputs)))
+            norms = [_gradient_norm(trained["params"]) for trained in self.optimizer.param_groups]
+            of_groups = [float(whole(norm)) for norm in norms]
+        problem = not_finite(loss, of_groups)
+        if problem and head_before:
+            self.objective.log_z_head.load_state_dict(head_before)  # type: ignore[union-attr]
 
-            def flat(values: list[torch.Tensor]) -> torch.Tensor:
-                return share.flat(values).cpu()
+        def flat(name: str) -> torch.Tensor:
+            return share.flat([getattr(output, name) for output in outputs]).cpu()
 
-            result = UpdateResult(
-                loss=loss,
-                grad_norm=grad_norm,
-                lr=lr,
-                length=facts.length.cpu(),
-                group=facts.group.cpu(),
-                logprob=flat([output.logprob for output in outputs]),
-                base_logprob=facts.base_logprob.cpu(),
-                behaviour_logprob=facts.behaviour_logprob.cpu(),
-                residual=flat([output.residual for output in outputs]),
-                log_z=flat([output.log_z for output in outputs]),
-                weight=flat([output.weight for output in outputs]),
-                raw_ratio=flat([output.raw_ratio for output in outputs]),
-                token_logprobs=share.split([output.token_logprob for output in outputs]),
-                base_token_logprobs=share.split(base_tokens),
-                microbatches=len(share),
-                tokens=share.tokens,
-                seconds=seconds,
-            )
-            completed(result)
-        return result
+        computed: dict[str, Any] = {
+            name: flat(name) for name in ("logprob", "residual", "log_z", "weight", "raw_ratio")
+        }
+        tokens = share.split([output.token_logprob for output in outputs])
+        result = UpdateResult(
+            loss=loss, grad_norm=of_groups[0], token_logprobs=tokens, skipped=problem, **computed, **known
+        )
+        return result, norms
 
     def free_gradients(self) -> None:
         """Give the memory of the last update's gradients back."""
@@ -156,26 +187,28 @@ class Learner:
         loss.backward()
         return replace(output, loss=loss.detach())
 
-    def _step(self, outputs: list[MicrobatchLoss]) -> tuple[float, float, float]:
-        """Clip, check and step. Returns loss, gradient norm of the policy before clipping, and learning rate."""
-        self._sum_own_gradients()
-        loss = self._sum_over_ranks(float(sum(output.loss for output in outputs)))
-        norms = [
-            float(whole(torch.nn.utils.clip_grad_norm_(trained["params"], self.config.optim.max_grad_norm)))
-            for trained in self.optimizer.param_groups
-        ]
-        if not all(math.isfinite(value) for value in (loss, *norms)):
-            self.free_gradients()
-            raise NonFiniteError(
-                f"the loss is {loss:g} and the gradient norm {' and '.join(f'{norm:g}' for norm in norms)} (policy"
-                f"{', log_z' if len(norms) > 1 else ''}) in update {self.updates + 1}; "
-                "the weights were left as they were: lower optim.lr or optim.max_grad_norm, or check the model for NaN"
-            )
-        lr = float(self.schedule.get_last_lr()[0])
+    def _step(self, norms: list[torch.Tensor]) -> None:
+        """Clip and step. norms: of the gradient, for each of the optimiser's groups."""
+        for trained, norm in zip(self.optimizer.param_groups, norms, strict=True):
+            torch.nn.utils.clip_grads_with_norm_(trained["params"], self.config.optim.max_grad_norm, norm)
         self.optimizer.step()
         self.schedule.step()
         self.policy.version += 1
-        return loss, norms[0], lr
+        self.skips = self.skips.ended()
+
+    def _skip(self, result: UpdateResult) -> None:
+        """Leave everything as it was. Raises NonFiniteError for the last straw."""
+        self.free_gradients()
+        if self.skips.in_a_row >= self.config.optim.max_skips:
+            raise last_straw(result, self.updates + 1, self.skips)
+        self.skips = self.skips.one_more()
+
+    def _head_before(self) -> dict[str, torch.Tensor]:
+        """A copy of log_z's network before the first update, of which an objective may take its start."""
+        head = getattr(self.objective, "log_z_head", None)
+        if head is None or self.updates:
+            return {}
+        return {name: tensor.clone() for name, tensor in head.state_dict().items()}
 
     def _sum_over_ranks(self, number: float) -> float:
         return float(self.policy.ranks.sum(torch.tensor(number, dtype=torch.float64)))
@@ -207,4 +240,18 @@ def _timed(seconds: dict[str, float], phase: str, device: torch.device) -> Itera
     yield
     if device.type == "cuda":  # launches return before their work is done
         torch.cuda.synchronize(device)
-    seconds[phase] = time.perf_counter() - start
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - start
+
+
+def _gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
+
+
+def _uncomputed(known: dict[str, Any], problem: str) -> UpdateResult:
+    """The result of an update that was given up before the policy ran."""
+    length = known["length"]
+    unknown: dict[str, Any] = {
+        name: torch.full_like(length, math.nan) for name in ("logprob", "residual", "log_z", "weight", "raw_ratio")
+    }
+    tokens = [np.full(int(count), np.nan, dtype=np.float32) for count in length.tolist()]
+    return UpdateResult(loss=math.nan, grad_norm=math.nan, token_logprobs=tokens, skipped=problem, **unknown, **known)

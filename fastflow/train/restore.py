@@ -13,6 +13,7 @@ import torch
 from fastflow.errors import FastflowError
 from fastflow.models.parallel import copy_whole
 from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
+from fastflow.train.finite import Skips
 from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE
 from fastflow.train.tensors import catalogue, read_tensors
@@ -57,6 +58,7 @@ def restore(saved: Saved, learner: Learner) -> None:
     except ValueError as error:
         raise FastflowError(f"the save in {saved.directory} does not fit this run: {error}") from error
     learner.policy.version = int(saved.state["version"])
+    learner.skips = Skips(**saved.state.get("skips", {}))  # an earlier fastflow skipped none
     schedule = learner.schedule
     schedule.last_epoch, schedule._step_count = updates, updates + 1
     schedule._last_lr = [

@@ -49,6 +49,7 @@ class Standing:
             generators=generators.capture(),
             under_way=replace(under_way, results=tuple(results)),
             ahead=None,
+            skips=self._learner.skips,
         )
 
     def step_done(self, step: int, metrics: dict[str, Any]) -> None:
@@ -61,7 +62,7 @@ class Standing:
         self.position = self._whole(step, metrics[name] if name is not None else None)
 
     def take_up(self, saved: Saved, requests: Callable[[int], Sequence[Request]]) -> None:
-        """Stand where a save does: the prompts, the alarms, and what it has begun."""
+        """Stand where a save does, from which the learner is restored: prompts, alarms, and what it has begun."""
         state = saved.state
         step: int = state["step"]
         taken = step * self._config.batch.prompts_per_step
@@ -84,6 +85,7 @@ class Standing:
             alarms=state["alarms"],
             under_way=under_way,
             ahead=begun if under_way is None else None,
+            skips=self._learner.skips,
         )
 
     def _whole(self, step: int, metric: float | None) -> Position:
@@ -97,4 +99,5 @@ class Standing:
             records=lengths(self._run),
             alarms=self._alarms.state(),
             metric=metric if metric is not None and math.isfinite(metric) else None,
+            skips=self._learner.skips,
         )

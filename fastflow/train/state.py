@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.rollout.sampler import Request
+from fastflow.train.finite import NONE_SKIPPED, Skips
 
 GROUPS_FILE = "groups.safetensors"
 
@@ -37,7 +39,8 @@ class Position:
     step: whole steps done. updates: optimiser updates done. version: the policy's. prompts: the stream's state after
     these steps. generators: the random states of this rank. records: bytes of each file that grows. alarms: what they
     remember. metric: the one that chooses the best save, at `step`. under_way: the next step, where its updates have
-    begun. ahead: the groups of the next step, where they come from weights that are gone.
+    begun. ahead: the groups of the next step, where they come from weights that are gone. skips: updates that were
+    skipped.
     """
 
     step: int
@@ -50,6 +53,7 @@ class Position:
     metric: float | None = None
     under_way: UnderWay | None = None
     ahead: Sequence[Group] | None = None
+    skips: Skips = NONE_SKIPPED
 
     @property
     def begun(self) -> Sequence[Group] | None:
@@ -76,17 +80,18 @@ def write_rollout(directory: Path, position: Position) -> None:
 
     directory.mkdir()
     if position.begun is not None:
-        save_file(_tensors_of_groups(position.begun), directory / GROUPS_FILE)
+        save_file(tensors_of_groups(position.begun), directory / GROUPS_FILE)
     for number, result in enumerate(position.under_way.results if position.under_way else (), start=1):
-        save_file(_tensors_of_result(result), directory / f"update-{number}.safetensors")
+        save_file(tensors_of_result(result), directory / f"update-{number}.safetensors")
 
 
 def scalars_of(result: UpdateResult) -> dict[str, Any]:
-    """The numbers of a result, for JSON; its tensors go to a file."""
+    """The numbers of a result, for JSON, which knows no NaN; its tensors go to a file."""
+    values = {entry.name: getattr(result, entry.name) for entry in dataclasses.fields(result)}
     return {
-        entry.name: getattr(result, entry.name)
-        for entry in dataclasses.fields(result)
-        if not isinstance(getattr(result, entry.name), (torch.Tensor, list))
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+        if not isinstance(value, (torch.Tensor, list))
     }
 
 
@@ -94,39 +99,50 @@ def read_groups(directory: Path, requests: Sequence[Request]) -> list[Group]:
     """The groups of these requests. Raises ValueError where they are those of others."""
     from safetensors.torch import load_file
 
-    found = {name: tensor.numpy() for name, tensor in load_file(directory / GROUPS_FILE).items()}
-    ends = found["length"].cumsum()[:-1]
-    parts = {name: np.split(found[name], ends) for name in ("ids", "logprobs", "sampler_logprobs") if name in found}
-    trajectories = iter(
-        [
-            Trajectory(
-                parts["ids"][index],
-                parts["logprobs"][index],
-                "stop" if found["stopped"][index] else "length",
-                int(found["seed"][index]),
-                int(found["version"][index]),
-                parts["sampler_logprobs"][index] if "sampler_logprobs" in parts else None,
-            )
-            for index in range(len(found["length"]))
-        ]
-    )
+    found = load_file(directory / GROUPS_FILE)
     if found["seed"].tolist() != [seed for request in requests for seed in request.seeds]:
         raise ValueError("its responses are not those of the next step's prompts")
+    trajectories = iter(trajectories_of(found))
     return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in requests]
+
+
+def trajectories_of(tensors: Mapping[str, torch.Tensor]) -> list[Trajectory]:
+    """The responses that `tensors_of_groups` took apart."""
+    found = {name: tensor.numpy() for name, tensor in tensors.items()}
+    ends = found["length"].cumsum()[:-1]
+    parts = {name: np.split(found[name], ends) for name in ("ids", "logprobs", "sampler_logprobs") if name in found}
+    return [
+        Trajectory(
+            parts["ids"][index],
+            parts["logprobs"][index],
+            "stop" if found["stopped"][index] else "length",
+            int(found["seed"][index]),
+            int(found["version"][index]),
+            parts["sampler_logprobs"][index] if "sampler_logprobs" in parts else None,
+        )
+        for index in range(len(found["length"]))
+    ]
 
 
 def read_result(directory: Path, number: int, scalars: Mapping[str, Any]) -> UpdateResult:
     """The result of the number-th update of a step, from 1."""
     from safetensors.torch import load_file
 
-    tensors: dict[str, Any] = dict(load_file(directory / f"update-{number}.safetensors"))
+    return result_of(load_file(directory / f"update-{number}.safetensors"), scalars)
+
+
+def result_of(values: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> UpdateResult:
+    """The result that `tensors_of_result` and `scalars_of` took apart."""
+    tensors: dict[str, Any] = dict(values)
     ends = tensors["length"].long().cumsum(0)[:-1].numpy()
     for name in ("token_logprobs", "base_token_logprobs"):
         tensors[name] = np.split(tensors[name].numpy(), ends)
-    return UpdateResult(**tensors, **scalars)
+    numbers = {name: float(scalars[name]) for name in ("loss", "grad_norm", "lr")}
+    return UpdateResult(**tensors, **{**scalars, **numbers})
 
 
-def _tensors_of_groups(groups: Sequence[Group]) -> dict[str, torch.Tensor]:
+def tensors_of_groups(groups: Sequence[Group]) -> dict[str, torch.Tensor]:
+    """Everything about the responses, end to end in flat order; of their prompts nothing."""
     flat = flatten(groups)
     arrays = {
         "length": np.array([len(entry) for entry in flat], dtype=np.int64),
@@ -142,7 +158,8 @@ def _tensors_of_groups(groups: Sequence[Group]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _tensors_of_result(result: UpdateResult) -> dict[str, torch.Tensor]:
+def tensors_of_result(result: UpdateResult) -> dict[str, torch.Tensor]:
+    """The tensors of a result, values per token end to end."""
     tensors = {}
     for entry in dataclasses.fields(result):
         value = getattr(result, entry.name)

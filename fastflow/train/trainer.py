@@ -38,8 +38,9 @@ from fastflow.run.lock import RunLock
 from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
-from fastflow.train import assembly, resume
+from fastflow.train import assembly, bad_updates, resume
 from fastflow.train.digests import digest_of_base, digest_of_prompts
+from fastflow.train.finite import NonFiniteError, all_skipped
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
 from fastflow.train.rescue import cause, rescue, stops_all_ranks
@@ -194,6 +195,8 @@ class Trainer:
                         self.saver.check()
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
                             self.save()
+                if not self.learner.updates:
+                    raise all_skipped(self.learner.skips)
                 self.save()
                 with deferred_interrupt(work=WORK):
                     self.saver.wait()
@@ -215,10 +218,12 @@ class Trainer:
             run_directory.prepare(self.directory, self.config)
         else:
             sizes = self._saved.state["records"]
-            run_directory.cut_back(self.directory, self.config, step=self.position.step, sizes=sizes)
+            done = len(self.position.under_way.results) if self.position.under_way else 0
+            run_directory.cut_back(self.directory, self.config, step=self.position.step, sizes=sizes, updates=done)
             self.saver.take_up(self.position)
             self.progress.advance(self.position.step)
-        return make_recorder(self.config, self.directory, self.console, after=self.position.step)
+        after, skipped = self.position.step, self.position.skips.total
+        return make_recorder(self.config, self.directory, self.console, after=after, skipped=skipped)
 
     def _stop_if_asked(self) -> None:
         """Raise StopRequest on all ranks where one of them has noted a signal."""
@@ -247,7 +252,8 @@ class Trainer:
         self._stop_if_asked()
         updates = self.update(under_way)
         with self.ranks.together():
-            self.dump_samples(step, updates[0])
+            if not (shown := _first_done(updates)).result.skipped:
+                self.dump_samples(step, shown)
         seconds = {"sample": sampled - start, "total": time.perf_counter() - start}
         return self.measure(under_way.groups, updates, version=under_way.version, **seconds)
 
@@ -281,15 +287,37 @@ class Trainer:
         results: list[UpdateResult] = []
         for share, done in itertools.zip_longest(shares, under_way.results):
             judgement = self._judged(share)
-            result = done or self.learner.update(
-                share, penalty=judgement.penalty, reward=judgement.reward,
-                completed=lambda result: self.standing.update_done(under_way, [*results, result]),
-            )  # fmt: skip
+            result = done or self._learn(under_way, share, judgement, results, of=len(shares))
             results.append(result)
             updates.append(Update(share, judgement, result))
             self.progress.advance_phase()
         self.learner.free_gradients()  # sampling comes next, and needs the memory
         return updates
+
+    def _learn(
+        self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int
+    ) -> UpdateResult:
+        """One update. before: those of the step that are done. of: how many it has. What is skipped is kept apart."""
+        number, updates = len(before) + 1, self.learner.updates
+        place = bad_updates.Place(self.position.step + 1, number, of, updates)
+
+        def keep(result: UpdateResult) -> str:
+            name = type(self.learner.objective).__name__
+            return bad_updates.keep(self.directory, place, groups, judgement, result, self.config, name)
+
+        def completed(result: UpdateResult) -> None:
+            if result.skipped and self.ranks.is_first:
+                logger.warning("step %d: update %d of %d was skipped: %s; the weights were left as they were, and %s",
+                               place.step, number, of, result.skipped, keep(result))  # fmt: skip
+            self.standing.update_done(under_way, [*before, result])
+
+        try:
+            return self.learner.update(groups, penalty=judgement.penalty, reward=judgement.reward, completed=completed)
+        except NonFiniteError as stop:
+            if stop.result is None or not self.ranks.is_first:
+                raise
+            with deferred_interrupt():
+                raise NonFiniteError(f"{stop}; {keep(stop.result)}", stop.result) from stop
 
     def _judged(self, groups: Sequence[Group]) -> Judgement:
         """Judge the groups once: a reward of the user's may be slow, or random."""
@@ -323,12 +351,14 @@ class Trainer:
             seconds=seconds,
             device=self.learner.policy.device,
         )
+        shown = _first_done(updates)
         metrics |= agreement(
-            updates[0].groups,
-            updates[0].result,
+            shown.groups,
+            shown.result,
             version=version,
             samples_the_policy=self.config.rollout.samples_the_policy,
         )
+        metrics["skipped_updates_total"] = self.learner.skips.total
         metrics["peak_memory_bytes"] = self.ranks.max(metrics["peak_memory_bytes"])
         return {**metrics, "alarms": self.alarms.check(metrics)}
 
@@ -360,3 +390,8 @@ class Trainer:
             self.saver.give_up()
             return f"rank {self.ranks.rank} stops alone, so that nothing is saved now; {self.saver.last()}"
         return rescue(self.saver, self.learner, self.position, self.directory, stop)
+
+
+def _first_done(updates: Sequence[Update]) -> Update:
+    """The step's first update that was not skipped; the first where all were."""
+    return next((update for update in updates if not update.result.skipped), updates[0])

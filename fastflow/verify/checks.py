@@ -156,7 +156,7 @@ def microbatch_check(seed: int) -> Check:
         config = Config(
             objective=ObjectiveConfig(alpha=2.0, log_z="group_mean"),
             batch=BatchConfig(tokens_per_microbatch=tokens),
-            optim=OptimConfig(max_grad_norm=1e9),  # none is clipped
+            optim=OptimConfig(max_grad_norm=1e9, max_skips=0),  # none is clipped
         )
         Learner(policy, base, config, total_updates=1).update(groups)
         gradients.append([_gradient(parameter) for parameter in policy.parameters()])
@@ -217,7 +217,7 @@ def transformer_config(space: SequenceSpace, alpha: float, log_z: LogZ, size: Si
         objective=ObjectiveConfig(alpha=alpha, log_z=log_z),
         rollout=RolloutConfig(max_response_tokens=space.limit, max_sequences=size.responses),
         batch=BatchConfig(prompts_per_step=1, responses_per_prompt=size.responses),
-        optim=OptimConfig(lr=2e-3, log_z_lr=1e-2, warmup_updates=20, schedule="cosine", max_grad_norm=0.3),
+        optim=OptimConfig(lr=2e-3, log_z_lr=1e-2, warmup_updates=20, schedule="cosine", max_grad_norm=0.3, max_skips=0),
         run=RunConfig(steps=size.updates, seed=seed),
     )
 

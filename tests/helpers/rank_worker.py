@@ -156,14 +156,25 @@ def check_autocast(ranks: Ranks, groups: list[Group]) -> None:
 
 
 def check_non_finite(ranks: Ranks, groups: list[Group]) -> None:
-    """A NaN in one trajectory, which one rank has, stops all of them before anything changes."""
-    learner = make_learner(ranks, log_z="learned")
-    before = state_of(learner)["weights"]
-    penalty = torch.zeros(12, dtype=torch.float64)
-    penalty[3] = torch.nan
-    try:
-        learner.update(groups, penalty=penalty)
-    except NonFiniteError:
-        assert all(torch.equal(*pair) for pair in zip(state_of(learner)["weights"][:-9], before[:-9], strict=True))
-    else:
-        raise AssertionError("the update was done")
+    """One bad trajectory, which one rank has, has all of them skip the update: nothing changes on any of them."""
+    for bad in (torch.nan, -1e30):  # found before the policy runs, and by the loss alone
+        learner = make_learner(ranks, log_z="learned")
+        before = state_of(learner)["weights"]
+        penalty = torch.zeros(12, dtype=torch.float64)
+        penalty[3] = bad
+        results = [learner.update(groups, penalty=penalty) for _ in range(3)]
+        assert all(result.skipped for result in results)
+        assert len(set(ranks.gather(results[0].skipped))) == 1, "the ranks say different things"
+        assert learner.skips == (3, 3) and learner.updates == 0 and not learner.optimizer.state
+        assert all(torch.equal(*pair) for pair in zip(state_of(learner)["weights"], before, strict=True))
+        try:
+            learner.update(groups, penalty=penalty)
+        except NonFiniteError:
+            pass
+        else:
+            raise AssertionError("a fourth update in a row was skipped")
+        fresh = make_learner(ranks, log_z="learned")  # which never saw the bad batch
+        for one in (learner, fresh):
+            one.update(groups)
+        pairs = zip(state_of(learner)["weights"], state_of(fresh)["weights"], strict=True)
+        assert all(torch.equal(*pair) for pair in pairs) and learner.skips == (3, 0)

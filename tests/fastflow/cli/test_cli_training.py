@@ -13,20 +13,28 @@ from fastflow import cli
 
 
 class TestTraining:
-    def test_a_loss_that_is_not_finite_leaves_a_usable_policy(self, train, models, tmp_path):
-        """The base's head is damaged, so the first update has no finite loss; the policy is saved as it was."""
+    @pytest.mark.parametrize(
+        ("skips", "words"),
+        [
+            (0, ("the base's log-prob of", "is not finite", "optim.lr")),
+            (1, ("the base's log-prob of", "1 update(s) before it were skipped already", "fastflow replay")),
+            (2, ("all 2 updates of the run were skipped", "nothing was learned")),
+        ],
+    )
+    def test_a_base_that_scores_nothing_leaves_a_usable_policy(self, skips, words, train, models, tmp_path):
+        """The base's head is damaged, so that no update has finite numbers; the policy is saved as it was."""
         from safetensors.torch import load_file
 
-        outcome = train(model__base=models / "damaged-head")
+        outcome = train(model__base=models / "damaged-head", optim__max_skips=skips)
         policy = tmp_path / "run" / "policy"
-        check_refused(outcome, "the loss is nan", "optim.lr", f"the policy after step 0 (0 updates) is in {policy}")
+        check_refused(outcome, *words, f"the policy after step {skips} (0 updates) is in {policy}")
         before, after = load_file(models / "fine" / "model.safetensors"), load_file(policy / "model.safetensors")
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
 
     def test_a_learning_rate_that_destroys_the_weights(self, train):
-        outcome = train(optim__lr=1e30, optim__max_grad_norm=1e30, run__steps=3)
-        check_refused(outcome, "optim.lr")
+        outcome = train(optim__lr=1e30, optim__max_grad_norm=1e30, run__steps=3, optim__max_skips=1)
+        check_refused(outcome, "optim.lr", "1 update(s) before it were skipped already")
 
     def test_only_truncated_responses_and_none_to_be_kept(self, train):
         outcome = train(rollout__max_response_tokens=1, objective__truncated="drop", run__seed=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fastflow.run.alarms import Alarms
@@ -15,11 +17,19 @@ CALM = {
     "mismatch_mean": 1e-5,
     "mismatch_p99": 1e-4,
     "mismatch_kl": 1e-6,
+    "loss": 0.5,
+    "ratio_p99": 1.1,
+    "log_z": -3.0,
+    "malformed_share": 0.1,
+    "skipped_updates": 0,
+    "skipped_updates_total": 0,
 }
 FIRST = {
     "small": CALM,
     "lagging": {**CALM, "weight_lag": 1.0},
     "large": {**CALM, "truncated_share": 0.2, "repetition": 0.3},
+    "large_log_z": {**CALM, "log_z": 300.0},
+    "cut": {**CALM, "truncated_share": 0.9},
 }
 
 
@@ -51,6 +61,20 @@ def after(first, **changes) -> list[str]:
         ("small", "mismatch_kl", 0.011, "sampler mismatch"),
         ("small", "mismatch_kl", None, None),  # not measured: the sampler draws from another distribution
         ("lagging", "mismatch_kl", 0.011, None),  # the updates in between, not the sampler
+        ("small", "ratio_p99", 10.0, None),
+        ("small", "ratio_p99", 10.1, "exploding ratios"),
+        ("small", "ratio_p99", float("inf"), "exploding ratios"),
+        ("small", "log_z", 13.0, None),  # 10 nats, and twice the 3 at the start
+        ("small", "log_z", 13.1, "runaway log_z"),
+        ("small", "log_z", -19.1, "runaway log_z"),
+        ("large_log_z", "log_z", 900.0, None),  # nats per response, as of the tb_* objectives
+        ("large_log_z", "log_z", 920.0, "runaway log_z"),
+        ("small", "malformed_share", 0.94, None),
+        ("small", "malformed_share", 0.95, "dead format"),
+        ("small", "malformed_share", None, None),  # no format is asked for
+        ("small", "skipped_updates", 1, "skipped updates"),
+        ("cut", "truncated_share", 0.94, None),  # not twice the first step's, and some still end
+        ("cut", "truncated_share", 0.95, "saturated length"),
     ],
 )
 def test_thresholds(first, name, value, alarm):
@@ -66,6 +90,14 @@ def test_thresholds(first, name, value, alarm):
         ({"truncated_share": 0.5}, ("50%", "4% at the start"), ("rollout.max_response_tokens",)),
         ({"repetition": 0.5}, ("50%", "5% at the start"), ("objective.alpha",)),
         ({"effective_sample_size": 0.1}, ("10%",), ("batch.updates_per_rollout", "optim.lr")),
+        ({"ratio_p99": 25.0}, ("above 25.0", "1% of"), ("batch.updates_per_rollout", "optim.lr", "importance.ratio")),
+        ({"log_z": 40.0}, ("40.0", "-3.0 at the start"), ("optim.log_z_lr", "objective.log_z")),
+        ({"malformed_share": 0.97}, ("97%",), ("data.suffix", "objective.format_pattern")),
+        (
+            {"skipped_updates": 2, "skipped_updates_total": 5},
+            ("2 in this step", "5 in the run"),
+            ("optim.lr", "optim.max_grad_norm"),
+        ),
     ],
 )
 def test_a_message_holds_the_figures_and_a_setting_that_exists(changes, figures, remedies):
@@ -76,8 +108,10 @@ def test_a_message_holds_the_figures_and_a_setting_that_exists(changes, figures,
     assert all(remedy in message and remedy in known_settings() for remedy in remedies)
 
 
-def test_the_first_step_only_knows_staleness():
-    assert Alarms().check({**CALM, "length_mean": 1.0, "truncated_share": 1.0, "repetition": 0.0}) == []
+def test_the_first_step_knows_only_what_needs_no_comparison():
+    assert Alarms().check({**CALM, "length_mean": 1.0, "truncated_share": 0.9, "repetition": 0.0, "log_z": 99.0}) == []
+    (message,) = Alarms().check({**CALM, "truncated_share": 1.0})
+    assert message.startswith("saturated length: 100% of") and "rollout.max_response_tokens" in message
     (message,) = Alarms().check({**CALM, "effective_sample_size": 0.2})
     assert message.startswith("stale rollouts")
 
@@ -111,3 +145,45 @@ def test_ratios_that_overflowed_count_as_stale():
     """Raw ratios that all under- or overflow give an effective sample size of NaN: staleness at its worst."""
     (message,) = after(CALM, effective_sample_size=float("nan"))
     assert message.startswith("stale rollouts")
+
+
+SKIPPED = {
+    **CALM,
+    **dict.fromkeys(("loss", "effective_sample_size", "ratio_p99", "log_z"), float("nan")),
+    **dict.fromkeys(("mismatch_mean", "mismatch_p99", "mismatch_kl")),
+    "skipped_updates": 1,
+    "skipped_updates_total": 1,
+}
+
+
+class TestSkippedSteps:
+    """Steps without any update: what updates compute is not known, and no alarm about it begins or ends."""
+
+    def kinds(self, alarms, metrics) -> list[str]:
+        return [message.split(":")[0] for message in alarms.check(metrics)]
+
+    def test_only_the_skip_and_the_rollout_are_named(self):
+        alarms = Alarms()
+        alarms.check(CALM)
+        assert self.kinds(alarms, {**SKIPPED, "length_mean": 10.0}) == ["length collapse", "skipped updates"]
+
+    def test_an_alarm_goes_on_behind_them(self):
+        alarms = Alarms()
+        alarms.check(CALM)
+        assert self.kinds(alarms, {**CALM, "ratio_p99": 50.0}) == ["exploding ratios"]
+        assert self.kinds(alarms, SKIPPED) == ["skipped updates"]
+        assert self.kinds(alarms, {**CALM, "ratio_p99": 50.0}) == []
+
+    def test_the_first_log_z_is_that_of_the_first_update(self):
+        alarms = Alarms()
+        alarms.check(SKIPPED)
+        assert json.loads(json.dumps(alarms.state(), allow_nan=False))["first"].keys() >= {"length_mean"}
+        assert self.kinds(alarms, {**CALM, "log_z": 50.0}) == []
+        assert self.kinds(alarms, {**CALM, "log_z": 161.0}) == ["runaway log_z"]
+
+    def test_a_state_of_an_earlier_fastflow(self):
+        alarms = Alarms()
+        alarms.load_state(
+            {"first": {"length_mean": 100.0, "truncated_share": 0.04, "repetition": 0.05}, "active": ["truncation"]}
+        )
+        assert self.kinds(alarms, {**CALM, "length_mean": 10.0}) == ["length collapse"]

@@ -32,6 +32,8 @@ METRICS = {
     "weight_lag": 0.0,
     "responses": 64,
     "seconds": 0.5,
+    "skipped_updates": 0,
+    "skipped_updates_total": 0,
     "alarms": [],
 }
 
@@ -97,6 +99,11 @@ class TestConsole:
 
     def test_a_slope_that_is_not_known(self):
         assert "slope nan/4" in self.printed({**METRICS, "slope": math.nan})[0]
+
+    def test_skipped_updates_only_where_there_are_any(self):
+        assert "skipped" not in self.printed(METRICS)[0]
+        nothing = {**METRICS, "skipped_updates": 2, "loss": math.nan, "grad_norm": math.nan}
+        assert "loss nan" in self.printed(nothing)[0] and "  skipped 2 update(s)  " in self.printed(nothing)[0]
 
     def test_lines_are_aligned(self):
         lines = [self.printed(METRICS, step=step)[0] for step in (1, 10, 100)]

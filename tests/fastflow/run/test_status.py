@@ -16,7 +16,7 @@ def read(run) -> dict:
 
 
 def metrics(**changes) -> dict:
-    return {"alarms": [], "tokens": 600, "seconds": 3.0, **changes}
+    return {"alarms": [], "tokens": 600, "seconds": 3.0, "skipped_updates_total": 0, **changes}
 
 
 @pytest.fixture
@@ -36,6 +36,13 @@ def test_each_step_is_seen_with_the_time_that_is_left(tmp_path, clock):
     assert (seen["step"], seen["steps"], seen["eta_seconds"], seen["tokens_per_second"]) == (2, 10, 24.0, 200.0)
     assert seen["alarms"] == ["truncation: much"] and seen["pid"] == os.getpid()
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_skipped_updates_are_counted_over_the_whole_run(tmp_path):
+    sink = StatusSink(tmp_path, steps=10, after=3, skipped=2)
+    assert read(tmp_path)["skipped_updates"] == 2
+    sink.write(4, metrics(skipped_updates_total=3))
+    assert read(tmp_path)["skipped_updates"] == 3
 
 
 def test_the_pace_is_that_of_the_last_steps(tmp_path, clock):

@@ -1,0 +1,81 @@
+"""Numbers gone bad: when an update is skipped, how often that may happen, and what is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fastflow.data.update import UpdateResult
+from fastflow.errors import FastflowError
+from fastflow.objectives.objective import Facts
+
+NAMES = {
+    "base_logprob": "the base's log-prob",
+    "behaviour_logprob": "the sampler's log-prob",
+    "penalty": "the penalty",
+    "reward": "the reward",
+}
+
+
+class NonFiniteError(FastflowError):
+    """Too many updates in a row had a loss or gradient that is NaN or infinite; the policy still has its last finite
+    weights. result: of the last of these updates.
+    """
+
+    def __init__(self, message: str, result: UpdateResult | None = None):
+        super().__init__(message)
+        self.result = result
+
+
+class Skips(NamedTuple):
+    """Updates that a run has skipped. total: in all. in_a_row: since the last one that was done."""
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def one_more(self) -> Skips:
+        return Skips(self.total + 1, self.in_a_row + 1)
+
+    def ended(self) -> Skips:
+        return Skips(self.total, 0)
+
+
+NONE_SKIPPED = Skips()
+
+
+def unusable(facts: Facts) -> str:
+    """Say which facts are not finite, and of how many responses. Empty where all are finite."""
+    for name, words in NAMES.items():
+        bad = int((~getattr(facts, name).isfinite()).sum())
+        if bad:
+            return f"{words} of {bad} of {len(facts.length)} responses is not finite"
+    return ""
+
+
+def not_finite(loss: float, norms: Sequence[float]) -> str:
+    """Say so where a loss or a gradient norm is not finite. norms: of the policy, then of log_z where that is learned.
+    Empty where all are finite.
+    """
+    if all(math.isfinite(value) for value in (loss, *norms)):
+        return ""
+    of = "policy, log_z" if len(norms) > 1 else "policy"
+    return f"the loss is {loss:g} and the gradient norm {' and '.join(f'{norm:g}' for norm in norms)} ({of})"
+
+
+def last_straw(result: UpdateResult, update: int, skips: Skips) -> NonFiniteError:
+    """Make the error that ends the run. update: the one that failed, from 1. skips: before it."""
+    before = f"; {skips.in_a_row} update(s) before it were skipped already" if skips.in_a_row else ""
+    return NonFiniteError(
+        f"{result.skipped} in update {update}{before}; the weights were left as they were: lower optim.lr or "
+        "optim.max_grad_norm, or check the model for NaN",
+        result,
+    )
+
+
+def all_skipped(skips: Skips) -> NonFiniteError:
+    """Make the error that ends a run without a single update."""
+    return NonFiniteError(
+        f"all {skips.total} updates of the run were skipped, since their loss or gradient was not finite: nothing was "
+        "learned; check the models for NaN, and look into the kept batches with fastflow replay"
+    )
