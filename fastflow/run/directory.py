@@ -27,11 +27,13 @@ GROWING = (METRICS_FILE, SAMPLES_FILE)  # a line or more a step
 EARLIER_STATE = "trainer"  # of runs that could not be resumed yet
 WANDB_FILE = "wandb.id"
 STATUS_FILE = "status.json"
+STACKS = "stacks"  # of all ranks, where one hung
 RESCUED = "rescued"  # what a run could not save in another way
 REHEARSAL = "save.rehearsal"
 _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
-    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
+    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, STACKS, *SHOWN, EARLIER_STATE, RESCUED,
+    CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
 _PASSING = {
     LOCK_FILE,

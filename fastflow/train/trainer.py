@@ -22,6 +22,7 @@ from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
@@ -239,6 +240,7 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""
         start = time.perf_counter()
+        PULSE.begin_step()
         self._stop_if_asked()
         under_way, self._taken_up = self._taken_up, None
         if under_way is None:

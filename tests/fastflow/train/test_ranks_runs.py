@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cli_runs import lines_in, options, settings, start, wait_for
+from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import metrics_of, newest_save, tensors_of
 
 pytestmark = pytest.mark.distributed
@@ -21,33 +22,6 @@ pytestmark = pytest.mark.distributed
 def begin(home: Path, *more: str, name: str = "run", **changes) -> subprocess.Popen:
     values = {**settings(home, **changes), "run.output": home / name}
     return start([*options(values), *more])
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == code, (process.returncode, output, errors)
-    assert "Traceback" not in errors, errors
-    return output + errors
-
-
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
-    """The processes that a launcher started as ranks."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"fastflow" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def assert_gone(pids: list[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not all(is_gone(pid) for pid in pids):
-        assert time.monotonic() < deadline, "a rank outlives its run"
-        time.sleep(0.05)
 
 
 def responses(run: Path) -> list[str]:
