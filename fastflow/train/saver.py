@@ -61,7 +61,7 @@ class Saver:
         """
         self.wait()
         try:
-            staged = checkpoint.stage(self._learner)
+            staged = checkpoint.stage(self._learner, position.generators)
         except Exception as error:
             raise self._failed(position, error) from error
         self._writing = position

@@ -186,7 +186,8 @@ class Trainer:
                 recorder = self._open_directory()
             stack.callback(recorder.close)
             generators.restore(self.position.generators)  # last of all, or a constructor could draw from them
-            if self.ranks.rank:  # or all ranks would drop the same units
+            if self.ranks.rank and not (self._saved and self._saved.is_of(self.ranks)):
+                # otherwise all ranks would drop the same units
                 generators.seed_apart(self.config.run.seed, self.ranks.rank, self.position.step)
             try:
                 with self.progress:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
 from rank_runs import assert_gone, finish, ranks_of
-from resumed_runs import metrics_of, newest_save, tensors_of
+from resumed_runs import check_same, metrics_of, newest_save, tensors_of
 
 pytestmark = pytest.mark.distributed
 
@@ -85,6 +86,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(undisturbed, before, after):
     assert_like(run, undisturbed / "one")
     first = tensors_of(run / "checkpoints" / "step-2")
     assert first.keys() == weights.keys()
+
+
+def test_dropout_goes_on_to_the_bit_on_as_many_ranks(tmp_path):
+    changes = {"lora.rank": 2, "lora.dropout": 0.3, "run.save_every": 1, "run.samples_every": 1, "optim.lr": 1e-2}
+    for name, steps in (("whole", 4), ("halves", 2)):
+        finish(begin(tmp_path, "--devices=2", name=name, **{**changes, "run.steps": steps}))
+    first, second = (
+        load_file(newest_save(tmp_path / "halves") / "trainer" / "generators" / f"rank-{rank}.safetensors")
+        for rank in (0, 1)
+    )
+    assert not torch.equal(first["torch.cpu"], second["torch.cpu"])
+    finish(start(["train", "--resume", str(tmp_path / "halves"), "--run.steps=4", "--devices=2"]))
+    check_same(tmp_path / "whole", tmp_path / "halves")
 
 
 def test_a_refusal_is_said_once(tmp_path):
