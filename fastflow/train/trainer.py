@@ -192,6 +192,7 @@ class Trainer:
             try:
                 with self.progress:
                     for step in range(self.position.step + 1, self.config.run.steps + 1):
+                        PULSE.begin_step()
                         self.record(step, self.step(step), recorder)
                         self.saver.check()
                         if self.config.run.save_every and step % self.config.run.save_every == 0:
@@ -241,7 +242,6 @@ class Trainer:
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""
         start = time.perf_counter()
-        PULSE.begin_step()
         self._stop_if_asked()
         under_way, self._taken_up = self._taken_up, None
         if under_way is None:
