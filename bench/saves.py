@@ -45,7 +45,7 @@ def main() -> int:
         ]
         plain, staged = waits(
             lambda: [tensor.detach().to("cpu", copy=True) for tensor in tensors],
-            lambda: checkpoint.stage(trainer.learner),
+            lambda: checkpoint.stage(trainer.learner, trainer.position.generators),
         )
         started = time.perf_counter()
         trainer.saver.save(replace(trainer.position, step=2, updates=2))

@@ -2,17 +2,22 @@
 
     python -m tests.chaos --kills 100 --seed 0
     python -m tests.chaos --kills 20 --seed 0 --engine vllm
+    python -m tests.chaos --kills 20 --seed 0 --ranks 2
     python -m tests.chaos --every-operation        one kill at each file operation of a run, in their order
 
 A run counts as survived when its last save equals the undisturbed run's to the bit, with its metrics (but for times)
 and its samples, and when no save with a final name was ever damaged. Exits with 1 otherwise. Runs are forked from this
 process, which has everything imported, so that a kill costs a second and not ten.
+
+With --ranks, a kill hits a random rank or their launcher. No process may be left, and a run counts as survived when its
+weights equal the undisturbed run's to 1e-6.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import mmap
 import os
 import random
@@ -30,12 +35,14 @@ import torch
 
 torch.set_num_threads(1)
 
+from cli_runs import options, settings  # noqa: E402
 from dying import GONE, FileOperations, exit_code, in_a_child  # noqa: E402
 from fastflow.config.schema import Config  # noqa: E402
 from fastflow.run.manifest import verify  # noqa: E402
 from fastflow.train.progress import RunProgress  # noqa: E402
 from fastflow.train.saver import Saver  # noqa: E402
-from resumed_runs import check_same, configure, run_to_the_end  # noqa: E402
+from forked_ranks import Pids, end_of, launch  # noqa: E402
+from resumed_runs import check_same, configure, metrics_of, newest_save, run_to_the_end, tensors_of  # noqa: E402
 from small_models import save_model  # noqa: E402
 
 COMMON = {"run__steps": 5, "run__save_every": 1, "run__samples_every": 1, "optim__lr": 1e-2}
@@ -115,6 +122,11 @@ class Chaos:
     def check(self, kind: str, output: Path) -> None:
         check_same(self.undisturbed(kind)[0], output)
 
+    def kill(self, child: int) -> str | None:
+        """Kill a run. Returns what was killed in it, where there is more than one process; None where it was done."""
+        os.kill(child, signal.SIGKILL)
+        return None if exit_code(child) == 0 else ""
+
     def random_kills(self, count: int) -> Iterator[str]:
         """Yields the phase in which each kill hit."""
         number = killed = 0
@@ -127,12 +139,12 @@ class Chaos:
                     break
                 child = self.start(config)
                 time.sleep(self.random.uniform(0, seconds))
-                os.kill(child, signal.SIGKILL)
-                if exit_code(child) == 0:
+                victim = self.kill(child)
+                if victim is None:
                     break  # it was done already
                 killed += 1
                 check_saves(Path(config.run.output))
-                yield self.watched.read()
+                yield f"{self.watched.read()}{victim}"
             self.must_succeed(self.start(config))
             self.check(kind, Path(config.run.output))
             shutil.rmtree(config.run.output)
@@ -157,6 +169,53 @@ class Chaos:
             at += stride
 
 
+class ChaosOfRanks(Chaos):
+    """The same with several ranks, of which one is killed, or their launcher."""
+
+    def __init__(self, home: Path, seed: int, ranks: int):
+        super().__init__(home, "local", seed)
+        self.ranks, self.pids = ranks, Pids()
+        self.to_the_bit = self.runs = 0
+        self._values: dict[str, dict[str, object]] = {}  # of each run, by its directory
+
+    def start(self, config: Config, dying_at: int = 0) -> int:
+        self.pids.clear()
+        values = self._values[config.run.output]
+
+        def begin(rank: int) -> None:
+            self.pids.enter(rank)
+            if rank == 0:
+                self.watched.begin()
+
+        return in_a_child(lambda: launch(self.ranks, [*options(values), "--resume=auto"], begin), output=self.log)
+
+    def config(self, kind: str, output: Path) -> Config:
+        changes = {**COMMON, **self.kinds[kind], "run__output": output, "run__hang_after": 40}
+        self._values[str(output)] = settings(self.home, **changes)
+        return configure(self.home, **changes)
+
+    def kill(self, child: int) -> str | None:
+        ranks = self.pids.of(self.ranks)
+        number = self.random.randrange(-1, len(ranks))
+        victim, pid = (" (the launcher)", child) if number < 0 else (f" (rank {number})", ranks[number])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return None if end_of(child, self.pids.of(self.ranks)) == 0 else victim
+
+    def check(self, kind: str, output: Path) -> None:
+        expected = self.undisturbed(kind)[0]
+        first, second = tensors_of(newest_save(expected)), tensors_of(newest_save(output))
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            if name.startswith(("policy", "adapter", "trainer/tensors")):
+                torch.testing.assert_close(second[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+        assert [line["step"] for line in metrics_of(output)] == [line["step"] for line in metrics_of(expected)]
+        self.runs += 1
+        with contextlib.suppress(AssertionError):
+            check_same(expected, output)
+            self.to_the_bit += 1
+
+
 def check_saves(run: Path) -> None:
     """Every save with a final name is whole, and what the run shows as its policy is there."""
     for save in (run / "checkpoints").glob("step-*"):
@@ -174,10 +233,15 @@ def main() -> int:
     parser.add_argument("--every-operation", action="store_true", help="kill at each file operation instead")
     parser.add_argument("--first", type=int, default=1, help="of the operations")
     parser.add_argument("--stride", type=int, default=1, help="between the operations")
+    parser.add_argument("--ranks", type=int, default=1, help="of each run, with the local engine")
     options = parser.parse_args()
+    if options.ranks > 1 and (options.every_operation or options.engine != "local"):
+        parser.error("--ranks goes with random kills of the local engine alone")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastflow-chaos-") as folder:
-        chaos = Chaos(Path(folder), options.engine, options.seed)
+        home = Path(folder)
+        several = ChaosOfRanks(home, options.seed, options.ranks) if options.ranks > 1 else None
+        chaos = several or Chaos(home, options.engine, options.seed)
         hits: collections.Counter[str] = collections.Counter()
         try:
             if options.every_operation:
@@ -190,7 +254,8 @@ def main() -> int:
             print(f"after {sum(hits.values())} kills: {type(failure).__name__}: {failure}")
             return 1
     where = ", ".join(f"{count} {phase}" for phase, count in hits.most_common())
-    print(f"{sum(hits.values())} kills ({where}), all resumed to the bit, {time.monotonic() - started:.0f} s")
+    how = "to the bit" if several is None else f"within 1e-6, {several.to_the_bit} of {several.runs} runs to the bit"
+    print(f"{sum(hits.values())} kills ({where}), all resumed {how}, {time.monotonic() - started:.0f} s")
     return 0
 
 

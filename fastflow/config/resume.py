@@ -26,6 +26,7 @@ HARMLESS = {
     "optim.max_skips",
     "run.steps", "run.output", "run.overwrite", "run.save_every", "run.keep", "run.best_metric", "run.best_is",
     "run.export_dtype", "run.samples_every", "run.samples_per_dump", "run.tensorboard", "run.wandb", "run.report",
+    "run.hang_after",
 }  # fmt: skip
 ROUNDING = {  # the same to a reader, but sums in another order or responses by other random numbers
     "batch.tokens_per_microbatch", "model.device", "model.attention", "model.fused_layers", "model.compile",

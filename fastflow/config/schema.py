@@ -254,6 +254,12 @@ class RunConfig(Section):
     tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")
     wandb: str | None = setting(None, "Log to this Weights & Biases project (pip install 'fastflow[wandb]')")
     report: bool = setting(True, "Write report.html at the end")
+    hang_after: float = setting(
+        45.0,
+        "End a run of several ranks when none moves on for so long, and for 3 times the longest so far",
+        unit="seconds",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)

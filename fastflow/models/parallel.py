@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import nn
 
+from fastflow.models.pulse import PULSE
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -48,7 +50,10 @@ def run_inside(root: nn.Module, function: Callable[..., Result], *arguments: Any
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor with the parts of all ranks, which all call this in the same order."""
     gather = getattr(tensor, "full_tensor", None)
-    return tensor.detach() if gather is None else gather()
+    if gather is None:
+        return tensor.detach()
+    PULSE.beat()
+    return gather()
 
 
 def part(tensor: torch.Tensor) -> torch.Tensor:

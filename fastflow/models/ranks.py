@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from fastflow.errors import FastflowError
+from fastflow.models.pulse import PULSE
 
 AnyObject = TypeVar("AnyObject")
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -48,6 +49,7 @@ class Ranks:
         """Add the tensors of all ranks up; every rank gets the same bits."""
         if self.count == 1:
             return tensor
+        PULSE.beat()
         total = tensor.clone().contiguous()
         dist.all_reduce(total)
         return total
@@ -56,6 +58,7 @@ class Ranks:
         """Return the largest of the ranks' numbers."""
         if self.count == 1:
             return number
+        PULSE.beat()
         largest = torch.tensor(number, dtype=torch.int64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
@@ -68,6 +71,7 @@ class Ranks:
         """Return the values of all ranks, in their order, on each."""
         if self.count == 1:
             return [value]
+        PULSE.beat()
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
@@ -76,6 +80,7 @@ class Ranks:
         """Return the first rank's value on all."""
         if self.count == 1:
             return value
+        PULSE.beat()
         held: list[Any] = [value if self.is_first else None]
         dist.broadcast_object_list(held, src=0)
         return held[0]

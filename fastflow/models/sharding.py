@@ -12,6 +12,7 @@ import torch
 
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.parallel import Root
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 
 
@@ -41,6 +42,7 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     root = Root(model.model)
     for layer in model.causal_lm.get_decoder().layers:
+        layer.register_forward_pre_hook(PULSE.beat)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
     fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False)
     for module in root.modules():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.run.output_file import writable
+from fastflow.train.devices import split_devices
 
 if TYPE_CHECKING:
     from fastflow.config.schema import Config
@@ -20,16 +21,23 @@ DOES_NOT_FIT = 1
 
 @dataclass(frozen=True)
 class Request:
-    """What to plan. memory: GiB of the device; None means this machine's. json: a file to write, if any."""
+    """What to plan. memory: GiB of a device; None means this machine's. json: a file to write, if any. devices: one for
+    each rank.
+    """
 
     config: Config
     memory: float | None
     json: Path | None
+    devices: int = 1
 
 
 def read_arguments(arguments: Sequence[str]) -> Request:
-    """Read the arguments of `fastflow train`, and --memory and --json. Raises FastflowError for what is wrong."""
-    own, settings = _own_parser().parse_known_args(list(arguments))
+    """Read the arguments of `fastflow train`, and --memory, --devices and --json.
+
+    Raises FastflowError for what is wrong.
+    """
+    devices, rest = split_devices(arguments)
+    own, settings = _own_parser().parse_known_args(rest)
     if "--dry-run" in settings:
         raise FastflowError("--dry-run belongs to fastflow train; fastflow plan never starts a run")
     from fastflow.config.reader import read_config
@@ -37,7 +45,7 @@ def read_arguments(arguments: Sequence[str]) -> Request:
     config, _ = read_config(settings)
     if not config.model.path:
         raise FastflowError("model.path is not set; give --model.path or choose a --preset (see fastflow train --help)")
-    return Request(config, own.memory, own.json)
+    return Request(config, own.memory, own.json, devices)
 
 
 def run(request: Request) -> int:
@@ -48,18 +56,27 @@ def run(request: Request) -> int:
     from rich.console import Console
 
     from fastflow.plan.device import find_device
-    from fastflow.plan.estimate import estimate
+    from fastflow.plan.estimate import estimate, sizes_of
+    from fastflow.plan.largest import largest
     from fastflow.plan.remedies import combination, remedies
     from fastflow.plan.table import as_json, print_plan
+    from fastflow.train.launch import check_several_ranks
 
     output = None if request.json is None else writable(request.json)
-    config, device = request.config, find_device(request.config.model, request.memory)
+    if request.devices > 1:
+        check_several_ranks(request.config, request.devices)
+    config, device = request.config, find_device(request.config.model, request.memory, request.devices)
     result = estimate(config, device)
+    most = largest(config, sizes_of(config), device)
+    if most is not None:
+        result.remarks.append(str(most))
     helpful = [] if result.fits else remedies(config, device, result)
     together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
     print_plan(Console(), config, result, helpful, together)
     if output is not None:
-        output.write_text(json.dumps(as_json(config, result, helpful, together), indent=2) + "\n", encoding="utf-8")
+        output.write_text(
+            json.dumps(as_json(config, result, helpful, together, most), indent=2) + "\n", encoding="utf-8"
+        )
     return 0 if result.fits else DOES_NOT_FIT
 
 
@@ -67,7 +84,7 @@ def _own_parser() -> CommandParser:
     parser = CommandParser(
         prog="fastflow plan",
         usage="fastflow plan [--preset NAME] [--config FILE] [--SECTION.SETTING VALUE ...] [--memory GIB] "
-        "[--json FILE]",
+        "[--devices N] [--json FILE]",
         description="Estimate the memory of a training run from its settings and the model's config.json, and say "
         "whether it fits. Takes every setting of fastflow train (see fastflow train --help); loads no weights and "
         "needs no data.",
@@ -77,8 +94,9 @@ def _own_parser() -> CommandParser:
         "--memory",
         metavar="GIB",
         type=float,
-        help="memory of the GPU to plan for, in this machine or in another; with --model.device cpu, the RAM "
-        "(default: this machine's)",
+        help="memory of the GPU to plan for, of each where there are several, in this machine or in another; with "
+        "--model.device cpu, the RAM (default: this machine's)",
     )
+    parser.add_argument("--devices", metavar="N", help="ranks, with a device each (default: 1); the plan is of one")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON, in bytes")
     return parser

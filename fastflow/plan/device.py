@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,26 +22,43 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 class Device:
     """The device of a plan.
 
-    type: cuda or cpu. memory: bytes in all. origin: the source of that number. shared: free bytes of shared memory on
-    this machine; None where the plan is for another machine or needs none.
+    type: cuda or cpu. memory: bytes in all, for one rank. origin: the source of that number. shared: free bytes of
+    shared memory on this machine; None where the plan is for another machine or needs none. count: of such devices, one
+    for each rank.
     """
 
     type: str
     memory: int
     origin: str
     shared: int | None = None
+    count: int = 1
 
     @property
     def is_gpu(self) -> bool:
         return self.type == "cuda"
 
 
-def find_device(settings: ModelConfig, memory_gib: float | None) -> Device:
-    """Return the device of model.device; `memory_gib`, where given, replaces its own memory.
+def find_device(settings: ModelConfig, memory_gib: float | None, count: int = 1) -> Device:
+    """Return the device of model.device, `count` of them; `memory_gib`, where given, replaces its own memory.
 
-    A size alone means a GPU of that size, in this machine or in another. With model.device = cpu, it means RAM. Raises
-    FastflowError for a size that is not above 0 or exceeds a million GiB, and for a device that does not exist.
+    A size alone means a GPU of that size, in this machine or in another. With model.device = cpu, it means RAM, which
+    the ranks share. Raises FastflowError for a size that is not above 0 or exceeds a million GiB, and for devices that
+    do not exist.
     """
+    one = _find_one(settings, memory_gib)
+    if count == 1:
+        return one
+    if not one.is_gpu:
+        return replace(one, memory=one.memory // count, origin=f"1/{count} of {one.origin}", count=count)
+    if memory_gib is None and count > torch.cuda.device_count():
+        raise FastflowError(
+            f"--devices {count}, but this machine has {torch.cuda.device_count()} CUDA devices; give --memory to plan "
+            "for another"
+        )
+    return replace(one, count=count)
+
+
+def _find_one(settings: ModelConfig, memory_gib: float | None) -> Device:
     if memory_gib is not None:
         if not 0 < memory_gib <= LARGEST_GIB:
             raise FastflowError(

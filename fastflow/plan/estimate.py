@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fastflow.config.schema import Config
 from fastflow.models.packed import check_same_vocabulary
 from fastflow.plan.device import Device
+from fastflow.plan.rank_rows import divide_rows, loading_obstacle
 from fastflow.plan.rows import PHASES, Row, peak, size
-from fastflow.plan.sizes import ModelSizes, count_adapters, read_sizes
+from fastflow.plan.sizes import Adapters, ModelSizes, count_adapters, read_sizes
 from fastflow.plan.trainer_rows import trainer_rows
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
 
@@ -41,8 +42,22 @@ class Estimate:
         return not self.shortfall and not self.obstacles
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of the policy; of its base, where that is another model; and of its adapters, where it has any."""
+
+    model: ModelSizes
+    base: ModelSizes | None
+    adapters: Adapters | None
+
+
 def estimate(config: Config, device: Device) -> Estimate:
     """Estimate the memory of a run. Raises FastflowError for an unreadable config.json and for unsuitable settings."""
+    return estimate_sizes(config, sizes_of(config), device)
+
+
+def sizes_of(config: Config) -> Sizes:
+    """Read the sizes of all models of a run. Raises FastflowError as `estimate` does."""
     model = read_sizes(config.model.path, config.model)
     base, adapters = None, None
     if config.lora.rank:
@@ -50,14 +65,20 @@ def estimate(config: Config, device: Device) -> Estimate:
     else:
         base = read_sizes(config.model.base or config.model.path, config.model)
         check_same_vocabulary(model, base, config.model)
-    rows = trainer_rows(config, model, base, adapters, device)
-    remarks: list[str] = []
-    obstacles: list[str] = []
+    return Sizes(model, base, adapters)
+
+
+def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
+    """Estimate the memory of a run on models of these sizes."""
+    model, adapters = sizes.model, sizes.adapters
+    rows = trainer_rows(config, model, sizes.base, adapters, device)
+    remarks, obstacles = loading_obstacle(rows, device)
+    rows = divide_rows(rows, config, model, device)
     if config.rollout.engine == "vllm":
-        more, remarks, obstacles = vllm_rows(config, model, adapters, device)
-        rows += more
+        more, its_remarks, its_obstacles = vllm_rows(config, model, adapters, device)
+        rows, remarks, obstacles = [*rows, *more], [*remarks, *its_remarks], [*obstacles, *its_obstacles]
     elif config.rollout.engine == "vllm-server":
-        remarks = ["the servers' memory is their own; only the trainer's is counted here"]
+        remarks += ["the servers' memory is their own; only the trainer's is counted here"]
     result = Estimate(device, rows, remarks, obstacles)
     _judge_lengths(result, config, model)
     _judge(result, config, shared_bytes(config, model, adapters))

@@ -76,7 +76,7 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
         yield "lora.rank", [LORA_RANK]
     if config.lora.rank and config.model.dtype == "float32":
         yield "model.dtype", ["bfloat16"]
-    yield "rollout.max_sequences", _halvings(sequences_at_once(config), FEWEST_SEQUENCES)
+    yield "rollout.max_sequences", _halvings(sequences_at_once(config, device.count), FEWEST_SEQUENCES)
     if rollout.engine == "vllm":
         if device.is_gpu:
             yield "rollout.memory_fraction", [share for share in FRACTIONS if share != rollout.memory_fraction]

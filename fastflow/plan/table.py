@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fastflow.config.schema import Config
 from fastflow.plan.estimate import Estimate
+from fastflow.plan.largest import Largest
 from fastflow.plan.remedies import Remedy
 from fastflow.plan.rows import PHASES, SAMPLING, Row, size
 
@@ -49,7 +50,8 @@ def verdict(config: Config, result: Estimate) -> str:
     device = result.device
     phase = max(PHASES, key=lambda name: result.peak(name)[1])
     _, needed = result.peak(phase)
-    where = f"{size(device.memory)} ({device.origin})"
+    each = f", each of {device.count} ranks" if device.count > 1 else ""
+    where = f"{size(device.memory)} ({device.origin}{each})"
     if result.shortfall:
         return f"does not fit: {size(needed)} while {_name(config, phase)}, {size(result.shortfall)} more than {where}"
     if result.obstacles:
@@ -59,7 +61,9 @@ def verdict(config: Config, result: Estimate) -> str:
     return f"{word}: {size(needed)} while {_name(config, phase)}, of {where}; {size(left)} are left"
 
 
-def as_json(config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy]) -> dict[str, Any]:
+def as_json(
+    config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy], most: Largest | None
+) -> dict[str, Any]:
     """Return all that the console shows, in bytes."""
     phases = {}
     for phase in PHASES:
@@ -76,6 +80,7 @@ def as_json(config: Config, result: Estimate, helpful: list[Remedy], together: l
         "remarks": result.remarks,
         "remedies": [asdict(remedy) for remedy in helpful],
         "together": [asdict(remedy) for remedy in together],
+        "largest": None if most is None else asdict(most),
         "measured": False,
     }
 

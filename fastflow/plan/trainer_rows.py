@@ -30,7 +30,7 @@ def trainer_rows(
     rows += _forward_and_backward(config, model, device)
     rows += _loss(config, model, device)
     if config.rollout.engine == "local":
-        rows += _local_sampler(config, model)
+        rows += _local_sampler(config, model, device)
     return [row for row in [*rows, context_row("trainer", device)] if row.bytes]
 
 
@@ -195,9 +195,9 @@ def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int) -> Workspa
     )
 
 
-def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
+def _local_sampler(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     each = 2 if config.model.autocast else parameter_bytes(config)
-    sequences, length = sequences_at_once(config), longest_sequence(config) + 1
+    sequences, length = sequences_at_once(config, device.count), longest_sequence(config) + 1
     per_token = cache_bytes_per_token(model, each)
     # measured: drawing holds the logits and their sums in float64, and a nucleus also their order
     logits = (20 if config.rollout.top_p == 1 else 36) * sequences * model.vocab_size
@@ -215,9 +215,10 @@ def _local_sampler(config: Config, model: ModelSizes) -> list[Row]:
     ]  # fmt: skip
 
 
-def sequences_at_once(config: Config) -> int:
-    """Return the number of responses that are decoded together."""
-    return min(config.rollout.max_sequences, config.batch.prompts_per_step * config.batch.responses_per_prompt)
+def sequences_at_once(config: Config, ranks: int = 1) -> int:
+    """Return the number of responses that one rank decodes together."""
+    responses = config.batch.prompts_per_step * config.batch.responses_per_prompt
+    return min(config.rollout.max_sequences, -(-responses // ranks))
 
 
 def cache_bytes_per_token(model: ModelSizes, element_bytes: int) -> int:

@@ -28,12 +28,14 @@ GROWING = (METRICS_FILE, SAMPLES_FILE)  # a line or more a step
 EARLIER_STATE = "trainer"  # of runs that could not be resumed yet
 WANDB_FILE = "wandb.id"
 STATUS_FILE = "status.json"
+STACKS = "stacks"  # of all ranks, where one hung
 RESCUED = "rescued"  # what a run could not save in another way
 BAD = "bad"  # batches whose update was skipped
 REHEARSAL = "save.rehearsal"
 _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
-    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, BAD, *SHOWN, EARLIER_STATE, RESCUED, CHECKPOINTS, CONFIG_FILE,
+    SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, STACKS, BAD, *SHOWN, EARLIER_STATE, RESCUED,
+    CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
 _BAD_NAME = re.compile(r"step-(\d+)(?:-update-(\d+))?\.safetensors")
 _PASSING = {

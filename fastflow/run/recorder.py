@@ -15,6 +15,7 @@ from fastflow.config.schema import Config
 from fastflow.errors import need
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.output_file import writing
+from fastflow.run.pace import Pace, duration
 from fastflow.run.status import StatusSink
 
 if TYPE_CHECKING:
@@ -47,14 +48,17 @@ class JsonlSink:
 
 
 class ConsoleSink:
-    """One line a step."""
+    """One line a step. after: steps that are done when it begins."""
 
-    def __init__(self, console: Console, steps: int):
+    def __init__(self, console: Console, steps: int, after: int = 0):
         self._console = console
+        self._pace = Pace(steps, after)
         self._width = len(str(steps))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         malformed = metrics["malformed_share"]
+        self._pace.step_done(step)
+        left = self._pace.seconds_left()
         fields = [
             f"step {step:>{self._width}}",
             f"loss {metrics['loss']:.4f}",
@@ -69,6 +73,8 @@ class ConsoleSink:
             *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
             *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
             f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",
+            f"{metrics['tokens'] / metrics['seconds']:.0f} tokens/s",
+            *([f"{duration(left)} left"] if left else []),
         ]
         self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
         for alarm in metrics["alarms"]:
@@ -151,7 +157,7 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
     with writing(directory):
         sinks: list[Sink] = [
             JsonlSink(directory / METRICS_FILE),
-            ConsoleSink(console, config.run.steps),
+            ConsoleSink(console, config.run.steps, after),
             StatusSink(directory, config.run.steps, after, skipped),
         ]
         if config.run.tensorboard:

@@ -8,7 +8,6 @@ import os
 import platform
 import socket
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import torch
 from fastflow import __version__
 from fastflow.run.directory import STATUS_FILE
 from fastflow.run.durable import FRESH
-
-RECENT = 20  # steps that the pace is taken from
+from fastflow.run.pace import Pace
 
 
 class StatusSink:
@@ -31,14 +29,14 @@ class StatusSink:
         self._alarms: list[str] = []
         self._skipped = skipped
         self._tokens_per_second: float | None = None
-        self._ends = deque([(after, time.monotonic())], maxlen=RECENT + 1)
+        self._pace = Pace(steps, after)
         self._replace("running")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._step, self._alarms = step, metrics["alarms"]
         self._skipped = metrics["skipped_updates_total"]
         self._tokens_per_second = round(metrics["tokens"] / max(metrics["seconds"], 1e-9), 1)
-        self._ends.append((step, time.monotonic()))
+        self._pace.step_done(step)
         self._replace("running")
 
     def close(self) -> None:
@@ -50,7 +48,7 @@ class StatusSink:
             "phase": phase,
             "step": self._step,
             "steps": self._steps,
-            "eta_seconds": self._eta_seconds(),
+            "eta_seconds": self._pace.seconds_left(),
             "tokens_per_second": self._tokens_per_second,
             "alarms": self._alarms,
             "skipped_updates": self._skipped,
@@ -62,11 +60,6 @@ class StatusSink:
         with contextlib.suppress(OSError):
             fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
             fresh.replace(self._file)
-
-    def _eta_seconds(self) -> float | None:
-        """What the rest takes at the pace of the last steps; None before there is one."""
-        (first, began), (last, ended) = self._ends[0], self._ends[-1]
-        return None if last == first else round((self._steps - last) * (ended - began) / (last - first), 1)
 
 
 def describe_machine(device: torch.device) -> str:

@@ -19,7 +19,7 @@ import copy
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,7 +51,7 @@ class SaveFailed(FastflowError):
 class Staged(NamedTuple):
     """Copies in the host's memory. weights, buffers: the policy's, by name, of the weights those that are trained.
     others: optimiser moments and log_z. without_moments: parameters that no gradient has reached yet. frozen: weights
-    that are not trained, where they are cut over ranks.
+    that are not trained, where they are cut over ranks. generators: the random states of each rank.
     """
 
     weights: dict[str, torch.Tensor]
@@ -59,7 +59,7 @@ class Staged(NamedTuple):
     others: dict[str, torch.Tensor]
     without_moments: list[str]
     frozen: Mapping[str, torch.Tensor]
-    ranks: int
+    generators: Sequence[Mapping[str, torch.Tensor]]
 
 
 class Skeleton:
@@ -87,9 +87,9 @@ class Skeleton:
 
 
 @torch.no_grad()
-def stage(learner: Learner) -> Staged | None:
+def stage(learner: Learner, generators: Mapping[str, torch.Tensor]) -> Staged | None:
     """Copy the trained state to the host. Where the policy is cut over ranks, all gather tensor after tensor. The
-    first keeps them, and the others return None.
+    first keeps them, and the others return None. generators: the random states of this rank.
     """
     policy, first = learner.policy, learner.policy.ranks.is_first
     named = list(policy.model.named_parameters())
@@ -98,7 +98,8 @@ def stage(learner: Learner) -> Staged | None:
     frozen = _copies(cut, keep=first)
     buffers, others = _copies(policy.model.named_buffers(), keep=first), _copies(_others(learner), keep=first)
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
-    return Staged(weights, buffers, others, without, frozen, policy.ranks.count) if first else None
+    states = policy.ranks.gather(generators)
+    return Staged(weights, buffers, others, without, frozen, states) if first else None
 
 
 def write(
@@ -127,12 +128,12 @@ def write(
     exact = set(_exactly_held(directory, staged.weights))
     rest = {f"weights/{name}": tensor for name, tensor in staged.weights.items() if name not in exact}
     write_tensors(trainer / "tensors", {**rest, **staged.others})
-    _write_generators(trainer / "generators", position.generators, rank=0)
+    _write_generators(trainer / "generators", staged.generators)
     write_rollout(trainer / "rollout", position)
     (trainer / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     state = {
         **_state(position, identity, report),
-        "ranks": staged.ranks,
+        "ranks": len(staged.generators),
         "without_moments": staged.without_moments,
     }
     (trainer / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -233,11 +234,12 @@ def exported_names(name: str) -> set[str]:
     return {name, name.replace(".default.", ".")}
 
 
-def _write_generators(directory: Path, states: Mapping[str, torch.Tensor], *, rank: int) -> None:
+def _write_generators(directory: Path, states: Sequence[Mapping[str, torch.Tensor]]) -> None:
     from safetensors.torch import save_file
 
     directory.mkdir()
-    save_file(dict(states), directory / f"rank-{rank}.safetensors")
+    for rank, of_rank in enumerate(states):
+        save_file(dict(of_rank), directory / f"rank-{rank}.safetensors")
 
 
 def _state(position: Position, identity: Identity, report: ExportReport) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
@@ -55,9 +56,9 @@ def train(
     if config.run.report and trainer.ranks.is_first:
         from fastflow.report.command import write_report
 
-        console.print(
-            f"report written to {write_report(trainer.directory)}", markup=False, highlight=False, soft_wrap=True
-        )
+        with PULSE.patient():
+            report = write_report(trainer.directory)
+        console.print(f"report written to {report}", markup=False, highlight=False, soft_wrap=True)
     return policy
 
 

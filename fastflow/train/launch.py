@@ -85,13 +85,21 @@ def watch_launcher() -> None:
 
 @contextlib.contextmanager
 def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
-    """Turn the failure of a collective, because another rank is gone, into one sentence."""
+    """Turn into one sentence that a collective failed, because another rank is gone, or that this rank has no memory
+    left.
+    """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         import torch.distributed as dist
 
         text = " ".join(str(error).split())
+        if ranks.count > 1 and (isinstance(error, MemoryError) or "DefaultCPUAllocator" in text):
+            raise FastflowError(
+                f"rank {ranks.rank} ran out of the machine's memory ({text[:200] or 'MemoryError'}); lower "
+                "batch.tokens_per_microbatch or rollout.max_sequences, or set lora.rank, and start the run again with "
+                "--resume"
+            ) from error
         lost = isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text or "Connection" in text
         if ranks.count == 1 or not lost:
             raise

@@ -12,6 +12,7 @@ import torch
 
 from fastflow.errors import FastflowError
 from fastflow.models.parallel import copy_whole
+from fastflow.models.ranks import Ranks
 from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
 from fastflow.train.finite import Skips
 from fastflow.train.learner import Learner
@@ -29,6 +30,10 @@ class Saved:
     @property
     def rollout(self) -> Path:
         return self.directory / "trainer" / "rollout"
+
+    def is_of(self, ranks: Ranks) -> bool:
+        """Whether as many ranks saved it, so that each goes on with random states of its own."""
+        return bool(self.state["ranks"] == ranks.count and _generators(self, ranks.rank).exists())
 
     @property
     def has_groups(self) -> bool:
@@ -68,10 +73,15 @@ def restore(saved: Saved, learner: Learner) -> None:
         group["lr"] = lr
 
 
-def read_generators(saved: Saved, *, rank: int = 0) -> dict[str, torch.Tensor]:
+def read_generators(saved: Saved, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The random states of this rank; those of the first, where another number of ranks saved them."""
     from safetensors.torch import load_file
 
-    return load_file(saved.directory / "trainer" / "generators" / f"rank-{rank}.safetensors")
+    return load_file(_generators(saved, ranks.rank if saved.is_of(ranks) else 0))
+
+
+def _generators(saved: Saved, rank: int) -> Path:
+    return saved.directory / "trainer" / "generators" / f"rank-{rank}.safetensors"
 
 
 def _restore_weights(directory: Path, learner: Learner) -> None:

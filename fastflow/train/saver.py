@@ -7,6 +7,7 @@ import logging
 import threading
 
 from fastflow.config.schema import Config
+from fastflow.models.pulse import PULSE
 from fastflow.run.checkpoints import Checkpoints, name_of
 from fastflow.run.directory import GROWING
 from fastflow.run.durable import flush_file
@@ -60,7 +61,7 @@ class Saver:
         """
         self.wait()
         try:
-            staged = checkpoint.stage(self._learner)
+            staged = checkpoint.stage(self._learner, position.generators)
         except Exception as error:
             raise self._failed(position, error) from error
         self._writing = position
@@ -82,7 +83,8 @@ class Saver:
         position = self._writing
         if position is None:
             return
-        self._done.wait()
+        with PULSE.patient():
+            self._done.wait()
         self._end_thread()
         self._writing = None
         failure, self._failure = self._failure, None

@@ -80,7 +80,7 @@ class Standing:
             updates=state["updates"],
             version=state["version"],
             prompts=self._after[step],
-            generators=read_generators(saved),
+            generators=read_generators(saved, self._learner.policy.ranks),
             records=state["records"],
             alarms=state["alarms"],
             under_way=under_way,

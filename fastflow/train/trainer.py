@@ -22,6 +22,7 @@ from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
@@ -186,11 +187,13 @@ class Trainer:
                 recorder = self._open_directory()
             stack.callback(recorder.close)
             generators.restore(self.position.generators)  # last of all, or a constructor could draw from them
-            if self.ranks.rank:  # or all ranks would drop the same units
+            if self.ranks.rank and not (self._saved and self._saved.is_of(self.ranks)):
+                # otherwise all ranks would drop the same units
                 generators.seed_apart(self.config.run.seed, self.ranks.rank, self.position.step)
             try:
                 with self.progress:
                     for step in range(self.position.step + 1, self.config.run.steps + 1):
+                        PULSE.begin_step()
                         self.record(step, self.step(step), recorder)
                         self.saver.check()
                         if self.config.run.save_every and step % self.config.run.save_every == 0:

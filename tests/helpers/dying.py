@@ -84,3 +84,9 @@ def in_a_child(work: Callable[[], object], *, output: Path) -> int:
 def exit_code(child: int) -> int:
     """Wait for a child: its exit code, or minus the number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def exit_status(child: int) -> int | None:
+    """The same without waiting: None while the child runs."""
+    ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None

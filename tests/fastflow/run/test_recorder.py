@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fastflow.config.schema import Config, RunConfig
 from fastflow.errors import FastflowError
+from fastflow.run.pace import duration
 from fastflow.run.recorder import ConsoleSink, JsonlSink, Recorder, TensorBoardSink, make_recorder
 
 METRICS = {
@@ -76,6 +77,13 @@ class TestJsonl:
 
 
 class TestConsole:
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch):
+        """The time that the pace reads, which stands still until a test changes it."""
+        now = [0.0]
+        monkeypatch.setattr("fastflow.run.pace.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+        return now
+
     def printed(self, metrics, *, step=7, steps=100) -> list[str]:
         out = io.StringIO()
         ConsoleSink(Console(file=out, width=40), steps).write(step, metrics)
@@ -85,8 +93,19 @@ class TestConsole:
         (line,) = self.printed(METRICS)
         assert line == (
             "step   7  loss 0.1235  residual -0.500±1.250  slope 3.46/4  length 17.2  cut 3%  entropy 0.88  "
-            "grad 2.50  mismatch 1e-07  128 responses/s"
+            "grad 2.50  mismatch 1e-07  128 responses/s  1800 tokens/s"
         )
+
+    def test_the_time_that_is_left_at_the_pace_of_this_process(self, clock):
+        out = io.StringIO()
+        sink = ConsoleSink(Console(file=out, width=40), 100, after=50)
+        clock[0] = 80.0
+        sink.write(51, METRICS)
+        clock[0] = 160.0
+        sink.write(52, METRICS)
+        first, second = out.getvalue().splitlines()
+        assert first.endswith("  1:05:20 left") and second.endswith("  1:04:00 left")
+        assert duration(2 * 86400 + 61) == "2 d 0:01:01"
 
     def test_the_malformed_share_only_where_there_is_a_format(self):
         assert "malformed" not in self.printed(METRICS)[0]

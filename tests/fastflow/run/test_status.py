@@ -8,7 +8,8 @@ import os
 import pytest
 
 from fastflow.run import status as module
-from fastflow.run.status import RECENT, StatusSink, describe_machine
+from fastflow.run.pace import RECENT
+from fastflow.run.status import StatusSink, describe_machine
 
 
 def read(run) -> dict:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
-from resumed_runs import metrics_of, newest_save, tensors_of
+from rank_runs import assert_gone, finish, ranks_of
+from resumed_runs import check_same, metrics_of, newest_save, tensors_of
 
 pytestmark = pytest.mark.distributed
 
@@ -21,33 +23,6 @@ pytestmark = pytest.mark.distributed
 def begin(home: Path, *more: str, name: str = "run", **changes) -> subprocess.Popen:
     values = {**settings(home, **changes), "run.output": home / name}
     return start([*options(values), *more])
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == code, (process.returncode, output, errors)
-    assert "Traceback" not in errors, errors
-    return output + errors
-
-
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
-    """The processes that a launcher started as ranks."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"fastflow" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def assert_gone(pids: list[int], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not all(is_gone(pid) for pid in pids):
-        assert time.monotonic() < deadline, "a rank outlives its run"
-        time.sleep(0.05)
 
 
 def responses(run: Path) -> list[str]:
@@ -111,6 +86,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(undisturbed, before, after):
     assert_like(run, undisturbed / "one")
     first = tensors_of(run / "checkpoints" / "step-2")
     assert first.keys() == weights.keys()
+
+
+def test_dropout_goes_on_to_the_bit_on_as_many_ranks(tmp_path):
+    changes = {"lora.rank": 2, "lora.dropout": 0.3, "run.save_every": 1, "run.samples_every": 1, "optim.lr": 1e-2}
+    for name, steps in (("whole", 4), ("halves", 2)):
+        finish(begin(tmp_path, "--devices=2", name=name, **{**changes, "run.steps": steps}))
+    first, second = (
+        load_file(newest_save(tmp_path / "halves") / "trainer" / "generators" / f"rank-{rank}.safetensors")
+        for rank in (0, 1)
+    )
+    assert not torch.equal(first["torch.cpu"], second["torch.cpu"])
+    finish(start(["train", "--resume", str(tmp_path / "halves"), "--run.steps=4", "--devices=2"]))
+    check_same(tmp_path / "whole", tmp_path / "halves")
 
 
 def test_a_refusal_is_said_once(tmp_path):

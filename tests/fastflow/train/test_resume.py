@@ -347,7 +347,7 @@ def test_a_save_holds_nothing_twice(changes, tmp_path):
     save_model(tmp_path / "model", hidden_size=256, intermediate_size=512, head_dim=64)
     trainer = Trainer(configure(tmp_path, run__steps=1, **changes), Console(quiet=True))
     save = newest_save(trainer.run().parent)
-    staged = stage(trainer.learner)
+    staged = stage(trainer.learner, trainer.position.generators)
     exported = sum(file.stat().st_size for file in (save / "policy").glob("*.safetensors"))
     state = sum(tensor.nbytes for tensor in staged.others.values())
     if changes:  # else the exported policy is the weights

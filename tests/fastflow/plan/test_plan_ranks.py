@@ -1,0 +1,114 @@
+"""`fastflow plan --devices N`: what one of N ranks holds, and the largest model that fits them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fastflow.plan import device as plan_device
+from fastflow.plan.device import GIB, Device, find_device
+from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
+from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
+from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
+from plans import GPU, LARGE, configure, invoke, rows_of
+from small_models import make_causal_lm
+
+TWO = Device("cuda", 80 * GIB, "a test", count=2)
+SHORT = {"data__max_prompt_tokens": 64, "rollout__max_response_tokens": 64, "batch__tokens_per_microbatch": 128}
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora__rank": 4}], ids=["all parameters", "lora"])
+def test_what_is_divided_is_as_fsdp_cuts_it(models, changes):
+    """FSDP2 cuts each tensor along its first dimension; the first rank keeps the longer part."""
+    config = configure(models / "large", **changes)
+    one, two = rows_of(config, GPU), rows_of(config, TWO)
+    model = make_causal_lm("llama", **LARGE)
+    kept = sum(-(-len(tensor) // 2) * tensor[0].numel() * 4 for tensor in model.parameters())
+    assert two["trainer", "policy's parameters"].bytes == pytest.approx(kept, rel=1e-3)
+    for name in DIVIDED:
+        if ("trainer", name) in one:
+            assert two["trainer", name].bytes == -(-one["trainer", name].bytes // 2), name
+    outer = {id(tensor): tensor for tensor in (model.lm_head.weight, model.get_input_embeddings().weight)}
+    outer_bytes = 4 * (sum(tensor.numel() for tensor in outer.values()) + LARGE["hidden_size"])
+    assert two["trainer", "embedding and head, gathered"].bytes == outer_bytes
+    layer = sum(tensor.numel() for tensor in model.model.layers[0].parameters())
+    assert two["trainer", "layers, gathered"].bytes == 2 * layer * 4
+    assert ("trainer", "gradient of one layer, before it is divided") in two or changes
+
+
+def test_under_autocast_layers_are_gathered_in_bfloat16_and_not_copied(models):
+    config = configure(models / "large", model__autocast="true")
+    rows = rows_of(config, TWO)
+    layer = layer_parameters(sizes_of(config).model)
+    assert rows["trainer", "layers, gathered"].bytes == 2 * layer * 2
+    assert not any("bfloat16 copies" in name for _, name in rows)
+
+
+def test_a_rank_samples_its_share(models):
+    config = configure(models / "large", batch__prompts_per_step=8, batch__responses_per_prompt=4)
+    name = "trainer", "KV cache of the local sampler"
+    assert rows_of(config, TWO)[name].bytes * 2 == rows_of(config, GPU)[name].bytes
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora__rank": 4}], ids=["all parameters", "lora"])
+def test_a_model_with_other_layers_has_the_sizes_that_are_computed(models, tmp_path, changes):
+    make_causal_lm("llama", **{**LARGE, "num_hidden_layers": 3}).config.save_pretrained(tmp_path / "three")
+    found = with_layers(sizes_of(configure(models / "large", **changes)), 3)
+    assert found == sizes_of(configure(tmp_path / "three", **changes))
+    assert outer_parameters(found.model) + 3 * layer_parameters(found.model) == found.model.parameters
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_largest_model_fits_and_the_next_does_not(models, count):
+    config, device = configure(models / "large", **SHORT), Device("cuda", 3 * GIB, "a test", count=count)
+    sizes = sizes_of(config)
+    found = largest(config, sizes, device)
+    assert found is not None and 0 < found.layers < MOST_LAYERS
+    assert estimate_sizes(config, with_layers(sizes, found.layers), device).fits
+    assert not estimate_sizes(config, with_layers(sizes, found.layers + 1), device).fits
+    alone = largest(config, sizes, Device("cuda", 3 * GIB, "a test"))
+    assert alone is not None and (found.layers > alone.layers) == (count > 1)
+
+
+def test_none_fits(models):
+    config = configure(models / "large")
+    found = largest(config, sizes_of(config), Device("cuda", GIB // 4, "a test"))
+    assert found is not None and found.layers == 0 and "no model of these widths fits" in str(found)
+
+
+def test_the_models_are_loaded_whole_first(models):
+    config = configure(models / "large")
+    whole = sum(rows_of(config, GPU)["trainer", name].bytes for name in ("policy's parameters", "frozen base"))
+    result = estimate(config, Device("cuda", whole - 1, "a test", count=64))
+    assert any("loads the models whole" in obstacle for obstacle in result.obstacles)
+    assert any("loads the models whole" in remark for remark in estimate(config, TWO).remarks)
+
+
+def test_ranks_share_the_ram_and_have_a_gpu_each(models, monkeypatch):
+    settings = configure(models / "large").model
+    alone, shared = find_device(settings, None), find_device(settings, None, 4)
+    assert shared.memory == alone.memory // 4 and shared.count == 4
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    gpu = configure(models / "large", model__device="cuda").model
+    assert find_device(gpu, 24, 4) == plan_device.Device("cuda", 24 * GIB, "--memory", count=4)
+
+
+def test_the_command(capsys, models, tmp_path):
+    file = tmp_path / "plan.json"
+    arguments = ["--model.path", models / "large", "--memory", 80, "--json", file]
+    code, out, err = invoke(capsys, *arguments, "--devices", 4)
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    assert "80.00 GiB (--memory, each of 4 ranks)" in text and "the largest model of these widths that fits" in text
+    plan = json.loads(file.read_text())
+    assert plan["device"]["count"] == 4 and plan["largest"]["layers"] > LARGE["num_hidden_layers"]
+
+
+def test_what_several_ranks_cannot_do_is_refused(capsys, models):
+    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=2", "--rollout.engine=vllm")
+    assert code == 2 and "does not work on 2 ranks yet" in err
+    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices", "none")
+    assert code == 2 and "--devices needs a number of devices" in err
