@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastflow.rollout.power.walk import Ask, Tail, Walk, seeds_of
+from fastflow.rollout.power.walk import Ask, Tail, Walk, seed_of
 
 Form = Literal["exact", "published"]
 _STREAM = 1  # of random numbers beside the engine's
@@ -57,7 +57,7 @@ def chain(seed: int, *, alpha: float, limit: int, block: int, steps: int, form: 
     while not state.ended and room < limit:
         room = min(room + block, limit)
         grown = room if form == "exact" else min(len(state) + block, limit)
-        (tail,) = yield [Ask(state.ids, grown - len(state), *seeds_of(rng, 1))]
+        (tail,) = yield [Ask(state.ids, grown - len(state), seed_of(rng))]
         state = state.then(tail)
         for _ in range(steps):
             state, taken = yield from _move(state, rng, alpha=alpha, room=room, form=form)
@@ -74,7 +74,7 @@ def _move(state: Tail, rng: np.random.Generator, *, alpha: float, room: int, for
     kept = int(rng.integers(len(state)))
     longest = room if form == "exact" else len(state)
     prefix = state.first(kept)
-    (tail,) = yield [Ask(prefix.ids, longest - kept, *seeds_of(rng, 1))]
+    (tail,) = yield [Ask(prefix.ids, longest - kept, seed_of(rng))]
     ratio = log_acceptance(state.after(kept), tail, kept=kept, alpha=alpha, form=form)
     if math.log(1 - rng.random()) <= ratio:
         return prefix.then(tail), True

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastflow.rollout.power.walk import Ask, Tail, Walk, seeds_of
+from fastflow.rollout.power.walk import Ask, Tail, Walk, seed_of
 
 RESAMPLE_BELOW = 0.5  # effective sample size, as a share of the population
 _STREAM = 2  # of random numbers beside the engine's
@@ -77,8 +77,8 @@ def population(seed: int, *, alpha: float, limit: int, block: int, particles: in
             growing = [place for place, state in enumerate(states) if not state.ended]
             if not growing:
                 break
-        tokens, seeds = min(block, limit - start), seeds_of(rng, len(growing))
-        asks = [Ask(states[place].ids, tokens, seed) for place, seed in zip(growing, seeds, strict=True)]
+        tokens = min(block, limit - start)
+        asks = [Ask(states[place].ids, tokens, seed_of(rng)) for place in growing]
         for place, tail in zip(growing, (yield asks), strict=True):
             states[place] = states[place].then(tail)
             log_weights[place] += log_increment(tail, alpha)

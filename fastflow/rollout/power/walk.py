@@ -124,6 +124,6 @@ def run_walks(
     return [(results[number], costs[number]) for number in range(len(walks))]
 
 
-def seeds_of(rng: np.random.Generator, count: int) -> list[int]:
-    """Draw seeds for an engine: integers from 0 to 2^63 - 1."""
-    return rng.integers(0, 2**63 - 1, count, endpoint=True).tolist()
+def seed_of(rng: np.random.Generator) -> int:
+    """Draw a seed for an engine: an integer from 0 to below 2^63."""
+    return int(rng.integers(2**63))

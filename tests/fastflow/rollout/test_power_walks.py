@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastflow.data.trajectory import Prompt
 from fastflow.rollout.power.mcmc import chain, log_acceptance
 from fastflow.rollout.power.smc import effective_size, log_increment, normalised, population, systematic
-from fastflow.rollout.power.walk import Ask, Tail, run_walks, seeds_of
+from fastflow.rollout.power.walk import Ask, Tail, run_walks, seed_of
 from fastflow.verify.exact import SequenceSpace, table_distribution
 
 SPACE = SequenceSpace(tokens=2, limit=3)
@@ -253,5 +253,6 @@ def test_tails_are_cut_and_joined():
     assert joined.log_q.tolist() == [-4, -5, -6]
     with pytest.raises(ValueError, match="has ended"):
         tail.then(tail)
-    seeds = seeds_of(np.random.default_rng(0), 100)
+    rng = np.random.default_rng(0)
+    seeds = [seed_of(rng) for _ in range(100)]
     assert len(set(seeds)) == 100 and min(seeds) >= 0 and max(seeds) < 2**63
