@@ -1,4 +1,4 @@
-"""Methods of an evaluation: which settings they take, whole on the demo's sums, killed and gone on with."""
+"""Methods of an evaluation: which settings they take, each whole on a small model, killed and gone on with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastflow.cli import main
 from fastflow.evaluate import responses, scores, tables
 from fastflow.evaluate.methods.catalogue import CATALOGUE, SETTINGS
 from fastflow.evaluate.settings import read_settings
+from small_models import save_model
 
 pytest.importorskip("pyarrow")
 SMALL = {
@@ -27,8 +28,18 @@ SMALL = {
 }
 
 
-def arguments(sums, output, name, *more):
-    base, file, _ = sums
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """(directory of a random model that spells letters and digits, JSONL of questions)."""
+    directory = tmp_path_factory.mktemp("letters")
+    save_model(directory / "model", max_position_embeddings=1024)
+    lines = [json.dumps({"prompt": letter, "answer": str(number)}) + "\n" for number, letter in enumerate("abc")]
+    (directory / "letters.jsonl").write_text("".join(lines))
+    return directory / "model", directory / "letters.jsonl"
+
+
+def arguments(letters, output, name, *more):
+    base, file = letters
     samples = "1" if name == "beam" else "2"
     return ["evaluate", str(base), "--tasks", str(file), "--output", str(output), "--grader", "numeric",
             "--max_tokens", "24", "--limit", "3", "--prompts_per_part", "1", "--samples", samples,
@@ -40,10 +51,10 @@ def results_of(output):
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_every_method_answers_and_says_what_it_cost(sums, tmp_path, name, monkeypatch):
+def test_every_method_answers_and_says_what_it_cost(letters, tmp_path, name, monkeypatch):
     torch.set_num_threads(1)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    assert main(arguments(sums, whole, name)) == 0
+    assert main(arguments(letters, whole, name)) == 0
     results = results_of(whole)
     assert results["settings"]["method"]["name"] == name
     entry = results["tasks"][0]["models"][0]["scores"]
@@ -68,16 +79,16 @@ def test_every_method_answers_and_says_what_it_cost(sums, tmp_path, name, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(responses, "answer_part", dies)
-        assert main(arguments(sums, killed, name)) == 130
-    assert main(arguments(sums, killed, name)) == 0
+        assert main(arguments(letters, killed, name)) == 130
+    assert main(arguments(letters, killed, name)) == 0
     (resumed,) = (killed / "responses").glob("*.parquet")
     assert resumed.name == file.name and resumed.read_bytes() == file.read_bytes()
     assert results_of(killed) == results
 
 
-def test_methods_and_their_settings_have_files_of_their_own(sums, tmp_path):
+def test_methods_and_their_settings_have_files_of_their_own(letters, tmp_path):
     for name, more in (("sample", ()), ("low_temperature", ()), ("low_temperature", ("--alpha", "2"))):
-        assert main(arguments(sums, tmp_path, name, *more)) == 0
+        assert main(arguments(letters, tmp_path, name, *more)) == 0
     assert len(list((tmp_path / "responses").glob("*.parquet"))) == 3
 
 
