@@ -212,3 +212,20 @@ def test_the_majority_vote_takes_the_most_frequent_answer():
         assert vote("", "nothing", "5") == "5"
         assert vote("none", "no number") == "none"
         assert vote("7", "8") == "7"
+
+
+def test_running_servers_continue_prefixes_too(model_directory, fakes, tmp_path):
+    pytest.importorskip("httpx")
+    file = tmp_path / "letters.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "answer": "a"}) + "\n")
+    fake = fakes()
+    assert main([
+        "evaluate", str(model_directory), "--tasks", str(file), "--grader", "exact", "--samples", "2",
+        "--max_tokens", "12", "--output", str(tmp_path / "out"), "--model.device", "cpu",
+        "--method", "mcmc_exact", *SMALL["mcmc_exact"],
+        "--rollout.engine", "vllm-server", "--rollout.servers", f"[{fake.address}]",
+    ]) == 0  # fmt: skip
+    asked = [body for body in fake.bodies if body.get("temperature") == 0.5]
+    lengths = {(len(body["prompt"]), body["max_tokens"]) for body in asked}
+    assert any(tokens > 1 for tokens, _ in lengths)
+    assert all(1 <= limit <= 12 - (tokens - 1) for tokens, limit in lengths)
