@@ -5,32 +5,34 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastflow.config.schema import DataConfig
 from fastflow.data.prompts import tokenize
-from fastflow.data.response_text import ResponseText
+from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.self_check import unequal_golds
+from fastflow.evaluate.methods.answer import Entry, Method
+from fastflow.evaluate.methods.catalogue import PLAIN
+from fastflow.evaluate.methods.make import methods_for
+from fastflow.evaluate.methods.verbalized import instruction
 from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.questions import Question, as_json, read_questions
 from fastflow.evaluate.settings import EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, find_task
-from fastflow.models.packed import end_ids
-from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
 
 RESULTS_FILE, TABLE_FILE, RESPONSES = "results.json", "results.md", "responses"
 UNLIMITED = 10**9  # tokens of a prompt; the model's context is what limits it
@@ -87,23 +89,17 @@ def _respond(
         return [rows for rows in kept if rows is not None]
     policy, tokenizer = subjects.load(model, config.model)
     settings = config.eval
-    data = DataConfig(
-        path="eval.tasks", chat_template=settings.chat_template, system=settings.system, max_prompt_tokens=UNLIMITED
-    )
     rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
-    prompts = [
-        tokenize([(question.source, {"prompt": question.text}) for question in work.questions], tokenizer, data)
-        for work in works
-    ]
+    prompts = [_prompts(config, work, tokenizer) for work in works]
     params = SamplingParams(
         settings.temperature, settings.top_p, settings.max_tokens, rollout.min_response_tokens, rollout.stop
     )
-    text = ResponseText(tokenizer, end_ids(policy, tokenizer))
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
     meter = Meter(console)
-    with closing(make_sampler(policy, tokenizer, every, rollout, on_progress=meter.advance)) as sampler:
-        sampler.load_weights(policy)
+    with methods_for(
+        config.method, policy, tokenizer, every, rollout, params, pool, on_progress=meter.advance
+    ) as method_of:
         for place, (work, store, task_prompts) in enumerate(zip(works, stores, prompts, strict=True)):
             if kept[place] is not None:
                 continue
@@ -111,14 +107,34 @@ def _respond(
             requests = responses.requests_of(task_prompts, settings.samples, settings.seed)
             parts = [entries[start : start + size] for start in range(0, len(entries), size)]
 
-            def make(part: Sequence[responses.Entry], work: Work = work, requests: Any = requests) -> list[Any]:
+            method = method_of(work.task)
+
+            def make(
+                part: Sequence[Entry], work: Work = work, requests: Any = requests, method: Method = method
+            ) -> list[Any]:
                 chosen = [requests[index] for index, _, _ in part]
-                return responses.sample_part(sampler, text, pool, work.task, part, chosen, params)
+                return responses.answer_part(method, pool, work.task, part, chosen)
 
             title = f"{model.name}: {work.task.name}"
             with meter.measuring(title, prompts=len(entries), samples=settings.samples):
                 done[place] = responses.complete(store, parts, make, meter.kept)
     return [rows for rows in done if rows is not None]
+
+
+def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The task's questions as the method asks them: verbalized puts its instruction in front."""
+    settings, system, front = config.eval, config.eval.system, ""
+    if config.method.name == "verbalized":
+        asked = instruction(config.method.count("candidates"), config.eval.tail)
+        if settings.chat_template:
+            system = "\n\n".join(filter(None, (system, asked)))
+        else:
+            front = f"{asked}\n\n"
+    data = DataConfig(
+        path="eval.tasks", chat_template=settings.chat_template, system=system, max_prompt_tokens=UNLIMITED
+    )
+    records = [(question.source, {"prompt": front + question.text}) for question in work.questions]
+    return tokenize(records, tokenizer, data)
 
 
 def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:
@@ -132,6 +148,8 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
                  settings.chat_template, settings.system, settings.prompts_per_part, settings.timeout],
         "rollout": [config.rollout.engine, config.rollout.min_response_tokens, config.rollout.stop],
     }  # fmt: skip
+    if config.method.name != PLAIN:  # whose files keep the key that they had before there were methods
+        content["method"] = config.method.as_json()
     directory = Path(settings.output) / RESPONSES
     return responses.Store(directory, f"{work.task.name}-{model.label}", responses.key_of(content))
 
@@ -165,7 +183,9 @@ def _summary(
             "licence": task.licence, "note": task.note, "models": entries,
         })  # fmt: skip
     names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
-    settings = {name: getattr(config.eval, name) for name in names} | {"engine": config.rollout.engine}
+    settings = {name: getattr(config.eval, name) for name in names} | {
+        "engine": config.rollout.engine, "method": config.method.as_json(),
+    }  # fmt: skip
     return {"settings": settings, "conventions": scores.CONVENTIONS, "tasks": tasks}
 
 

@@ -5,6 +5,7 @@ A part holds a fixed number of prompts and depends on nothing but the settings; 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,22 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.majority import votes
-from fastflow.evaluate.questions import Question
+from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.task import Task
-from fastflow.rollout.sampler import Request, Sampler, SamplingParams, requests_for
+from fastflow.rollout.sampler import Request, requests_for
 from fastflow.run.output_file import writing
 
 COLUMNS = (
     "question", "source", "prompt", "gold", "sample", "seed", "response", "tokens", "finish_reason", "logprob",
-    "answer", "verdict", "well_formed", "vote_class",
+    "answer", "verdict", "well_formed", "vote_class", "sampled_tokens", "read_tokens", "written",
 )  # fmt: skip
 Row = dict[str, Any]
-Entry = tuple[int, Question, Prompt]  # the question's place in the task, the question, its tokens
 
 
 @dataclass(frozen=True)
@@ -61,31 +60,23 @@ def key_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def sample_part(
-    sampler: Sampler,
-    text: ResponseText,
-    pool: GraderPool,
-    task: Task,
-    questions: Sequence[Entry],
-    requests: Sequence[Request],
-    params: SamplingParams,
+def answer_part(
+    method: Method, pool: GraderPool, task: Task, questions: Sequence[Entry], requests: Sequence[Request]
 ) -> list[Row]:
-    """Sample, grade and count the classes of answers for some prompts."""
-    groups = sampler.sample(requests, params)
+    """Draw answers by the method, grade them and count their classes, for some prompts."""
+    found = method.answers(questions, requests)
     rows: list[Row] = []
-    for (index, question, prompt), request, group in zip(questions, requests, groups, strict=True):
-        for sample, (seed, entry) in enumerate(zip(request.seeds, group.trajectories, strict=True)):
-            response = text.of(entry.response_ids.tolist())
+    for (index, question, prompt), request, answers in zip(questions, requests, found, strict=True):
+        for sample, (seed, answer) in enumerate(zip(request.seeds, answers, strict=True)):
             rows.append({
                 "question": index, "source": question.source, "prompt": prompt.text, "gold": question.gold,
-                "sample": sample, "seed": seed, "response": response, "tokens": len(entry),
-                "finish_reason": entry.finish_reason, "logprob": float(entry.behaviour_logprobs.sum(dtype="float64")),
-                "well_formed": re.search(task.format, response) is not None,
+                "sample": sample, "seed": seed, **dataclasses.asdict(answer),
+                "well_formed": re.search(task.format, answer.response) is not None,
             })  # fmt: skip
     by_index = {index: question for index, question, _ in questions}
     judged = pool.judge([by_index[row["question"]].item(task, row["response"]) for row in rows])
-    for row, (verdict, answer) in zip(rows, judged, strict=True):
-        row |= {"answer": answer, "verdict": verdict.value}
+    for row, (verdict, extracted) in zip(rows, judged, strict=True):
+        row |= {"answer": extracted, "verdict": verdict.value}
     for row, vote in zip(rows, votes(rows, task.grader, pool), strict=True):
         row["vote_class"] = vote
     return rows
@@ -132,12 +123,16 @@ def read(path: Path) -> list[Row]:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:
         raise FastflowError(f"cannot read {path}: {error}; remove it, and it will be made anew") from error
+    for row in rows:  # files from before there were methods say nothing of costs
+        row.setdefault("sampled_tokens", row.get("tokens"))
+        row.setdefault("read_tokens", 0)
+        row.setdefault("written", None)
     return rows
 
 
 def _schema(pyarrow: Any) -> Any:
     kinds = {
         "question": "int32", "sample": "int32", "seed": "int64", "tokens": "int32", "logprob": "float64",
-        "well_formed": "bool_", "vote_class": "int32",
+        "well_formed": "bool_", "vote_class": "int32", "sampled_tokens": "int64", "read_tokens": "int64",
     }  # fmt: skip
     return pyarrow.schema([(name, getattr(pyarrow, kinds.get(name, "string"))()) for name in COLUMNS])

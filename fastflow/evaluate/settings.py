@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
 from fastflow.config.setting import Section, help_text, setting, suggest
 from fastflow.errors import FastflowError
+from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
 from fastflow.evaluate.task import names
 
 
@@ -32,6 +33,30 @@ class EvalConfig(Section):
     max_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
     seed: int = setting(0, "Fixes the responses on one device", at_least=0, at_most=2**63 - 1)
     limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
+    method: Name = setting(
+        "sample", "How an answer is drawn: sample, low_temperature, best_of_n, majority_vote, beam, mcmc_exact, "
+        "mcmc_published, power_smc or verbalized; the page docs/evaluate.md explains each",
+    )  # fmt: skip
+    alpha: float | None = setting(
+        None, "Power of low_temperature, mcmc_exact, mcmc_published and power_smc (default 4)", above=0, at_most=1000
+    )
+    steps: int | None = setting(
+        None, "Moves of mcmc_exact and mcmc_published after each block (default 10)", unit="moves", at_least=0
+    )
+    block: int | None = setting(
+        None, "Tokens between the moves of mcmc_exact and mcmc_published (default: a sixteenth of max_tokens), or "
+        "between two looks of power_smc at its weights (default 32)", unit="tokens", at_least=1,
+    )  # fmt: skip
+    particles: int | None = setting(
+        None, "Responses in the population of power_smc (default 16)", unit="responses", at_least=1, at_most=65536
+    )
+    candidates: int | None = setting(
+        None, "Samples from which best_of_n and majority_vote choose (default 16), beams of beam (4), answers that "
+        "verbalized asks for (5)", at_least=1, at_most=65536,
+    )  # fmt: skip
+    tail: float | None = setting(
+        None, "verbalized asks for answers with a probability below this (default: any answer)", above=0, at_most=1
+    )
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
@@ -62,10 +87,16 @@ class EvaluateConfig:
             raise FastflowError("no model is named; write fastflow evaluate MODEL --tasks NAME")
         if not self.eval.tasks:
             raise FastflowError("eval.tasks is not set; give --tasks with names, YAML or JSONL files")
+        resolve(self.eval, self.rollout)  # refuses settings that contradict the method
         if self.eval.temperature == 0 and self.eval.samples > 1:
             raise FastflowError(f"eval.temperature = 0 gives {self.eval.samples} equal responses; set --samples 1")
         if self.eval.system is not None and not self.eval.chat_template:
             raise FastflowError("eval.system is set but eval.chat_template is off; switch the template on or drop it")
+
+    @property
+    def method(self) -> MethodSettings:
+        """The method with all that it reads."""
+        return resolve(self.eval, self.rollout)
 
 
 SECTIONS: dict[str, type[Section]] = {"eval": EvalConfig, "model": ModelConfig, "rollout": RolloutConfig}

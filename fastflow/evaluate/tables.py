@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
+
 Result = dict[str, Any]
 
 
@@ -17,11 +19,22 @@ def markdown(results: Result) -> str:
         f"top-p {settings['top_p']:g}, "
         f"at most {settings['max_tokens']} tokens, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
+        *_method(settings.get("method")),
     ]  # fmt: skip
     for task in results["tasks"]:
         lines += [f"## {task['title']}", "", *_table(task), "", *_notes(task)]
     lines += ["## How it was counted", "", *(f"- {name}: {text}" for name, text in results["conventions"].items()), ""]
     return "\n".join(lines)
+
+
+def _method(method: dict[str, Any] | None) -> list[str]:
+    """Say how answers were drawn. Results from before there were methods name none: they were sampled plainly."""
+    if method is None or method["name"] == PLAIN:
+        return []
+    kind = CATALOGUE[method["name"]]
+    values = ", ".join(f"{name} {value:g}" for name, value in method.items() if name != "name" and value is not None)
+    source = f" ({kind.source})" if kind.source else ""
+    return [f"Method {method['name']}: {kind.text}{source}; {values}.", ""]
 
 
 def _table(task: Result) -> list[str]:
@@ -43,6 +56,9 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
     shown.sort(key=lambda row: int(row[0].split("@")[1]) if row[0].startswith("pass") else 0)
     shown.append((f"maj@{samples}", [share(entry[f"maj@{samples}"]) for entry in scores]))
     shown.append(("tokens", [_number(entry["tokens"]) for entry in scores]))
+    if any(entry.get("sampled_tokens", entry["tokens"]) != entry["tokens"] for entry in scores):
+        shown.append(("tokens sampled for it", [_number(entry["sampled_tokens"]) for entry in scores]))
+        shown.append(("tokens read for it", [_number(entry["read_tokens"]) for entry in scores]))
     for name, heading in (("truncated", "cut off"), ("well_formed", "well-formed"), ("distinct", "distinct")):
         shown.append((heading, [share(entry[name]) for entry in scores]))
     for verdict in ("unparsed", "timed_out"):

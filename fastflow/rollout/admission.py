@@ -8,11 +8,13 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.rope import check_pass, context_of, kinds
+from fastflow.rollout.sampler import Request, SamplingParams
 
 
-def check_prompts(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
+def check_requests(policy: PackedModel, requests: Sequence[Request], params: SamplingParams) -> None:
     """Raise FastflowError for the first prompt that is empty, names an unknown token or leaves no room."""
-    for number, prompt in enumerate(prompts, start=1):
+    for number, request in enumerate(requests, start=1):
+        prompt = request.prompt
         name = prompt.source or f"prompt {number}"
         if len(prompt.ids) == 0:
             raise FastflowError(f"{name} has no tokens; remove it")
@@ -22,8 +24,14 @@ def check_prompts(policy: PackedModel, prompts: Sequence[Prompt], max_response_t
                 f"{name} holds token {wrong}, but the model's head has {policy.vocab_size} rows; it was tokenised for "
                 "another model"
             )
-    check_room(policy, prompts, max_response_tokens)
-    check_pass(policy.causal_lm, max((len(prompt.ids) for prompt in prompts), default=0) + max_response_tokens)
+
+    def tokens(request: Request) -> int:
+        return len(request.prompt.ids) + request.length_limit(params)
+
+    longest = max(requests, key=tokens, default=None)
+    if longest is not None:
+        check_room(policy, [longest.prompt], longest.length_limit(params))
+    check_pass(policy.causal_lm, params.max_response_tokens if longest is None else tokens(longest))
 
 
 def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:

@@ -11,22 +11,22 @@ is a collective.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.data.trajectory import Group, Trajectory
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
-from fastflow.rollout.admission import check_prompts
+from fastflow.rollout.admission import check_requests
+from fastflow.rollout.decoding import DecodingBatch
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.stop_texts import StopTexts
 from fastflow_kernels.sampling import exponentials_
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 _COMPACT_BELOW = 0.75  # share of unfinished rows at which finished ones are removed from the batch
 
@@ -65,7 +65,7 @@ class LocalSampler:
     @torch.no_grad()
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         """Return one group per request. Raises FastflowError for an unfit prompt and for logits that are not finite."""
-        check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        check_requests(self._policy, requests, params)
         stop_texts = self._stop_texts(params.stop)
         ranks = self._policy.ranks
         own: list[Trajectory] = []
@@ -73,7 +73,7 @@ class LocalSampler:
             for chunk in self._chunks(requests):
                 share = chunk[ranks.rank :: ranks.count]
                 items = share or chunk[:1]  # with nothing of its own, a rank keeps step on a response that it drops
-                finished = self._decode([(requests[index].prompt, seed) for index, seed in items], params, stop_texts)
+                finished = self._decode([(requests[index], seed) for index, seed in items], params, stop_texts)
                 own += finished[: len(share)]
                 self._on_progress(len(chunk) - len(items))
         trajectories = iter(self._in_order([len(chunk) for chunk in self._chunks(requests)], ranks.gather(own)))
@@ -100,10 +100,11 @@ class LocalSampler:
         return StopTexts(self._tokenizer, texts)
 
     def _decode(
-        self, items: list[tuple[Prompt, int]], params: SamplingParams, stop_texts: StopTexts | None
+        self, items: list[tuple[Request, int]], params: SamplingParams, stop_texts: StopTexts | None
     ) -> list[Trajectory]:
-        """Decode one batch of (prompt, seed) to the end."""
+        """Decode one batch of (request, seed) to the end."""
         limit = params.max_response_tokens
+        own_limit = torch.tensor([request.length_limit(params) for request, _ in items], device=self._policy.device)
         tokens = np.zeros((len(items), limit), dtype=np.int64)
         logprobs = np.zeros((len(items), limit), dtype=np.float32)
         length = np.full(len(items), limit)
@@ -112,7 +113,7 @@ class LocalSampler:
             np.stack([np.random.Generator(np.random.Philox(seed)).random(limit) for _, seed in items])
         ).to(self._policy.device)
 
-        batch = self._prefill([prompt for prompt, _ in items])
+        batch = DecodingBatch.prefill(self._policy, [request.prompt for request, _ in items], pad_id=self._pad_id)
         for position in range(limit):
             if position < params.min_response_tokens:
                 batch.logits[:, self._eos_ids] = float("-inf")
@@ -124,13 +125,14 @@ class LocalSampler:
                 least = params.min_response_tokens
                 stopped_by = [stop_texts.end(tokens[row, : position + 1], least) for row in rows]
                 ended |= torch.tensor(stopped_by, device=ended.device)
+            stopped[rows[(batch.alive & ended).cpu().numpy()]] = True
+            ended |= own_limit[batch.items] == position + 1
             done = (batch.alive & ended).cpu().numpy()
-            length[rows[done]], stopped[rows[done]] = position + 1, True
+            length[rows[done]] = position + 1
             self._on_progress(int(done.sum()))
             batch.alive &= ~ended
             alive = int(batch.alive.sum())
             if position + 1 == limit or not self._policy.ranks.any(alive > 0):
-                self._on_progress(alive)
                 break
             if 0 < alive <= _COMPACT_BELOW * len(rows):
                 token = token[batch.alive]
@@ -146,106 +148,6 @@ class LocalSampler:
             )
             for row, (_, seed) in enumerate(items)
         ]
-
-    def _prefill(self, prompts: list[Prompt]) -> _DecodingBatch:
-        """Run each distinct prompt once, then give each response its copy of the cache."""
-        distinct = {id(prompt): prompt for prompt in prompts}
-        place = {key: row for row, key in enumerate(distinct)}
-        device, longest = self._policy.device, max(len(prompt.ids) for prompt in distinct.values())
-        padded = np.full((len(distinct), longest), self._pad_id, dtype=np.int64)
-        is_token = np.zeros((len(distinct), longest), dtype=np.int64)
-        for row, prompt in enumerate(distinct.values()):
-            padded[row, longest - len(prompt.ids) :] = prompt.ids
-            is_token[row, longest - len(prompt.ids) :] = 1
-        ids, mask = torch.from_numpy(padded).to(device), torch.from_numpy(is_token).to(device)
-        cache = _make_cache(self._policy.causal_lm)
-        logits = _next_logits(
-            self._policy,
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            cache=cache,
-        )
-        owner = torch.tensor([place[id(prompt)] for prompt in prompts], device=device)
-        cache.batch_select_indices(owner)
-        return _DecodingBatch(
-            items=torch.arange(len(prompts), device=device),
-            alive=torch.ones(len(prompts), dtype=torch.bool, device=device),
-            mask=mask[owner],
-            next_position=mask.sum(1)[owner],
-            cache=cache,
-            logits=logits[owner],
-        )
-
-
-def _make_cache(model: PreTrainedModel) -> DynamicCache:
-    """Return a KV cache that holds keys in the values' dtype: under autocast, rotary embeddings leave them float32."""
-    from transformers import DynamicCache
-
-    class EvenCache(DynamicCache):
-        def update(
-            self, key_states: torch.Tensor, value_states: torch.Tensor, *arguments: Any, **options: Any
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return super().update(key_states.to(value_states.dtype), value_states, *arguments, **options)
-
-    return EvenCache(config=model.config)
-
-
-@dataclass
-class _DecodingBatch:
-    """The rows decoded together: the item of each row (B,), its cache, and the logits (B, V) of its next token."""
-
-    items: torch.Tensor
-    alive: torch.Tensor
-    mask: torch.Tensor
-    next_position: torch.Tensor
-    cache: DynamicCache
-    logits: torch.Tensor
-
-    def keep_alive(self) -> None:
-        chosen = self.alive.nonzero().squeeze(1)
-        self.cache.batch_select_indices(chosen)
-        for name in ("items", "mask", "next_position", "alive"):
-            setattr(self, name, getattr(self, name)[chosen])
-
-    def advance(self, policy: PackedModel, token: torch.Tensor) -> None:
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        self.logits = _next_logits(
-            policy,
-            input_ids=token.unsqueeze(1),
-            attention_mask=self.mask,
-            position_ids=self.next_position.unsqueeze(1),
-            cache=self.cache,
-        )
-        self.next_position = self.next_position + 1
-
-
-def _next_logits(
-    policy: PackedModel,
-    *,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    cache: DynamicCache,
-) -> torch.Tensor:
-    """Return the logits (B, V) float32 of the next token; the head reads the last position only."""
-
-    def forward() -> torch.Tensor:
-        output = policy.causal_lm.get_decoder()(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return policy.logits(output.last_hidden_state[:, -1])
-
-    logits = policy.run(forward)
-    if not torch.isfinite(logits).all():
-        raise FastflowError(
-            "the policy's logits are NaN or infinite; its weights are damaged: restart from a saved policy"
-        )
-    return logits
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:

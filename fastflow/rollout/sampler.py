@@ -14,10 +14,18 @@ from fastflow.models.packed import PackedModel
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the seeds of its responses, one seed for each."""
+    """One prompt and the seeds of its responses, one seed for each.
+
+    limit: the length limit of these responses, where it is lower than that of all, in tokens.
+    """
 
     prompt: Prompt
     seeds: tuple[int, ...]
+    limit: int | None = None
+
+    def length_limit(self, params: SamplingParams) -> int:
+        """Return the most tokens that each of its responses may have."""
+        return params.max_response_tokens if self.limit is None else min(self.limit, params.max_response_tokens)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import queue
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import torch
@@ -17,7 +18,7 @@ from fastflow.data.trajectory import Group, Trajectory
 from fastflow.errors import FastflowError, need
 from fastflow.models.packed import PackedModel
 from fastflow.models.rope import advice_for_servers
-from fastflow.rollout.admission import check_prompts
+from fastflow.rollout.admission import check_requests
 from fastflow.rollout.probe import logprobs_of, probe_for
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.server.background import BackgroundLoop, Work
@@ -108,7 +109,7 @@ class ServerSampler:
 
     def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Start sampling and return at once; `finish` waits."""
-        check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        check_requests(self._policy, requests, params)
         self._requests, self._finished = requests, queue.SimpleQueue()
         self._round = self._background.start(self._sample(requests, params))
 
@@ -138,12 +139,16 @@ class ServerSampler:
         self._folder.close()
 
     async def _sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Trajectory]:
-        jobs = [(request.prompt.ids.tolist(), seed) for request in requests for seed in request.seeds]
+        jobs = [
+            (request.prompt.ids.tolist(), seed, replace(params, max_response_tokens=request.length_limit(params)))
+            for request in requests
+            for seed in request.seeds
+        ]
         weights = self._weights
 
         async def ask(server: Server, job: int) -> Trajectory:
-            ids, seed = jobs[job]
-            answer = await server.client.complete(request_body(server.model, ids, seed, params, self._eos_ids))
+            ids, seed, limited = jobs[job]
+            answer = await server.client.complete(request_body(server.model, ids, seed, limited, self._eos_ids))
             return trajectory_of(
                 answer,
                 address=server.address,

@@ -134,7 +134,7 @@ class Engine:
         requests = [(list(message.probe), _probe_params())]
         for owner, seed in zip(message.owner.tolist(), message.seed.tolist(), strict=True):
             params = copy.copy(common)
-            params.seed = seed
+            params.seed, params.max_tokens = seed, message.limits[owner]
             requests.append((message.prompts[owner].tolist(), params))
         probe, *responses = self._generate(requests)
         return _sampled([response.outputs[0] for response in responses], _prompt_logprobs(probe))

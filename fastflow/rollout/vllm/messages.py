@@ -88,7 +88,7 @@ class Sample:
     """Sample one response for each (owner, seed). Reply: Sampled.
 
     owner: (n,) the place of the response's prompt in `prompts`. seed: (n,) int64. probe: see Probe; its log-probs come
-    with the responses and prove which weights sampled them.
+    with the responses and prove which weights sampled them. limits: the length limit of each prompt's responses.
     """
 
     prompts: tuple[np.ndarray, ...]
@@ -97,6 +97,7 @@ class Sample:
     params: SamplingParams
     end_ids: tuple[int, ...]
     probe: tuple[int, ...]
+    limits: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.rope import for_vllm
 from fastflow.rollout import probe
-from fastflow.rollout.admission import check_prompts
+from fastflow.rollout.admission import check_requests
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import applies_adapters, rank_of, targets_of, write_adapters
@@ -133,7 +133,7 @@ class VllmSampler:
         return self.finish()
 
     def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
-        check_prompts(self._policy, [request.prompt for request in requests], params.max_response_tokens)
+        check_requests(self._policy, requests, params)
         if params.stop and not self._has_tokenizer:
             raise FastflowError("stop texts need a tokenizer; give VllmSampler the policy's")
         if self._asleep:
@@ -146,6 +146,7 @@ class VllmSampler:
             params=params,
             end_ids=self._eos_ids,
             probe=tuple(self._probe.tolist()),
+            limits=tuple(request.length_limit(params) for request in requests),
         )
         with contextlib.suppress(EngineLost):  # `finish` finds the process lost too, and replaces it
             self._process.send(message)

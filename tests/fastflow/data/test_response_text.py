@@ -258,7 +258,7 @@ class TestOtherEngines:
         monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(SamplingParams=Given))
         monkeypatch.setitem(sys.modules, "vllm.sampling_params", types.SimpleNamespace(RequestOutputKind=kinds))
         nothing = np.empty(0, dtype=np.int64)
-        message = messages.Sample((), nothing, nothing, SamplingParams(stop=(TURN,)), (END_ID,), ())
+        message = messages.Sample((), nothing, nothing, SamplingParams(stop=(TURN,)), (END_ID,), (), ())
         params = engine._sampling_params(message)
         assert (params.stop, params.stop_token_ids, params.detokenize) == ([TURN], [END_ID], True)
         assert (params.skip_special_tokens, params.spaces_between_special_tokens) == (False, False)

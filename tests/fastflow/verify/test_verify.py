@@ -19,7 +19,8 @@ from fastflow.verify.exact import SequenceSpace
 
 SPACE = SequenceSpace(3, 3)
 TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
-MANY = len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
+POWER = 3  # of the samplers of p^alpha
+MANY = POWER + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
 
 
 def arguments(*options: str) -> argparse.Namespace:
@@ -40,7 +41,7 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
     assert torch.get_num_threads() == threads
     written = json.loads(file.read_text())
     assert written["passed"] and written["seconds"] > 0
-    assert len(written["checks"]) == 4 + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
+    assert len(written["checks"]) == 4 + POWER + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
     assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
     printed = capsys.readouterr().out
     assert "all checks passed" in printed and "FAIL" not in printed
@@ -50,6 +51,8 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
 def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checks, "QUICK", TINY)
     monkeypatch.setattr(checks, "SAMPLER_BOUND", -1.0)
+    power = [checks.Check("power", 0.0, 1.0, "")] * POWER  # not measured again
+    monkeypatch.setattr(checks, "power_checks", lambda make_models, seed: power)
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--quick", "--json", str(file))) == verify.FAILED == 1
     written = json.loads(file.read_text())

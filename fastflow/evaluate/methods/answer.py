@@ -1,0 +1,50 @@
+"""What a method gives: an answer to grade, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastflow.data.response_text import ResponseText
+from fastflow.data.trajectory import Prompt, Trajectory
+from fastflow.evaluate.questions import Question
+from fastflow.rollout.sampler import Request
+
+Entry = tuple[int, Question, Prompt]  # the question's place in the task, the question, its tokens
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response to grade. tokens: its length. logprob: nats, see docs/evaluate.md.
+
+    sampled_tokens: drawn from the model for it, kept or not. read_tokens: run through the model besides, for prefixes
+    and scores. written: what the model wrote, where the response is only a part of it.
+    """
+
+    response: str
+    tokens: int
+    finish_reason: str
+    logprob: float
+    sampled_tokens: int
+    read_tokens: int = 0
+    written: str | None = None
+
+
+class Method(Protocol):
+    """Gives answers to prompts."""
+
+    def answers(self, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
+        """Return an answer for each seed of each request, in order. An answer depends on its seed and prompt alone."""
+
+
+def answer_of(trajectory: Trajectory, text: ResponseText, *, sampled: int, read: int = 0) -> Answer:
+    """Return the answer that a trajectory is. sampled, read: tokens, see Answer."""
+    return Answer(
+        response=text.of(trajectory.response_ids.tolist()),
+        tokens=len(trajectory),
+        finish_reason=trajectory.finish_reason,
+        logprob=float(trajectory.behaviour_logprobs.sum(dtype="float64")),
+        sampled_tokens=sampled,
+        read_tokens=read,
+    )

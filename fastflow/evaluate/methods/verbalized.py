@@ -1,0 +1,154 @@
+"""Verbalized sampling (arXiv 2510.01171): the model writes answers with probabilities, and one is drawn by these."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fastflow.data.response_text import ResponseText
+from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
+from fastflow.rollout.sampler import Request, Sampler, SamplingParams
+
+_STREAM = 3  # of random numbers beside the engine's
+_TEXTS = ("text", "response", "answer", "content", "output")
+_PROBABILITIES = ("probability", "prob", "p", "likelihood", "confidence")
+_LATEX = re.compile(  # a backslash that stands for itself, though JSON wants two
+    r"(?<!\\)\\(?=[bf][a-z]{2}|text|times|theta|tan|tau|to\b|tfrac|neq|nu\b|ne\b|not\b|right|rangle|rho"
+    r"""|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])"""
+)
+_OPENING = re.compile(r"[{\[]")
+_PAIR = re.compile(
+    rf'"(?:{"|".join(_TEXTS)})"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*'
+    rf'"(?:{"|".join(_PROBABILITIES)})"\s*:\s*"?\s*([\d.eE+-]+)\s*(%?)',
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """One answer, and the probability that the model states for it."""
+
+    text: str
+    probability: float
+
+
+def instruction(candidates: int, tail: float | None) -> str:
+    """Return what asks for several answers. tail: asks for answers that are less likely than this."""
+    which = (
+        "Draw them at random from all the answers that you could give."
+        if tail is None
+        else f"Draw them at random from the unlikely ones: each with a probability below {tail:g}."
+    )
+    return (
+        f"Give {candidates} different complete answers to the request. {which} "
+        'Write one JSON object and nothing else: {"responses": [{"text": "the whole answer", "probability": 0.0}]}. '
+        "The probability is the share of times that you would give this answer, a number from 0 to 1."
+    )
+
+
+def parse(written: str) -> list[Stated]:
+    """Read the answers that a model wrote, leniently: fences, other names of fields, percentages, LaTeX whose
+    backslashes are not doubled, an object that was cut off. Returns none where nothing can be read.
+    """
+    for candidate in _objects(written):
+        found = [entry for entry in map(_stated, _list_in(candidate)) if entry is not None]
+        if found:
+            return found
+    return [
+        Stated(_unescaped(text), _number(number + percent) or 0.0) for text, number, percent in _PAIR.findall(written)
+    ]
+
+
+def choose(stated: Sequence[Stated], seed: int) -> int:
+    """Draw the place of an answer by the stated probabilities, uniformly where they are all 0."""
+    weights = np.array([entry.probability for entry in stated])
+    weights = weights if weights.sum() > 0 else np.ones_like(weights)
+    return int(np.random.default_rng([seed, _STREAM]).choice(len(stated), p=weights / weights.sum()))
+
+
+class VerbalizedSampling:
+    """Each answer is drawn from one list that the model writes; all of it counts as the cost.
+
+    What cannot be read is the answer as it stands. The log-probability and the finish reason are those of what was
+    written; `tokens` counts those of the answer alone. count: the tokens of a text.
+    """
+
+    def __init__(self, sampler: Sampler, text: ResponseText, params: SamplingParams, *, count: Callable[[str], int]):
+        self._sampler, self._text, self._params, self._count = sampler, text, params, count
+
+    def answers(self, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
+        """Return one of the answers of each list. The prompts must ask for one: see `instruction`."""
+        groups = self._sampler.sample(requests, self._params)
+        return [
+            [
+                self._drawn(answer_of(entry, self._text, sampled=len(entry)), seed)
+                for seed, entry in zip(request.seeds, group.trajectories, strict=True)
+            ]
+            for request, group in zip(requests, groups, strict=True)
+        ]
+
+    def _drawn(self, whole: Answer, seed: int) -> Answer:
+        stated = parse(whole.response)
+        if not stated:
+            return replace(whole, written=whole.response)
+        text = stated[choose(stated, seed)].text
+        return replace(whole, response=text, tokens=self._count(text), written=whole.response)
+
+
+def _objects(written: str) -> list[Any]:
+    """The JSON values that can be read, none within another: first those that hold a list, then all as one list."""
+    found, start = [], 0
+    mended = _LATEX.sub(r"\\\\", written)
+    decoder = json.JSONDecoder(strict=False)
+    while (match := _OPENING.search(mended, start)) is not None:
+        try:
+            value, start = decoder.raw_decode(mended, match.start())
+            found.append(value)
+        except (ValueError, RecursionError):
+            start = match.start() + 1
+    return [*(value for value in found if _list_in(value)), found]
+
+
+def _list_in(value: Any) -> list[Any]:
+    """The list of answers: the value, or the first list of a mapping."""
+    if isinstance(value, dict):
+        value = next((entry for entry in value.values() if isinstance(entry, list)), None)
+    return value if isinstance(value, list) else []
+
+
+def _stated(entry: Any) -> Stated | None:
+    if not isinstance(entry, dict):
+        return None
+    lowered = {str(key).lower(): value for key, value in entry.items()}
+    text = next((lowered[name] for name in _TEXTS if isinstance(lowered.get(name), (str, int, float))), None)
+    if text is None or isinstance(text, bool) or not str(text).strip():
+        return None
+    number = next((_number(lowered[name]) for name in _PROBABILITIES if name in lowered), None)
+    return Stated(str(text), number or 0.0)
+
+
+def _number(value: Any) -> float | None:
+    """A probability: a number, or a text of one, such as "0.3" or "30 %". Above 1 it is a percentage."""
+    if isinstance(value, bool):
+        return None
+    share = str(value).strip().endswith("%")
+    try:
+        number = float(str(value).strip().rstrip("%").strip())
+    except ValueError:
+        return None
+    if not math.isfinite(number) or number < 0:
+        return None
+    return number / 100 if share or number > 1 else number
+
+
+def _unescaped(text: str) -> str:
+    try:
+        return str(json.loads(f'"{_LATEX.sub(chr(92) * 4, text)}"', strict=False))
+    except ValueError:
+        return text

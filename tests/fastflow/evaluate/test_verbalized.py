@@ -1,0 +1,89 @@
+"""Reading the answers that a model writes with their probabilities."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastflow.evaluate.methods.verbalized import Stated, choose, instruction, parse
+
+PLAIN = '{"responses": [{"text": "4", "probability": 0.7}, {"text": "5", "probability": 0.3}]}'
+TWO = [Stated("4", 0.7), Stated("5", 0.3)]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        PLAIN,
+        f"Sure, here it is:\n```json\n{PLAIN}\n```\nHope that helps [1].",
+        '[{"text": "4", "probability": 0.7}, {"text": "5", "probability": 0.3}]',
+        '{"answers": [{"Response": "4", "prob": "70%"}, {"Answer": 5, "p": 30}]}',
+        '{"text": "4", "probability": 0.7}\n{"text": "5", "probability": 0.3}',
+        '{"responses": [{"text": "4", "probability": 0.7}, {"text": "5", "probability": 0.3}, {"text": "6", "prob',
+        '{"note": "none", "responses": [{"text": "4", "probability": 0.7}, {"text": "5", "probability": 0.3}, 6]}',
+        '{"responses": [{"text": "4", "probability": 0.7} {"text": "5", "probability": 0.3}]}',
+    ],
+)
+def test_answers_are_read_leniently(written):
+    assert [(entry.text, pytest.approx(entry.probability)) for entry in parse(written)] == [
+        (entry.text, entry.probability) for entry in TWO
+    ]
+
+
+def test_latex_keeps_its_backslashes_and_new_lines_stay_new_lines():
+    written = r'{"responses": [{"text": "So \frac{1}{2}\nThe answer: \boxed{4} \times \sqrt{2}", "probability": 1}]}'
+    (entry,) = parse(written)
+    assert entry.text == "So \\frac{1}{2}\nThe answer: \\boxed{4} \\times \\sqrt{2}"
+    doubled = written.replace("\\", "\\\\").replace("\\\\n", "\\n")
+    assert parse(doubled) == [entry]
+
+
+def test_what_holds_no_answers_gives_none():
+    for written in (
+        "",
+        "The answer is 4.",
+        "{",
+        "[1, 2]",
+        '{"responses": []}',
+        '{"text": ""}',
+        "[[[[",
+        '{"text": true}',
+    ):
+        assert parse(written) == []
+
+
+@given(
+    pairs=st.lists(st.tuples(st.text(min_size=1), st.floats(0, 1)), min_size=1, max_size=6),
+    before=st.sampled_from(["", "Here:\n", "```json\n"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_whatever_is_written_as_json_is_read_back(pairs, before):
+    pairs = [(text.replace("\\", "/"), share) for text, share in pairs if text.replace("\\", "/").strip()] or [
+        ("a", 1.0)
+    ]
+    written = json.dumps({"responses": [{"text": text, "probability": share} for text, share in pairs]})
+    assert [entry.text for entry in parse(before + written)] == [text for text, _ in pairs]
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_any_text_is_read_without_an_error(written):
+    for entry in parse(written + '{"text": "' + written):
+        assert 0 <= entry.probability <= 1
+
+
+def test_answers_are_drawn_by_their_probabilities():
+    draws = np.array([choose(TWO, seed) for seed in range(2000)])
+    assert draws.mean() == pytest.approx(0.3, abs=0.04)
+    even = np.array([choose([Stated("a", 0.0), Stated("b", 0.0)], seed) for seed in range(2000)])
+    assert even.mean() == pytest.approx(0.5, abs=0.04)
+    assert choose(TWO, 5) == choose(TWO, 5)
+
+
+def test_the_instruction_names_number_and_tail():
+    assert "Give 5 different" in instruction(5, None) and "below" not in instruction(5, None)
+    assert "below 0.1" in instruction(3, 0.1)
