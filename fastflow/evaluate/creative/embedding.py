@@ -99,11 +99,13 @@ def load_encoder(name: str, device: torch.device) -> Encoder:
         return _load_plain(name, device)
     package = need("sentence_transformers", extra="creative", purpose=f"{SETTING} = {name}")
     with loading(name, "embedding model"):
-        return SentenceTransformers(name, package.SentenceTransformer(name, device=str(device), trust_remote_code=False))
+        return SentenceTransformers(
+            name, package.SentenceTransformer(name, device=str(device), trust_remote_code=False)
+        )
 
 
 def identity(name: str) -> str:
-    """Return what identifies an encoder in a cache: of a directory its files' names, sizes and times, of a hub id itself."""
+    """Return what identifies an encoder in a cache: of a directory its files, of a hub id itself."""
     if not Path(name).is_dir():
         return name
     files = sorted(file for file in Path(name).rglob("*") if file.is_file())

@@ -42,7 +42,7 @@ def _marks(response: Words) -> Marks:
 
 
 def _lcs(marks: Marks, length: int, other: Words) -> int:
-    """Advance a whole row of the table at once, as the bits of one integer (Hyyrö, 2004): a zero is a step of the LCS."""
+    """Advance a whole row of the table at once, as bits of one integer (Hyyrö, 2004): a zero is a step of the LCS."""
     everything = (1 << length) - 1
     row = everything
     for word in other:
