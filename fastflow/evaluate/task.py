@@ -80,6 +80,13 @@ class Task:
         if sum(map(bool, (self.prompts, self.dataset, self.path))) != 1:
             raise FastflowError(f"{where}: needs either prompts, dataset or path")
 
+    def asked(self) -> dict[str, Any]:
+        """What decides the responses: not how they are judged. Graded tasks keep the form that they had before."""
+        entries = dataclasses.asdict(self)
+        if not self.is_creative:
+            return {name: value for name, value in entries.items() if name not in ("kind", "rubric", "prompts")}
+        return {name: value for name, value in entries.items() if name != "rubric"}
+
     @property
     def is_creative(self) -> bool:
         return self.kind == CREATIVE
@@ -120,7 +127,7 @@ def _read(path: Path, name: str) -> Task:
         if key not in known:
             raise FastflowError(f"{path}: unknown entry {key}: {suggest(str(key), known)}")
         _check_type(path, key, value)
-    if "grader" not in tree and tree.get("kind") != CREATIVE:
+    if "grader" not in tree and tree.get("kind", GRADED) == GRADED:
         raise FastflowError(f"{path}: the entry grader is missing: one of {', '.join(GRADERS)}")
     if isinstance(tree.get("choices"), list):
         tree["choices"] = tuple(tree["choices"])

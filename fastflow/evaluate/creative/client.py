@@ -49,17 +49,17 @@ class ChatClient:
     """Connections to one server. The key comes from the environment alone, and no message shows it."""
 
     def __init__(self, settings: JudgeConfig):
-        httpx = need("httpx", extra="creative", purpose="judge.address")
+        package = need("httpx", extra="creative", purpose="judge.address")
         self._settings, self._address = settings, (settings.address or "").rstrip("/")
-        self._errors = (httpx.TransportError, httpx.DecodingError)
+        self._errors = (package.TransportError, package.DecodingError)
         self._key = os.environ.get(KEY_VARIABLE, "")
         if not self._key.isprintable() or not self._key.isascii():
             raise FastflowError(
                 f"the environment variable {KEY_VARIABLE} holds characters that no key has; set it anew"
             )
-        self._http: httpx.AsyncClient = httpx.AsyncClient(
-            timeout=httpx.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT_SECONDS), pool=None),
-            limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
+        self._http: httpx.AsyncClient = package.AsyncClient(
+            timeout=package.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT_SECONDS), pool=None),
+            limits=package.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             trust_env=urlsplit(self._address).hostname not in _LOOPBACK,  # no proxy for a server on this machine
         )

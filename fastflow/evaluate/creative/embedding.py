@@ -95,13 +95,18 @@ def load_encoder(name: str, device: torch.device) -> Encoder:
     A directory without the file modules.json is a plain encoder and needs no further package; everything else is loaded
     by sentence-transformers. Code that comes with a model is not run. Raises FastflowError where loading fails.
     """
-    if Path(name).is_dir() and not (Path(name) / SENTENCE_TRANSFORMERS).is_file():
+    if not needs_package(name):
         return _load_plain(name, device)
     package = need("sentence_transformers", extra="creative", purpose=f"{SETTING} = {name}")
     with loading(name, "embedding model"):
         return SentenceTransformers(
             name, package.SentenceTransformer(name, device=str(device), trust_remote_code=False)
         )
+
+
+def needs_package(name: str) -> bool:
+    """Whether the package sentence-transformers loads this encoder."""
+    return not Path(name).is_dir() or (Path(name) / SENTENCE_TRANSFORMERS).is_file()
 
 
 def identity(name: str) -> str:

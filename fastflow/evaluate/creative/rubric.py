@@ -77,7 +77,8 @@ def _checked(path: Path, tree: Any) -> Rubric:
         raise FastflowError(f"{path}: the lowest grade {scale[0]} of the scale is not below the highest {scale[1]}")
     if not isinstance(criteria, dict) or not criteria:
         raise FastflowError(f"{path}: criteria must name at least one criterion with weight and question")
-    return Rubric(path.stem, subject, *scale, tuple(_criterion(path, name, entry) for name, entry in criteria.items()))
+    found = tuple(_criterion(path, name, entry) for name, entry in criteria.items())
+    return Rubric(path.stem, subject, scale[0], scale[1], found)
 
 
 def _criterion(path: Path, name: Any, entry: Any) -> Criterion:

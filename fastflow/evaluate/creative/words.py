@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sized
 
 # Scripts that put no blanks between words: each character is a word.
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -25,7 +25,7 @@ def ngrams(of: Words, n: int) -> list[Words]:
     return [of[start : start + n] for start in range(len(of) - n + 1)]
 
 
-def check_several(responses: Sequence[object]) -> None:
+def check_several(responses: Sized) -> None:
     """Raise ValueError where there are no pairs to compare."""
     if len(responses) < 2:
         raise ValueError(f"{len(responses)} responses have no pairs; this measure needs at least 2 of one prompt")
