@@ -319,6 +319,19 @@ class TestEncoder:
         assert identity(str(copy)) != before
         assert identity("some/model") == "some/model"
 
+    def test_a_directory_of_sentence_transformers_pools_as_it_says(self, encoder, tmp_path):
+        package = pytest.importorskip("sentence_transformers")
+        from fastflow.evaluate.creative.embedding import load_encoder
+
+        body = package.models.Transformer(str(encoder), max_seq_length=32)
+        pooling = package.models.Pooling(body.get_word_embedding_dimension(), pooling_mode="mean")
+        package.SentenceTransformer(modules=[body, pooling], device="cpu").save(str(tmp_path / "model"))
+        found = load_encoder(str(tmp_path / "model"), torch.device("cpu"))
+        texts = ["1+2=3", "40"]
+        plain = load_encoder(str(encoder), torch.device("cpu"))
+        np.testing.assert_allclose(found.encode(texts), plain.encode(texts), atol=1e-5)
+        assert found.description == f"{tmp_path / 'model'} (sentence-transformers, first 32 tokens)"
+
     def test_other_names_need_the_package(self, monkeypatch, tmp_path):
         import sys
 
