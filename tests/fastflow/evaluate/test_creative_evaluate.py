@@ -1,7 +1,14 @@
 """`fastflow evaluate` on creative tasks and with the dial, whole: a small model, a fake judge, a tiny encoder."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +23,7 @@ from small_models import save_model
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("httpx")
+ROOT = Path(__file__).parents[3]
 
 
 def say_length(messages):
@@ -77,11 +85,13 @@ def task(tmp_path):
     return tmp_path / "free.yaml"
 
 
+def arguments(models, tasks, output, *more):
+    return ["evaluate", *map(str, models), "--tasks", ",".join(map(str, tasks)), "--output", str(output),
+            "--samples", "4", "--max_tokens", "24", "--model.device", "cpu", *map(str, more)]  # fmt: skip
+
+
 def run(models, tasks, output, *more):
-    return main([
-        "evaluate", *map(str, models), "--tasks", ",".join(map(str, tasks)), "--output", str(output),
-        "--samples", "4", "--max_tokens", "24", "--model.device", "cpu", *map(str, more),
-    ])  # fmt: skip
+    return main(arguments(models, tasks, output, *more))
 
 
 def results_of(output):
@@ -157,6 +167,43 @@ def test_a_judge_that_fails_leaves_what_it_said(sums, task, judge, tmp_path, cap
     assert run([base], [task], tmp_path / "out", *options) == 0
     texts = {text for group in texts_of(tmp_path / "out", "free") for text in group}
     assert len(texts) <= len(judge.bodies) <= 12 + 2  # the failed one twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_judgement_goes_on(sums, task, judge, tmp_path, number, code):
+    base, _ = sums
+    command = [sys.executable, "-m", "fastflow.cli", *arguments([base], [task], tmp_path / "out",
+               "--judge.address", judge.address, "--judge.rubric", tmp_path / "rubric.yaml",
+               "--judge.concurrency", 2)]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def start():
+        return subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    held = threading.Event()
+    judge.say = lambda messages: say_length(messages) if len(judge.bodies) <= 4 else held.wait(200) and None
+    process, deadline = start(), time.monotonic() + 200
+    while time.monotonic() < deadline and len(judge.bodies) < 6:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=200)
+    held.set()
+    assert process.returncode == code and "Traceback" not in error
+    if number != signal.SIGKILL:
+        assert "the same command goes on from what is kept" in error
+    (file,) = (tmp_path / "out" / "judge").glob("*.jsonl")
+    kept = len(file.read_text().splitlines())
+    judge.say, judge.bodies = say_length, []
+    process = start()
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    distinct = len({text for group in texts_of(tmp_path / "out", "free") for text in group})
+    assert 3 <= kept <= 4 and len(judge.bodies) <= 12 - kept + (12 - distinct)
+    assert results_of(tmp_path / "out")["tasks"][0]["models"][0]["scores"]["judge"]["requests"] == 12
 
 
 def adapters(base, directory, **more):
