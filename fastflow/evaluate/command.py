@@ -174,7 +174,10 @@ def _check_golds(work: Work, pool: GraderPool) -> None:
 
 
 def _summary(
-    config: EvaluateConfig, models: Sequence[Subject], works: Sequence[Work], found: dict[Subject, list[Any]],
+    config: EvaluateConfig,
+    models: Sequence[Subject],
+    works: Sequence[Work],
+    found: dict[Subject, list[Any]],
     study: Study,
 ) -> dict[str, Any]:
     tasks = []
