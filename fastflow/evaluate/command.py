@@ -14,6 +14,9 @@ from fastflow.data.prompts import tokenize
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
+from fastflow.evaluate.creative.effective_alpha import LogprobScorer
+from fastflow.evaluate.creative.scaling import scaled
+from fastflow.evaluate.creative.study import Answers, Study, base_scores
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.methods.answer import Entry, Method
@@ -57,8 +60,10 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         need(module, extra="eval", purpose="keeping the responses")
     tasks = [find_task(name, grader=settings.grader) for name in settings.tasks]
     _refuse_equal("task", [task.name for task in tasks])
-    models = [subjects.find_subject(name) for name in settings.models]
+    models = scaled([subjects.find_subject(name) for name in settings.models], settings.adapter_scale)
     _refuse_equal("model", [model.label for model in models])
+    study = Study(config, console)
+    study.check(tasks)
     needs_math = any(task.grader == "math" for task in tasks)
     pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math)
     with pool, RunLock(output, "--output"):
@@ -66,7 +71,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         for work in works:
             _check_golds(work, pool)
         found = {model: _respond(config, model, works, pool, console) for model in models}
-        results = _summary(config, models, works, found)
+        results = _summary(config, models, works, found, study)
         with writing(output):
             (output / RESULTS_FILE).write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
             (output / TABLE_FILE).write_text(markdown(results), encoding="utf-8")
@@ -88,6 +93,7 @@ def _respond(
         console.print(f"{model.name}: all responses are there already", highlight=False, soft_wrap=True)
         return [rows for rows in kept if rows is not None]
     policy, tokenizer = subjects.load(model, config.model)
+    scorer = LogprobScorer(policy) if model.scale is not None else None
     settings = config.eval
     rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
     prompts = [_prompts(config, work, tokenizer) for work in works]
@@ -113,7 +119,7 @@ def _respond(
                 part: Sequence[Entry], work: Work = work, requests: Any = requests, method: Method = method
             ) -> list[Any]:
                 chosen = [requests[index] for index, _, _ in part]
-                return responses.answer_part(method, pool, work.task, part, chosen)
+                return responses.answer_part(method, pool, work.task, part, chosen, scorer)
 
             title = f"{model.name}: {work.task.name}"
             with meter.measuring(title, prompts=len(entries), samples=settings.samples):
@@ -142,7 +148,7 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
     content = {
         "model": identity,
         "held": [config.model.dtype, config.model.autocast, config.model.attention, config.model.fused_layers],
-        "task": dataclasses.asdict(work.task),
+        "task": work.task.asked(),
         "questions": [as_json(question) for question in work.questions],
         "eval": [settings.samples, settings.temperature, settings.top_p, settings.max_tokens, settings.seed,
                  settings.chat_template, settings.system, settings.prompts_per_part, settings.timeout],
@@ -155,6 +161,8 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
 
 
 def _check_golds(work: Work, pool: GraderPool) -> None:
+    if work.task.is_creative:
+        return
     items = [question.item(work.task, "") for question in work.questions]
     unequal = set(unequal_golds(items, pool))
     bad = [question for question in work.questions if (work.task.grader, question.gold) in unequal]
@@ -166,27 +174,36 @@ def _check_golds(work: Work, pool: GraderPool) -> None:
 
 
 def _summary(
-    config: EvaluateConfig, models: Sequence[Subject], works: Sequence[Work], found: dict[Subject, list[Any]]
+    config: EvaluateConfig,
+    models: Sequence[Subject],
+    works: Sequence[Work],
+    found: dict[Subject, list[Any]],
+    study: Study,
 ) -> dict[str, Any]:
     tasks = []
     for place, work in enumerate(works):
-        entries = []
+        task, answers = work.task, []
         for model in models:
-            entry = {"name": model.name, "scores": scores.score(found[model][place])}
-            if model is not models[0]:
-                entry["difference"] = scores.difference(found[model][place], found[models[0]][place])
-            entries.append(entry)
-        task = work.task
+            rows_of = found[model][place]
+            entry: dict[str, Any] = {
+                "name": model.name, "scores": base_scores(rows_of) if task.is_creative else scores.score(rows_of),
+            }  # fmt: skip
+            if model is not models[0] and not task.is_creative:
+                entry["difference"] = scores.difference(rows_of, found[models[0]][place])
+            answers.append(Answers(model.name, model.label, scores.by_prompt(rows_of), entry))
+        study.complete(task, answers)
         source = " ".join(filter(None, (task.dataset or task.path, task.subset, task.split if task.dataset else "")))
         tasks.append({
             "name": task.name, "title": task.title or task.name, "source": source, "grader": task.grader,
-            "licence": task.licence, "note": task.note, "models": entries,
+            "licence": task.licence, "note": task.note, "kind": task.kind,
+            "rubric": task.rubric, "plot": study.plot(task, answers), "models": [model.entry for model in answers],
         })  # fmt: skip
     names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
     settings = {name: getattr(config.eval, name) for name in names} | {
-        "engine": config.rollout.engine, "method": config.method.as_json(),
+        "engine": config.rollout.engine, "method": config.method.as_json(), **study.facts,
     }  # fmt: skip
-    return {"settings": settings, "conventions": scores.CONVENTIONS, "tasks": tasks}
+    conventions = scores.CONVENTIONS | study.conventions
+    return {"settings": settings, "conventions": conventions, "tasks": tasks}
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:

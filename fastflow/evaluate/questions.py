@@ -44,6 +44,9 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
 
     folder: a directory in which NAME.jsonl, NAME.parquet or a data set NAME stands in for the hub's.
     """
+    if task.prompts:
+        asked = [Question(f"{task.name}, prompt {number}", text, "") for number, text in enumerate(task.prompts, 1)]
+        return asked[: limit or None]
     records = read_records(_located(task, folder))
     made = [_question(task, place, record, number) for number, (place, record) in enumerate(records)]
     questions = [question for question in made if question is not None]
@@ -73,7 +76,7 @@ def _located(task: Task, folder: str | None) -> DataConfig:
 
 def _question(task: Task, place: str, record: Mapping[str, Any], number: int) -> Question | None:
     choices, letter = _choices(task, place, record, number)
-    gold = letter or _gold(task, place, record)
+    gold = "" if task.is_creative else letter or _gold(task, place, record)
     if gold is None:
         return None
     options = "\n".join(f"{name}. {text}" for name, text in choices.items())

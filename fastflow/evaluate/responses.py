@@ -18,8 +18,9 @@ from typing import Any
 
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
+from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.graders.pool import GraderPool
-from fastflow.evaluate.majority import votes
+from fastflow.evaluate.majority import NO_ANSWER, votes
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.task import Task
 from fastflow.rollout.sampler import Request, requests_for
@@ -28,6 +29,7 @@ from fastflow.run.output_file import writing
 COLUMNS = (
     "question", "source", "prompt", "gold", "sample", "seed", "response", "tokens", "finish_reason", "logprob",
     "answer", "verdict", "well_formed", "vote_class", "sampled_tokens", "read_tokens", "written",
+    "policy_logprob", "base_logprob",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -61,9 +63,13 @@ def key_of(content: Any) -> str:
 
 
 def answer_part(
-    method: Method, pool: GraderPool, task: Task, questions: Sequence[Entry], requests: Sequence[Request]
-) -> list[Row]:
-    """Draw answers by the method, grade them and count their classes, for some prompts."""
+    method: Method, pool: GraderPool, task: Task, questions: Sequence[Entry], requests: Sequence[Request],
+    scorer: LogprobScorer | None = None,
+) -> list[Row]:  # fmt: skip
+    """Draw answers by the method, grade them and count their classes, for some prompts.
+
+    scorer: scores whole trajectories under the policy and under its base.
+    """
     found = method.answers(questions, requests)
     rows: list[Row] = []
     for (index, question, prompt), request, answers in zip(questions, requests, found, strict=True):
@@ -73,6 +79,9 @@ def answer_part(
                 "sample": sample, "seed": seed, **dataclasses.asdict(answer),
                 "well_formed": re.search(task.format, answer.response) is not None,
             })  # fmt: skip
+    _add_logprobs(rows, questions, scorer)
+    if task.is_creative:
+        return [row | {"answer": "", "verdict": "", "vote_class": NO_ANSWER} for row in rows]
     by_index = {index: question for index, question, _ in questions}
     judged = pool.judge([by_index[row["question"]].item(task, row["response"]) for row in rows])
     for row, (verdict, extracted) in zip(rows, judged, strict=True):
@@ -80,6 +89,16 @@ def answer_part(
     for row, vote in zip(rows, votes(rows, task.grader, pool), strict=True):
         row["vote_class"] = vote
     return rows
+
+
+def _add_logprobs(rows: Sequence[Row], questions: Sequence[Entry], scorer: LogprobScorer | None) -> None:
+    ids = [row.pop("response_ids") for row in rows]
+    scores: Sequence[tuple[float | None, float | None]] = [(None, None)] * len(rows)
+    if scorer is not None and all(ids):
+        prompts = {index: prompt for index, _, prompt in questions}
+        scores = scorer.score([prompts[row["question"]] for row in rows], ids)
+    for row, (policy, base) in zip(rows, scores, strict=True):
+        row |= {"policy_logprob": policy, "base_logprob": base}
 
 
 def complete(
@@ -127,6 +146,8 @@ def read(path: Path) -> list[Row]:
         row.setdefault("sampled_tokens", row.get("tokens"))
         row.setdefault("read_tokens", 0)
         row.setdefault("written", None)
+        row.setdefault("policy_logprob", None)
+        row.setdefault("base_logprob", None)
     return rows
 
 
@@ -134,5 +155,6 @@ def _schema(pyarrow: Any) -> Any:
     kinds = {
         "question": "int32", "sample": "int32", "seed": "int64", "tokens": "int32", "logprob": "float64",
         "well_formed": "bool_", "vote_class": "int32", "sampled_tokens": "int64", "read_tokens": "int64",
+        "policy_logprob": "float64", "base_logprob": "float64",
     }  # fmt: skip
     return pyarrow.schema([(name, getattr(pyarrow, kinds.get(name, "string"))()) for name in COLUMNS])

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
 from fastflow.config.setting import Section, help_text, setting, suggest
 from fastflow.errors import FastflowError
+from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
 from fastflow.evaluate.task import names
 
@@ -57,6 +58,15 @@ class EvalConfig(Section):
     tail: float | None = setting(
         None, "verbalized asks for answers with a probability below this (default: any answer)", above=0, at_most=1
     )
+    adapter_scale: tuple[float, ...] = setting(
+        (), "Strengths at which LoRA adapters are evaluated side by side, such as 0,0.5,1: 0 is the base, 1 as trained",
+        at_least=0, at_most=100,
+    )  # fmt: skip
+    diversity: bool = setting(False, "Measure diversity on graded tasks too, not only on creative ones")
+    embedding: str | None = setting(
+        None, "Model of sentence embeddings for semantic diversity: a sentence-transformers model, its directory, or "
+        "the directory of a transformers encoder",
+    )  # fmt: skip
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
@@ -77,6 +87,7 @@ class EvaluateConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         rollout = dataclasses.replace(self.rollout, max_response_tokens=self.eval.max_tokens)
@@ -99,12 +110,15 @@ class EvaluateConfig:
         return resolve(self.eval, self.rollout)
 
 
-SECTIONS: dict[str, type[Section]] = {"eval": EvalConfig, "model": ModelConfig, "rollout": RolloutConfig}
+SECTIONS: dict[str, type[Section]] = {
+    "eval": EvalConfig, "model": ModelConfig, "rollout": RolloutConfig, "judge": JudgeConfig,
+}  # fmt: skip
 _LEFT_OUT = {  # of training, or said by a setting of `eval`
     "model": {"path", "base", "checkpoint_share", "compile"},
     "rollout": {"temperature", "top_p", "max_response_tokens", "ahead", "sleep"},
 }
 _LISTS = ("models", "tasks")
+_NUMBERS = ("adapter_scale",)
 
 
 def read_settings(arguments: Sequence[str]) -> EvaluateConfig:
@@ -160,7 +174,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     options, waits = [], ""
     for argument in rest:
         if waits:
-            options.append(_as_list(argument) if waits in _LISTS else argument)
+            options.append(_as_setting(waits, argument))
             waits = ""
             continue
         if not argument.startswith("--"):
@@ -171,9 +185,15 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         if full not in known and name not in ("config", "help"):
             raise FastflowError(f"unknown option --{name}: {suggest(full, [*known, *_entries('eval'), 'config'])}")
         last = full.removeprefix("eval.")
-        options.append(f"--{full}" + (f"={_as_list(value) if last in _LISTS else value}" if equals else ""))
+        options.append(f"--{full}" + (f"={_as_setting(last, value)}" if equals else ""))
         waits = "" if equals else last
     return [*([f"--eval.models={_listed(models)}"] if models else []), *options]
+
+
+def _as_setting(name: str, value: str) -> str:
+    if name in _NUMBERS:
+        return value if value.startswith("[") else f"[{value}]"
+    return _as_list(value) if name in _LISTS else value
 
 
 def _as_list(value: str) -> str:

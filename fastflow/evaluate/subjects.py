@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError, need
+from fastflow.evaluate.creative.scaling import scale_adapters
 from fastflow.models.loading import load_causal_lm, read_config
 from fastflow.models.packed import PackedModel, check_tokenizer_fits, load_tokenizer, prepare_layers, resolve_device
 from fastflow.run.directory import CONFIG_FILE
@@ -23,11 +24,15 @@ _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 @dataclass(frozen=True)
 class Subject:
-    """One model. name: as it was given. path: weights and tokenizer. adapter: a peft directory, where there is one."""
+    """One model. name: as it was given. path: weights and tokenizer. adapter: a peft directory, where there is one.
+
+    scale: factor of what the adapters add, where it is not as they were trained.
+    """
 
     name: str
     path: str
     adapter: str | None = None
+    scale: float | None = None
 
     @property
     def label(self) -> str:
@@ -61,6 +66,8 @@ def digest(subject: Subject, settings: ModelConfig) -> str:
         else:
             config = read_config(place, trust_remote_code=settings.trust_remote_code)
             parts.append(f"{place}@{getattr(config, '_commit_hash', None)}")
+    if subject.scale is not None:
+        parts.append(f"scale {subject.scale!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -79,6 +86,8 @@ def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrain
         except Exception as error:  # a damaged file, adapters of another model
             reason = " ".join(str(error).split())[:300]
             raise FastflowError(f"cannot load the adapters {subject.adapter} on {subject.path}: {reason}") from error
+        if subject.scale is not None:
+            scale_adapters(model, subject.scale)
     model.requires_grad_(False).eval()
     packed = PackedModel(model, autocast=settings.autocast, layers=layers)
     check_tokenizer_fits(tokenizer, packed, settings)

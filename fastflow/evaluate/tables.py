@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastflow.evaluate.creative.tables import added_rows, creative_rows
 from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
+from fastflow.evaluate.task import CREATIVE
 
 Result = dict[str, Any]
 
@@ -19,10 +21,10 @@ def markdown(results: Result) -> str:
         f"top-p {settings['top_p']:g}, "
         f"at most {settings['max_tokens']} tokens, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
-        *_method(settings.get("method")),
+        *_method(settings.get("method")), *_measured_by(settings),
     ]  # fmt: skip
     for task in results["tasks"]:
-        lines += [f"## {task['title']}", "", *_table(task), "", *_notes(task)]
+        lines += [f"## {task['title']}", "", *_table(task), "", *_plot(task), *_notes(task)]
     lines += ["## How it was counted", "", *(f"- {name}: {text}" for name, text in results["conventions"].items()), ""]
     return "\n".join(lines)
 
@@ -37,6 +39,18 @@ def _method(method: dict[str, Any] | None) -> list[str]:
     return [f"Method {method['name']}: {kind.text}{source}; {values}.", ""]
 
 
+def _measured_by(settings: Result) -> list[str]:
+    """Name the embedding model and the judge."""
+    found = [f"Sentence embeddings: {settings['embedding']}."] if settings.get("embedding") else []
+    if judge := settings.get("judge"):
+        found.append(f"Judge: {judge['model']}, {judge['votes']} votes, temperature {judge['temperature']:g}.")
+    return [" ".join(found), ""] if found else []
+
+
+def _plot(task: Result) -> list[str]:
+    return [f"![{task['title']}: quality against diversity]({task['plot']})", ""] if task.get("plot") else []
+
+
 def _table(task: Result) -> list[str]:
     models = task["models"]
     lines = ["| | " + " | ".join(model["name"].replace("|", "\\|") for model in models) + " |"]
@@ -48,6 +62,8 @@ def _table(task: Result) -> list[str]:
 
 def rows(task: Result) -> list[tuple[str, list[str]]]:
     """Heading and cells of each row of a task's table."""
+    if task.get("kind") == CREATIVE:
+        return creative_rows(task)
     scores = [model["scores"] for model in task["models"]]
     samples = scores[0]["samples"]
     shown = [(f"avg@{samples}", [share(entry[f"avg@{samples}"]) for entry in scores])]
@@ -70,7 +86,7 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
                 ["", *(_interval(model["difference"]) for model in task["models"][1:])],
             )
         )
-    return shown
+    return shown + added_rows(task)
 
 
 def _notes(task: Result) -> Sequence[str]:

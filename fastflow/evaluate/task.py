@@ -17,6 +17,7 @@ from fastflow.evaluate.graders.grader import GRADERS
 FOLDER = Path(__file__).parent / "tasks"
 OWN = (".jsonl", ".json", ".ndjson", ".parquet")  # endings of files with a user's own questions
 BOX = r"\\boxed\{[^}]"
+GRADED, CREATIVE = KINDS = ("graded", "creative")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Task:
     answer stands behind this mark. gold_box: it stands in the last box. choices: a field with a list of options, or
     the fields of the options, the right one first. shuffle: seed that orders the options. prompt: what the model
     reads, with {question}, {choices} and fields of the row. format: regular expression that a well-formed response
-    contains. licence, note: what a reader of the results should know.
+    contains. licence, note: what a reader of the results should know. kind: `graded` has gold answers; `creative` has
+    none, and its responses are measured for diversity and judged by `rubric`. prompts: those of a creative task, where
+    they stand in its file.
     """
 
     name: str
-    grader: str
+    grader: str = ""
     prompt: str = "{question}"
     question: str = "prompt"
     gold: str = "answer"
@@ -47,9 +50,19 @@ class Task:
     format: str = BOX
     licence: str = ""
     note: str = ""
+    kind: str = GRADED
+    rubric: str = ""
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"task {self.name}"
+        if self.kind not in KINDS:
+            raise FastflowError(f"{where}: kind is {self.kind!r}: {suggest(self.kind, KINDS)}")
+        if self.kind == CREATIVE:
+            self._check_creative(where)
+            return
+        if self.rubric or self.prompts:
+            raise FastflowError(f"{where}: rubric and prompts belong to kind: creative")
         if self.grader not in GRADERS:
             raise FastflowError(f"{where}: grader is {self.grader!r}: {suggest(self.grader, GRADERS)}")
         if bool(self.dataset) == bool(self.path):
@@ -60,6 +73,23 @@ class Task:
             list(string.Formatter().parse(self.prompt))
         except ValueError as error:
             raise FastflowError(f"{where}: prompt is no template ({error}); write a brace as {{{{ or }}}}") from error
+
+    def _check_creative(self, where: str) -> None:
+        if self.grader or self.choices or self.gold_after or self.gold_box:
+            raise FastflowError(f"{where}: a creative task has no gold answer; leave out grader, choices and gold")
+        if sum(map(bool, (self.prompts, self.dataset, self.path))) != 1:
+            raise FastflowError(f"{where}: needs either prompts, dataset or path")
+
+    def asked(self) -> dict[str, Any]:
+        """What decides the responses: not how they are judged. Graded tasks keep the form that they had before."""
+        entries = dataclasses.asdict(self)
+        if not self.is_creative:
+            return {name: value for name, value in entries.items() if name not in ("kind", "rubric", "prompts")}
+        return {name: value for name, value in entries.items() if name != "rubric"}
+
+    @property
+    def is_creative(self) -> bool:
+        return self.kind == CREATIVE
 
 
 def names() -> list[str]:
@@ -97,16 +127,20 @@ def _read(path: Path, name: str) -> Task:
         if key not in known:
             raise FastflowError(f"{path}: unknown entry {key}: {suggest(str(key), known)}")
         _check_type(path, key, value)
-    if "grader" not in tree:
+    if "grader" not in tree and tree.get("kind", GRADED) == GRADED:
         raise FastflowError(f"{path}: the entry grader is missing: one of {', '.join(GRADERS)}")
     if isinstance(tree.get("choices"), list):
         tree["choices"] = tuple(tree["choices"])
+    if "prompts" in tree:
+        tree["prompts"] = tuple(tree["prompts"])
     if tree.get("path") and not Path(tree["path"]).is_absolute():
         tree["path"] = str(path.parent / tree["path"])
     return Task(**{"name": name, **tree})
 
 
 def _check_type(path: Path, key: str, value: Any) -> None:
-    wanted: Any = {"gold_box": bool, "shuffle": int, "choices": (str, list)}.get(key, str)
+    wanted: Any = {"gold_box": bool, "shuffle": int, "choices": (str, list), "prompts": list}.get(key, str)
+    if key == "prompts" and isinstance(value, list) and not all(isinstance(entry, str) and entry for entry in value):
+        raise FastflowError(f"{path}: prompts must be a list of texts; put one with a colon into quotation marks")
     if not isinstance(value, wanted) and not (key == "subset" and value is None):
         raise FastflowError(f"{path}: {key} is {value!r}, a {type(value).__name__}; see the tasks that come along")

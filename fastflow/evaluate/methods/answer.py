@@ -19,7 +19,8 @@ class Answer:
     """A response to grade. tokens: its length. logprob: nats, see docs/evaluate.md.
 
     sampled_tokens: drawn from the model for it, kept or not. read_tokens: run through the model besides, for prefixes
-    and scores. written: what the model wrote, where the response is only a part of it.
+    and scores. written: what the model wrote, where the response is only a part of it. response_ids: the tokens of a
+    response that is a whole trajectory.
     """
 
     response: str
@@ -29,6 +30,7 @@ class Answer:
     sampled_tokens: int
     read_tokens: int = 0
     written: str | None = None
+    response_ids: tuple[int, ...] = ()
 
 
 class Method(Protocol):
@@ -40,11 +42,13 @@ class Method(Protocol):
 
 def answer_of(trajectory: Trajectory, text: ResponseText, *, sampled: int, read: int = 0) -> Answer:
     """Return the answer that a trajectory is. sampled, read: tokens, see Answer."""
+    ids = trajectory.response_ids.tolist()
     return Answer(
-        response=text.of(trajectory.response_ids.tolist()),
+        response=text.of(ids),
         tokens=len(trajectory),
         finish_reason=trajectory.finish_reason,
         logprob=float(trajectory.behaviour_logprobs.sum(dtype="float64")),
         sampled_tokens=sampled,
         read_tokens=read,
+        response_ids=tuple(ids),
     )

@@ -30,7 +30,7 @@ GOLDS = {"math500": "\\frac{3}{4}", "amc23": "27.0", "olympiadbench": "2, 5", "g
 
 
 def test_there_is_a_row_for_each_task():
-    assert set(names()) == set(ROWS)
+    assert {name for name in names() if not find_task(name).is_creative} == set(ROWS)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))

@@ -1,0 +1,83 @@
+"""The dial: one LoRA adapter at several strengths, each a subject of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastflow.errors import FastflowError
+from fastflow.models.merging import adapted_layers
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastflow.evaluate.subjects import Subject
+
+ADAPTER = "adapter"  # where a run of `fastflow train` keeps what it has learned
+SETTING = "eval.adapter_scale"
+
+
+def scaled(subjects: Sequence[Subject], scales: Sequence[float]) -> list[Subject]:
+    """Return each subject with adapters once for each scale, in order, and the others as they are.
+
+    A run of `fastflow train` counts with the adapters that it has saved. Raises FastflowError where no subject has
+    adapters, and for adapters that a factor does not scale.
+    """
+    if not scales:
+        return list(subjects)
+    if len(set(scales)) < len(scales):
+        raise FastflowError(f"{SETTING} names a scale twice; give each once")
+    found: list[Subject] = []
+    any_adapters = False
+    for subject in subjects:
+        directory = subject.adapter or _of_run(subject)
+        if directory is None:
+            found.append(subject)
+            continue
+        base = check_scalable(directory)
+        any_adapters = True
+        found += [
+            replace(subject, name=f"{subject.name} at {scale:g}", path=base, adapter=directory, scale=scale)
+            for scale in scales
+        ]
+    if not any_adapters:
+        names = ", ".join(subject.name for subject in subjects)
+        raise FastflowError(
+            f"{SETTING} is set, but {names} has no LoRA adapters; give an adapter or a run with lora.rank"
+        )
+    return found
+
+
+def check_scalable(directory: str) -> str:
+    """Return the base of adapters. Raises FastflowError for those that are more than a product of two factors."""
+    file = Path(directory) / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        base, kind = str(config["base_model_name_or_path"]), config["peft_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FastflowError(f"{file} names no base_model_name_or_path and peft_type; check the adapters") from error
+    reasons = {
+        f"is of the kind {kind}": kind != "LORA",
+        "has magnitudes (use_dora)": bool(config.get("use_dora")),
+        "trains biases": config.get("bias", "none") != "none",
+        f"replaces whole layers ({config.get('modules_to_save')})": bool(config.get("modules_to_save")),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise FastflowError(f"{directory} {reason}, which no factor scales; leave out --adapter-scale")
+    return base
+
+
+def scale_adapters(model: torch.nn.Module, scale: float) -> None:
+    """Multiply what the adapters add to their layers: at 0 the model is its base, at 1 as it was trained. In place."""
+    for _, layer in adapted_layers(model):
+        for name in layer.scaling:
+            layer.scaling[name] *= scale  # type: ignore[index]
+
+
+def _of_run(subject: Subject) -> str | None:
+    directory = Path(subject.name) / ADAPTER
+    return str(directory) if (directory / "adapter_config.json").is_file() else None

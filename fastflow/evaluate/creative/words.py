@@ -1,0 +1,31 @@
+"""Cut responses into words, the unit of all measures of overlap."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sized
+
+# Scripts that put no blanks between words: each character is a word.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
+
+Words = tuple[str, ...]
+
+
+def words(text: str) -> Words:
+    """Return the runs of letters and digits, in lower case; of Chinese, Japanese and Thai each character.
+
+    For English this is the cut of the rouge-score package without its stemmer.
+    """
+    return tuple(_WORD.findall(text.lower()))
+
+
+def ngrams(of: Words, n: int) -> list[Words]:
+    """Return the n-grams in their order; none where there are fewer than n words."""
+    return [of[start : start + n] for start in range(len(of) - n + 1)]
+
+
+def check_several(responses: Sized) -> None:
+    """Raise ValueError where there are no pairs to compare."""
+    if len(responses) < 2:
+        raise ValueError(f"{len(responses)} responses have no pairs; this measure needs at least 2 of one prompt")
