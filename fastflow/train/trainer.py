@@ -25,7 +25,7 @@ from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signal
 from fastflow.models.ranks import Ranks
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
-from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.judging import Judgement
 from fastflow.objectives.objective import MakeObjective
 from fastflow.rollout.engines import make_sampler
@@ -76,7 +76,7 @@ class Trainer:
         self,
         config: Config,
         console: Console,
-        objective: MakeObjective = FlowObjective.of,
+        objective: MakeObjective = make_objective,
         *,
         resume: Resume = "no",
         ranks: Ranks | None = None,
@@ -228,6 +228,7 @@ class Trainer:
     def close(self) -> None:
         """Release the sampler and the run directory; `run` does so at its end."""
         try:
+            self.judge.close()
             self.sampler.close()
         finally:
             self._release_lock()

@@ -25,6 +25,7 @@ from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.learner import Learner
+from fastflow.verify.check import Check
 from fastflow.verify.exact import (
     SequenceSpace,
     exact_target,
@@ -35,6 +36,7 @@ from fastflow.verify.exact import (
     train_policy,
     train_table,
 )
+from fastflow.verify.policy_gradients import policy_gradient_checks
 from fastflow_kernels import flow_loss, reference
 
 # The largest values that pass. One bound for tables or transformers holds for the total variation, for
@@ -44,22 +46,6 @@ MICROBATCH_BOUND = 1e-5
 SAMPLER_BOUND = 1e-4
 TABLE_BOUNDS = {0.5: 0.002, 2.0: 0.002, 4.0: 0.002}
 TRANSFORMER_BOUNDS = {0.5: 0.02, 2.0: 0.02, 4.0: 0.06}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table: a measured value, the largest that passes, its unit, and what the line compares."""
-
-    name: str
-    value: float
-    bound: float
-    unit: str
-    note: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within its bound; NaN is not."""
-        return self.value <= self.bound
 
 
 @dataclass(frozen=True)
@@ -95,6 +81,7 @@ def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_upd
     space = SequenceSpace(size.tokens, size.limit)
     checks = [gradient_check("sequence", seed), gradient_check("token_mean", seed)]
     checks += [microbatch_check(seed), sampler_check(space, seed)]
+    checks += policy_gradient_checks(space, make_models, updates=size.table_updates, seed=seed)
     for alpha, log_z in size.tables():
         on_phase(title("table", alpha, log_z))
         checks += table_checks(space, alpha, log_z, size, seed, on_update)
