@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 NO_ANSWER = -1
 
 
+@runtime_checkable
 class AnswerReader(Protocol):
     """Finds the answers in responses, and compares them."""
 
