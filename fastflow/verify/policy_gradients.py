@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastflow.config.compared import SurrogateConfig
+from fastflow.config.compared import Method, SurrogateConfig
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig, RolloutConfig
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.models.packed import PackedModel
@@ -31,14 +31,14 @@ GRADIENT_BOUND = 1e-4  # of the largest entry
 OPTIMUM_BOUND = 0.002  # total variation, and KL in nats
 ALPHA = 4.0  # beta = 1 / (alpha - 1) = 1/3
 RESPONSES, LIMIT, DRIFT = 4, 12, 0.3  # nats between the policy and what sampled, so that ratios are clipped
-TARGETS = {"rl_trajectory": "tb_trajectory", "rl_token": "tb_token"}  # which have the same optimum
+TARGETS: dict[Method, str] = {"rl_trajectory": "tb_trajectory", "rl_token": "tb_token"}  # which have the same optimum
 
 
 @dataclass(frozen=True)
 class Variant:
     """A method with its switches. reward: of each response, where text decides it; None where the models do."""
 
-    name: str
+    name: Method
     objective: Mapping[str, Any] = field(default_factory=dict)
     surrogate: Mapping[str, Any] = field(default_factory=dict)
     clip: tuple[float, float] = (0.2, 0.28)
@@ -198,7 +198,7 @@ def _token_logprobs(model: torch.nn.Module, prompt: Prompt, response: np.ndarray
     return logits.log_softmax(1).gather(1, ids[len(prompt.ids) :, None])[:, 0], logits
 
 
-def optimum_checks(space: SequenceSpace, name: str, updates: int, seed: int) -> list[Check]:
+def optimum_checks(space: SequenceSpace, name: Method, updates: int, seed: int) -> list[Check]:
     """Train a table of logits by the gradient of `name` under the exact expectation. Compare it with the optimum."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(len(space.prefixes), space.vocab_size, generator=generator, dtype=torch.float64)
