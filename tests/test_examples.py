@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fastflow.demo.small_model import make_model, make_tokenizer
+from fastflow.demo.tasks import SUMS
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_FILE = EXAMPLES / "one_file_loop.py"
 pytestmark = pytest.mark.slow
@@ -86,3 +89,24 @@ def test_own_reward(run, tmp_path):
         run(command)
     lines = (tmp_path / "runs" / "own_reward" / "run" / "metrics.jsonl").read_text().splitlines()
     assert all(isinstance(json.loads(line)["reward_mean"], float) for line in lines)
+
+
+def test_methods_are_compared_on_the_sums(run, tmp_path):
+    """On a base with random weights, in place of the one that the example pretrains for a minute."""
+    base = tmp_path / "runs" / "compare" / "base"
+    tokenizer = make_tokenizer(SUMS.pieces)
+    make_model(len(tokenizer), seed=0).causal_lm.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    small = "--run.steps 1 --batch.prompts_per_step 2 --rollout.max_response_tokens 8"
+    printed = run(f"python examples/compare_on_sums.py runs/compare ttrl random-reward {small}")
+    assert re.findall(r"^(base|ttrl|random-reward) +[\d.]+%", printed, re.MULTILINE) == [
+        "base",
+        "ttrl",
+        "random-reward",
+    ]
+    written = json.loads((tmp_path / "runs" / "compare" / "comparison.json").read_text())
+    assert set(written) == {"base", "ttrl", "random-reward"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "compare_on_sums.py", "runs", "grpp"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "give a folder and some of the methods" in done.stderr

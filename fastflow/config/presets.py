@@ -1,6 +1,7 @@
-"""Named starting points: the three set-ups of the paper, and that of the demo.
+"""Named starting points: the three set-ups of the paper, that of the demo, and one for each compared method.
 
-The paper fixes alpha, psi, models and data. Batch, lengths and optimiser follow EMPO's recipe, on which it builds.
+The paper fixes alpha, psi, models and data. Batch, lengths and optimiser follow EMPO's recipe, on which it builds. The
+presets `compare-*` are the first set-up with another method: nothing else differs.
 """
 
 from __future__ import annotations
@@ -75,4 +76,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run.output": "runs/demo/sums/alpha_4",
         "run.samples_every": 25,
     },
+}
+
+# What names a method, and nothing else. FlowRL and TBA get GRPO's reward. Dr. GRPO is GRPO with two switches.
+METHODS: dict[str, dict[str, Any]] = {
+    "powerflow": {"objective.name": "powerflow"},
+    "tb-trajectory": {"objective.name": "tb_trajectory"},
+    "tb-token": {"objective.name": "tb_token"},
+    "flowrl": {"objective.name": "flowrl", "objective.reward": "answer"},
+    "tba": {"objective.name": "tba", "objective.reward": "answer", "objective.log_z": "group_mean"},
+    "rl-trajectory": {"objective.name": "rl_trajectory"},
+    "rl-token": {"objective.name": "rl_token"},
+    "grpo": {"objective.name": "grpo", "objective.reward": "answer"},
+    "dr-grpo": {
+        "objective.name": "grpo",
+        "objective.reward": "answer",
+        "surrogate.divide_by_std": False,
+        "surrogate.average": "length_limit",
+    },
+    "empo": {"objective.name": "empo"},
+    "ttrl": {"objective.name": "ttrl"},
+    "intuitor": {"objective.name": "intuitor"},
+    "rent": {"objective.name": "rent"},
+    "random-reward": {"objective.name": "random_reward"},
+    "format-reward": {"objective.name": "format_reward"},
+}
+
+PRESETS |= {
+    f"compare-{name}": {
+        **PRESETS["paper-reasoning-base"],
+        "objective.answer_field": "solution",  # whose box holds the answer
+        **settings,
+        "run.output": f"runs/compare-{name}",
+    }
+    for name, settings in METHODS.items()
 }

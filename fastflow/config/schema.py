@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastflow.config.compared import Method, SurrogateConfig, check_method
 from fastflow.config.setting import Section, setting
 from fastflow.errors import FastflowError
 
@@ -142,12 +143,18 @@ class RolloutConfig(Section):
 
 @dataclass(frozen=True)
 class ObjectiveConfig(Section):
-    """The target of training (residual = log_z + length_scale * log pi - log_target)."""
+    """The method, and its target (residual = log_z + length_scale * log pi - log_target) or reward."""
 
-    name: Literal["powerflow", "tb_trajectory", "tb_token", "flowrl"] = setting(
-        "powerflow", "Member of the trajectory-balance family; all others than powerflow serve for comparison"
+    name: Method = setting(
+        "powerflow",
+        "powerflow, or a method that it is compared with: trajectory balance (tb_trajectory, tb_token, flowrl, tba) or "
+        "a policy gradient (all others, see surrogate)",
     )
-    alpha: float = setting(4.0, "Power of the base distribution: above 1 sharpens it, below 1 flattens it", above=0)
+    alpha: float = setting(
+        4.0,
+        "Power of the base distribution: above 1 sharpens it, below 1 flattens it. For powerflow, tb_* and rl_*",
+        above=0,
+    )
     log_z: LogZ = setting(
         "learned",
         "Log normaliser: a small network on the prompt (learned, as in the paper), or the group's mean at the rollout",
@@ -165,8 +172,30 @@ class ObjectiveConfig(Section):
         None, "Function in place of format_pattern: package.module:function(response_text, record) -> bool"
     )
     format_penalty: float = setting(-0.5, "psi of a malformed response", unit="nats per token", at_most=0)
-    reward: str | None = setting(None, "For flowrl only: package.module:function(response_text, record) -> float")
-    beta: float = setting(15.0, "Weight of the group-normalised reward, for flowrl only", above=0)
+    reward: str | None = setting(
+        None,
+        "flowrl, tba, grpo: package.module:function(response_text, record) -> float, or the word answer: 1 where the "
+        "response gives the record's answer, otherwise 0",
+    )
+    grader: Literal["math", "numeric", "exact"] = setting(
+        "math",
+        "How answers are read and compared: for reward = answer, empo, ttrl and rent_unanswered; see fastflow grade",
+    )
+    answer_field: str = setting(
+        "answer", "reward = answer: field of a record with its answer, or with a solution in a box"
+    )
+    beta: float = setting(15.0, "Weight of the reward: normalised in the group for flowrl, as given for tba", above=0)
+    flowrl_form: Literal["paper", "release", "recipe"] = setting(
+        "paper",
+        "flowrl: importance weight clipped by importance.clip_* (paper), unclipped (release: the first code), or at "
+        "most 10 (recipe: the later code)",
+    )
+    empo_unparsed: Literal["zero", "own_cluster"] = setting(
+        "zero", "empo: reward of a response without an answer: 0, or that of a cluster of its own"
+    )
+    rent_unanswered: float | None = setting(
+        None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others"
+    )
 
 
 @dataclass(frozen=True)
@@ -272,6 +301,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -288,8 +318,7 @@ class Config:
         self._check_rollout()
         if objective.format_pattern is not None and objective.format_check is not None:
             raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
-        if objective.name == "flowrl" and objective.reward is None:
-            raise FastflowError("objective.name = flowrl needs objective.reward = package.module:function")
+        check_method(self)
         for name in ("system", "template_arguments"):
             if getattr(self.data, name) is not None and not self.data.chat_template:
                 raise FastflowError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,6 +36,7 @@ class FlowObjective:
     def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
         """Compute the known terms of every residual. Starts a learned log_z at the first update's optimum."""
         importance = self._importance
+        clip_low, clip_high = clip_bounds(self._settings, importance)
         length_scale, log_target = OBJECTIVES[self._settings.name](facts, self._settings)
         optimum = group_mean(log_target - length_scale * facts.behaviour_logprob, facts.group)
         if self.log_z_head is not None:
@@ -52,8 +55,8 @@ class FlowObjective:
                 log_target=log_target[chosen],
                 length_scale=length_scale[chosen],
                 behaviour_logprob=facts.behaviour_logprob[chosen],
-                clip_low=importance.clip_low,
-                clip_high=importance.clip_high,
+                clip_low=clip_low,
+                clip_high=clip_high,
                 ratio=importance.ratio,
                 normaliser=len(facts.length),
                 bias=bias,
@@ -61,3 +64,13 @@ class FlowObjective:
             return MicrobatchLoss(**output._asdict(), log_z=log_z.detach())
 
         return loss
+
+
+def clip_bounds(settings: ObjectiveConfig, importance: ImportanceConfig) -> tuple[float, float]:
+    """How far the importance weight may be below and above 1: as set, but as FlowRL's code has it where that is chosen.
+
+    Its first release computes the clipped weight and multiplies by the other one; its later recipe cuts it at 10.
+    """
+    if settings.name != "flowrl" or settings.flowrl_form == "paper":
+        return importance.clip_low, importance.clip_high
+    return 1.0, math.inf if settings.flowrl_form == "release" else 9.0

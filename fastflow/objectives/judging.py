@@ -1,4 +1,4 @@
-"""Judges a response by its text: the format penalty psi and, for flowrl, the reward."""
+"""Judges a response by its text: the format penalty psi and, where the method has one that text decides, the reward."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from fastflow.config.compared import ANSWER, POLICY_GRADIENTS
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
 from fastflow.data.trajectory import Group
 from fastflow.errors import FastflowError
+from fastflow.objectives.answers import AnswerReader
+from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
 from fastflow.objectives.trajectory_balance import load_function, make_format_check, normalise_rewards
 
 if TYPE_CHECKING:
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 class Judgement:
     """What the texts of n trajectories decide, in flat order.
 
-    text: see response_text. well_formed: None where no format is required. penalty: psi, nats per token. reward:
-    normalised within groups; zeros where there is none. scores: rewards before that; None where there are none.
+    text: see response_text. well_formed: None where no format is required. penalty: psi, nats per token. scores: each
+    response's reward; None where text decides none. reward: what the objective takes: the scores, as they are for tba
+    and the policy gradients, otherwise normalised within groups; zeros where there are none.
     """
 
     text: list[str]
@@ -36,17 +40,29 @@ class Judgement:
     scores: list[float] | None
 
 
-class Judge:
-    """Spells responses and judges their format and, where one is set, their reward."""
+def needs_answers(settings: ObjectiveConfig) -> bool:
+    """Whether judging asks for the answers that responses give."""
+    return settings.reward == ANSWER or settings.name in ("empo", "ttrl") or settings.rent_unanswered is not None
 
-    def __init__(self, settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase):
+
+class Judge:
+    """Spells responses and judges their format and, where there is one, their reward.
+
+    answers: reads and compares answers, where `needs_answers` says so.
+    """
+
+    def __init__(
+        self, settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, answers: AnswerReader | None = None
+    ):
         self._settings = settings
+        self._answers = answers
         self._tokenizer = tokenizer
         self.end_with((tokenizer.eos_token_id,))
         self._is_well_formed = make_format_check(settings, special_tokens(tokenizer).values())
         self._named = unescaped(settings.format_pattern or "")
         check_spelling(tokenizer, "objective.format_pattern", self._named)
-        self._reward = load_function(settings.reward, "objective.reward") if settings.reward else None
+        own_reward = settings.reward if settings.reward != ANSWER else None
+        self._reward = load_function(own_reward, "objective.reward") if own_reward else None
 
     def end_with(self, end_ids: Collection[int]) -> None:
         """Set the tokens that end a response, where the model has other ones than the tokenizer."""
@@ -63,12 +79,50 @@ class Judge:
             well_formed = [bool(self._is_well_formed(*pair)) for pair in zip(judged, records, strict=True)]
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
-        if self._reward is not None:
-            scores = [self._score(self._reward, *pair) for pair in zip(texts, records, strict=True)]
-            reward = normalise_rewards(
-                torch.tensor(scores, dtype=torch.float64), [len(group.trajectories) for group in groups]
-            )
+        sizes = [len(group.trajectories) for group in groups]
+        if self._reward is not None or self._settings.reward == ANSWER:
+            scores = self._rewards(texts, records)
+        elif self._settings.name in POLICY_GRADIENTS:
+            seeds = [trajectory.seed for group in groups for trajectory in group.trajectories]
+            scores = self._label_free(texts, sizes, seeds, well_formed or ())
+        if scores is not None:
+            reward = torch.tensor(scores, dtype=torch.float64)
+            if self._settings.name not in ("tba", *POLICY_GRADIENTS):
+                reward = normalise_rewards(reward, sizes)
+        elif self._settings.name == "rent" and self._settings.rent_unanswered is not None:
+            classes = self._reader.classes(texts, sizes)
+            reward = torch.tensor(unanswered(classes, self._settings.rent_unanswered), dtype=torch.float64)
         return Judgement(texts, well_formed, penalty, reward, scores)
+
+    def close(self) -> None:
+        """Release what reads the answers."""
+        if self._answers is not None:
+            self._answers.close()
+
+    def _rewards(self, texts: list[str], records: list[dict[str, Any]]) -> list[float]:
+        """What `objective.reward` makes of each response."""
+        if self._reward is None:
+            return [float(right) for right in self._reader.are_right(texts, records)]
+        return [self._score(self._reward, *pair) for pair in zip(texts, records, strict=True)]
+
+    def _label_free(
+        self, texts: list[str], sizes: list[int], seeds: list[int], well_formed: Sequence[bool]
+    ) -> list[float] | None:
+        """The rewards of a method that makes its own from texts; None for the other methods."""
+        name = self._settings.name
+        if name == "empo":
+            return empo(self._reader.classes(texts, sizes), sizes, unparsed=self._settings.empo_unparsed)
+        if name == "ttrl":
+            return ttrl(self._reader.classes(texts, sizes), sizes)
+        if name == "random_reward":
+            return random_reward(seeds)
+        return format_reward(well_formed) if name == "format_reward" else None
+
+    @property
+    def _reader(self) -> AnswerReader:
+        if self._answers is None:
+            raise ValueError(f"objective.name = {self._settings.name} compares answers, and this Judge has no reader")
+        return self._answers
 
     def _score(self, reward: Callable[..., Any], text: str, record: dict[str, Any]) -> float:
         score = reward(text, record)

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastflow.config.schema import Config
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
+from fastflow.objectives.known_tokens import KnownTokens
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Evidence:
     """What is known about n trajectories before the policy's head runs.
 
     length: response tokens |y|. base_logprob: log p_base(y), nats. penalty: psi, nats per token, 0 or negative.
-    reward: normalised within the group; zeros where there is none.
+    reward: what the texts decide, see Judgement; zeros where there is none.
     """
 
     length: Float64[Tensor, " n"]
@@ -33,11 +34,12 @@ class Evidence:
 class Facts(Evidence):
     """The same about all trajectories of an update, in flat order on the policy's device.
 
-    group: the group of each. behaviour_logprob: log pi_old(y), nats.
+    group: the group of each. behaviour_logprob: log pi_old(y), nats. known_tokens: gives what is known of each token.
     """
 
     group: Int64[Tensor, " n"]
     behaviour_logprob: Float64[Tensor, " n"]
+    known_tokens: Callable[[], KnownTokens]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The trajectory-balance family: one residual, log_z + length_scale * log pi(y) - log_target, in four forms.
+"""The trajectory-balance family: one residual, log_z + length_scale * log pi(y) - log_target, in five forms.
 
 Where every residual is zero, pi is proportional to the member's target. For `powerflow` the target is
 p_base(y)^alpha * exp(-log_z * |y|), times exp(alpha * psi * |y|) for malformed responses. Its residual is per token:
@@ -52,11 +52,21 @@ def flowrl(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
     return scale, settings.beta * evidence.reward + scale * evidence.base_logprob + evidence.penalty
 
 
+def tba(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
+    """TBA (trajectory balance with asynchrony): 1, and log p_base + beta * reward + psi, with log_z the group's mean.
+
+    Its authors write reward / beta. The reward is taken as it is: the group's mean removes what all responses share.
+    """
+    log_target = evidence.base_logprob + settings.beta * evidence.reward + evidence.penalty
+    return torch.ones_like(evidence.length), log_target
+
+
 OBJECTIVES: dict[str, Callable[[Evidence, ObjectiveConfig], Terms]] = {
     "powerflow": powerflow,
     "tb_trajectory": tb_trajectory,
     "tb_token": tb_token,
     "flowrl": flowrl,
+    "tba": tba,
 }
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from fastflow.config.schema import Config
+from fastflow.config.compared import ANSWER
+from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.data import read_records, tokenize
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
@@ -21,11 +22,12 @@ from fastflow.models.packed import (
 )
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models
-from fastflow.objectives.judging import Judge
+from fastflow.objectives.judging import Judge, needs_answers
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
+from fastflow.train.answers import GradedAnswers, check_answers
 from fastflow.train.checkpoint import named_parameters
 from fastflow.train.digests import digest_of_tensors
 from fastflow.train.export import Exporter
@@ -53,7 +55,7 @@ def load(config: Config) -> Loaded:
     records = read_records(config.data)
     tokenizer = load_tokenizer(config.model)
     prompts = tokenize(records, tokenizer, config.data)
-    judge = Judge(config.objective, tokenizer)
+    judge = make_judge(config.objective, tokenizer, prompts)
     for text in config.rollout.stop:
         check_spelling(tokenizer, "rollout.stop", text)
     policy, base = load_models(config.model, config.lora)
@@ -62,6 +64,15 @@ def load(config: Config) -> Loaded:
     check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
     judge.end_with(end_ids(policy, tokenizer))
     return Loaded(tokenizer, prompts, judge, policy, base)
+
+
+def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Judge:
+    """Make the judge of a run. Raises FastflowError where a reward needs answers that the records do not have."""
+    if not needs_answers(settings):
+        return Judge(settings, tokenizer)
+    if settings.reward == ANSWER:
+        check_answers(prompts, settings.answer_field)
+    return Judge(settings, tokenizer, GradedAnswers(settings.grader, settings.answer_field))
 
 
 def check_same_everywhere(ranks: Ranks, policy: PackedModel, identity: Identity) -> None:

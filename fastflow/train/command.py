@@ -18,8 +18,10 @@ from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
+from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
+from fastflow.objectives.policy_gradient import PolicyGradient
 from fastflow.run.status import describe_machine
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 def train(
     config: Config,
     console: Console,
-    objective: MakeObjective = FlowObjective.of,
+    objective: MakeObjective = make_objective,
     *,
     resume: Resume = "no",
     ranks: Ranks | None = None,
@@ -102,6 +104,9 @@ def describe_objective(trainer: Trainer) -> str:
     objective, settings = trainer.learner.objective, trainer.config.objective
     if isinstance(objective, FlowObjective):
         return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z})"
+    if isinstance(objective, PolicyGradient):
+        surrogate = trainer.config.surrogate
+        return f"{settings.name}, policy gradient (ratio {surrogate.ratio}, average {surrogate.average})"
     return type(objective).__name__
 
 

@@ -27,7 +27,8 @@ from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.parallel import whole
 from fastflow.models.scoring import behaviour_logprob, group_index, sum_per_sequence, token_logprobs
 from fastflow.models.share import Share
-from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.by_name import make_objective
+from fastflow.objectives.known_tokens import KnownTokens
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
 from fastflow.train.finite import NonFiniteError, Skips, last_straw, not_finite, unusable
 
@@ -48,7 +49,7 @@ class Learner:
         config: Config,
         *,
         total_updates: int,
-        objective: MakeObjective = FlowObjective.of,
+        objective: MakeObjective = make_objective,
     ):
         self.policy = policy
         self.base = base
@@ -166,6 +167,7 @@ class Learner:
         reward: torch.Tensor | None,
     ) -> Facts:
         device = self.policy.device
+        tokens = KnownTokens(self.policy, share, groups, base_tokens)
         length = torch.tensor([len(entry) for entry in flatten(groups)], dtype=torch.float64, device=device)
         return Facts(
             length=length,
@@ -174,6 +176,7 @@ class Learner:
             behaviour_logprob=behaviour_logprob(groups).to(device),
             penalty=torch.zeros_like(length) if penalty is None else penalty.to(length),
             reward=torch.zeros_like(length) if reward is None else reward.to(length),
+            known_tokens=lambda: tokens,
         )
 
     def _accumulate(self, loss_of: LossOfMicrobatch, batch: PackedBatch, counts: bool) -> MicrobatchLoss:

@@ -26,7 +26,7 @@ from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
-from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.judging import Judgement
 from fastflow.objectives.objective import MakeObjective
 from fastflow.rollout.engines import make_sampler
@@ -78,7 +78,7 @@ class Trainer:
         self,
         config: Config,
         console: Console,
-        objective: MakeObjective = FlowObjective.of,
+        objective: MakeObjective = make_objective,
         *,
         resume: Resume = "no",
         ranks: Ranks | None = None,
@@ -236,6 +236,7 @@ class Trainer:
     def close(self) -> None:
         """Release the sampler and the run directory; `run` does so at its end."""
         try:
+            self.judge.close()
             self.sampler.close()
         finally:
             self._release_lock()
@@ -332,9 +333,8 @@ class Trainer:
 
     def dump_samples(self, step: int, update: Update) -> None:
         run = self.config.run
-        if not self.ranks.is_first:
-            return
-        if run.samples_every and (step % run.samples_every == 0 or step in (1, run.steps)):
+        due = run.samples_every and (step % run.samples_every == 0 or step in (1, run.steps))
+        if due and self.ranks.is_first:
             samples = describe(step, *update, self.tokenizer, run.samples_per_dump)
             write_samples(self.directory, step, samples)
 
@@ -355,12 +355,8 @@ class Trainer:
             device=self.learner.policy.device,
         )
         shown = _first_done(updates)
-        metrics |= agreement(
-            shown.groups,
-            shown.result,
-            version=version,
-            samples_the_policy=self.config.rollout.samples_the_policy,
-        )
+        drawn_from_it = self.config.rollout.samples_the_policy
+        metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
         metrics["skipped_updates_total"] = self.learner.skips.total
         metrics["peak_memory_bytes"] = self.ranks.max(metrics["peak_memory_bytes"])
         return {**metrics, "alarms": self.alarms.check(metrics)}

@@ -36,6 +36,7 @@ from fastflow.verify.exact import (
     train_policy,
     train_table,
 )
+from fastflow.verify.policy_gradients import policy_gradient_checks
 from fastflow.verify.power_sampling import power_checks
 from fastflow_kernels import flow_loss, reference
 
@@ -82,6 +83,7 @@ def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_upd
     checks = [gradient_check("sequence", seed), gradient_check("token_mean", seed)]
     checks += [microbatch_check(seed), sampler_check(space, seed)]
     checks += power_checks(make_models, seed)
+    checks += policy_gradient_checks(space, make_models, updates=size.table_updates, seed=seed)
     for alpha, log_z in size.tables():
         on_phase(title("table", alpha, log_z))
         checks += table_checks(space, alpha, log_z, size, seed, on_update)

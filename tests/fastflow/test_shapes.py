@@ -16,8 +16,11 @@ from fastflow.data.trajectory import Prompt, Trajectory
 from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import sum_per_sequence, to_flat_order
 from fastflow.objectives.judging import Judgement
+from fastflow.objectives.known_tokens import Certainty
 from fastflow.objectives.log_z import LearnedLogZ, group_mean
 from fastflow.objectives.objective import Evidence, Facts, MicrobatchLoss
+from fastflow.objectives.policy_gradient import advantages, surrogate
+from fastflow.objectives.policy_rewards import rent
 from fastflow.objectives.trajectory_balance import normalise_rewards, powerflow
 from small_models import make_causal_lm, make_groups
 
@@ -45,7 +48,11 @@ def wrong_calls(batch):
         "a column to sum": lambda: sum_per_sequence(torch.ones(len(batch.rows), 1), batch),
         "a column to order": lambda: to_flat_order([batch], [sequences[:, None]]),
         "trajectories": lambda: Evidence(three, three, three, two),
-        "groups of trajectories": lambda: Facts(two, two, two, two, group=torch.zeros(3).long(), behaviour_logprob=two),
+        "groups of trajectories": lambda: Facts(two, two, two, two, torch.zeros(3).long(), two, lambda: None),
+        "means over tokens": lambda: Certainty(two, three),
+        "rewards and groups": lambda: advantages(three, torch.zeros(2).long(), divide_by_std=True),
+        "log-probs and advantages": lambda: surrogate(three, three, two, (3,), "token", 0.2, 0.28),
+        "rewards of the policy": lambda: rent("facts", ObjectiveConfig()),
         "loss of a batch": lambda: MicrobatchLoss(loss=one, token_logprob=three, log_z=sequences, **loss),
         "sequences of a batch": lambda: MicrobatchLoss(loss=one[0], token_logprob=three, log_z=sequences[1:], **loss),
         "rewards": lambda: normalise_rewards(torch.ones(2, 1), [2]),

@@ -95,8 +95,9 @@ def _check_python(arguments: list[str]) -> None:
         assert in_tree or module == "venv" or module.split(".")[0] in ELSEWHERE, module
         return
     assert (ROOT / arguments[0]).exists(), arguments[0]
-    if arguments[0] == "examples/custom_objective.py":
-        _check_fastflow("train", *arguments[1:])
+    if arguments[0] in ("examples/custom_objective.py", "examples/compare_on_sums.py"):
+        start = next((place for place, word in enumerate(arguments) if word.startswith("--")), len(arguments))
+        _check_fastflow("train", *arguments[start:])  # what is before names a folder and methods
         return
     known = set(re.findall(r"add_argument\(\"(--[\w\-]+)\"", (ROOT / arguments[0]).read_text(encoding="utf-8")))
     assert {word.partition("=")[0] for word in arguments[1:] if word.startswith("--")} <= known, arguments

@@ -1,14 +1,20 @@
-"""The four objectives by hand, the fixed point, and the user's own format checks and rewards."""
+"""The five objectives by hand, the fixed point, and the user's own format checks and rewards."""
 
 from __future__ import annotations
+
+import math
+import typing
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastflow.config.schema import ObjectiveConfig
+from fastflow.config.compared import POLICY_GRADIENTS, Method
+from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
 from fastflow.errors import FastflowError
+from fastflow.objectives.flow import clip_bounds
+from fastflow.objectives.policy_rewards import POLICY_REWARDS
 from fastflow.objectives.trajectory_balance import (
     OBJECTIVES,
     Evidence,
@@ -43,6 +49,8 @@ EVIDENCE = make_evidence((4, 2), (-6, -5), (-0.5, 0), (1, -1))
         ("tb_token", 4.0, (1.0, 1.0), (-12.5, -12.5)),
         # 1/|y|; beta r + log p / |y| + psi: 15 - 1.5 - 0.5, -15 - 2.5
         ("flowrl", 4.0, (0.25, 0.5), (13.0, -17.5)),
+        # 1; log p + beta r + psi: -6 + 15 - 0.5, -5 - 15
+        ("tba", 4.0, (1.0, 1.0), (8.5, -20.0)),
     ],
 )
 def test_by_hand(name, alpha, scale, target):
@@ -54,7 +62,22 @@ def test_by_hand(name, alpha, scale, target):
 def test_every_objective_of_the_configuration_exists():
     for name in OBJECTIVES:
         ObjectiveConfig(name=name)
-    assert set(OBJECTIVES) == {"powerflow", "tb_trajectory", "tb_token", "flowrl"}
+    assert {*OBJECTIVES, *POLICY_GRADIENTS} == set(typing.get_args(Method))
+    assert set(POLICY_REWARDS) < set(POLICY_GRADIENTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "bounds"),
+    [
+        ({"name": "powerflow"}, (0.1, 0.3)),
+        ({"name": "flowrl"}, (0.1, 0.3)),
+        ({"name": "flowrl", "flowrl_form": "release"}, (1.0, math.inf)),  # between 0 and no end
+        ({"name": "flowrl", "flowrl_form": "recipe"}, (1.0, 9.0)),  # between 0 and 10
+    ],
+)
+def test_the_forms_of_flowrl_differ_in_the_weights_bounds(changes, bounds):
+    importance = ImportanceConfig(clip_low=0.1, clip_high=0.3)
+    assert clip_bounds(ObjectiveConfig(**changes), importance) == bounds
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -64,10 +87,10 @@ def test_an_empty_response_gives_finite_terms(name):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_only_flowrl_reads_the_reward(name):
+def test_only_two_read_the_reward(name):
     without = OBJECTIVES[name](make_evidence((4, 2), (-6, -5)), ObjectiveConfig())[1]
     rewarded = OBJECTIVES[name](make_evidence((4, 2), (-6, -5), reward=(1, -1)), ObjectiveConfig())[1]
-    assert torch.equal(without, rewarded) == (name != "flowrl")
+    assert torch.equal(without, rewarded) == (name not in ("flowrl", "tba"))
 
 
 responses = st.lists(st.tuples(st.integers(1, 500), st.floats(-900, -0.1), st.booleans()), min_size=1, max_size=20)

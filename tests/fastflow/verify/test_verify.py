@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.verify import checks
+from fastflow.verify import checks, policy_gradients
 from fastflow.verify import command as verify
 from fastflow.verify.exact import SequenceSpace
 
 SPACE = SequenceSpace(3, 3)
 TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
+GRADIENTS = len(policy_gradients.VARIANTS) + 2 * len(policy_gradients.TARGETS)
 POWER = 3  # of the samplers of p^alpha
-MANY = POWER + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
+MANY = POWER + GRADIENTS + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
 
 
 def arguments(*options: str) -> argparse.Namespace:
@@ -41,7 +42,10 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
     assert torch.get_num_threads() == threads
     written = json.loads(file.read_text())
     assert written["passed"] and written["seconds"] > 0
-    assert len(written["checks"]) == 4 + POWER + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
+    assert (
+        len(written["checks"])
+        == 4 + POWER + GRADIENTS + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
+    )
     assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
     printed = capsys.readouterr().out
     assert "all checks passed" in printed and "FAIL" not in printed

@@ -1,0 +1,73 @@
+"""Settings of the compared methods: what contradicts them is refused, and the presets differ in the method alone."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+
+from fastflow.config.compared import POLICY_GRADIENTS, Method
+from fastflow.config.presets import METHODS, PRESETS
+from fastflow.config.reader import read_config
+from refusals import refusal
+
+TBA = ["--objective.name=tba", "--objective.reward=answer"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--objective.name=grpo"], ("objective.reward = answer", "package.module:function")),
+        (TBA, ("tba", "objective.log_z = group_mean")),
+        (["--objective.name=empo", "--objective.reward=answer"], ("empo", "would be ignored", "grpo")),
+        (["--objective.name=intuitor", "--objective.reward=a:b"], ("intuitor", "would be ignored")),
+        (["--objective.name=format_reward"], ("objective.format_pattern", "objective.format_check")),
+        (["--objective.name=ttrl", "--batch.responses_per_prompt=1"], ("ttrl", "batch.responses_per_prompt")),
+        (["--objective.name=rent", "--importance.ratio=token_mean"], ("importance.ratio", "surrogate.ratio")),
+        (
+            ["--objective.name=rl_token", "--surrogate.average=sequence_mean"],
+            ("rl_token", "token_mean or length_limit"),
+        ),
+        (["--objective.name=rl_trajectory", "--surrogate.kl=0.1"], ("surrogate.kl = 0.1", "objective.alpha")),
+        (["--surrogate.kl=0.1"], ("surrogate.kl", "powerflow is none of them")),
+        (["--objective.name=tb_token", "--surrogate.divide_by_std=false"], ("surrogate.divide_by_std", "tb_token")),
+        (["--objective.flowrl_form=release"], ("objective.flowrl_form", "objective.name is powerflow")),
+        (["--objective.name=ttrl", "--objective.empo_unparsed=own_cluster"], ("empo_unparsed", "ttrl")),
+        (["--objective.rent_unanswered=-7"], ("objective.rent_unanswered", "objective.name = rent")),
+    ],
+)
+def test_refused_with_both_names(arguments, named):
+    message = refusal(arguments)
+    for name in named:
+        assert name in message, message
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENTS)
+def test_a_policy_gradient_takes_the_settings_of_the_surrogate(name):
+    own = {"grpo": ["--objective.reward=answer"], "format_reward": ["--objective.format_pattern=x"]}.get(name, [])
+    config, _ = read_config([f"--objective.name={name}", "--surrogate.ratio=token_mean", *own])
+    assert config.objective.name == name and config.surrogate.ratio == "token_mean"
+
+
+def test_every_method_has_a_preset():
+    assert {settings["objective.name"] for settings in METHODS.values()} == set(typing.get_args(Method))
+    assert {name.removeprefix("compare-") for name in PRESETS if name.startswith("compare-")} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_presets_hold_everything_equal_but_the_method(name):
+    """What differs is named in METHODS, where only settings of methods stand; and each run has its own directory."""
+    preset, powerflow = PRESETS[f"compare-{name}"], PRESETS["compare-powerflow"]
+    assert set(preset) >= set(powerflow)
+    differing = {setting for setting in preset if preset[setting] != powerflow.get(setting)}
+    assert differing <= set(METHODS[name]) | {"run.output"}
+    assert {setting.split(".")[0] for setting in METHODS[name]} <= {"objective", "surrogate"}
+    shared = {"objective.alpha", "objective.format_pattern", "objective.format_penalty", "objective.grader"}
+    assert not shared & set(METHODS[name])
+    assert preset["run.output"].endswith(name)
+
+
+def test_powerflows_preset_is_the_papers():
+    paper = PRESETS["paper-reasoning-base"]
+    changed = {name for name, value in PRESETS["compare-powerflow"].items() if paper.get(name) != value}
+    assert changed == {"objective.name", "objective.answer_field", "run.output"}  # name: the default, said

@@ -1,0 +1,115 @@
+"""Each compared method, end to end: one step of `fastflow train` on a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+
+from fastflow.config.presets import METHODS
+from fastflow.config.reader import read_config
+from fastflow.errors import FastflowError
+from fastflow.train.answers import GradedAnswers
+from fastflow.train.command import train
+from small_models import save_model
+
+
+@pytest.fixture
+def settings(tmp_path) -> dict[str, object]:
+    """A vocabulary of eight tokens, so that some of the responses give the right answer."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"ab{n % 4}", "answer": "a"}) + "\n" for n in range(4)))
+    return {
+        "model.path": save_model(tmp_path / "model", pieces="ab0123", vocab_size=8),
+        "model.device": "cpu",
+        "data.path": prompts,
+        "rollout.max_response_tokens": 2,
+        "batch.prompts_per_step": 4,
+        "batch.responses_per_prompt": 12,
+        "batch.tokens_per_microbatch": 64,
+        "batch.updates_per_rollout": 2,
+        "optim.lr": 1e-2,
+        "optim.max_grad_norm": 100,
+        "objective.grader": "exact",
+        "objective.format_pattern": "[ab]",
+        "run.steps": 1,
+        "run.output": tmp_path / "run",
+        "run.report": "false",
+    }
+
+
+def run(settings, **changes) -> dict[str, object]:
+    """The metrics of the last step."""
+    merged = {**settings, **{name.replace("__", "."): value for name, value in changes.items()}}
+    config, _ = read_config([f"--{name}={json.dumps(value) if value in (True, False) else value}"
+                             for name, value in merged.items()])  # fmt: skip
+    train(config, Console(quiet=True))
+    return json.loads((settings["run.output"] / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_step(settings, name):
+    if name in ("grpo", "dr-grpo"):
+        settings["rollout.max_response_tokens"] = 1  # or hardly any response is right
+    metrics = run({**settings, **METHODS[name]})
+    assert metrics["responses"] == 48
+    assert metrics["grad_norm"] > 0 and abs(metrics["loss"]) < 1e6
+    assert metrics["malformed_share"] is not None
+    decided_by_text = ("grpo", "empo", "ttrl", "random_reward", "format_reward", "flowrl", "tba")
+    assert (metrics["reward_mean"] is not None) == (METHODS[name]["objective.name"] in decided_by_text)
+    assert metrics["ratio_p50"] == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective__name": "rent", "objective__rent_unanswered": -7},
+        {"objective__name": "empo", "objective__empo_unparsed": "own_cluster", "surrogate__ratio": "token_mean"},
+        {"objective__name": "intuitor", "surrogate__kl": 0.005},
+        {"objective__name": "ttrl", "surrogate__kl": 0.1, "surrogate__kl_estimator": "k2"},
+        {"objective__name": "flowrl", "objective__reward": "answer", "objective__flowrl_form": "release"},
+    ],
+)
+def test_switches(settings, changes):
+    assert run(settings, **changes)["grad_norm"] > 0
+
+
+def test_the_rewards_mean_is_told_also_where_the_policy_decides(settings):
+    metrics = run(settings, objective__name="rent", batch__updates_per_rollout=1)
+    assert metrics["log_z"] == pytest.approx(-metrics["token_entropy"], rel=0.5)  # the group's mean reward
+    assert metrics["reward_mean"] is None
+
+
+def test_grpo_learns_what_its_reward_asks_for(settings):
+    """The right answer is the letter a: its share rises from about an eighth."""
+    changes = {"objective__name": "grpo", "objective__reward": "answer", "rollout__max_response_tokens": 1}
+    assert run(settings, run__steps=8, **changes)["reward_mean"] > 0.5
+
+
+def test_records_without_an_answer_are_refused(settings):
+    with pytest.raises(FastflowError, match=r"the record has no 'gold'.*objective\.answer_field"):
+        run(settings, objective__name="grpo", objective__reward="answer", objective__answer_field="gold")
+
+
+class TestAnswers:
+    @pytest.fixture(params=["math", "numeric"])
+    def reader(self, request):
+        made = GradedAnswers(request.param, "answer")
+        yield made
+        made.close()
+
+    def test_equal_answers_have_one_number_in_their_group(self, reader):
+        texts = [r"so \boxed{4}", r"\boxed{4.0}", r"\boxed{5}", "I do not know", r"\boxed{5}", r"\boxed{5}"]
+        first, same, other, none, *rest = reader.classes(texts, [4, 2])
+        assert first == same != other and none == -1 and rest[0] == rest[1] != -1
+
+    def test_right_answers(self, reader):
+        records = [{"answer": 4}, {"answer": "4"}, {"answer": "4"}]
+        assert reader.are_right([r"\boxed{4}", r"\boxed{5}", "none"], records) == [True, False, False]
+
+    def test_a_solution_in_a_box_is_an_answer(self):
+        reader = GradedAnswers("math", "solution")
+        record = {"solution": r"We get $x = 3$, so it is $\boxed{\frac{1}{2}}$."}
+        assert reader.are_right([r"\boxed{0.5}", r"\boxed{3}"], [record] * 2) == [True, False]
+        reader.close()
