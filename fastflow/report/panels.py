@@ -5,6 +5,10 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+from fastflow.config.compared import POLICY_GRADIENTS
+
+PER_RESPONSE = ("tb_trajectory", "tb_token", "tba")  # whose residual is not divided by the length
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -35,8 +39,11 @@ class Panel:
 
 
 def panels(objective: str) -> list[tuple[str, list[Panel]]]:
-    """Return all curves in named groups. objective: decides the unit of the residual."""
-    residual_unit = "nats per response" if objective in ("tb_trajectory", "tb_token") else "nats per token"
+    """Return all curves in named groups. objective: decides what the residual is."""
+    advantages = objective in POLICY_GRADIENTS  # stand in place of residuals, and mean rewards in place of log Z
+    residual, log_z = ("Advantage", "Mean reward") if advantages else ("Residual", "Log normaliser, log Z")
+    unit = "as the reward" if advantages else "nats per response" if objective in PER_RESPONSE else "nats per token"
+    of_loss = "clipped surrogate" if advantages else "mean weighted squared residual"
     percent = functools.partial(Panel, unit="%", scale=100.0, from_zero=True)
     # fmt: off
     return [
@@ -61,11 +68,11 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
                 Mark("sequence_entropy", "entropy"),), from_zero=True),
         ]),
         ("Objective", [
-            Panel("residual", "Residual", residual_unit, (
+            Panel("residual", residual, unit, (
                 Mark("residual_low", "mean ± 1 standard deviation", "blue", "band", "residual_high"),
                 Mark("residual_mean", "mean"))),
-            Panel("loss", "Loss", "mean weighted squared residual", (Mark("loss", "loss"),), may_be_log=True),
-            Panel("log_z", "Log normaliser, log Z", residual_unit, (Mark("log_z", "mean"),)),
+            Panel("loss", "Loss", of_loss, (Mark("loss", "loss"),), may_be_log=True),
+            Panel("log_z", log_z, unit, (Mark("log_z", "mean"),)),
         ]),
         ("Update", [
             Panel("ratio", "Importance ratio", "π / π_old, before clipping", (

@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from fastflow.config.presets import PRESETS
-from fastflow.config.schema import ObjectiveConfig
 from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_text
 from fastflow.run.output_file import writing
@@ -29,11 +28,7 @@ if TYPE_CHECKING:
 POWERFLOW = "powerflow"
 COLLAPSING = ("tb_trajectory", "rl_trajectory")  # whose length falls at once
 COMPARED = (POWERFLOW, *COLLAPSING, "tb_token", "rl_token")
-METHODS: dict[str, dict[str, Any]] = {
-    name: {"objective.name": name}
-    for name in COMPARED
-    if name in get_args(get_type_hints(ObjectiveConfig)["name"])  # those that this version has
-}
+METHODS: dict[str, dict[str, Any]] = {name: {"objective.name": name} for name in COMPARED}
 SEEDS: tuple[int, ...] = (0, 1, 2, 3, 4)
 STEPS = 80
 SETTINGS: dict[str, Any] = {
@@ -87,7 +82,7 @@ def judge(results: Sequence[RunResult]) -> list[Verdict]:
     """Check what the figure shows. A method without results misses its claim."""
     groups = by_group(results)
     base = fmean([run.base["mean_length"] for run in results if run.base] or [float("nan")])
-    verdicts = [_collapses(name, groups.get(name, []), base) for name in COLLAPSING if name in METHODS]
+    verdicts = [_collapses(name, groups.get(name, []), base) for name in COLLAPSING]
     return [*verdicts, _holds(groups.get(POWERFLOW, []), base), _is_best(groups)]
 
 

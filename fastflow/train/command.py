@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastflow.config.compared import REWARD_GRADIENTS
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.models.decoder_layers import recomputed_layers
@@ -75,7 +76,8 @@ def doubtful(config: Config) -> list[str]:
             f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 "
             "and set model.autocast = true instead"
         )
-    if config.objective.alpha > 1 and config.objective.format_pattern is None and config.objective.format_check is None:
+    sharpens = config.objective.alpha > 1 and config.objective.name not in REWARD_GRADIENTS
+    if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
     return warnings
 
