@@ -39,8 +39,8 @@ def test_wrong_samplers_are_noticed(few, monkeypatch):
 
 def test_a_published_chain_that_is_exact_is_noticed(few, monkeypatch):
     monkeypatch.setattr(power_sampling, "CHAINS", 1)
-    monkeypatch.setattr(power_sampling, "PARTICLES", (1,))
-    monkeypatch.setattr(power_sampling, "POPULATIONS", (1,))
+    monkeypatch.setattr(power_sampling, "PARTICLES", (1, 1))
+    monkeypatch.setattr(power_sampling, "POPULATIONS", (1, 1))
     right = mcmc.chain
     monkeypatch.setattr("fastflow.rollout.power.sampler.chain", lambda seed, **o: right(seed, **{**o, "form": "exact"}))
     assert not power_sampling.power_checks(make_models, seed=1)[1].passed
