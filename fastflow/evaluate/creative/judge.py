@@ -15,6 +15,7 @@ from fastflow.evaluate.creative.settings import JudgeConfig
 
 QUOTED = 2000  # characters of an unreadable reply that are shown to the judge again
 HOPELESS = 20  # refused requests without one that was answered
+AWAKE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Cost:
         """The cost in the results, which are the same after a killed evaluation went on."""
         names = ("requests", "prompt_tokens", "completion_tokens", "ungraded")
         return {name: getattr(self, name) for name in names}
+
+
+async def _stay_awake() -> None:
+    """Wake the loop often: a signal that comes just before it begins to wait would be heard only at the next reply."""
+    while True:
+        await asyncio.sleep(AWAKE_SECONDS)
 
 
 class Judge:
@@ -86,12 +93,13 @@ class Judge:
 
         async with ChatClient(self.settings) as client:
             workers = [asyncio.create_task(work(client, waiting)) for _ in range(self.settings.concurrency)]
+            tasks = [*workers, asyncio.create_task(_stay_awake())]
             try:
                 await asyncio.gather(*workers)
             finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         if refusals and not cost.requests:
             raise FastflowError(
                 f"the judge at {self.settings.address} refused all {len(refusals)} requests; it {refusals[0]}"
