@@ -128,14 +128,7 @@ def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     """Read the file's settings, without its empty sections. Raises FastflowError for a bad file or an unknown key."""
-    try:
-        tree = yaml_file.load(yaml_file.read_text(file)) or {}
-    except OSError as error:
-        raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
-    except ValueError as error:
-        raise FastflowError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise FastflowError(f"{file} must hold sections such as 'optim:', not a {type(tree).__name__}")
+    tree = yaml_file.read_sections(file, such_as="'optim:'")
     known = [*known_settings(), "preset"]
     for key in _dotted_keys(tree):
         if not _is_known(key, known):

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fastflow.errors import FastflowError
 from fastflow.visible import CONTROL
 
 LARGEST = 2**18  # bytes of a file; settings take a few thousand
@@ -115,3 +116,16 @@ def _written_out(node: yaml.Node, known: dict[int, int], above: set[int]) -> int
     if known[id(node)] > MOST_VALUES:
         raise ValueError(f"it holds more than {MOST_VALUES} values, with its aliases (*name) written out")
     return known[id(node)]
+
+
+def read_sections(file: Path, *, such_as: str) -> dict[str, Any]:
+    """Read the file given by --config as a tree. such_as: sections that it may have. Raises FastflowError."""
+    try:
+        tree = load(read_text(file)) or {}
+    except OSError as error:
+        raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
+    except ValueError as error:
+        raise FastflowError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise FastflowError(f"{file} must hold sections such as {such_as}, not a {type(tree).__name__}")
+    return tree

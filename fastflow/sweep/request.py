@@ -107,17 +107,7 @@ def read_request(arguments: Sequence[str]) -> Request:
 
 def _read_file(file: Path | None) -> dict[str, Any]:
     """Read a sweep's file as a tree. The settings in it are checked with each run."""
-    if file is None:
-        return {}
-    try:
-        tree = yaml_file.load(yaml_file.read_text(file)) or {}
-    except OSError as error:
-        raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
-    except ValueError as error:
-        raise FastflowError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise FastflowError(f"{file} must hold sections such as 'optim:' and 'grid:', not a {type(tree).__name__}")
-    return tree
+    return {} if file is None else yaml_file.read_sections(file, such_as="'optim:' and 'grid:'")
 
 
 def _axes(tree: Mapping[str, Any], own: argparse.Namespace) -> list[Axis]:
