@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,9 +31,13 @@ def no_orphans():
     assert not set(descendants()) - before
 
 
-def folders() -> set[Path]:
-    """Those that samplers keep for their processes."""
-    return set(Path(tempfile.gettempdir()).glob("fastflow-vllm-*"))
+@pytest.fixture
+def temporary(monkeypatch):
+    """Where the samplers of this test alone keep folders for their processes; its path is short enough for sockets."""
+    with tempfile.TemporaryDirectory() as home:
+        here = partial(tempfile.TemporaryDirectory, dir=home)
+        monkeypatch.setattr(vllm_sampler, "tempfile", SimpleNamespace(TemporaryDirectory=here))
+        yield Path(home)
 
 
 def stand_in(monkeypatch, main) -> None:
@@ -55,16 +61,14 @@ def test_a_reply_of_another_kind_is_no_reply(monkeypatch, tmp_path):
         process.end()
 
 
-def test_a_process_that_dies_at_its_start_leaves_nothing(monkeypatch):
-    before = folders()
+def test_a_process_that_dies_at_its_start_leaves_nothing(monkeypatch, temporary):
     stand_in(monkeypatch, fake_child.dies_at_start)
     with pytest.raises(FastflowError, match=r"the vLLM process died with exit code 3; sample with --rollout\.engine"):
         start(make_model())
-    assert not folders() - before
+    assert not list(temporary.iterdir())
 
 
-def test_a_process_that_dies_again_and_again_stops_the_run(monkeypatch, rng, caplog):
-    before = folders()
+def test_a_process_that_dies_again_and_again_stops_the_run(monkeypatch, rng, caplog, temporary):
     stand_in(monkeypatch, fake_child.dies_when_it_samples)
     sampler = start(make_model(), restarts=1)
     try:
@@ -76,7 +80,7 @@ def test_a_process_that_dies_again_and_again_stops_the_run(monkeypatch, rng, cap
     finally:
         sampler.close()
     assert "vLLM is restarted (1 of at most 1 in a row)" in caplog.text
-    assert not folders() - before
+    assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize(
