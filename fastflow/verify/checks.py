@@ -13,13 +13,12 @@ import torch
 from fastflow.config.schema import (
     BatchConfig,
     Config,
-    LogZ,
     ObjectiveConfig,
     OptimConfig,
-    Ratio,
     RolloutConfig,
     RunConfig,
 )
+from fastflow.config.sections import LogZ, Ratio
 from fastflow.data.trajectory import Prompt
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.rollout.local import LocalSampler

@@ -1,0 +1,288 @@
+"""The sections of a run's settings: each declares its settings with their defaults, bounds and help.
+
+Where the paper leaves a value open, the help names the recipe that it follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastflow.config.compared import Method
+from fastflow.config.setting import Section, setting
+
+LogZ = Literal["learned", "group_mean"]
+Ratio = Literal["sequence", "token_mean"]
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """Which model is trained, and how memory holds it."""
+
+    path: str = setting("", "Local directory or Hugging Face id of the model to train (Llama, Qwen2 or Qwen3 family)")
+    base: str | None = setting(None, "Frozen base, where it differs from model.path")
+    device: str = setting("auto", "Device of policy and base: auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "Type of the parameters; bfloat16 halves the memory and rounds small updates away: prefer it with LoRA",
+    )
+    autocast: bool = setting(False, "Run the transformer body in bfloat16 while float32 parameters are kept")
+    attention: Literal["auto", "sdpa", "varlen", "flash_attn"] = setting(
+        "auto",
+        "Packed attention: per-sequence SDPA, torch's varlen_attn (CUDA), flash-attn (CUDA), or the best available",
+    )
+    fused_layers: Literal["auto", "liger", "off"] = setting(
+        "auto",
+        "RMSNorm, SwiGLU and rotary embeddings by Liger's kernels (CUDA): where installed (auto), always (liger) or "
+        "never (off)",
+    )
+    compile: Literal["off", "layers"] = setting(
+        "off",
+        "layers: compile each decoder layer (torch.compile), once for all lengths; the first update waits for it",
+    )
+    checkpoint_share: float = setting(
+        0.0,
+        "Share of the decoder layers that recompute their activations in the backward pass to save memory; 1 means all",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the model; only for sources you trust")
+
+
+@dataclass(frozen=True)
+class LoraConfig(Section):
+    """Low-rank adapters. With them, the base is the policy with its adapters switched off."""
+
+    rank: int = setting(0, "Adapter rank; 0 trains all parameters", at_least=0)
+    alpha: float = setting(32.0, "Adapter scale; the update is multiplied by alpha / rank", above=0)
+    dropout: float = setting(0.0, "Dropout rate on the adapters' input", at_least=0, below=1)
+    targets: str = setting("all-linear", "Modules that get adapters: all-linear, or names separated by commas")
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Where prompts come from, and how they become tokens."""
+
+    path: str = setting(
+        "", "Prompts: a .jsonl, .json (.gz, .bz2, .xz) or .parquet file, or a Hugging Face dataset id or directory"
+    )
+    subset: str | None = setting(None, "Configuration name of a Hugging Face dataset")
+    split: str = setting("train", "Split of a Hugging Face dataset")
+    prompt_field: str = setting("prompt", "Field with the prompt: a string, or a list of {role, content} messages")
+    chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
+    template_arguments: Mapping[str, Any] | None = setting(
+        None, "Variables for the chat template, such as {enable_thinking: false} (needs chat_template)"
+    )
+    final_assistant: Literal["drop", "continue", "error"] = setting(
+        "drop",
+        "What happens to an assistant turn at the end: drop leaves it out, continue lets the response continue it, "
+        "error refuses the record",
+    )
+    system: str | None = setting(None, "System message in front of each prompt (needs chat_template)")
+    suffix: str = setting("", "Instruction that follows the prompt's text or its last user message")
+    limit: int = setting(0, "Use only the first N records; 0 uses all", unit="records", at_least=0)
+    max_prompt_tokens: int = setting(1024, "Drop longer prompts, and report how many", unit="tokens", at_least=1)
+    overlong: Literal["drop", "error"] = setting("drop", "Prompts over max_prompt_tokens: leave them out, or stop")
+    shuffle: bool = setting(True, "Visit the prompts in a new random order each epoch")
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Section):
+    """How the engine samples responses."""
+
+    engine: Literal["local", "vllm", "vllm-server"] = setting(
+        "local",
+        "Sampler: local (embedded), vllm (in a process of its own), or vllm-server (running servers, over HTTP)",
+    )
+    temperature: float = setting(1.0, "Sampling temperature", above=0)
+    top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
+    min_response_tokens: int = setting(
+        0, "Draw no end-of-sequence token before N other tokens", unit="tokens", at_least=0
+    )
+    stop: tuple[str, ...] = setting(
+        (), "Texts that end a response and belong to it: a list such as [END]; a special token counts by its text"
+    )
+    max_sequences: int = setting(256, "Responses that the engine decodes at once", unit="sequences", at_least=1)
+    ahead: int = setting(
+        0,
+        "1: sample the next step while this one trains, from weights one step old; importance weights correct for it",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    memory_fraction: float = setting(0.4, "vllm: share of the GPU's memory that vLLM may use", above=0, below=1)
+    sleep: Literal["auto", "off", "weights-to-cpu", "drop-weights"] = setting(
+        "auto",
+        "vllm: what vLLM frees on the GPU while the policy trains. off: nothing; weights-to-cpu: its cache, and its "
+        "weights move to the CPU; drop-weights: its cache and its weights; auto: drop-weights, but off on a CPU and "
+        "with rollout.ahead",
+    )
+    startup: float = setting(900.0, "vllm that takes longer to start counts as hung", unit="seconds", above=0)
+    silence: float = setting(300.0, "vllm without progress for longer counts as hung", unit="seconds", above=0)
+    restarts: int = setting(
+        3, "vllm: maximum consecutive restarts of a process that died or hung; each restart samples the step again",
+        at_least=0,
+    )  # fmt: skip
+    adapters: Literal["auto", "merge", "apply"] = setting(
+        "auto",
+        "vllm: merge LoRA adapters into the weights that vLLM gets, or let vLLM apply them; auto: apply where a merge "
+        "would be rounded to bfloat16",
+    )
+    servers: tuple[str, ...] = setting((), "vllm-server: addresses, a list such as [localhost:8000,other:8000]")
+    shared_folder: str | None = setting(
+        None, "vllm-server: directory through which weights travel; the servers see it under the same path"
+    )
+
+    @property
+    def samples_the_policy(self) -> bool:
+        """Whether responses come from the policy itself, and not from a changed distribution."""
+        return (self.temperature, self.top_p, self.min_response_tokens) == (1.0, 1.0, 0)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(Section):
+    """The method, and its target (residual = log_z + length_scale * log pi - log_target) or reward."""
+
+    name: Method = setting(
+        "powerflow",
+        "powerflow, or a method that it is compared with: trajectory balance (tb_trajectory, tb_token, flowrl, tba) or "
+        "a policy gradient (all others, see surrogate)",
+    )
+    alpha: float = setting(
+        4.0,
+        "Power of the base distribution: above 1 sharpens it, below 1 flattens it. For powerflow, tb_* and rl_*",
+        above=0,
+    )
+    log_z: LogZ = setting(
+        "learned",
+        "Log normaliser: a small network on the prompt (learned, as in the paper), or the group's mean at the rollout",
+    )
+    truncated: Literal["keep", "drop"] = setting(
+        "keep",
+        "Responses cut at the length limit: treat them like others (keep), or leave them out of the loss (drop)",
+    )
+    format_pattern: str | None = setting(
+        None,
+        "Regular expression that every well-formed response matches somewhere, special tokens included; without one, "
+        "the penalty is off",
+    )
+    format_check: str | None = setting(
+        None, "Function in place of format_pattern: package.module:function(response_text, record) -> bool"
+    )
+    format_penalty: float = setting(-0.5, "psi of a malformed response", unit="nats per token", at_most=0)
+    reward: str | None = setting(
+        None,
+        "flowrl, tba, grpo: package.module:function(response_text, record) -> float, or the word answer: 1 where the "
+        "response gives the record's answer, otherwise 0",
+    )
+    grader: Literal["math", "numeric", "exact"] = setting(
+        "math",
+        "How answers are read and compared: for reward = answer, empo, ttrl and rent_unanswered; see fastflow grade",
+    )
+    answer_field: str = setting(
+        "answer", "reward = answer: field of a record with its answer, or with a solution in a box"
+    )
+    beta: float = setting(15.0, "Weight of the reward: normalised in the group for flowrl, as given for tba", above=0)
+    flowrl_form: Literal["paper", "release", "recipe"] = setting(
+        "paper",
+        "flowrl: importance weight clipped by importance.clip_* (paper), unclipped (release: the first code), or at "
+        "most 10 (recipe: the later code)",
+    )
+    empo_unparsed: Literal["zero", "own_cluster"] = setting(
+        "zero", "empo: reward of a response without an answer: 0, or that of a cluster of its own"
+    )
+    rent_unanswered: float | None = setting(
+        None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others"
+    )
+
+
+@dataclass(frozen=True)
+class ImportanceConfig(Section):
+    """The clipped importance weight, which corrects for updates since the rollout."""
+
+    ratio: Ratio = setting(
+        "sequence", "pi / pi_old of the whole response (paper), or its geometric mean per token (varies less)"
+    )
+    clip_low: float = setting(0.2, "Lower bound of the weight: 1 - clip_low (FlowRL's value)", at_least=0, at_most=1)
+    clip_high: float = setting(0.28, "Upper bound of the weight: 1 + clip_high (FlowRL's value)", at_least=0)
+    source: Literal["rollout", "recompute"] = setting(
+        "rollout",
+        "Behaviour log-probs: those of the sampler (rollout), or the trainer's before the first update (recompute)",
+    )
+
+
+@dataclass(frozen=True)
+class BatchConfig(Section):
+    """Three sizes, one unit each, and how many updates follow a rollout."""
+
+    prompts_per_step: int = setting(256, "Prompts in each step", unit="prompts", at_least=1)
+    responses_per_prompt: int = setting(16, "Responses to each prompt", unit="responses", at_least=1)
+    tokens_per_microbatch: int = setting(
+        16384, "Packed tokens of one forward and backward pass; this changes memory and speed, never the gradient",
+        unit="tokens", at_least=1,
+    )  # fmt: skip
+    updates_per_rollout: int = setting(
+        1, "Optimiser updates in each step; each takes an equal share of the step's prompts", unit="updates", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class OptimConfig(Section):
+    """AdamW, its learning rate and its gradient bound."""
+
+    lr: float = setting(5e-7, "Peak learning rate of the policy (EMPO's value)", above=0)
+    log_z_lr: float = setting(
+        1e-3,
+        "Learning rate of the learned log_z; it starts untrained and needs more than the policy",
+        above=0,
+    )
+    betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's moment decay rates", at_least=0, below=1)
+    eps: float = setting(1e-8, "AdamW's epsilon", above=0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
+    warmup_updates: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
+    final_lr_ratio: float = setting(0.0, "Last learning rate, as a share of the peak", at_least=0, at_most=1)
+    max_grad_norm: float = setting(1.0, "Scale a gradient above this norm down to it", above=0)
+    max_skips: int = setting(
+        3,
+        "Skip up to N updates in a row whose loss or gradient is NaN or infinite; one more ends the run",
+        unit="updates",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """How long the run is, what it writes and where."""
+
+    steps: int = setting(100, "Steps; each samples once and updates the policy", unit="steps", at_least=1)
+    seed: int = setting(0, "Fixes sampling, data order and initialisation on one device", at_least=0, at_most=2**63 - 1)
+    output: str = setting("runs/train", "Run directory: settings, metrics, samples, model, report")
+    overwrite: bool = setting(False, "Replace an earlier run in run.output")
+    threads: int = setting(0, "CPU threads; 0 keeps torch's default", unit="threads", at_least=0)
+    save_every: int = setting(
+        0,
+        "Save everything every N steps, so that the run can be resumed; 0 saves at the end only",
+        unit="steps",
+        at_least=0,
+    )
+    keep: int = setting(2, "Newest saves that stay on the disk", unit="saves", at_least=1)
+    best_metric: str | None = setting(
+        None, "Also keep the save whose step has the best value of this metric, such as reward_mean"
+    )
+    best_is: Literal["highest", "lowest"] = setting("highest", "Which value of run.best_metric is the best")
+    export_dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Type of the saved policy; auto: the model's, but float32 where a merge of LoRA adapters into bfloat16 would "
+        "lose over 5 % of what they learned",
+    )
+    samples_every: int = setting(10, "Write sample responses every N steps; 0 writes none", unit="steps", at_least=0)
+    samples_per_dump: int = setting(8, "Responses that are written each time", unit="responses", at_least=1)
+    tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")
+    wandb: str | None = setting(None, "Log to this Weights & Biases project (pip install 'fastflow[wandb]')")
+    report: bool = setting(True, "Write report.html at the end")
+    hang_after: float = setting(
+        45.0,
+        "End a run of several ranks when none moves on for so long, and for 3 times the longest so far",
+        unit="seconds",
+        at_least=1,
+    )
