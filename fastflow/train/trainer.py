@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,8 +17,7 @@ from fastflow import interrupt
 from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
-from fastflow.data.trajectory import Group, split_evenly, without_truncated
-from fastflow.data.update import UpdateResult
+from fastflow.data.trajectory import Group
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
 from fastflow.models.pulse import PULSE
@@ -27,7 +25,6 @@ from fastflow.models.ranks import Ranks
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
 from fastflow.objectives.by_name import make_objective
-from fastflow.objectives.judging import Judgement
 from fastflow.objectives.objective import MakeObjective
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, requests_for
@@ -39,9 +36,9 @@ from fastflow.run.lock import RunLock
 from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
-from fastflow.train import assembly, bad_updates, resume
+from fastflow.train import assembly, resume
 from fastflow.train.digests import digest_of_base, digest_of_prompts
-from fastflow.train.finite import NonFiniteError, all_skipped
+from fastflow.train.finite import all_skipped
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
 from fastflow.train.rescue import cause, rescue, stops_all_ranks
@@ -49,19 +46,12 @@ from fastflow.train.restore import Saved, restore
 from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
 from fastflow.train.state import Identity, Position, UnderWay
+from fastflow.train.updates import Update, Updates, first_done
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
-
-
-class Update(NamedTuple):
-    """One update's trajectories, what their text decided, and what the learner saw."""
-
-    groups: list[Group]
-    judgement: Judgement
-    result: UpdateResult
 
 
 class Trainer:
@@ -130,18 +120,21 @@ class Trainer:
         policy, base, prompts = loaded.policy, loaded.base, loaded.prompts
         self.tokenizer, self.judge = loaded.tokenizer, loaded.judge
         reads_records = config.objective.reward is not None or config.objective.format_check is not None
-        updates = config.run.steps * config.batch.updates_per_rollout
+        total_updates = config.run.steps * config.batch.updates_per_rollout
         if self._saved is not None:
-            updates = self._saved.state["identity"]["total_updates"]
+            total_updates = self._saved.state["identity"]["total_updates"]
         identity = Identity(
-            digest_of_prompts(prompts, with_records=reads_records), digest_of_base(base), updates, resume.versions()
+            digest_of_prompts(prompts, with_records=reads_records),
+            digest_of_base(base),
+            total_updates,
+            resume.versions(),
         )
         assembly.check_same_everywhere(self.ranks, policy, identity)
         with self.ranks.together():
             exporter, small_files = assembly.rehearse_save(loaded, config, self.directory, self.ranks)
         shard_models(policy, base, self.ranks)
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
-        self.learner = Learner(policy, base, config, total_updates=updates, objective=self._make_objective)
+        self.learner = Learner(policy, base, config, total_updates=total_updates, objective=self._make_objective)
         with self.ranks.together():
             if self.ranks.is_first:
                 assembly.check_room(self.learner, config, self.directory, small_files, resumed=self.resumed)
@@ -149,6 +142,9 @@ class Trainer:
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
         self.alarms = Alarms()
         self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
+        self.updates = Updates(
+            config, self.learner, self.judge, self.standing, self.progress, self.directory, self.ranks
+        )
         if self._saved is not None:
             with self.ranks.together():
                 resume.check_identity(identity, self._saved, config)
@@ -254,9 +250,9 @@ class Trainer:
             under_way = UnderWay(self.sample(step), self.learner.policy.version)
         sampled = time.perf_counter()
         self._stop_if_asked()
-        updates = self.update(under_way)
+        updates = self.updates.carry_out(under_way)
         with self.ranks.together():
-            if not (shown := _first_done(updates)).result.skipped:
+            if not (shown := first_done(updates)).result.skipped:
                 self.dump_samples(step, shown)
         seconds = {"sample": sampled - start, "total": time.perf_counter() - start}
         return self.measure(under_way.groups, updates, version=under_way.version, **seconds)
@@ -278,58 +274,6 @@ class Trainer:
         )
         self.standing.prompts_taken(step)
         return requests
-
-    def update(self, under_way: UnderWay) -> list[Update]:
-        """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
-        groups = list(under_way.groups)
-        if self.config.objective.truncated == "drop":
-            with self.ranks.together():
-                groups = without_truncated(groups)
-        shares = [share for share in split_evenly(groups, self.config.batch.updates_per_rollout) if share]
-        self.progress.phase("updating", len(shares))
-        updates: list[Update] = []
-        results: list[UpdateResult] = []
-        for share, done in itertools.zip_longest(shares, under_way.results):
-            judgement = self._judged(share)
-            result = done or self._learn(under_way, share, judgement, results, of=len(shares))
-            results.append(result)
-            updates.append(Update(share, judgement, result))
-            self.progress.advance_phase()
-        self.learner.free_gradients()  # sampling comes next, and needs the memory
-        return updates
-
-    def _learn(
-        self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int
-    ) -> UpdateResult:
-        """One update. before: those of the step that are done. of: how many it has. What is skipped is kept apart."""
-        number, updates = len(before) + 1, self.learner.updates
-        place = bad_updates.Place(self.position.step + 1, number, of, updates)
-
-        def keep(result: UpdateResult) -> str:
-            name = type(self.learner.objective).__name__
-            return bad_updates.keep(self.directory, place, groups, judgement, result, self.config, name)
-
-        def completed(result: UpdateResult) -> None:
-            if result.skipped and self.ranks.is_first:
-                logger.warning("step %d: update %d of %d was skipped: %s; the weights were left as they were, and %s",
-                               place.step, number, of, result.skipped, keep(result))  # fmt: skip
-            self.standing.update_done(under_way, [*before, result])
-
-        try:
-            return self.learner.update(groups, penalty=judgement.penalty, reward=judgement.reward, completed=completed)
-        except NonFiniteError as stop:
-            if stop.result is None or not self.ranks.is_first:
-                raise
-            with deferred_interrupt():
-                raise NonFiniteError(f"{stop}; {keep(stop.result)}", stop.result) from stop
-
-    def _judged(self, groups: Sequence[Group]) -> Judgement:
-        """Judge the groups once: a reward of the user's may be slow, or random."""
-        judgement: Any = None
-        with self.ranks.together():
-            if self.ranks.is_first:
-                judgement = self.judge(groups)
-        return self.ranks.from_first(judgement)
 
     def dump_samples(self, step: int, update: Update) -> None:
         run = self.config.run
@@ -354,7 +298,7 @@ class Trainer:
             seconds=seconds,
             device=self.learner.policy.device,
         )
-        shown = _first_done(updates)
+        shown = first_done(updates)
         drawn_from_it = self.config.rollout.samples_the_policy
         metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
         metrics["skipped_updates_total"] = self.learner.skips.total
@@ -389,8 +333,3 @@ class Trainer:
             self.saver.give_up()
             return f"rank {self.ranks.rank} stops alone, so that nothing is saved now; {self.saver.last()}"
         return rescue(self.saver, self.learner, self.position, self.directory, stop)
-
-
-def _first_done(updates: Sequence[Update]) -> Update:
-    """The step's first update that was not skipped; the first where all were."""
-    return next((update for update in updates if not update.result.skipped), updates[0])

@@ -157,7 +157,7 @@ def test_recomputed_behaviour_is_the_policy_at_temperature_one(settings):
     trainer = Trainer(
         configure(settings, rollout__temperature=0.5, importance__source="recompute"), Console(quiet=True)
     )
-    (update,) = trainer.update(UnderWay(trainer.sample(1), 0))
+    (update,) = trainer.updates.carry_out(UnderWay(trainer.sample(1), 0))
     torch.testing.assert_close(update.result.raw_ratio, torch.ones(12, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
@@ -167,7 +167,7 @@ def test_dropping_truncated_responses(settings):
     )
     groups = trainer.sample(1)
     finished = sum(entry.finish_reason == "stop" for group in groups for entry in group.trajectories)
-    updates = trainer.update(UnderWay(groups, 0))
+    updates = trainer.updates.carry_out(UnderWay(groups, 0))
     assert 0 < finished < 12
     assert sum(len(update.result.length) for update in updates) == finished
 

@@ -1,0 +1,100 @@
+"""The updates of a step: each share of its trajectories judged, learned from, and noted as done."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastflow.config.schema import Config
+from fastflow.data.trajectory import Group, split_evenly, without_truncated
+from fastflow.data.update import UpdateResult
+from fastflow.interrupt import deferred_interrupt
+from fastflow.models.ranks import Ranks
+from fastflow.objectives.judging import Judge, Judgement
+from fastflow.train import bad_updates
+from fastflow.train.finite import NonFiniteError
+from fastflow.train.learner import Learner
+from fastflow.train.progress import RunProgress
+from fastflow.train.standing import Standing
+from fastflow.train.state import UnderWay
+
+logger = logging.getLogger(__name__)
+
+
+class Update(NamedTuple):
+    """One update's trajectories, what their text decided, and what the learner saw."""
+
+    groups: list[Group]
+    judgement: Judgement
+    result: UpdateResult
+
+
+class Updates:
+    """What carries out the updates of each step."""
+
+    def __init__(
+        self, config: Config, learner: Learner, judge: Judge, standing: Standing, progress: RunProgress,
+        directory: Path, ranks: Ranks,
+    ):  # fmt: skip
+        self._config, self._learner, self._judge, self._standing = config, learner, judge, standing
+        self._progress, self._directory, self._ranks = progress, directory, ranks
+
+    def carry_out(self, under_way: UnderWay) -> list[Update]:
+        """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
+        groups = list(under_way.groups)
+        if self._config.objective.truncated == "drop":
+            with self._ranks.together():
+                groups = without_truncated(groups)
+        shares = [share for share in split_evenly(groups, self._config.batch.updates_per_rollout) if share]
+        self._progress.phase("updating", len(shares))
+        updates: list[Update] = []
+        results: list[UpdateResult] = []
+        for share, done in itertools.zip_longest(shares, under_way.results):
+            judgement = self._judged(share)
+            result = done or self._learn(under_way, share, judgement, results, of=len(shares))
+            results.append(result)
+            updates.append(Update(share, judgement, result))
+            self._progress.advance_phase()
+        self._learner.free_gradients()  # sampling comes next, and needs the memory
+        return updates
+
+    def _learn(
+        self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int
+    ) -> UpdateResult:
+        """One update. before: those of the step that are done. of: how many it has. What is skipped is kept apart."""
+        number, updates = len(before) + 1, self._learner.updates
+        place = bad_updates.Place(self._standing.position.step + 1, number, of, updates)
+
+        def keep(result: UpdateResult) -> str:
+            name = type(self._learner.objective).__name__
+            return bad_updates.keep(self._directory, place, groups, judgement, result, self._config, name)
+
+        def completed(result: UpdateResult) -> None:
+            if result.skipped and self._ranks.is_first:
+                logger.warning("step %d: update %d of %d was skipped: %s; the weights were left as they were, and %s",
+                               place.step, number, of, result.skipped, keep(result))  # fmt: skip
+            self._standing.update_done(under_way, [*before, result])
+
+        try:
+            return self._learner.update(groups, penalty=judgement.penalty, reward=judgement.reward, completed=completed)
+        except NonFiniteError as stop:
+            if stop.result is None or not self._ranks.is_first:
+                raise
+            with deferred_interrupt():
+                raise NonFiniteError(f"{stop}; {keep(stop.result)}", stop.result) from stop
+
+    def _judged(self, groups: Sequence[Group]) -> Judgement:
+        """Judge the groups once: a reward of the user's may be slow, or random."""
+        judgement: Any = None
+        with self._ranks.together():
+            if self._ranks.is_first:
+                judgement = self._judge(groups)
+        return self._ranks.from_first(judgement)
+
+
+def first_done(updates: Sequence[Update]) -> Update:
+    """The step's first update that was not skipped; the first where all were."""
+    return next((update for update in updates if not update.result.skipped), updates[0])
