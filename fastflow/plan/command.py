@@ -59,6 +59,7 @@ def run(request: Request) -> int:
     from fastflow.plan.estimate import estimate, sizes_of
     from fastflow.plan.largest import largest
     from fastflow.plan.remedies import combination, remedies
+    from fastflow.plan.speed import expected_speed
     from fastflow.plan.table import as_json, print_plan
     from fastflow.train.launch import check_several_ranks
 
@@ -67,15 +68,15 @@ def run(request: Request) -> int:
         check_several_ranks(request.config, request.devices)
     config, device = request.config, find_device(request.config.model, request.memory, request.devices)
     result = estimate(config, device)
-    most = largest(config, sizes_of(config), device)
-    if most is not None:
-        result.remarks.append(str(most))
+    sizes = sizes_of(config)
+    most, speed = largest(config, sizes, device), expected_speed(config, sizes, device)
+    result.remarks.extend(str(found) for found in (most, speed) if found is not None)
     helpful = [] if result.fits else remedies(config, device, result)
     together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
     print_plan(Console(), config, result, helpful, together)
     if output is not None:
         output.write_text(
-            json.dumps(as_json(config, result, helpful, together, most), indent=2) + "\n", encoding="utf-8"
+            json.dumps(as_json(config, result, helpful, together, most, speed), indent=2) + "\n", encoding="utf-8"
         )
     return 0 if result.fits else DOES_NOT_FIT
 

@@ -14,6 +14,7 @@ from fastflow.plan.estimate import Estimate
 from fastflow.plan.largest import Largest
 from fastflow.plan.remedies import Remedy
 from fastflow.plan.rows import PHASES, SAMPLING, Row, size
+from fastflow.plan.speed import Speed
 
 CAVEAT = (
     "An estimate from formulas, not measured on a GPU yet, with every response at full length. Numbers in brackets do "
@@ -62,7 +63,12 @@ def verdict(config: Config, result: Estimate) -> str:
 
 
 def as_json(
-    config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy], most: Largest | None
+    config: Config,
+    result: Estimate,
+    helpful: list[Remedy],
+    together: list[Remedy],
+    most: Largest | None,
+    speed: Speed | None,
 ) -> dict[str, Any]:
     """Return all that the console shows, in bytes."""
     phases = {}
@@ -81,6 +87,7 @@ def as_json(
         "remedies": [asdict(remedy) for remedy in helpful],
         "together": [asdict(remedy) for remedy in together],
         "largest": None if most is None else asdict(most),
+        "speed": None if speed is None else asdict(speed),
         "measured": False,
     }
 

@@ -1,0 +1,66 @@
+"""`fastflow plan`: the update's speed, where updates of such a kind were measured."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from bench.steps.model import ModelShape
+from fastflow.plan import command
+from fastflow.plan.device import GIB, Device
+from fastflow.plan.estimate import sizes_of
+from fastflow.plan.speed import MEASURED, expected_speed, update_flops
+from plans import configure
+
+H200 = Device("cuda", 140 * GIB, "NVIDIA H200")
+
+
+def test_the_arithmetic_is_that_of_the_measurement(models):
+    sizes = sizes_of(configure(models / "large"))
+    model = sizes.model
+    shape = ModelShape(
+        "large", model.query, model.intermediate, model.heads, model.key_value_heads, model.vocab_size, tied=model.tied,
+        layers=model.layers,
+    )  # fmt: skip
+    assert update_flops(sizes, 5, 12) == shape.update_flops(model.layers, [16], 12)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_time_and_rate(models, count):
+    config = configure(models / "large", model__autocast="true", batch__prompts_per_step=3)
+    sizes = sizes_of(config)
+    speed = expected_speed(config, sizes, Device("cuda", 140 * GIB, "NVIDIA H200", count=count))
+    prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
+    sequences = 3 * config.batch.responses_per_prompt
+    needed = sequences * update_flops(sizes, prompt, response)
+    assert needed / speed.seconds_per_step == pytest.approx(count * MEASURED[0].flops_per_s)
+    assert speed.tokens_per_s * speed.seconds_per_step == pytest.approx(sequences * (prompt + response))
+    assert ("without their communication" in str(speed)) == (count > 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "device"),
+    [
+        ({}, H200),  # float32 products
+        ({"model__autocast": "true", "lora__rank": 4}, H200),
+        ({"model__autocast": "true", "model__checkpoint_share": 0.5}, H200),
+        ({"model__autocast": "true", "model__fused_layers": "off"}, H200),
+        ({"model__autocast": "true"}, Device("cuda", 80 * GIB, "NVIDIA H100 80GB HBM3")),
+        ({"model__autocast": "true"}, Device("cpu", 80 * GIB, "this machine's RAM")),
+    ],
+)
+def test_what_was_not_measured_has_no_speed(models, changes, device):
+    config = configure(models / "large", **changes)
+    assert expected_speed(config, sizes_of(config), device) is None
+
+
+def test_the_command_says_it(models, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("fastflow.plan.device.find_device", lambda *_: H200)
+    arguments = ["--model.path", str(models / "large"), "--model.autocast", "true"]
+    request = command.read_arguments([*arguments, "--json", str(tmp_path / "plan.json")])
+    assert command.run(request) == 0
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    speed = json.loads((tmp_path / "plan.json").read_text())["speed"]
+    assert f"updates of about {speed['tokens_per_s']:,.0f} tokens/s are expected" in said
