@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError, need
-from fastflow.evaluate.creative.scaling import scale_adapters
 from fastflow.models.loading import load_causal_lm, read_config
+from fastflow.models.merging import scale_adapters
 from fastflow.models.packed import PackedModel, check_tokenizer_fits, load_tokenizer, prepare_layers, resolve_device
 from fastflow.run.directory import CONFIG_FILE
 

@@ -1,4 +1,4 @@
-"""Merges LoRA adapters into the weights that they adapt, and measures what rounding the sum costs.
+"""Merges LoRA adapters into the weights that they adapt, measures what rounding the sum costs, and scales adapters.
 
 A low-rank update is often smaller than the spacing of bfloat16 numbers around the weight that it changes. The rounded
 sum then equals the old weight. `RoundingLoss` says how much of the update that loses.
@@ -103,3 +103,10 @@ class MergeWatch:
             "--rollout.engine local",
             str(dtype).removeprefix("torch."), 100 * loss.relative, self._remedy,
         )  # fmt: skip
+
+
+def scale_adapters(model: torch.nn.Module, scale: float) -> None:
+    """Multiply what the adapters add to their layers: at 0 the model is its base, at 1 as it was trained. In place."""
+    for _, layer in adapted_layers(model):
+        for name in layer.scaling:
+            layer.scaling[name] *= scale  # type: ignore[index]

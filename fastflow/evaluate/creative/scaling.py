@@ -6,15 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastflow.errors import FastflowError
-from fastflow.models.merging import adapted_layers
-
-if TYPE_CHECKING:
-    import torch
-
-    from fastflow.evaluate.subjects import Subject
+from fastflow.evaluate.subjects import Subject
 
 ADAPTER = "adapter"  # where a run of `fastflow train` keeps what it has learned
 SETTING = "eval.adapter_scale"
@@ -69,13 +63,6 @@ def check_scalable(directory: str) -> str:
         if holds:
             raise FastflowError(f"{directory} {reason}, which no factor scales; leave out --adapter-scale")
     return base
-
-
-def scale_adapters(model: torch.nn.Module, scale: float) -> None:
-    """Multiply what the adapters add to their layers: at 0 the model is its base, at 1 as it was trained. In place."""
-    for _, layer in adapted_layers(model):
-        for name in layer.scaling:
-            layer.scaling[name] *= scale  # type: ignore[index]
 
 
 def _of_run(subject: Subject) -> str | None:

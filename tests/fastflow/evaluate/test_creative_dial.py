@@ -9,9 +9,9 @@ import torch
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer, effective_alpha
-from fastflow.evaluate.creative.scaling import scale_adapters, scaled
+from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.subjects import Subject, digest
-from fastflow.models.merging import adapted_layers, merged_weight
+from fastflow.models.merging import adapted_layers, merged_weight, scale_adapters
 from fastflow.models.packed import PackedModel
 from small_models import make_causal_lm
 
