@@ -36,11 +36,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fastflow_kernels import flow_loss_operator
+from fastflow_kernels import accumulating_operator, flow_loss_operator
 from fastflow_kernels.reference import FlowLoss, TokenStatistics
 from fastflow_kernels.sequence_terms import RATIOS
 from fastflow_kernels.shard import VocabularyShard
 from fastflow_kernels.validate import (
+    check_accumulate_into,
     check_clip,
     check_cu_seqlens,
     check_name,
@@ -73,6 +74,7 @@ def flow_loss(
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
     block_bytes: int | None = ...,
+    accumulate_into: Float[Tensor, "V D"] | None = ...,
     statistics: Literal[False] = ...,
 ) -> FlowLoss: ...
 
@@ -100,6 +102,7 @@ def flow_loss(
     shard: VocabularyShard | None = ...,
     block_rows: int | None = ...,
     block_bytes: int | None = ...,
+    accumulate_into: Float[Tensor, "V D"] | None = ...,
     statistics: Literal[True],
 ) -> tuple[FlowLoss, TokenStatistics]: ...
 
@@ -126,6 +129,7 @@ def flow_loss(
     shard: VocabularyShard | None = None,
     block_rows: int | None = None,
     block_bytes: int | None = None,
+    accumulate_into: Float[Tensor, "V D"] | None = None,
     statistics: bool = False,
 ) -> FlowLoss | tuple[FlowLoss, TokenStatistics]:
     """Compute the weighted squared trajectory-balance residuals of packed sequences (PowerFlow, arXiv 2603.18363).
@@ -161,18 +165,25 @@ def flow_loss(
         block_rows: rows whose logits exist at a time; changes memory and speed, not the answer.
         block_bytes: memory of these logits, where block_rows is None. None: on CUDA 1 GiB, or the size of a float32
             gradient of the head where that is more; larger blocks are taken where they need less memory in all.
+        accumulate_into: float32 (float64 for float64 inputs), (V, D), contiguous: weight.grad, or a main_grad beside
+            it. The gradient of the weight is added to it in this call, not in the backward pass, and autograd gets
+            none. This spares a tensor of this size, and a pass over it. The upstream gradient of the loss must be one:
+            scale by the normaliser instead. Nothing is added under torch.no_grad(). With a head cut by FSDP, pass a
+            tensor for the whole weight and reduce it yourself.
         statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the
             vocabulary. With shards those of the whole vocabulary, on every rank.
 
     Returns:
         FlowLoss. Gradient flows from `loss` to hidden, weight, bias and log_z; it was computed in this call,
-        only for the inputs that need it, and one backward hands it out.
+        only for the inputs that need it, and one backward hands it out; with `accumulate_into` not to weight.
         With `statistics`, a pair of this and TokenStatistics, which carries no gradient here.
 
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
         RuntimeError: a second backward goes through the same loss (torch.compile allows it); backward runs with
-            create_graph=True; a CUDA graph captures the call without offsets on both host and device.
+            create_graph=True; a CUDA graph captures the call without offsets on both host and device; with
+            `accumulate_into`, the upstream gradient is not one (on CUDA and in a compiled graph, where the host
+            does not know it, the other gradients are nan then).
 
     Worked example, two tokens of probability 1/3 each: logprob = -2 log 3 = -2.1972, ratio = exp(0) = 1,
     residual = 0.5 + (1/2)(-2.1972) - 0 = -0.5986, loss = 0.5986^2 = 0.3583, d loss / d log_z = -1.1972.
@@ -220,19 +231,25 @@ def flow_loss(
         f"need_{name}": tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias), ("log_z", log_z))
     }
-    outputs = flow_loss_operator.operator(
+    arguments = {
         **head,
         **constants,
         **needs,
-        statistics=statistics,
-        log_z=log_z,
-        cu_seqlens=cu_seqlens,
-        device_cu_seqlens=device_cu_seqlens,
-        clip_low=float(clip_low),
-        clip_high=float(clip_high),
-        ratio=ratio,
-        normaliser=torch.full((), normaliser, dtype=torch.float64, device="cpu"),
-    )
+        "statistics": statistics,
+        "log_z": log_z,
+        "cu_seqlens": cu_seqlens,
+        "device_cu_seqlens": device_cu_seqlens,
+        "clip_low": float(clip_low),
+        "clip_high": float(clip_high),
+        "ratio": ratio,
+        "normaliser": torch.full((), normaliser, dtype=torch.float64, device="cpu"),
+    }
+    if accumulate_into is not None:
+        check_accumulate_into(accumulate_into, weight, head["product_dtype"])
+    if accumulate_into is not None and torch.is_grad_enabled():
+        outputs = accumulating_operator.add_and_attach(accumulate_into, arguments)
+    else:
+        outputs = flow_loss_operator.operator(**arguments)
     result = FlowLoss(*outputs[: flow_loss_operator.RESULTS])
     found = TokenStatistics(*outputs[flow_loss_operator.RESULTS : flow_loss_operator.GRADIENTS])
     return (result, found) if statistics else result

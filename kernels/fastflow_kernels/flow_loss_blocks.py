@@ -55,10 +55,13 @@ class FlowLossOverBlocks:
         choice: Choice,
         need: NeededGradients,
         with_statistics: bool = False,
+        weight_sum: Tensor | None = None,  # of the weight's shape, in the type of sums: what its gradient is added to
     ):
         self.hidden, self.targets, self.offsets = hidden, targets, offsets
         self.head, self.sequences, self.need = head, sequences, need
-        self.parameters = weight if need.weight else None, bias if need.bias else None
+        self.weight_sum = weight_sum
+        summed = weight if weight_sum is None else weight_sum
+        self.parameters = summed if need.weight else None, bias if need.bias else None
         self.projector_class: type[Projector] = choice.projector()
         self.settle_sequences_ = settle_sequences_
         if choice.uses_triton:
@@ -87,7 +90,7 @@ class FlowLossOverBlocks:
     def run(self, blocks: list[SequenceBlock]) -> FlowLossGradients:
         """Fill token_logprob and terms; `blocks` cover the rows in order, and the sequences."""
         projector = self.projector_class(self.head, most_rows=max((block.row_count for block in blocks), default=0))
-        d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
+        d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks), weight_sum=self.weight_sum)
         long_d_head = None  # of the sequence that is longer than a block
         if any(block.is_part for block in blocks):
             long_d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))

@@ -56,6 +56,7 @@ def run(
     need_weight: bool,
     need_bias: bool,
     need_log_z: bool,
+    weight_sum: Optional[Tensor] = None,  # noqa: UP045
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z.
 
@@ -64,7 +65,8 @@ def run(
 
     Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
     each float; product_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
-    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest.
+    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest. weight_sum: what the
+    gradient of the weight is added to in this call, whether or not need_weight says that it is to be returned.
     """
     if is_being_captured(hidden.device):
         check_captured_offsets(cu_seqlens, device_cu_seqlens)
@@ -94,8 +96,11 @@ def run(
                 normaliser=normaliser.item(),
             ),
             choice=choose(hidden.device, product_dtype, head, statistics=statistics),
-            need=NeededGradients(need_hidden, need_weight, need_bias and bias is not None, need_log_z),
+            need=NeededGradients(
+                need_hidden, need_weight or weight_sum is not None, need_bias and bias is not None, need_log_z
+            ),
             with_statistics=statistics,
+            weight_sum=weight_sum,
         )
         gradients = flow.run(
             sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, block_bytes))
@@ -121,11 +126,12 @@ def _copied_to(device: torch.device, values: Tensor) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=())
+SCHEMA = torch.library.infer_schema(run, mutates_args=()).replace(", Tensor? weight_sum=None", "")
+operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=(), schema=SCHEMA)
 
 
 @operator.register_fake
-def _fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
+def fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
     hidden, weight, bias, log_z = (call[name] for name in DIFFERENTIABLE)
     dtype = accumulator_dtype(call["product_dtype"])

@@ -37,10 +37,22 @@ class HeadGradient:
 
     The first block overwrites, so the memory is neither zeroed nor read before it. Padding rows of the
     parameter, beyond the head's vocabulary, get zeros at the end.
+
+    A sum of the caller's takes the weight's gradient as one more block would: all blocks add to it, padding rows stay
+    as they are, and nothing is left to finish.
     """
 
-    def __init__(self, head: Head, weight: Tensor | None, bias: Tensor | None, *, block_count: int):
-        """weight, bias: the parameters that need a gradient."""
+    def __init__(
+        self,
+        head: Head,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *,
+        block_count: int,
+        weight_sum: Tensor | None = None,
+    ):
+        """weight, bias: the parameters that need a gradient. weight_sum: a sum of the caller's, instead of an own."""
+        self._given = weight_sum
         self._vocabulary, self._factors = head.vocabulary, head.weight.dtype
         self._finished = [
             None if part is None else finished_dtype(part.dtype, self._factors) for part in (weight, bias)
@@ -48,21 +60,28 @@ class HeadGradient:
         self._weight, self._bias = (
             None
             if part is None or finished is None
+            else given
+            if given is not None
             else head.weight.new_empty(part.shape, dtype=self._sum_dtype(finished, block_count))
-            for part, finished in zip((weight, bias), self._finished, strict=True)
+            for part, finished, given in zip((weight, bias), self._finished, (weight_sum, None), strict=True)
         )
         self._is_zero = True
 
     def _sum_dtype(self, finished: torch.dtype, block_count: int) -> torch.dtype:
         return finished if block_count == 1 and finished == self._factors else accumulator_dtype(self._factors)
 
+    def _is_overwritten(self, total: Tensor) -> bool:
+        return self._is_zero and total is not self._given
+
     def add_panel(self, panel: Panel, row_scale: Tensor, scaled_rows: Tensor) -> None:
         """Add panel^T @ scaled_rows: row_scale (R,); scaled_rows (R, D), the rows times it, in the head's type."""
         if self._weight is not None:
-            accumulate_(self._weight[panel.columns], panel.matrix, scaled_rows, overwrite=self._is_zero)
+            overwrite = self._is_overwritten(self._weight)
+            accumulate_(self._weight[panel.columns], panel.matrix, scaled_rows, overwrite=overwrite)
         if self._bias is not None:
             column = row_scale.to(panel.matrix.dtype).unsqueeze(1)
-            accumulate_(self._bias[panel.columns].unsqueeze(1), panel.matrix, column, overwrite=self._is_zero)
+            overwrite = self._is_overwritten(self._bias)
+            accumulate_(self._bias[panel.columns].unsqueeze(1), panel.matrix, column, overwrite=overwrite)
 
     def end_block(self) -> None:
         """Note that all panels of a block are in: what comes adds to them."""
@@ -72,22 +91,27 @@ class HeadGradient:
         """Add scale (one number) times `other`, and set `other` to zero."""
         for mine, theirs in ((self._weight, other._weight), (self._bias, other._bias)):
             if mine is not None and theirs is not None:
-                if self._is_zero:
-                    torch.mul(theirs, scale, out=mine)
+                total, part = mine[: self._vocabulary], theirs[: self._vocabulary]
+                if self._is_overwritten(mine):
+                    torch.mul(part, scale, out=total)
                 else:
-                    mine.addcmul_(theirs, scale)
+                    total.addcmul_(part, scale)
         self._is_zero = False
         other._is_zero = True
 
     def finish(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients of weight and bias, of the parameters' shapes; zeros when no row was ever added."""
+        """Return the gradients of weight and bias, of the parameters' shapes; zeros when no row was ever added.
+
+        None for what went into a sum of the caller's.
+        """
         start = 0 if self._is_zero else self._vocabulary
-        for total in (self._weight, self._bias):
+        own = [None if total is self._given else total for total in (self._weight, self._bias)]
+        for total in own:
             if total is not None:
                 total[start:].zero_()
         weight, bias = (
             None if total is None or finished is None else total.to(finished)
-            for total, finished in zip((self._weight, self._bias), self._finished, strict=True)
+            for total, finished in zip(own, self._finished, strict=True)
         )
         return weight, bias
 

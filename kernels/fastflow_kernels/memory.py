@@ -12,7 +12,7 @@ import torch
 
 from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows, default_block_rows, sequence_blocks
 from fastflow_kernels.head_gradient import finished_dtype, head_sum
-from fastflow_kernels.matmul import cpu_multiplies_bfloat16
+from fastflow_kernels.matmul import accumulator_dtype, cpu_multiplies_bfloat16
 
 __all__ = ["Workspace", "cpu_block_rows", "cpu_multiplies_bfloat16", "flow_loss_workspace"]
 
@@ -57,6 +57,7 @@ def flow_loss_workspace(
     factor_dtype: torch.dtype = torch.bfloat16,
     entry_bytes: int | None = None,
     trains_head: bool = True,
+    accumulates: bool = False,
     block_bytes: int | None = None,
     block_rows: int | None = None,
     tile_vocabulary: int = 256,
@@ -72,6 +73,7 @@ def flow_loss_workspace(
         entry_bytes: bytes of a row and vocabulary entry of a block; None for the size of a factor, as the
             implementations `fused` and `hopper` have it.
         trains_head: whether the head's gradient is needed.
+        accumulates: whether it goes into a sum of the caller's, as `accumulate_into` has it.
         block_bytes, block_rows: as in `flow_loss`.
         tile_vocabulary: columns of a tile of the projection.
 
@@ -80,14 +82,19 @@ def flow_loss_workspace(
 
     >>> flow_loss_workspace([0, 4096, 8192], 4096, 128256).peak
     3353346048
+    >>> flow_loss_workspace([0, 4096, 8192], 4096, 128256, accumulates=True).peak
+    2302672896
     """
     entry_bytes = entry_bytes or factor_dtype.itemsize
+    if accumulates:
+        parameter_dtype = accumulator_dtype(factor_dtype)  # that of the sum, whose memory is not the call's
     head = head_sum(width, parameter_dtype, factor_dtype, entry_bytes) if trains_head else None
     longest = max((stop - start for start, stop in itertools.pairwise(boundaries)), default=0)
     rows = block_rows or cuda_block_rows(vocabulary, entry_bytes, boundaries[-1], longest, head, block_bytes)
     blocks = sequence_blocks(boundaries, rows)
     most = max((block.row_count for block in blocks), default=0)
-    finished = vocabulary * width * finished_dtype(parameter_dtype, factor_dtype).itemsize if trains_head else 0
+    returns_head = trains_head and not accumulates
+    finished = vocabulary * width * finished_dtype(parameter_dtype, factor_dtype).itemsize if returns_head else 0
     is_summed = head is not None and head.is_rounded and len(blocks) != 1
     return Workspace(
         block=(most + -most % BUFFER_QUANTUM) * (vocabulary + -vocabulary % 8) * entry_bytes,

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fastflow_kernels.matmul import factor_dtype
+from fastflow_kernels.matmul import accumulator_dtype, factor_dtype
 from fastflow_kernels.shard import VocabularyShard
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -98,6 +98,31 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     if bias is not None:
         check_tensor("bias", bias, (weight.shape[0],), dtypes, like=hidden)
     check_tensor("targets", targets, (hidden.shape[0],), INTEGERS, like=hidden)
+
+
+def check_accumulate_into(value: object, weight: Tensor, product_dtype: torch.dtype) -> None:
+    """Refuse all but a contiguous tensor like the weight, in the type of sums, to which a gradient can be added."""
+    if hasattr(value, "device_mesh"):  # a DTensor, whose module is slow to import
+        raise TypeError(
+            "accumulate_into is a DTensor, of which this rank holds a part; pass a tensor for the whole weight, and "
+            "reduce it over the ranks afterwards, or leave accumulate_into out."
+        )
+    check_tensor("accumulate_into", value, tuple(weight.shape), (accumulator_dtype(product_dtype),), like=weight)
+    total = cast(Tensor, value)
+    if not total.is_contiguous():
+        raise ValueError(
+            f"accumulate_into must be contiguous, got strides {tuple(total.stride())}; pass one that is, such as "
+            "torch.zeros(weight.shape)."
+        )
+    if total.requires_grad:
+        raise ValueError(
+            "accumulate_into requires grad, but it is changed in place; pass weight.grad or a plain tensor."
+        )
+    if torch.is_grad_enabled() and not weight.requires_grad:
+        raise ValueError(
+            "accumulate_into was given, but weight does not require grad, so that there is nothing to add; "
+            "leave accumulate_into out, or call weight.requires_grad_()."
+        )
 
 
 def check_logit_options(temperature: object, softcap: object, vocabulary: object, weight: Tensor) -> None:

@@ -69,6 +69,7 @@ def watch_flow_loss(
     parameter_dtype: torch.dtype = torch.bfloat16,
     *,
     trains_head: bool = True,
+    accumulates: bool = False,
     block_rows: int | None = None,
 ) -> Watch:
     """Of the implementation `fused`, bfloat16 products."""
@@ -84,13 +85,14 @@ def watch_flow_loss(
     numbers = [empty(count) for _ in range(4)]
     inputs = SequenceInputs(*numbers, clip_low=0.2, clip_high=0.2, ratio="sequence", normaliser=1.0)
     need = NeededGradients(hidden=True, weight=trains_head, bias=False, log_z=True)
-    watch = Watch(hidden, weight, head.weight, targets, offsets, *numbers)
+    total = empty(VOCABULARY, WIDTH, dtype=torch.float32) if accumulates else None
+    watch = Watch(hidden, weight, head.weight, targets, offsets, *numbers, *([] if total is None else [total]))
     no_launch = mock.patch.object(
         type(finish_kernel), "__getitem__", lambda kernel, grid: watch.instead_of(kernel)(grid)
     )
     with no_launch, watch:
         choice = Choice("fused", "it is watched")
-        flow = FlowLossOverBlocks(hidden, targets, offsets, head, weight, None, inputs, choice, need)
+        flow = FlowLossOverBlocks(hidden, targets, offsets, head, weight, None, inputs, choice, need, weight_sum=total)
         gradients = flow.run(sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, None)))
     assert gradients.hidden.dtype == torch.float32
     return watch

@@ -77,6 +77,9 @@ def check_flow_loss(problem: Problem, shard: VocabularyShard, own: slice) -> Non
     for block_rows in (None, 16):  # also with a sequence longer than a block
         got = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows)
         assert_matches(got, (FlowLoss(*(value.detach() for value in result)), expected), forward=1e-5, gradient=1e-4)
+        total = torch.zeros_like(got[1]["weight"])
+        _, others = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows, accumulate_into=total)
+        assert torch.equal(total, got[1]["weight"]) and torch.equal(others["hidden"], got[1]["hidden"])
 
 
 def check_absent_targets(vocabulary: int, shard: VocabularyShard, own: slice) -> None:

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastflow_kernels import (
+    accumulating_operator,
     flow_loss,
     flow_loss_blocks,
     flow_loss_operator,
@@ -27,6 +28,7 @@ BLOCK, HEAD, ALL_LOGITS = BLOCK_ROWS * VOCABULARY, WIDTH * VOCABULARY, ROWS * VO
 
 OPERATORS = {
     torch.ops.fastflow.flow_loss.default: flow_loss_operator.run,
+    accumulating_operator.operator._opoverload: flow_loss_operator.run,
     torch.ops.fastflow.linear_logprob.default: linear_logprob_operator.run,
     torch.ops.fastflow.linear_logprob_backward.default: linear_logprob_operator.run_backward,
 }
@@ -87,15 +89,16 @@ def test_flow_loss_holds_one_block_of_logits(problem):
     assert seen.products == 3 * ROWS * WIDTH * VOCABULARY  # 6 N D V flops
 
 
-def gradients_of(lengths: list[int], **options):
-    """A run that keeps nothing: its inputs are made beforehand."""
+def gradients_of(lengths: list[int], *, accumulates: bool = False, **options):
+    """A run that keeps nothing: its inputs are made beforehand, with a sum of the caller's where it `accumulates`."""
     problem = make_problem(lengths, width=WIDTH, vocabulary=VOCABULARY, **options).cast(torch.float32)
     tensors = {name: value for name, value in problem.tensors.items() if value is not None}
+    extra = {"accumulate_into": torch.zeros_like(tensors["weight"])} if accumulates else {}
     head = [tensors[name].requires_grad_() for name in ("hidden", "weight")]
 
     def run() -> None:
-        result = flow_loss(cu_seqlens=problem.cu_seqlens, **tensors, **problem.options, block_rows=BLOCK_ROWS)
-        torch.autograd.grad(result.loss, head)
+        result = flow_loss(cu_seqlens=problem.cu_seqlens, **tensors, **problem.options, block_rows=BLOCK_ROWS, **extra)
+        torch.autograd.grad(result.loss, head[:1] if accumulates else head)
 
     return run
 
@@ -111,6 +114,19 @@ def test_one_block_is_alive_at_a_time(implementation, options, slopes, monkeypat
     small = 8 * BLOCK_ROWS * WIDTH + 4096
     slopes *= implementation == "torch"
     assert whole + slopes * BLOCK <= most_alive(gradients_of([16] * 6, **options)) <= whole + slopes * BLOCK + small
+
+
+@pytest.mark.parametrize("implementation", ["torch", "native"])
+def test_a_sum_of_the_callers_leaves_a_block(implementation, monkeypatch):
+    """No tensor of the head's size is made."""
+    if implementation == "native" and native.library() is None:
+        pytest.skip(f"needs the native library: {native.why_not()}")
+    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+    run = gradients_of([16] * 6, accumulates=True)
+    with Allocations() as seen:
+        run()
+    assert seen.count(HEAD) == 0
+    assert BLOCK + ROWS * WIDTH <= most_alive(run) < BLOCK + ROWS * WIDTH + HEAD
 
 
 def test_a_panel_goes_before_the_next_is_used(monkeypatch):

@@ -44,6 +44,18 @@ def test_the_model_is_the_call(parameter_dtype, lengths, trains_head, block_rows
     assert workspace.peak <= found <= workspace.peak + SMALL * len(lengths) + 64 * sum(lengths)
 
 
+@pytest.mark.parametrize("parameter_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("lengths", [[900] * 5, [900] * 18, [900, 5000, 8000]], ids=["few rows", "several", "long"])
+def test_a_sum_of_the_callers_is_not_the_calls(parameter_dtype, lengths):
+    """The gradient of the head takes no memory, its sum over blocks neither; a cut sequence has its own."""
+    call = {"parameter_dtype": parameter_dtype, "accumulates": True}
+    found = watch_flow_loss(lengths, **call).most_bytes
+    boundaries = [0, *itertools.accumulate(lengths)]
+    workspace = flow_loss_workspace(boundaries, WIDTH, VOCABULARY, tile_vocabulary=TILE, **call)
+    assert workspace.peak <= found <= workspace.peak + SMALL * len(lengths) + 64 * sum(lengths)
+    assert workspace.head_gradient == workspace.head_sum == 0
+
+
 def test_one_block_takes_no_more_than_full_ones_and_their_sum():
     """Which is why a call of few rows gets one."""
     one, several = (flow_loss_workspace(list(range(0, rows + 1, 96)), WIDTH, VOCABULARY) for rows in (4992, 2 * 3456))

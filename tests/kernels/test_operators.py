@@ -7,7 +7,13 @@ import torch
 import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fastflow_kernels import flow_loss, flow_loss_operator, linear_logprob, linear_logprob_operator
+from fastflow_kernels import (
+    accumulating_operator,
+    flow_loss,
+    flow_loss_operator,
+    linear_logprob,
+    linear_logprob_operator,
+)
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -83,6 +89,24 @@ def test_opcheck_of_flow_loss(device, options, check):
 def test_opcheck_of_linear_logprob(device, with_bias, statistics, check):
     torch.library.opcheck(
         linear_logprob_operator.operator, linear_logprob_arguments(device, with_bias, statistics), test_utils=check
+    )
+
+
+@pytest.mark.parametrize("check", OPCHECKS)
+@pytest.mark.parametrize("options", [{"needs": (True, False, True, True)}, {"needs": (True, False, False, True)}])
+def test_opcheck_of_a_sum_of_the_callers(device, options, check):
+    """Of both operators: the one that adds, on tensors without gradients, and the one that attaches the others'."""
+    arguments = [
+        value.detach() if isinstance(value, torch.Tensor) else value for value in flow_loss_arguments(device, **options)
+    ]
+    total = torch.zeros_like(arguments[1])
+    torch.library.opcheck(accumulating_operator.operator, (*arguments, total), test_utils=check)
+    loss, *_, d_hidden, _, d_bias, d_log_z = flow_loss_operator.operator(*arguments)
+    hidden, bias, log_z = (arguments[place].requires_grad_() for place in (0, 2, 3))
+    if not options["needs"][2]:
+        bias = None
+    torch.library.opcheck(
+        accumulating_operator.attach_operator, (loss, hidden, bias, log_z, d_hidden, d_bias, d_log_z), test_utils=check
     )
 
 
