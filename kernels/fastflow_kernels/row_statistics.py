@@ -39,11 +39,16 @@ class RowStatistics(NamedTuple):
     moments: Moments | None = None  # where entropy, logsumexp and mean logit are asked for
 
     def merged(self, shard: VocabularyShard | None) -> "RowStatistics":
-        """Over all shards; target_logit is already that of the rank that has the target."""
+        """Over all shards; target_logit is already that of the rank that has the target.
+
+        The ranks meet once for both numbers, since a sum that waits for the reference would be a second meeting. Each
+        adds up in the order of the ranks, so all have the same bits.
+        """
         if shard is None:
             return self
-        reference = shard.maximum_(self.reference.clone())
-        sum_of_others = shard.sum_(self.sum_of_others * self.ratio_to(reference))
+        references, sums = shard.gathered(torch.stack([self.reference, self.sum_of_others])).unbind(dim=1)
+        reference = references.amax(dim=0)
+        sum_of_others = (sums * ((references - reference) * self.scale).exp()).sum(dim=0)
         moments = None if self.moments is None else self._merged_moments(self.moments, shard, reference)
         return RowStatistics(self.target_logit, reference, sum_of_others, self.scale, moments)
 

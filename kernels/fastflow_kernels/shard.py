@@ -71,12 +71,20 @@ class VocabularyShard:
         total, owners = self.sum_(torch.stack([found, is_here.to(found.dtype)]))
         return total.masked_fill_(owners != 1, math.nan)
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the values of all ranks, in their order, along a dimension ahead of their own."""
+        found = values.new_empty(dist.get_world_size(self.group) * len(values), *values.shape[1:])
+        # torch 2.13 has another name for it, and warns of this one
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(found, values, group=self.group)
+        return found.view(-1, *values.shape)
+
     def sum_(self, values: Tensor) -> Tensor:
-        dist.all_reduce(values, dist.ReduceOp.SUM, group=self.group)
+        dist.all_reduce(values, op=dist.ReduceOp.SUM, group=self.group)
         return values
 
     def maximum_(self, values: Tensor) -> Tensor:
-        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
         return values
 
 
@@ -90,7 +98,7 @@ class SumsUnderWay:
     def start_(self, values: Tensor) -> None:
         """Start to sum values in place: they are contiguous, and not to be touched before `wait`."""
         if self._shard is not None:
-            self._started.append(dist.all_reduce(values, dist.ReduceOp.SUM, group=self._shard.group, async_op=True))
+            self._started.append(dist.all_reduce(values, op=dist.ReduceOp.SUM, group=self._shard.group, async_op=True))
 
     def wait(self) -> None:
         """Wait until all sums are there; on CUDA the current stream waits, not the host."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from bench.shards import in_turn
 from fastflow_kernels import VocabularyShard, flow_loss, linear_logprob, reference
 from fastflow_kernels.head import Head
 from fastflow_kernels.implementation import Choice
@@ -77,6 +78,9 @@ def check_flow_loss(problem: Problem, shard: VocabularyShard, own: slice) -> Non
     for block_rows in (None, 16):  # also with a sequence longer than a block
         got = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows)
         assert_matches(got, (FlowLoss(*(value.detach() for value in result)), expected), forward=1e-5, gradient=1e-4)
+        with in_turn():
+            _, waited_for = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows)
+        assert all(torch.equal(waited_for[name], value) for name, value in got[1].items())
         total = torch.zeros_like(got[1]["weight"])
         _, others = cut(problem, own).run(op=flow_loss, shard=shard, block_rows=block_rows, accumulate_into=total)
         assert torch.equal(total, got[1]["weight"]) and torch.equal(others["hidden"], got[1]["hidden"])

@@ -303,14 +303,12 @@ def test_moments_of_columns_measured_apart():
         def __init__(self, other: RowStatistics):
             self.other = other
 
-        def maximum_(self, values):
-            return torch.maximum(values, self.other.reference)
+        def gathered(self, values):
+            return torch.stack([values, torch.stack([self.other.reference, self.other.sum_of_others])])
 
         def sum_(self, values):
             reference = torch.maximum(own.reference, self.other.reference)
             ratio = self.other.ratio_to(reference)
-            if values.dim() == 1:
-                return values + self.other.sum_of_others * ratio
             shift = (self.other.reference - reference).clamp(min=-1e300)
             moments = self.other.moments.rebased(self.other.sum_of_others, shift, ratio)
             counts = torch.full_like(ratio, moments.columns)
