@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.flow_loss_blocks import FlowLossOverBlocks, NeededGradients
 from fastflow_kernels.head import Head
+from fastflow_kernels.hopper import projector
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.sequence_terms import SequenceInputs
 from fastflow_kernels.triton.finish import finish_kernel
@@ -32,6 +33,7 @@ NO_LAUNCH = {
     "select",
     "expand",
     "alias",
+    "unbind",
 }
 
 
@@ -71,8 +73,9 @@ def watch_flow_loss(
     trains_head: bool = True,
     accumulates: bool = False,
     block_rows: int | None = None,
+    implementation: str = "fused",
 ) -> Watch:
-    """Of the implementation `fused`, bfloat16 products."""
+    """Of an implementation that runs on CUDA, bfloat16 products."""
     boundaries = [0, *itertools.accumulate(lengths)]
     rows, count = boundaries[-1], len(lengths)
 
@@ -90,8 +93,11 @@ def watch_flow_loss(
     no_launch = mock.patch.object(
         type(finish_kernel), "__getitem__", lambda kernel, grid: watch.instead_of(kernel)(grid)
     )
-    with no_launch, watch:
-        choice = Choice("fused", "it is watched")
+    quack = mock.patch.object(
+        projector, "_project_on", lambda device: lambda *arguments: watch.launched.extend(["gemm"] * len(arguments[2]))
+    )
+    with no_launch, quack, watch:
+        choice = Choice(implementation, "it is watched")
         flow = FlowLossOverBlocks(hidden, targets, offsets, head, weight, None, inputs, choice, need, weight_sum=total)
         gradients = flow.run(sequence_blocks(boundaries, block_rows or flow.default_block_rows(boundaries, None)))
     assert gradients.hidden.dtype == torch.float32
