@@ -133,7 +133,7 @@ class TensorBoardSink(Sink):
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         for name, value in _numbers(metrics).items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name.replace("@", "_"), value, step)  # its names have no @
 
     def evaluated_start(self, metrics: dict[str, Any]) -> None:
         self.write(0, metrics)

@@ -77,7 +77,7 @@ class StatusSink:
             "phase": phase,
             "step": self._step,
             "steps": self._steps,
-            "eta_seconds": self._pace.seconds_left(),
+            "eta_seconds": self._pace.seconds_left() if self._why_early is None else 0.0,
             "tokens_per_second": self._tokens_per_second,
             "alarms": self._alarms,
             "skipped_updates": self._skipped,
