@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.evaluate import responses, scores
+from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.tables import markdown
 from fastflow.evaluate.task import Task
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
@@ -77,8 +78,7 @@ class Curve:
             for file in (self._directory / RESPONSES).glob("*"):
                 if f"{RESPONSES}/{file.name}" not in kept:
                     file.unlink()
-            if self._directory.is_dir():
-                self._write()
+            self._write()
         for name, entry in self.evaluated[0].of_task.items() if self.evaluated else ():
             try:
                 self._first[name] = _verdicts(responses.read(self._directory / entry["responses"]))
@@ -102,16 +102,20 @@ class Curve:
             "samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p,
             "max_tokens": settings.max_response_tokens or rollout.max_response_tokens, "seed": settings.seed,
             "limit": settings.limit, "chat_template": data.chat_template, "system": data.system,
-            "engine": rollout.engine, "every": settings.every,
+            "engine": rollout.engine, "method": {"name": PLAIN}, "every": settings.every,
         }  # fmt: skip
 
     def _write(self) -> None:
+        if not self.evaluated:
+            for name in (RESULTS_FILE, TABLE_FILE):
+                (self._directory / name).unlink(missing_ok=True)
+            return
         self._directory.mkdir(parents=True, exist_ok=True)
         shown = self.evaluated
         if len(shown) > MOST_COLUMNS:
             shown = [shown[0], *shown[1 - MOST_COLUMNS :]]
         replace_text(self._directory / RESULTS_FILE, json.dumps(self._results(self.evaluated), indent=1))
-        replace_text(self._directory / TABLE_FILE, markdown(self._results(shown)) if shown else "")
+        replace_text(self._directory / TABLE_FILE, markdown(self._results(shown)))
 
     def _results(self, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         tasks = [

@@ -251,6 +251,19 @@ class TestResumed:
         assert "show no intervals" in caplog.text
         assert entries_of(run)[3]["difference"]["low"] is None
 
+    def test_a_run_that_loses_all_its_evaluations_has_no_results(self, home):
+        config = evaluated(home, run__output=home / "early-kill", eval__at_start=False, run__save_every=1)
+        run_until_killed(config, before=2)
+        curve = Trainer(config, Console(quiet=True), resume="yes")
+        file = home / "early-kill" / "evaluations" / "results.json"
+        file.parent.mkdir()
+        file.write_text(
+            json.dumps({"tasks": [{"name": "own", "models": [{"step": 2, "scores": {}, "responses": ""}]}]})
+        )
+        curve.evaluation.take_up(1, curve.ranks)
+        curve.close()
+        assert not file.exists() and curve.evaluation.curve.evaluated == []
+
     def test_results_that_are_broken_are_named(self, home):
         run = run_to_the_end(evaluated(home, run__output=home / "broken", run__steps=2))
         (run / "evaluations" / "results.json").write_text('{"tasks": ')
