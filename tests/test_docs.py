@@ -114,6 +114,15 @@ def test_every_metric_is_explained(step):
     assert sorted(listed) == sorted(["step", *step[1]])
 
 
+def test_every_metric_of_an_evaluation_is_explained():
+    from fastflow.run.evaluated import SECONDS, names_of
+
+    rows = table_under(ROOT / "docs" / "reading-a-run.md", "The metrics of an evaluation")
+    listed = [name for row in rows for name in re.findall(r"`([\w/@]+)`", row[0])]
+    names = [re.sub(r"(avg|maj)@8", r"\1@n", re.sub(r"pass@\d+", "pass@k", name)) for name in names_of(["TASK"], 8)]
+    assert sorted(listed) == sorted({SECONDS, *names})
+
+
 def test_every_alarm_has_its_remedy(step):
     rows = table_under(ROOT / "docs" / "reading-a-run.md", "The alarms")
     assert all(len(row) == 3 and row[1] and row[2] for row in rows)

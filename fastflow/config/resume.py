@@ -26,7 +26,7 @@ HARMLESS = {
     "optim.max_skips",
     "run.steps", "run.output", "run.overwrite", "run.save_every", "run.keep", "run.best_metric", "run.best_is",
     "run.export_dtype", "run.samples_every", "run.samples_per_dump", "run.tensorboard", "run.wandb", "run.report",
-    "run.hang_after",
+    "run.hang_after", "eval.every", "eval.at_start", "eval.patience",
 }  # fmt: skip
 ROUNDING = {  # the same to a reader, but sums in another order or responses by other random numbers
     "batch.tokens_per_microbatch", "model.device", "model.attention", "model.fused_layers", "model.compile",
@@ -81,7 +81,8 @@ def check_settings(config: Config, earlier: Config, *, step: int, total_updates:
     before, now = _flat(earlier), _flat(config)
     changed = {name for name in now if before[name] != now[name]}
     listed = {name: f"{name} = {now[name]} (was {before[name]})" for name in sorted(changed)}
-    if refused := changed - HARMLESS - ROUNDING - PLACES:
+    harmless = HARMLESS | ({name for name in now if name.startswith("eval.")} if not earlier.eval.every else set())
+    if refused := changed - harmless - ROUNDING - PLACES:
         raise FastflowError(
             f"a resumed run cannot change {', '.join(listed[name] for name in sorted(refused))}: it would be another "
             "run; leave them as they were, or start a new run from the saved policy"

@@ -13,6 +13,7 @@ from fastflow.config.compared import SurrogateConfig, check_method
 from fastflow.config.sections import (
     BatchConfig,
     DataConfig,
+    EvalConfig,
     ImportanceConfig,
     LoraConfig,
     ModelConfig,
@@ -25,9 +26,12 @@ from fastflow.config.setting import Section
 from fastflow.errors import FastflowError
 
 __all__ = [
-    "BatchConfig", "Config", "DataConfig", "ImportanceConfig", "LoraConfig", "ModelConfig", "ObjectiveConfig",
-    "OptimConfig", "RolloutConfig", "RunConfig", "Section", "SurrogateConfig", "sections",
+    "BatchConfig", "Config", "DataConfig", "EvalConfig", "ImportanceConfig", "LoraConfig", "ModelConfig",
+    "ObjectiveConfig", "OptimConfig", "RolloutConfig", "RunConfig", "Section", "SurrogateConfig", "sections",
 ]  # fmt: skip
+
+
+EVALUATED = "eval/"  # how the names of an evaluation's metrics begin
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         batch, objective = self.batch, self.objective
@@ -55,6 +60,7 @@ class Config:
         if objective.log_z == "group_mean" and batch.responses_per_prompt < 2:
             raise FastflowError("objective.log_z = group_mean needs batch.responses_per_prompt of 2 or more, not 1")
         self._check_rollout()
+        self._check_eval()
         if objective.format_pattern is not None and objective.format_check is not None:
             raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
         check_method(self)
@@ -105,6 +111,31 @@ class Config:
         if rollout.engine == "vllm-server" and not rollout.servers:
             raise FastflowError(
                 "rollout.engine = vllm-server needs rollout.servers, a list of addresses such as [localhost:8000]"
+            )
+
+    def _check_eval(self) -> None:
+        evaluation, best = self.eval, self.run.best_metric or ""
+        if evaluation.every and not evaluation.tasks:
+            raise FastflowError(
+                f"eval.every = {evaluation.every} needs eval.tasks, a list of tasks such as [math500], or of JSONL "
+                "files with `prompt` and `answer`"
+            )
+        if evaluation.temperature == 0 and evaluation.samples > 1:
+            raise FastflowError(
+                f"eval.temperature = 0 gives {evaluation.samples} equal responses; set eval.samples = 1"
+            )
+        limit = evaluation.max_response_tokens or self.rollout.max_response_tokens
+        if self.rollout.min_response_tokens > limit:
+            raise FastflowError(
+                f"rollout.min_response_tokens = {self.rollout.min_response_tokens} is over eval.max_response_tokens = "
+                f"{limit}; lower the first or raise the second"
+            )
+        if best.startswith(EVALUATED) and not evaluation.every:
+            raise FastflowError(f"run.best_metric = {best} is an evaluation's, and eval.every = 0 makes none; set it")
+        if evaluation.patience and not (evaluation.every and best.startswith(EVALUATED)):
+            raise FastflowError(
+                f"eval.patience = {evaluation.patience} compares evaluations; set eval.every, and run.best_metric to "
+                f"an evaluation's metric such as {EVALUATED}math500/avg@{evaluation.samples}"
             )
 
     def require_inputs(self) -> None:

@@ -286,3 +286,39 @@ class RunConfig(Section):
         unit="seconds",
         at_least=1,
     )
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section):
+    """Evaluation during training: what the policy is asked every so many steps. The training does not depend on it."""
+
+    every: int = setting(0, "Evaluate every N steps, and after the last; 0 never does", unit="steps", at_least=0)
+    tasks: tuple[str, ...] = setting(
+        (),
+        "Names, YAML files or JSONL files as `fastflow evaluate --tasks` takes them: a list such as [aime24,own.jsonl]",
+    )
+    samples: int = setting(4, "Responses to each question", unit="responses", at_least=1, at_most=4096)
+    limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
+    temperature: float = setting(1.0, "Sampling temperature; 0 is greedy", at_least=0)
+    top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    max_response_tokens: int = setting(
+        0,
+        "Length limit, end-of-sequence token included; 0 takes rollout.max_response_tokens",
+        unit="tokens",
+        at_least=0,
+    )
+    seed: int = setting(0, "Fixes the responses; the same seeds at every step", at_least=0, at_most=2**63 - 1)
+    at_start: bool = setting(True, "Evaluate before the first step too: what the base can do")
+    grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
+    data_folder: str | None = setting(None, "Directory with NAME.jsonl, NAME.parquet or a data set NAME for each task")
+    patience: int = setting(
+        0,
+        "End the run after N evaluations in a row in which run.best_metric, an evaluation's, is no better than before; "
+        "0 never does",
+        unit="evaluations",
+        at_least=0,
+    )
+
+    def is_due(self, step: int, steps: int) -> bool:
+        """Whether an evaluation follows this step of `steps`."""
+        return self.every > 0 and (step % self.every == 0 or step == steps)

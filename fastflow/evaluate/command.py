@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +17,17 @@ from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import Answers, Study, base_scores
 from fastflow.evaluate.graders.pool import GraderPool
-from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.methods.make import methods_for
 from fastflow.evaluate.methods.verbalized import instruction
 from fastflow.evaluate.progress import Meter
-from fastflow.evaluate.questions import Question, as_json, read_questions
+from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.settings import EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
-from fastflow.evaluate.task import Task, find_task
+from fastflow.evaluate.task import find_task
+from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, UNLIMITED, Work, check_golds, facts
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
@@ -36,17 +35,6 @@ from fastflow.run.output_file import writing
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
-
-RESULTS_FILE, TABLE_FILE, RESPONSES = "results.json", "results.md", "responses"
-UNLIMITED = 10**9  # tokens of a prompt; the model's context is what limits it
-
-
-@dataclass(frozen=True)
-class Work:
-    """One task and its questions."""
-
-    task: Task
-    questions: list[Question]
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
@@ -69,7 +57,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     with pool, RunLock(output, "--output"):
         works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
         for work in works:
-            _check_golds(work, pool)
+            check_golds(work, pool)
         found = {model: _respond(config, model, works, pool, console) for model in models}
         results = _summary(config, models, works, found, study)
         with writing(output):
@@ -160,19 +148,6 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
     return responses.Store(directory, f"{work.task.name}-{model.label}", responses.key_of(content))
 
 
-def _check_golds(work: Work, pool: GraderPool) -> None:
-    if work.task.is_creative:
-        return
-    items = [question.item(work.task, "") for question in work.questions]
-    unequal = set(unequal_golds(items, pool))
-    bad = [question for question in work.questions if (work.task.grader, question.gold) in unequal]
-    if bad:
-        raise FastflowError(
-            f"task {work.task.name}: {len(bad)} of {len(items)} gold answers do not equal themselves for the grader "
-            f"{work.task.grader} (first: {bad[0].gold!r} at {bad[0].source}); mend them, or choose another grader"
-        )
-
-
 def _summary(
     config: EvaluateConfig,
     models: Sequence[Subject],
@@ -192,12 +167,8 @@ def _summary(
                 entry["difference"] = scores.difference(rows_of, found[models[0]][place])
             answers.append(Answers(model.name, model.label, scores.by_prompt(rows_of), entry))
         study.complete(task, answers)
-        source = " ".join(filter(None, (task.dataset or task.path, task.subset, task.split if task.dataset else "")))
-        tasks.append({
-            "name": task.name, "title": task.title or task.name, "source": source, "grader": task.grader,
-            "licence": task.licence, "note": task.note, "kind": task.kind,
-            "rubric": task.rubric, "plot": study.plot(task, answers), "models": [model.entry for model in answers],
-        })  # fmt: skip
+        plotted = {"plot": study.plot(task, answers), "models": [model.entry for model in answers]}
+        tasks.append(facts(task) | plotted)
     names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
     settings = {name: getattr(config.eval, name) for name in names} | {
         "engine": config.rollout.engine, "method": config.method.as_json(), **study.facts,

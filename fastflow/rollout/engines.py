@@ -23,10 +23,12 @@ def make_sampler(
     rollout: RolloutConfig,
     *,
     on_progress: Callable[[int], None],
+    room: int = 0,
 ) -> Sampler:
     """Return a sampler for the policy. An engine's own packages are imported only when it is chosen.
 
-    prompts: all prompts of the run; the longest decides the context that an engine must have room for.
+    prompts: all prompts of the run; the longest decides the context that an engine must have room for. room: tokens of
+    the longest that is sampled beside them, such as an evaluation's questions.
     """
     eos_ids = end_ids(policy, tokenizer)
     if rollout.engine == "local":
@@ -37,7 +39,7 @@ def make_sampler(
             max_sequences=rollout.max_sequences,
             on_progress=on_progress,
         )
-    context = context_for(policy, prompts, rollout.max_response_tokens)
+    context = max(room, context_for(policy, prompts, rollout.max_response_tokens))
     if rollout.engine == "vllm-server":
         from fastflow.rollout.server.sampler import ServerSampler
 

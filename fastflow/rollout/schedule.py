@@ -21,6 +21,11 @@ class Schedule(Protocol):
         them. None where the next step can be sampled from the weights of now.
         """
 
+    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        """Groups of other requests than a step's, between two steps and from the weights of now. What is sampled ahead
+        is waited for, and stays as it is.
+        """
+
 
 class OnPolicy:
     """Samples each step from the weights of that moment. requests: step -> its requests, asked once and in order."""
@@ -42,6 +47,10 @@ class OnPolicy:
 
     def ahead(self) -> None:
         return None
+
+    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        self._weights.load()
+        return self._sampler.sample(requests, params)
 
 
 class OneAhead:
@@ -82,6 +91,11 @@ class OneAhead:
         if self._ready is None and self._sampling:
             self._ready, self._sampling = self._sampler.finish(), False
         return self._ready
+
+    def draw(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        self.ahead()
+        self._weights.load()
+        return self._sampler.sample(requests, params)
 
     def _begin(self, step: int) -> None:
         self._weights.load()

@@ -22,6 +22,7 @@ CONFIG_FILE = SETTINGS_FILE
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 EVALUATION_FILE = "evaluation.json"
+EVALUATIONS = "evaluations"  # of the policy during training
 REPORT_FILE = "report.html"
 SAMPLES = "samples"
 GROWING = (METRICS_FILE, SAMPLES_FILE)  # a line or more a step
@@ -33,7 +34,7 @@ RESCUED = "rescued"  # what a run could not save in another way
 BAD = "bad"  # batches whose update was skipped
 REHEARSAL = "save.rehearsal"
 _OURS = (
-    METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, REPORT_FILE,
+    METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, EVALUATIONS, REPORT_FILE,
     SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, STACKS, BAD, *SHOWN, EARLIER_STATE, RESCUED,
     CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 RECENT = 20  # steps that the pace is taken from
 
 
 class Pace:
-    """steps: of the whole run. after: those that are done when it begins."""
+    """steps: of the whole run. after: those that are done when it begins. evaluates: whether an evaluation follows
+    a step; their time counts apart from that of the steps.
+    """
 
-    def __init__(self, steps: int, after: int = 0):
-        self._steps = steps
+    def __init__(self, steps: int, after: int = 0, *, evaluates: Callable[[int], bool] = lambda step: False):
+        self._steps, self._evaluates = steps, evaluates
         self._ends = deque([(after, time.monotonic())], maxlen=RECENT + 1)
+        self._spent = 0.0  # seconds in evaluations
+        self._last_evaluation: float | None = None
+
+    def evaluated(self, seconds: float) -> None:
+        """An evaluation took so long; it comes before the end of its step."""
+        self._spent += seconds
+        self._last_evaluation = seconds
 
     def step_done(self, step: int) -> None:
-        self._ends.append((step, time.monotonic()))
+        self._ends.append((step, time.monotonic() - self._spent))
 
     def seconds_left(self) -> float | None:
-        """What the rest takes at the pace of the last steps; None before there is one."""
+        """What the rest takes at the pace of the last steps and of the last evaluation; None before there is a step."""
         (first, began), (last, ended) = self._ends[0], self._ends[-1]
-        return None if last == first else round((self._steps - last) * (ended - began) / (last - first), 1)
+        if last == first:
+            return None
+        steps = (self._steps - last) * (ended - began) / (last - first)
+        if self._last_evaluation is None:
+            return round(steps, 1)
+        evaluations = sum(map(self._evaluates, range(last + 1, self._steps + 1)))
+        return round(steps + evaluations * self._last_evaluation, 1)
 
 
 def duration(seconds: float) -> str:

@@ -7,13 +7,14 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastflow.config.schema import Config
 from fastflow.errors import need
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
+from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
 from fastflow.run.output_file import writing
 from fastflow.run.pace import Pace, duration
 from fastflow.run.status import StatusSink
@@ -25,14 +26,26 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """One place that metrics are written to."""
+    """One place that metrics are written to. A sink that derives from it needs only the first two methods."""
 
     def write(self, step: int, metrics: dict[str, Any]) -> None: ...
 
     def close(self) -> None: ...
 
+    def evaluating(self, step: int, what: str) -> None:
+        """An evaluation of the policy after this step begins."""
+        return
 
-class JsonlSink:
+    def evaluated_start(self, metrics: dict[str, Any]) -> None:
+        """The metrics of an evaluation before the first step; later ones are among those of their step."""
+        return
+
+    def stopped_early(self, why: str) -> None:
+        """The run ends before its last step, as it was asked to."""
+        return
+
+
+class JsonlSink(Sink):
     """One JSON object a step, flushed at once; non-finite numbers become null."""
 
     def __init__(self, path: Path):
@@ -47,16 +60,22 @@ class JsonlSink:
         self._file.close()
 
 
-class ConsoleSink:
-    """One line a step. after: steps that are done when it begins."""
+class ConsoleSink(Sink):
+    """One line a step, and one for each task of an evaluation. after: steps that are done when it begins. evaluates:
+    see Pace.
+    """
 
-    def __init__(self, console: Console, steps: int, after: int = 0):
+    def __init__(
+        self, console: Console, steps: int, after: int = 0, evaluates: Callable[[int], bool] = lambda step: False
+    ):
         self._console = console
-        self._pace = Pace(steps, after)
+        self._pace = Pace(steps, after, evaluates=evaluates)
         self._width = len(str(steps))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         malformed = metrics["malformed_share"]
+        if is_evaluated(metrics):
+            self._pace.evaluated(metrics[SECONDS])
         self._pace.step_done(step)
         left = self._pace.seconds_left()
         fields = [
@@ -79,11 +98,31 @@ class ConsoleSink:
         self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
         for alarm in metrics["alarms"]:
             self._console.print(f"  alarm: {alarm}", style="bold yellow", highlight=False, soft_wrap=True)
+        self._show_evaluation(metrics)
 
     def close(self) -> None: ...
 
+    def evaluating(self, step: int, what: str) -> None:
+        if not self._console.is_terminal:  # where no bar shows it
+            self._say(f"  evaluating after step {step}: {what}")
 
-class TensorBoardSink:
+    def evaluated_start(self, metrics: dict[str, Any]) -> None:
+        self._say(f"step {0:>{self._width}}  before any update")
+        self._pace.evaluated(metrics[SECONDS])
+        self._show_evaluation(metrics)
+
+    def stopped_early(self, why: str) -> None:
+        self._say(why)
+
+    def _show_evaluation(self, metrics: dict[str, Any]) -> None:
+        for line in lines_of(metrics):
+            self._say(f"  {line}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class TensorBoardSink(Sink):
     """Scalars as TensorBoard events. after: steps that are done; what was written of later ones does not count."""
 
     def __init__(self, directory: Path, after: int = 0):
@@ -94,13 +133,16 @@ class TensorBoardSink:
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         for name, value in _numbers(metrics).items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name.replace("@", "_"), value, step)  # its names have no @
+
+    def evaluated_start(self, metrics: dict[str, Any]) -> None:
+        self.write(0, metrics)
 
     def close(self) -> None:
         self._writer.close()
 
 
-class WandbSink:
+class WandbSink(Sink):
     """Scalars to a Weights & Biases project, under an id that stays the same when the run is resumed.
 
     Steps that were logged before a run died are dropped when it does them again: they are equal.
@@ -117,6 +159,9 @@ class WandbSink:
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._run.log(_numbers(metrics), step=step)
 
+    def evaluated_start(self, metrics: dict[str, Any]) -> None:
+        self.write(0, metrics)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -132,6 +177,19 @@ class Recorder:
         with writing(self._directory):
             for sink in self._sinks:
                 sink.write(step, metrics)
+
+    def evaluating(self, step: int, what: str) -> None:
+        for sink in self._sinks:
+            sink.evaluating(step, what)
+
+    def evaluated_start(self, metrics: dict[str, Any]) -> None:
+        with writing(self._directory):
+            for sink in self._sinks:
+                sink.evaluated_start(metrics)
+
+    def stopped_early(self, why: str) -> None:
+        for sink in self._sinks:
+            sink.stopped_early(why)
 
     def close(self) -> None:
         """What the disk does not take any more at the end is left out: the policy is saved by then."""
@@ -154,11 +212,16 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
     """The sinks that the configuration asks for. after, skipped: steps that are done, and updates of them that were
     skipped, where the run is resumed.
     """
+    steps = config.run.steps
+
+    def is_due(step: int) -> bool:
+        return config.eval.is_due(step, steps)
+
     with writing(directory):
         sinks: list[Sink] = [
             JsonlSink(directory / METRICS_FILE),
-            ConsoleSink(console, config.run.steps, after),
-            StatusSink(directory, config.run.steps, after, skipped),
+            ConsoleSink(console, steps, after, is_due),
+            StatusSink(directory, steps, after, skipped, is_due),
         ]
         if config.run.tensorboard:
             sinks.append(TensorBoardSink(directory / "tensorboard", after))

@@ -8,39 +8,68 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastflow import __version__
+from fastflow.config.schema import EVALUATED
 from fastflow.run.directory import STATUS_FILE
 from fastflow.run.durable import FRESH
+from fastflow.run.evaluated import SECONDS, is_evaluated
 from fastflow.run.pace import Pace
 
 
 class StatusSink:
     """Rewrites the file at every step. steps: of the whole run. after: steps that are done when it begins. skipped:
-    updates that were skipped in these.
+    updates that were skipped in these. evaluates: see Pace.
     """
 
-    def __init__(self, directory: Path, steps: int, after: int = 0, skipped: int = 0):
+    def __init__(
+        self,
+        directory: Path,
+        steps: int,
+        after: int = 0,
+        skipped: int = 0,
+        evaluates: Callable[[int], bool] = lambda step: False,
+    ):
         self._file, self._steps, self._step = directory / STATUS_FILE, steps, after
         self._alarms: list[str] = []
         self._skipped = skipped
         self._tokens_per_second: float | None = None
-        self._pace = Pace(steps, after)
+        self._pace = Pace(steps, after, evaluates=evaluates)
+        self._evaluation: dict[str, Any] | None = None
+        self._why_early: str | None = None
         self._replace("running")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._step, self._alarms = step, metrics["alarms"]
         self._skipped = metrics["skipped_updates_total"]
         self._tokens_per_second = round(metrics["tokens"] / max(metrics["seconds"], 1e-9), 1)
+        if is_evaluated(metrics):
+            self._note_evaluation(step, metrics)
         self._pace.step_done(step)
         self._replace("running")
 
+    def evaluating(self, step: int, what: str) -> None:
+        self._replace("evaluating")
+
+    def evaluated_start(self, metrics: dict[str, Any]) -> None:
+        self._note_evaluation(0, metrics)
+        self._replace("running")
+
+    def stopped_early(self, why: str) -> None:
+        self._why_early = why
+
     def close(self) -> None:
-        self._replace("done" if self._step >= self._steps else "stopped")
+        self._replace("done" if self._step >= self._steps or self._why_early is not None else "stopped")
+
+    def _note_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
+        self._pace.evaluated(metrics[SECONDS])
+        found = {name: value for name, value in metrics.items() if name.startswith(EVALUATED)}
+        self._evaluation = {"step": step, **found}
 
     def _replace(self, phase: str) -> None:
         """A disk that does not take it stops nothing."""
@@ -48,10 +77,12 @@ class StatusSink:
             "phase": phase,
             "step": self._step,
             "steps": self._steps,
-            "eta_seconds": self._pace.seconds_left(),
+            "eta_seconds": self._pace.seconds_left() if self._why_early is None else 0.0,
             "tokens_per_second": self._tokens_per_second,
             "alarms": self._alarms,
             "skipped_updates": self._skipped,
+            "evaluation": self._evaluation,
+            "stopped_early": self._why_early,
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -23,7 +23,9 @@ from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
 from fastflow.objectives.policy_gradient import PolicyGradient
+from fastflow.run.checkpoints import CHECKPOINTS, name_of
 from fastflow.run.status import describe_machine
+from fastflow.train.curve import Best
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
 
@@ -56,6 +58,8 @@ def train(
             logger.warning(warning)
         policy = trainer.run()
     console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
+    if trainer.evaluation is not None and (best := trainer.evaluation.best()) is not None:
+        console.print(describe_best(trainer, best), markup=False, highlight=False, soft_wrap=True)
     if config.run.report and trainer.ranks.is_first:
         from fastflow.report.command import write_report
 
@@ -79,6 +83,8 @@ def doubtful(config: Config) -> list[str]:
     sharpens = config.objective.alpha > 1 and config.objective.name not in REWARD_GRADIENTS
     if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
+    if config.eval.tasks and not config.eval.every:
+        warnings.append("eval.tasks is set and eval.every = 0, so that nothing is evaluated")
     return warnings
 
 
@@ -89,6 +95,8 @@ def describe(trainer: Trainer) -> str:
     trained = sum(parameter.numel() for parameter in policy.parameters())
     responses = batch.prompts_per_step * batch.responses_per_prompt
     rows, head, _ = policy.head_inputs(torch.empty(0, policy.hidden_size, device=policy.device))
+    evaluation = trainer.evaluation
+    evaluated = f"\nevaluated every {config.eval.every} steps on {evaluation.describe()}" if evaluation else ""
     several = f"{trainer.ranks.count} ranks, each with a part of every weight\n" if trainer.ranks.count > 1 else ""
     return (
         f"{several}{describe_objective(trainer)} on "
@@ -98,7 +106,17 @@ def describe(trainer: Trainer) -> str:
         f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
+        f"{evaluated}"
     )
+
+
+def describe_best(trainer: Trainer, best: Best) -> str:
+    """Which evaluation was the best by run.best_metric, and where its policy is."""
+    said = f"best {trainer.config.run.best_metric}: {best.value:.4g}, after step {best.step}"
+    save = trainer.directory / CHECKPOINTS / name_of(best.step, 0, inside=False)
+    if best.step == 0:
+        return f"{said}: the base, before any update"
+    return f"{said}, in {save / 'policy'}" if save.is_dir() else said
 
 
 def describe_objective(trainer: Trainer) -> str:

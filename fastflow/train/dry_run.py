@@ -13,6 +13,7 @@ from fastflow.models.files import check_files
 from fastflow.models.fused_layers import choose_layers
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
 from fastflow.run.recorder import check_sinks
+from fastflow.train.evaluation import find_tasks, read_works
 
 
 def check_inputs(config: Config) -> str:
@@ -28,6 +29,7 @@ def check_inputs(config: Config) -> str:
     make_format_check(config.objective)
     if config.objective.reward is not None:
         load_function(config.objective.reward, "objective.reward")
+    read_works([task for task in find_tasks(config) if task.path], config)
     if not (is_file(config.data) and os.path.exists(config.data.path)):
         return "No prompt to show: data.path is not a file on this machine."
     return first_prompt(config, read_records(config.data))

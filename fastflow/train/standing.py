@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastflow.config.schema import Config
+from fastflow.config.schema import EVALUATED, Config
 from fastflow.data import PromptStream
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
@@ -49,14 +49,18 @@ class Standing:
             generators=generators.capture(),
             under_way=replace(under_way, results=tuple(results)),
             ahead=None,
+            metric=None,  # which is of the step before
             skips=self._learner.skips,
         )
 
     def step_done(self, step: int, metrics: dict[str, Any]) -> None:
         """A step of which the last update is done and the metrics are written. Raises FastflowError where they lack
-        run.best_metric.
+        run.best_metric, unless that is of an evaluation, which does not follow every step.
         """
         name = self._config.run.best_metric
+        if name is not None and name.startswith(EVALUATED):
+            self.position = self._whole(step, metrics.get(name))
+            return
         if name is not None and name not in metrics:
             raise FastflowError(f"run.best_metric = {name} is no metric; choose one of {', '.join(sorted(metrics))}")
         self.position = self._whole(step, metrics[name] if name is not None else None)

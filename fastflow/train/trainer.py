@@ -38,6 +38,7 @@ from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
 from fastflow.train import assembly, resume
 from fastflow.train.digests import digest_of_base, digest_of_prompts
+from fastflow.train.evaluation import Evaluation, find_tasks, read_works
 from fastflow.train.finite import all_skipped
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
@@ -79,6 +80,7 @@ class Trainer:
         self._lock: RunLock | None = None
         self._signal: Callable[[], int] = lambda: 0
         self._saved: Saved | None = None
+        self.evaluation: Evaluation | None = None
         try:
             with self.ranks.together():
                 config.require_inputs()
@@ -116,7 +118,10 @@ class Trainer:
         generators.seed(config.run.seed)
 
         with self.ranks.together():
+            works = read_works(find_tasks(config), config, try_golds=self.ranks.is_first)
             loaded = assembly.load(config)
+            if works:
+                self.evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, self.directory)
         policy, base, prompts = loaded.policy, loaded.base, loaded.prompts
         self.tokenizer, self.judge = loaded.tokenizer, loaded.judge
         reads_records = config.objective.reward is not None or config.objective.format_check is not None
@@ -130,6 +135,10 @@ class Trainer:
             resume.versions(),
         )
         assembly.check_same_everywhere(self.ranks, policy, identity)
+        beside = {}
+        if self.evaluation is not None:
+            self.ranks.check_same("questions in eval.tasks", self.evaluation.digest)
+            beside = {"room": self.evaluation.room}
         with self.ranks.together():
             exporter, small_files = assembly.rehearse_save(loaded, config, self.directory, self.ranks)
         shard_models(policy, base, self.ranks)
@@ -158,7 +167,7 @@ class Trainer:
                 )
         self._taken_up = self.position.under_way
         self.sampler = make_sampler(
-            policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase
+            policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase, **beside
         )
         self.schedule = assembly.make_schedule(self.sampler, policy, self.requests, config, ready=self.position.ahead)
 
@@ -188,11 +197,17 @@ class Trainer:
                 generators.seed_apart(self.config.run.seed, self.ranks.rank, self.position.step)
             try:
                 with self.progress:
+                    self._take_up_evaluations(recorder)
                     for step in range(self.position.step + 1, self.config.run.steps + 1):
+                        if self._ends_early(recorder):
+                            break
                         PULSE.begin_step()
-                        self.record(step, self.step(step), recorder)
+                        metrics = self.step(step)
+                        if self.evaluation is not None and self.evaluation.is_due(step):
+                            metrics |= self.evaluate(step, recorder)
+                        self.record(step, metrics, recorder)
                         self.saver.check()
-                        if self.config.run.save_every and step % self.config.run.save_every == 0:
+                        if self._save_is_due(step):
                             self.save()
                 if not self.learner.updates:
                     raise all_skipped(self.learner.skips)
@@ -229,9 +244,33 @@ class Trainer:
         if number := self.ranks.max(self._signal()):
             raise interrupt.StopRequest(number)
 
+    def _take_up_evaluations(self, recorder: Recorder) -> None:
+        """What an earlier process has evaluated; otherwise what the base can do."""
+        if self.evaluation is None:
+            return
+        self.evaluation.take_up(self.position.step, self.ranks)
+        if self.evaluation.is_due_at_start(self.position.updates):
+            metrics = self.evaluate(0, recorder)
+            with self.ranks.together():
+                recorder.evaluated_start(metrics)
+
+    def _ends_early(self, recorder: Recorder) -> bool:
+        why = self.evaluation.why_enough() if self.evaluation is not None else None
+        if why is not None:
+            recorder.stopped_early(why)
+        return why is not None
+
+    def _save_is_due(self, step: int) -> bool:
+        """Whether a save follows a step; one does where an evaluation's run.best_metric is best."""
+        every = self.config.run.save_every
+        is_best = self.evaluation is not None and self.evaluation.is_new_best(step)
+        return is_best or (every > 0 and step % every == 0)
+
     def close(self) -> None:
         """Release the sampler and the run directory; `run` does so at its end."""
         try:
+            if self.evaluation is not None:
+                self.evaluation.close()
             self.judge.close()
             self.sampler.close()
         finally:
@@ -256,6 +295,12 @@ class Trainer:
                 self.dump_samples(step, shown)
         seconds = {"sample": sampled - start, "total": time.perf_counter() - start}
         return self.measure(under_way.groups, updates, version=under_way.version, **seconds)
+
+    def evaluate(self, step: int, recorder: Recorder) -> dict[str, Any]:
+        """What the policy answers after a step, as metrics. Only where there are evaluations."""
+        assert self.evaluation is not None
+        recorder.evaluating(step, self.evaluation.describe())
+        return self.evaluation.carry_out(step, self.schedule, self.ranks, self.progress, self._stop_if_asked)
 
     def sample(self, step: int) -> list[Group]:
         """The step's prompts, with responses and their behaviour log-probs."""

@@ -100,10 +100,13 @@ class Overlapping:
     def finish(self):
         return self._groups
 
+    def sample(self, requests, params):
+        return self._local.sample(requests, params)
+
     def close(self) -> None: ...
 
 
-def overlapping(policy, tokenizer, prompts, rollout, *, on_progress) -> Overlapping:
+def overlapping(policy, tokenizer, prompts, rollout, *, on_progress, room=0) -> Overlapping:
     """Stands in for make_sampler."""
     return Overlapping(policy, eos_ids=end_ids(policy, tokenizer), tokenizer=tokenizer, on_progress=on_progress)
 

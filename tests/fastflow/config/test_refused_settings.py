@@ -150,6 +150,17 @@ class TestContradictions:
             ([*AHEAD, *RECOMPUTE], ("rollout.ahead", "importance.source")),
             ([*AHEAD, "--rollout.sleep=drop-weights"], ("rollout.ahead", "rollout.sleep = off, not drop-weights")),
             (["--rollout.engine=vllm-server"], ("rollout.engine", "rollout.servers")),
+            (["--eval.every=2"], ("eval.every = 2", "eval.tasks")),
+            (["--eval.temperature=0"], ("eval.temperature = 0", "eval.samples")),
+            (
+                [*RECOMPUTE, "--rollout.min_response_tokens=9", "--eval.max_response_tokens=8"],
+                ("rollout.min_response_tokens = 9", "eval.max_response_tokens = 8"),
+            ),
+            (["--run.best_metric=eval/own/avg@4"], ("run.best_metric = eval/own/avg@4", "eval.every")),
+            (
+                ["--eval.every=2", "--eval.tasks=[own.jsonl]", "--eval.patience=3", "--run.best_metric=reward_mean"],
+                ("eval.patience = 3", "run.best_metric", "eval/math500/avg@4"),
+            ),
         ],
     )
     def test_refused_with_both_names(self, arguments, named):
@@ -171,6 +182,14 @@ class TestContradictions:
             AHEAD,
             [*AHEAD, "--rollout.sleep=off"],
             ["--rollout.engine=vllm-server", "--rollout.servers=[http://localhost:8000]"],
+            ["--eval.every=2", "--eval.tasks=[aime24,own.jsonl]"],
+            ["--eval.temperature=0", "--eval.samples=1"],
+            [
+                "--eval.every=2",
+                "--eval.tasks=[own.jsonl]",
+                "--eval.patience=3",
+                "--run.best_metric=eval/own/avg@4",
+            ],
         ],
     )
     def test_the_mended_settings_are_accepted(self, arguments):

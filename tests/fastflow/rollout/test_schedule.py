@@ -128,3 +128,28 @@ def test_a_resumed_schedule_without_it_samples_its_first_step(resumed, policy):
 def test_what_auto_sleep_stands_for(device, sleep, ahead, resolved):
     policy = SimpleNamespace(device=torch.device(device))
     assert resolve_sleep(RolloutConfig(sleep=sleep, ahead=ahead), policy) == resolved
+
+
+class TestDraw:
+    """Other requests than a step's, between two steps."""
+
+    def test_from_the_weights_of_the_moment(self, policy):
+        diary = Diary()
+        schedule = OnPolicy(diary, policy, lambda step: step, SamplingParams())
+        schedule.groups(1)
+        policy.version += 1
+        assert schedule.draw("questions", SamplingParams()) == ("questions", 1)
+        assert schedule.groups(2) == (2, 1)
+        assert diary.entries.count("load 1") == 1  # the step needs no other load
+
+    def test_what_is_sampled_ahead_comes_from_the_weights_that_it_would(self, policy):
+        diary = Diary()
+        schedule = OneAhead(diary, policy, lambda step: step, SamplingParams(), steps=3)
+        schedule.groups(1)
+        policy.version += 1
+        assert schedule.draw("questions", SamplingParams()) == ("questions", 1)
+        assert schedule.draw("others", SamplingParams()) == ("others", 1)
+        assert schedule.groups(2) == (2, 0)
+        policy.version += 1
+        assert schedule.groups(3) == (3, 1)
+        assert diary.entries.count("finish") == 5

@@ -124,6 +124,17 @@ class TestConsole:
         nothing = {**METRICS, "skipped_updates": 2, "loss": math.nan, "grad_norm": math.nan}
         assert "loss nan" in self.printed(nothing)[0] and "  skipped 2 update(s)  " in self.printed(nothing)[0]
 
+    def test_an_evaluation_has_a_line_for_each_task(self):
+        scores = {
+            "avg@4": 0.25, "avg@4_error": 0.0312, "pass@2": 0.4, "pass@2_error": 0.1, "pass@4": 0.5,
+            "pass@4_error": None, "maj@4": 0.3, "maj@4_error": 0.2, "tokens": 17.25, "tokens_error": 1.0,
+            "truncated": 0.05, "truncated_error": 0.01, "well_formed": 0.9, "well_formed_error": 0.01,
+        }  # fmt: skip
+        both = {f"eval/{task}/{name}": value for task in ("sums", "own task") for name, value in scores.items()}
+        lines = self.printed({**METRICS, **both, "seconds_eval": 2.0})
+        shown = "avg@4 25.0%±3.1  pass@4 50.0%  maj@4 30.0%±20.0  tokens 17.2  cut 5%  well-formed 90%"
+        assert lines[1:] == [f"  eval sums  {shown}", f"  eval own task  {shown}"]
+
     def test_lines_are_aligned(self):
         lines = [self.printed(METRICS, step=step)[0] for step in (1, 10, 100)]
         assert len({len(line) for line in lines}) == 1
@@ -223,3 +234,15 @@ def test_every_sink_gets_every_step():
     recorder.write(1, METRICS)
     recorder.close()
     assert seen == [("a", 1, 0.12345), ("b", 1, 0.12345), ("a", "closed"), ("b", "closed")]
+
+
+def test_an_evaluation_before_the_first_step_is_no_line_of_a_step(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recorder = Recorder([JsonlSink(tmp_path / "metrics.jsonl"), TensorBoardSink(tmp_path / "tensorboard")])
+    recorder.evaluated_start({"eval/sums/avg@4": 0.25, "eval/sums/avg@4_error": None, "seconds_eval": 2.0})
+    recorder.write(1, METRICS)
+    recorder.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 1
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("eval/sums/avg_4")] == [(0, 0.25)]

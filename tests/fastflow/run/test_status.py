@@ -61,6 +61,34 @@ def test_a_resumed_run_counts_its_own_steps_only(tmp_path, clock):
     assert read(tmp_path)["eta_seconds"] == 5.0
 
 
+def test_evaluations_have_a_time_of_their_own(tmp_path, clock):
+    """A step takes 3 seconds and an evaluation 50, after every fifth step and the last."""
+    sink = StatusSink(tmp_path, steps=12, evaluates=lambda step: step % 5 == 0 or step == 12)
+    clock[0] += 50
+    sink.evaluated_start({"seconds_eval": 50.0, "eval/sums/avg@4": 0.25})
+    assert read(tmp_path)["eta_seconds"] is None
+    for step in range(1, 6):
+        clock[0] += 3 + 50 * (step == 5)
+        sink.write(step, metrics(**({"seconds_eval": 50.0, "eval/sums/avg@4": 0.5} if step == 5 else {})))
+        if step == 1:
+            assert read(tmp_path)["evaluation"] == {"step": 0, "eval/sums/avg@4": 0.25}
+            assert read(tmp_path)["eta_seconds"] == 11 * 3 + 3 * 50
+    assert read(tmp_path)["eta_seconds"] == 7 * 3 + 2 * 50
+    assert read(tmp_path)["evaluation"] == {"step": 5, "eval/sums/avg@4": 0.5}
+    sink.evaluating(10, "sums")
+    assert read(tmp_path)["phase"] == "evaluating"
+
+
+def test_an_early_end_is_an_end(tmp_path):
+    sink = StatusSink(tmp_path, steps=10)
+    sink.write(4, metrics())
+    sink.stopped_early("no better")
+    sink.close()
+    assert (read(tmp_path)["phase"], read(tmp_path)["stopped_early"], read(tmp_path)["eta_seconds"]) == (
+        "done", "no better", 0,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("last", "phase"), [(10, "done"), (7, "stopped")])
 def test_how_it_ended(last, phase, tmp_path):
     sink = StatusSink(tmp_path, steps=10)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
+from evaluated_runs import rows_of, write_task
 from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import check_same, metrics_of, newest_save, tensors_of
 
@@ -53,11 +54,16 @@ def assert_like(several: Path, one: Path, tolerance: float = 1e-3) -> None:
 def test_a_run_on_two_devices_is_that_on_one(tmp_path):
     changes = {"run.samples_every": 1, "lora.rank": 2, "rollout.stop": "[a]", "batch.updates_per_rollout": 2}
     changes |= {"importance.source": "recompute"}
+    changes |= {"eval.every": 2, "eval.tasks": f"[{write_task(tmp_path)}]", "eval.grader": "exact", "eval.samples": 3}
+    changes |= {"run.best_metric": "eval/own/tokens"}
     finish(begin(tmp_path, name="one", **changes))
     said = finish(begin(tmp_path, "--devices", "2", name="two", **changes))
     assert said.count("policy saved in") == 1
     assert_like(tmp_path / "two", tmp_path / "one")
     assert not (tmp_path / "two" / "run.lock").exists()
+    for step in (0, 2, 3):
+        several, one = (rows_of(tmp_path / name, step) for name in ("two", "one"))
+        assert [row["response"] for row in several] == [row["response"] for row in one]
 
 
 def test_three_ranks_have_less_than_one_response_each(tmp_path):

@@ -1,0 +1,71 @@
+"""How an evaluation's scores are called among a run's metrics, and how they read in a line of the console.
+
+`eval/sums/avg@4` is the score avg@4 on the task sums, and `eval/sums/avg@4_error` its standard error over prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastflow.config.schema import EVALUATED
+
+SECONDS = "seconds_eval"
+_COUNTED = ("unparsed", "timed_out")  # verdicts that make scores doubtful
+_PLAIN = ("tokens", "truncated", "well_formed", "distinct")
+
+
+def names_of(tasks: Sequence[str], samples: int) -> list[str]:
+    """The metrics of an evaluation on these tasks, but for errors: what may choose the best save."""
+    measures = [
+        f"avg@{samples}", *(f"pass@{k}" for k in _shown(samples)), f"maj@{samples}", *_PLAIN,
+        *(f"{verdict}_share" for verdict in _COUNTED),
+    ]  # fmt: skip
+    return [f"{EVALUATED}{task}/{measure}" for task in tasks for measure in measures]
+
+
+def metrics_of(task: str, scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores of one task, as `evaluate/scores.py` gives them, as flat metrics."""
+    samples, found = scores["samples"], {}
+    measures = {name: scores[name] for name in (f"avg@{samples}", f"maj@{samples}", *_PLAIN)}
+    measures |= {f"pass@{k}": scores["pass_at"][str(k)] for k in _shown(samples)}
+    for name in sorted(measures):
+        found[f"{EVALUATED}{task}/{name}"] = measures[name]["value"]
+        found[f"{EVALUATED}{task}/{name}_error"] = measures[name]["error"]
+    responses = sum(scores["verdicts"].values())
+    for verdict in _COUNTED:
+        found[f"{EVALUATED}{task}/{verdict}_share"] = scores["verdicts"][verdict] / responses
+    return found
+
+
+def is_evaluated(metrics: Mapping[str, Any]) -> bool:
+    """Whether an evaluation's scores are among the metrics."""
+    return SECONDS in metrics
+
+
+def lines_of(metrics: Mapping[str, Any]) -> list[str]:
+    """A line for each task whose scores are among the metrics."""
+    measures: dict[str, dict[str, Any]] = {}
+    for name, value in metrics.items():
+        if name.startswith(EVALUATED):
+            task, _, measure = name.removeprefix(EVALUATED).rpartition("/")
+            measures.setdefault(task, {})[measure] = value
+    return [f"eval {task}  {_line(found)}" for task, found in measures.items()]
+
+
+def _line(found: Mapping[str, Any]) -> str:
+    averages = [name for name in found if name.startswith(("avg@", "maj@")) and not name.endswith("_error")]
+    passed = [name for name in found if name.startswith("pass@") and not name.endswith("_error")]
+    shown = [*averages[:1], *sorted(passed, key=lambda name: int(name[5:]))[-1:], *averages[1:]]
+    fields = [f"{name} {100 * found[name]:.1f}%{_error(found[f'{name}_error'])}" for name in shown]
+    fields += [f"tokens {found['tokens']:.1f}", f"cut {found['truncated']:.0%}"]
+    return "  ".join([*fields, f"well-formed {found['well_formed']:.0%}"])
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f"±{100 * error:.1f}"
+
+
+def _shown(samples: int) -> list[int]:
+    """The k of pass@k beside 1, which is avg: powers of 2, and all samples."""
+    return sorted({*(2**power for power in range(1, samples.bit_length()) if 2**power <= samples), samples} - {1})
