@@ -106,7 +106,7 @@ def _short_names(axes: Sequence[Axis]) -> dict[str, str]:
 def _directory_name(parts: Sequence[tuple[str, str]], taken: set[str]) -> str:
     """Write the values so that a shell needs no quotes. A digest keeps apart what would then be equal."""
     full = "_".join(label if word == VARIANT else f"{word}-{label}" for word, label in parts) or "run"
-    name = re.sub(r"[^\w.+\-]+", "-", full, flags=re.ASCII).strip("-.") or "run"
+    name = re.sub(r"[^\w.+\-]+", "-", full, flags=re.ASCII).strip("+-.") or "run"
     if len(name) > LONGEST_NAME or name.casefold() in taken:
         digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
         name = f"{name[: LONGEST_NAME - 9]}-{digest}"
