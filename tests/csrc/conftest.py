@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import runpy
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,8 @@ def compile_cpp(tmp_path_factory):
     if compiler is None:
         pytest.skip("needs a C++ compiler: no g++, c++ or clang++ on the PATH, none in CXX")
 
-    def run(*arguments: str | Path) -> Path:
-        output = tmp_path_factory.mktemp("native") / "compiled"
+    def run(*arguments: str | Path, name: str = "compiled") -> Path:
+        output = tmp_path_factory.mktemp("native") / name
         flags = ["-std=c++17", f"-I{CPU_SOURCES}", *FLAGS["WITHOUT_OPENMP"]]
         command = [compiler, *flags, *map(str, arguments), "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -53,6 +55,29 @@ def release_flags() -> list[str]:
     return FLAGS["COMPILE"]
 
 
+@pytest.fixture(scope="session")
+def assembly(compile_cpp, release_flags, cpu_sources):
+    """A function of flags that returns row_pass.cpp as assembly: what takes long of a build, and is made once."""
+    (source,) = (path for path in cpu_sources if path.name == "row_pass.cpp")
+
+    @functools.cache
+    def run(*flags: str) -> Path:
+        return compile_cpp(*release_flags, *flags, "-fPIC", "-S", source, name="row_pass.s")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def build(compile_cpp, release_flags, cpu_sources, assembly):
+    """A function of flags for row_pass.cpp, and of what else to compile or to link. It returns what they make."""
+
+    def run(flags: Sequence[str], *others: str | Path) -> Path:
+        rest = [path for path in cpu_sources if path.name != "row_pass.cpp"]
+        return compile_cpp(*release_flags, *flags, *others, *rest, assembly(*flags))
+
+    return run
+
+
 @pytest.fixture(scope="session", params=["installed", *ARCHITECTURES])
 def row_pass(request) -> NativeRowPass:
     """The installed library, and one for each instruction set that this processor runs."""
@@ -60,9 +85,8 @@ def row_pass(request) -> NativeRowPass:
         return native.library() or pytest.skip(native.why_not())
     if request.param not in RUNNABLE.get(torch.backends.cpu.get_cpu_capability(), ()):
         pytest.skip(f"needs a processor with {request.param}")
-    compile_cpp, release_flags, sources = map(request.getfixturevalue, ("compile_cpp", "release_flags", "cpu_sources"))
-    march = f"-march={ARCHITECTURES[request.param]}"
-    path = compile_cpp(*release_flags, march, "-DFASTFLOW_NO_DISPATCH", "-fPIC", "-shared", *sources)
+    flags = [f"-march={ARCHITECTURES[request.param]}", "-DFASTFLOW_NO_DISPATCH"]
+    path = request.getfixturevalue("build")(flags, "-fPIC", "-shared")
     library = NativeRowPass(ctypes.CDLL(str(path)))
     assert library.instruction_set == request.param
     return library

@@ -33,6 +33,18 @@ def source(tmp_path) -> Path:
 
 
 @pytest.fixture
+def quick(tmp_path) -> str:
+    """A compiler that does not optimise: these tests look at what is built, not at how fast it is."""
+    return script(tmp_path / "quick", 'exec g++ "$@" -O0')
+
+
+def script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
 def build(source, tmp_path):
     """A function that runs pip wheel and returns (its exit code, what it printed, the wheel or None)."""
 
@@ -68,8 +80,8 @@ def is_pure(wheel: Path) -> bool:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_with_a_compiler(build):
-    code, output, wheel = build(FASTFLOW_REQUIRE_NATIVE="1")
+def test_with_a_compiler(build, quick):
+    code, output, wheel = build(CXX=quick, FASTFLOW_REQUIRE_NATIVE="1")
     assert code == 0, output
     names, described = contents(wheel)
     assert LIBRARY in names and not said(output)
@@ -80,10 +92,8 @@ def test_with_a_compiler(build):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_a_compiler_without_openmp(build, tmp_path):
-    compiler = tmp_path / "c++"
-    compiler.write_text('#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1;; esac\nexec g++ "$@"\n')
-    compiler.chmod(0o755)
-    code, output, wheel = build(CXX=str(compiler), FASTFLOW_REQUIRE_NATIVE="1")
+    compiler = script(tmp_path / "c++", 'case " $* " in *" -fopenmp "*) exit 1;; esac\nexec g++ "$@" -O0')
+    code, output, wheel = build(CXX=compiler, FASTFLOW_REQUIRE_NATIVE="1")
     assert code == 0, output
     assert LIBRARY in contents(wheel)[0]
 
@@ -119,9 +129,9 @@ def test_with_nvcc(build):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-def test_nothing_of_an_earlier_build_stays(build, tmp_path):
+def test_nothing_of_an_earlier_build_stays(build, quick, tmp_path):
     """pip builds in the checkout, which keeps what was built there before."""
-    assert LIBRARY in contents(build()[2])[0]
+    assert LIBRARY in contents(build(CXX=quick)[2])[0]
     for environment in (NO_COMPILER, {"FASTFLOW_NATIVE": "0"}):
         shutil.rmtree(tmp_path / "wheels")
         code, output, wheel = build(**environment)

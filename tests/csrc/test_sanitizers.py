@@ -25,8 +25,8 @@ def agrees(program: Path, seed: int, small: int, large: int) -> None:
     assert done.returncode == 0 and "all calls agree" in done.stdout, done.stdout + done.stderr
 
 
-def test_as_installed(compile_cpp, release_flags, cpu_sources):
-    agrees(compile_cpp(*release_flags, FUZZ, *cpu_sources), seed=0, small=3000, large=6)
+def test_as_installed(build):
+    agrees(build([], FUZZ), seed=0, small=3000, large=6)
 
 
 def test_sanitized(compile_cpp, cpu_sources, tmp_path):

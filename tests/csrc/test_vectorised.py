@@ -17,17 +17,15 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.mark.parametrize(("march", "register"), [("x86-64", "xmm"), ("x86-64-v3", "ymm"), ("x86-64-v4", "zmm")])
-def test_products_are_packed(compile_cpp, release_flags, cpu_sources, march, register):
-    (source,) = (path for path in cpu_sources if path.name == "row_pass.cpp")
-    assembly = compile_cpp(*release_flags, f"-march={march}", "-DFASTFLOW_NO_DISPATCH", "-S", source).read_text()
-    packed = [line for line in assembly.splitlines() if PACKED.search(line) and register in line]
-    assert len(packed) > len(SCALAR.findall(assembly))
+def test_products_are_packed(assembly, march, register):
+    code = assembly(f"-march={march}", "-DFASTFLOW_NO_DISPATCH").read_text()
+    packed = [line for line in code.splitlines() if PACKED.search(line) and register in line]
+    assert len(packed) > len(SCALAR.findall(code))
 
 
 @pytest.mark.slow
-def test_every_clone_has_vectors_of_its_own(compile_cpp, release_flags, cpu_sources):
-    (source,) = (path for path in cpu_sources if path.name == "row_pass.cpp")
-    assembly = compile_cpp(*release_flags, "-S", source).read_text()
-    if ".arch_x86_64_v4" not in assembly:
+def test_every_clone_has_vectors_of_its_own(assembly):
+    code = assembly().read_text()
+    if ".arch_x86_64_v4" not in code:
         pytest.skip("needs a compiler and a C library with target_clones (GCC 12 or newer, glibc)")
-    assert "%zmm" in assembly and "%ymm" in assembly
+    assert "%zmm" in code and "%ymm" in code

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
 
-pytestmark = pytest.mark.slow  # a process a test
+pytestmark = pytest.mark.slow  # a process a test; some of them new, as users start them, and the others forked
 
 NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", signal.SIGHUP: "stopped by SIGHUP"}
 # every save takes seconds, in pieces that a signal can arrive between
@@ -44,9 +44,9 @@ def begin(tmp_path):
     """Starts a long run, and returns it once it has made some steps."""
     running = []
 
-    def run(steps: int = 2, *, before=(), program: str = "", popen=None, **changes) -> subprocess.Popen:
+    def run(steps: int = 2, *, before=(), program: str = "", new: bool = False, popen=None, **changes):
         arguments = options(settings(tmp_path, **{"run__steps": 100_000, **changes}))
-        running.append(start(arguments, before=before, program=program, **(popen or {})))
+        running.append(start(arguments, before=before, program=program, new=new, **(popen or {})))
         wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= steps, running[-1])
         return running[-1]
 
@@ -62,7 +62,7 @@ def state_of(run) -> dict:
 
 @pytest.mark.parametrize("number", NAMES)
 def test_a_signal_saves_what_the_run_has_reached(number, begin, tmp_path):
-    process = begin()
+    process = begin(new=number == signal.SIGTERM)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, (out, err)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from preloaded import Preloaded, can_be_forked, server
 from small_models import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,23 +43,31 @@ def options(values: dict[str, object]) -> list[str]:
     return ["train", *(f"--{name}={value}" for name, value in values.items())]
 
 
-def start(arguments: Sequence[str], *, before: Sequence[str] = (), program: str = "", **popen) -> subprocess.Popen:
-    """The command in a process. before: a command in front of it. program: Python that runs first in the process."""
+def python_path() -> str:
+    return os.pathsep.join(entry for entry in (str(ROOT), *sys.path) if entry)
+
+
+def start(
+    arguments: Sequence[str], *, before: Sequence[str] = (), program: str = "", new: bool = False, **popen
+) -> subprocess.Popen | Preloaded:
+    """The command in a process. before: a command in front of it. program: Python that runs first in the process.
+    new: starts Python as users do; otherwise the process is forked from one that has its imports done, where it can be.
+    """
+    path = python_path()
+    options = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": {**os.environ, "PYTHONPATH": path, "TERM": "dumb", "COLUMNS": "400"},
+        **popen,
+    }
+    if not (new or before) and can_be_forked(options["env"]) and server(path):
+        return Preloaded(arguments, program=program, path=path, **options)
     code = f"{program}\nimport sys\nfrom fastflow.cli import main\nsys.exit(main({list(arguments)!r}))"
-    path = os.pathsep.join(entry for entry in (str(ROOT), *sys.path) if entry)
-    return subprocess.Popen(
-        [*before, sys.executable, "-c", code],
-        **{
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "text": True,
-            "env": {**os.environ, "PYTHONPATH": path, "TERM": "dumb", "COLUMNS": "400"},
-            **popen,
-        },
-    )
+    return subprocess.Popen([*before, sys.executable, "-c", code], **options)
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(condition, process: subprocess.Popen | Preloaded, seconds: float = 120) -> None:
     """Until the condition holds; fails with the process's output where it ends before."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -6,15 +6,17 @@ import subprocess
 import time
 from pathlib import Path
 
+from preloaded import Preloaded
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
+
+def finish(process: subprocess.Popen | Preloaded, code: int = 0) -> str:
     output, errors = process.communicate(timeout=120)
     assert process.returncode == code, (process.returncode, output, errors)
     assert "Traceback" not in errors, errors
     return output + errors
 
 
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
+def ranks_of(launcher: subprocess.Popen | Preloaded) -> list[int]:
     """The processes that a launcher started as ranks."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return [pid for pid in map(int, children) if b"fastflow" in Path(f"/proc/{pid}/cmdline").read_bytes()]

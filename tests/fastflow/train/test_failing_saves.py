@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -71,7 +71,8 @@ def test_files_that_may_not_grow_any_more(limit, rescued, tmp_path):
 
 
 def test_a_limit_that_no_save_fits_is_refused_at_the_start(tmp_path):
-    process = start(options(settings(tmp_path)), before=["bash", "-c", 'ulimit -f 64; exec "$@"', "bash"])
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))"
+    process = start(options(settings(tmp_path)), program=limit)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 2 and err.count("\n") == 1, (out, err)
     assert "ulimit -f" in err and "Traceback" not in out + err
@@ -202,14 +203,14 @@ def test_a_disk_that_is_full_between_saves(what, tmp_path, monkeypatch):
 class TestDirectories:
     """Output directories that cannot be written are found before anything loads: the model's path is wrong as well."""
 
-    NO_OVERRIDE = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # or root would write anywhere
+    NO_OVERRIDE = "from capabilities import drop_capabilities; drop_capabilities()"  # or root would write anywhere
 
     def refused(self, home, *words: str, output=None) -> None:
-        if os.geteuid() == 0 and shutil.which("setpriv") is None:
-            pytest.skip("root writes everywhere, and there is no setpriv to take that from it")
-        before = self.NO_OVERRIDE if os.geteuid() == 0 else ()
+        if os.geteuid() == 0 and sys.platform != "linux":
+            pytest.skip("root writes everywhere, and Linux alone has capabilities to take from it")
+        program = self.NO_OVERRIDE if os.geteuid() == 0 else ""
         values = settings(home, **({"run__output": output} if output else {}))
-        process = start([*options(values), "--model.path=/absent"], before=before)
+        process = start([*options(values), "--model.path=/absent"], program=program)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 2, (out, err)
         assert err.count("\n") == 1 and "Traceback" not in out + err

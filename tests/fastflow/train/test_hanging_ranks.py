@@ -13,6 +13,7 @@ import pytest
 from cli_runs import ROOT, lines_in, options, settings, start, wait_for
 from fastflow.train.outlook import PATIENT_SECONDS, SILENT_SECONDS, Outlook, Sign
 from fastflow.train.watch import where
+from preloaded import Preloaded
 from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import metrics_of
 
@@ -104,12 +105,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "400", "TERM": "dumb", **more}
 
 
-def begin(home: Path, *, hangs: int, how: str, **changes) -> subprocess.Popen:
+def begin(home: Path, *, hangs: int, how: str, new: bool = False, **changes) -> subprocess.Popen | Preloaded:
     values = settings(home, **{
         "run.steps": 6, "run.save_every": 1, "run.hang_after": LEAST, "objective.name": "flowrl",
         "objective.reward": "hanging:reward", **changes,
     })  # fmt: skip
-    return start([*options(values), "--devices=2"], env=environment(HANGS=str(hangs), HOW=how))
+    return start([*options(values), "--devices=2"], env=environment(HANGS=str(hangs), HOW=how), new=new)
 
 
 def go_on(home: Path) -> None:
@@ -121,7 +122,7 @@ def go_on(home: Path) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize(("hangs", "how"), [(1, "sleep"), (0, "loop"), (1, "hold_the_gil")])
 def test_a_rank_that_hangs_ends_the_run(tmp_path, hangs, how):
-    process = begin(tmp_path, hangs=hangs, how=how)
+    process = begin(tmp_path, hangs=hangs, how=how, new=how == "hold_the_gil")
     wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 3, process)
     ranks, before = ranks_of(process), time.monotonic()
     said = finish(process, code=2)

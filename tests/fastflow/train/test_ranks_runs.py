@@ -1,4 +1,4 @@
-"""Whole runs on several gloo ranks, started as users start them."""
+"""Whole runs on several gloo ranks: one started as users start it, the others forked with their imports done."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
 from evaluated_runs import rows_of, write_task
+from preloaded import Preloaded
 from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import check_same, metrics_of, newest_save, tensors_of
 
 pytestmark = pytest.mark.distributed
 
 
-def begin(home: Path, *more: str, name: str = "run", **changes) -> subprocess.Popen:
+def begin(home: Path, *more: str, name: str = "run", new: bool = False, **changes) -> subprocess.Popen | Preloaded:
     values = {**settings(home, **changes), "run.output": home / name}
-    return start([*options(values), *more])
+    return start([*options(values), *more], new=new)
 
 
 def responses(run: Path) -> list[str]:
@@ -57,7 +58,7 @@ def test_a_run_on_two_devices_is_that_on_one(tmp_path):
     changes |= {"eval.every": 2, "eval.tasks": f"[{write_task(tmp_path)}]", "eval.grader": "exact", "eval.samples": 3}
     changes |= {"run.best_metric": "eval/own/tokens"}
     finish(begin(tmp_path, name="one", **changes))
-    said = finish(begin(tmp_path, "--devices", "2", name="two", **changes))
+    said = finish(begin(tmp_path, "--devices", "2", name="two", new=True, **changes))
     assert said.count("policy saved in") == 1
     assert_like(tmp_path / "two", tmp_path / "one")
     assert not (tmp_path / "two" / "run.lock").exists()
