@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from preloaded import Preloaded, can_be_forked, server
+from preloaded import Preloaded, can_be_forked
 from small_models import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,17 +43,13 @@ def options(values: dict[str, object]) -> list[str]:
     return ["train", *(f"--{name}={value}" for name, value in values.items())]
 
 
-def python_path() -> str:
-    return os.pathsep.join(entry for entry in (str(ROOT), *sys.path) if entry)
-
-
 def start(
     arguments: Sequence[str], *, before: Sequence[str] = (), program: str = "", new: bool = False, **popen
 ) -> subprocess.Popen | Preloaded:
     """The command in a process. before: a command in front of it. program: Python that runs first in the process.
     new: starts Python as users do; otherwise the process is forked from one that has its imports done, where it can be.
     """
-    path = python_path()
+    path = os.pathsep.join(entry for entry in (str(ROOT), *sys.path) if entry)
     options = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
@@ -61,7 +57,7 @@ def start(
         "env": {**os.environ, "PYTHONPATH": path, "TERM": "dumb", "COLUMNS": "400"},
         **popen,
     }
-    if not (new or before) and can_be_forked(options["env"]) and server(path):
+    if not (new or before) and can_be_forked(options["env"]):
         return Preloaded(arguments, program=program, path=path, **options)
     code = f"{program}\nimport sys\nfrom fastflow.cli import main\nsys.exit(main({list(arguments)!r}))"
     return subprocess.Popen([*before, sys.executable, "-c", code], **options)

@@ -37,10 +37,8 @@ def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @functools.cache
-def server(path: str) -> socket.socket | None:
-    """Start the process that forks, once. Returns the socket that takes requests, or None where nothing can be forked
-    because libraries start threads when they are imported. path: where it imports from.
-    """
+def _server(path: str) -> socket.socket:
+    """The socket that takes requests."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
         [sys.executable, SERVER, "fastflow", str(theirs.fileno())],
@@ -52,7 +50,7 @@ def server(path: str) -> socket.socket | None:
     theirs.close()
     atexit.register(process.wait)
     atexit.register(ours.close)  # which ends it
-    return ours if ours.recv(1) else None
+    return ours
 
 
 class Preloaded:
@@ -82,9 +80,7 @@ class Preloaded:
         }  # fmt: skip
         descriptors = array.array("i", [*theirs, status])
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
-        requests = server(path)
-        assert requests is not None
-        requests.sendmsg([json.dumps(request).encode()], ancillary)
+        _server(path).sendmsg([json.dumps(request).encode()], ancillary)
         for descriptor in descriptors:
             os.close(descriptor)
         self.pid = self._read_status()

@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 import types
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -182,12 +181,10 @@ def main() -> None:
     for name in MODULES:
         importlib.import_module(name)
     fork_instead_of_starting()
-    if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        sys.exit(f"tests/helpers/preloaded_server.py: {threads} threads, of which a fork has one: nothing is forked")
-    warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)  # a launcher's, of ranks
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a fork would lose all but one"
     gc.collect()
     gc.freeze()  # what all share is not copied to be looked through
-    requests.send(b"1")
     request = serve(requests)
     be_new(request["environment"])
     sys.argv = ["-c"]

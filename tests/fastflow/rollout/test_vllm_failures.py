@@ -15,15 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from cli_runs import python_path
-from cli_runs import start as start_command
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
-from preloaded import Preloaded, server
 from small_models import make_causal_lm, save_model
 from vllm_runs import (
     HEAD_DIM,
@@ -42,16 +39,14 @@ KILLS = int(os.environ.get("FASTFLOW_TEST_KILLS", "6"))  # each costs a start of
 
 
 @pytest.fixture(autouse=True)
-def no_orphans(request):
-    if request.node.get_closest_marker("vllm"):
-        server(python_path())  # which stays
+def no_orphans():
     before = set(descendants())
     yield
     assert not set(descendants()) - before
 
 
 @needs_vllm
-def test_a_killed_process_is_replaced_and_samples_the_same(new_engines, rng, caplog):
+def test_a_killed_process_is_replaced_and_samples_the_same(rng, caplog):
     finished = []
     sampler, requests = start(make_model(), on_progress=finished.append, restarts=1), make_requests(rng, responses=200)
     try:
@@ -186,7 +181,7 @@ def test_an_engine_that_takes_too_long_to_start_is_ended():
 
 
 @needs_vllm
-def test_an_engine_that_finds_no_memory_says_so(new_engines, monkeypatch):
+def test_an_engine_that_finds_no_memory_says_so(monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")  # GiB
     with pytest.raises(FastflowError, match=r"(?s)(out of memory while|could not) start.*rollout\.mem"):
         start(make_model())
@@ -234,20 +229,18 @@ def final_weights(directory) -> bytes:
     return (directory / "policy" / "model.safetensors").read_bytes()
 
 
-def run_cli(arguments: list[str], *, new: bool = False, **options) -> subprocess.Popen | Preloaded:
-    """new: starts Python as users do; otherwise the trainer is forked. Its vLLM is a new process in both cases."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options}
-    if new:
-        return subprocess.Popen([sys.executable, "-c", TRAIN, *arguments], text=True, **streams)
-    return start_command(arguments, **streams)
+def run_cli(arguments: list[str], **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", TRAIN, *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options,
+    )  # fmt: skip
 
 
 @needs_vllm
 @pytest.mark.parametrize(("tied", "ahead"), [(True, 0), (False, 0), (True, 1)])
 def test_fastflow_train_end_to_end(tied, ahead, tmp_path):
     """The command a user types; after each sync vLLM's log-probs are the trainer's."""
-    arguments = train_arguments(tmp_path, name="run", steps=3, tied=tied, rollout__ahead=ahead)
-    process = run_cli(arguments, new=not tied)
+    process = run_cli(train_arguments(tmp_path, name="run", steps=3, tied=tied, rollout__ahead=ahead))
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     lines = metrics_of(tmp_path / "run")
