@@ -1,4 +1,4 @@
-"""`fastflow report`: writes one self-contained HTML file about a run or an evaluation, from its directory's files alone."""
+"""`fastflow report`: writes one self-contained HTML file about a run or an evaluation, from its files alone."""
 
 from __future__ import annotations
 

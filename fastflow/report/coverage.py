@@ -98,7 +98,7 @@ def compare_words(name: str, base: str, ks: Sequence[int], gaps: Sequence[float]
     interval = "" if last is None or last.low is None else f" ({_interval(last)})"
     points = f"{number(abs(100 * gaps[-1]))} points"
     if not crossings:
-        ahead, behind = (name, base) if leads[0][1] > 0 else (base, name)
+        ahead = name if leads[0][1] > 0 else base
         ties = "" if len(leads) == len(ks) else ", or equally much,"
         words = (
             f"The curves do not cross: {ahead} solves more{ties} at every k. Its lead is "

@@ -1,4 +1,4 @@
-"""Finds and reads evaluations: directories with the results.json of `fastflow evaluate`, and the responses beside it."""
+"""Finds and reads evaluations: directories with results.json of `fastflow evaluate`, and the responses beside it."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def _task(directory: Path, entry: dict[str, Any], notes: list[str]) -> TaskResul
     missing = [subject.name for subject in shown if subject.file is None]
     if missing:
         notes.append(
-            f"{title}: no responses of {', '.join(missing)} are there, so that their paired differences, histograms and "
-            "responses are left out. The same evaluation, run again, names their files; nothing is sampled twice."
+            f"{title}: no responses of {', '.join(missing)} are there, so that their paired differences, histograms "
+            "and responses are left out. The same evaluation, run again, names their files; nothing is sampled twice."
         )
     elif (reason := _cannot_read()) is not None:
         notes.append(f"{title}: {reason}")

@@ -20,8 +20,8 @@ def row(question: int, sample: int, *, right: bool, **changes: Any) -> dict[str,
     """One graded response."""
     return {
         "question": question, "source": f"held_out.jsonl:{question + 1}", "prompt": f"question {question}?",
-        "gold": "7", "sample": sample, "seed": sample, "response": f"response {question}.{sample}", "tokens": 10 + sample,
-        "finish_reason": "stop", "logprob": -5.0 - sample, "answer": "7" if right else "8",
+        "gold": "7", "sample": sample, "seed": sample, "response": f"response {question}.{sample}",
+        "tokens": 10 + sample, "finish_reason": "stop", "logprob": -5.0 - sample, "answer": "7" if right else "8",
         "verdict": "right" if right else "wrong", "well_formed": True, "vote_class": 0 if right else 1,
         "sampled_tokens": 10 + sample, "read_tokens": 0, "written": None, "policy_logprob": None, "base_logprob": None,
     } | changes  # fmt: skip
