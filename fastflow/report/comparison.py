@@ -53,7 +53,8 @@ def describe_settings(evaluation: Evaluation) -> list[tuple[str, str]]:
     shown = []
     for name, value in evaluation.settings.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None)
+            of_name = {key: inner for key, inner in value.items() if key != "name" and inner is not None}
+            value = ", ".join([str(value.get("name", "")), *(f"{key} {inner}" for key, inner in of_name.items())])
         if value is not None and value != "":
             words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
             shown.append((printable(str(name).replace("_", " ")), printable(str(words.get(value, value)))))
@@ -83,7 +84,7 @@ def _cell(heading: str, value: str, subject: Subject, first: Subject, *, graded:
     if measure is None:
         return Cell(printable(value))
     difference = paired(subject.rows, first.rows, measure[0])
-    if difference is None:
+    if difference is None or not any((difference.value, difference.low, difference.high)):
         return Cell(printable(value))
     return Cell(printable(value), difference.show(measure[1]), difference.leaves_out_zero)
 

@@ -34,9 +34,9 @@ class Subject:
         """What measures need of each response; [] where no file is there."""
         return [] if self.file is None else _read_rows(self.file, _COUNTED)
 
-    def texts(self) -> list[Row]:
-        """What readers need of each response: it is not kept in memory."""
-        return [] if self.file is None else _read_rows(self.file, _READ)
+    def texts(self, samples: int) -> list[Row]:
+        """What people read of the first responses to each prompt, so many of them. They are not kept in memory."""
+        return [] if self.file is None else _read_rows(self.file, _READ, [("sample", "<", samples)])
 
 
 @dataclass(frozen=True)
@@ -190,17 +190,15 @@ def _cannot_read() -> str | None:
     return None
 
 
-def _read_rows(file: Path, columns: Sequence[str]) -> list[Row]:
+def _read_rows(file: Path, columns: Sequence[str], filters: Any = None) -> list[Row]:
     parquet = need("pyarrow.parquet", extra="eval", purpose="showing the responses")
     try:
-        with parquet.ParquetFile(file) as opened:
-            present = [name for name in columns if name in opened.schema_arrow.names]
-            rows = opened.read(columns=present).to_pylist()
+        present = parquet.read_schema(file).names
+        if absent := [name for name in columns if name not in present]:
+            raise FastflowError(f"{file} has no column {absent[0]}; remove it and evaluate again")
+        rows = parquet.read_table(file, columns=list(columns), filters=filters).to_pylist()
     except (OSError, ValueError) as error:
         raise FastflowError(f"cannot read {file}: {error}; remove it and evaluate again") from error
-    if rows and any(name not in rows[0] for name in columns):
-        absent = next(name for name in columns if name not in rows[0])
-        raise FastflowError(f"{file} has no column {absent}; remove it and evaluate again")
     return [dict(row) for row in rows]
 
 

@@ -54,13 +54,16 @@ def _histogram(
     if not every:
         return None
     low, high = min(every), max(every)
+    usual = float(np.percentile(every, 99))
+    if usual > low and high - low > 1.5 * (usual - low):  # a few far ones would press all others into one bar
+        unit, high = f"{unit}, the last bar: {number(usual)} and more", usual
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     figure, axes = make_axes()
     legend, spoken = [], []
     for subject, found, colour in zip(subjects, values, itertools.cycle(SERIES_COLOURS), strict=False):
         if not found:
             continue
-        shares = 100 * np.histogram(found, bins=edges)[0] / len(found)
+        shares = 100 * np.histogram(np.minimum(found, high), bins=edges)[0] / len(found)
         axes.stairs(shares, edges, fill=True, color=COLOURS[colour], alpha=0.2, linewidth=0)
         axes.stairs(shares, edges, color=COLOURS[colour], linewidth=1.5)
         p10, p50, p90 = np.percentile(found, [10, 50, 90])

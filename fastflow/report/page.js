@@ -42,7 +42,7 @@ for (const browse of document.querySelectorAll(".browse")) {
   show();
 }
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, select, textarea");
+  const typing = document.activeElement.matches("input, select, textarea");
   if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
   const here = document.activeElement.closest(".card");
   if (event.key === "j" || event.key === "k") {

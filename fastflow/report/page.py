@@ -69,7 +69,7 @@ def _fill(places: Sequence[Place], budget: int, draw: Callable[[dict[str, Any]],
         drawn, samples = side_by_side.fitting(made, draw, share - _ROOM)
         part["cards"] = drawn
         part["rule"] = side_by_side.rule(task, evaluation, prompts=len(drawn), of=len(made), samples=samples)
-        left -= sum(len(html.encode()) for html in drawn) + _ROOM
+        left -= sum(len(html.encode()) + 1 for html in drawn) + _ROOM
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> tuple[list[dict[str, Any]], list[Place]]:

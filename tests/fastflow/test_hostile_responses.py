@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import fastflow
 from command_line import invoke
+from evaluations import row, write_evaluation
 from fastflow import cli
 from fastflow.config.schema import Config, DataConfig
 from fastflow.report import command as report
@@ -57,6 +59,25 @@ def test_in_the_report(tmp_path, text):
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
     images = [attributes for name, attributes in page.tags if name == "img"]
     assert not images
+    assert not CONTROL.search(page.source)
+    assert " ".join(printable(text).split()) in page.text
+
+
+@each
+def test_in_the_report_of_an_evaluation(tmp_path, text):
+    pytest.importorskip("pyarrow")
+    rows = [row(0, sample, right=False, response=text, prompt=text, gold=text, answer=text) for sample in range(2)]
+    directory = write_evaluation(tmp_path / "math", {text: rows, f"{text} 2": rows})
+    results = json.loads((directory / "results.json").read_text())
+    results["tasks"][0] |= {"title": text, "source": text, "licence": text}
+    results["settings"] |= {"system": text, text: text}
+    results["conventions"] |= {text: text}
+    (directory / "results.json").write_text(json.dumps(results))
+    page = Page(report.write_evaluation(directory))
+    assert not page.open
+    tags = [name for name, _ in page.tags]
+    assert tags.count("script") == 1 and not set(tags) & {"iframe", "object", "embed", "base", "form", "img"}
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert not CONTROL.search(page.source)
     assert " ".join(printable(text).split()) in page.text
 
