@@ -107,8 +107,8 @@ def compare_words(name: str, base: str, ks: Sequence[int], gaps: Sequence[float]
     else:
         where = ", ".join(f"between k = {k} and k = {after}" for k, after, _ in crossings)
         winner = name if crossings[-1][2] > 0 else base
-        times = "" if len(crossings) == 1 else f" {len(crossings)} times"
-        words = f"The curves cross{times}, {where}; from k = {crossings[-1][1]} on, {winner} solves more"
+        times = "" if len(crossings) == 1 else f" {len(crossings)} times,"
+        words = f"The curves cross{times} {where}; from k = {crossings[-1][1]} on, {winner} solves more"
         words += f", at k = {largest} by {points}{interval}." if signs[-1] else f", but not at k = {largest}."
     return f"{words} {_verdict(name, base, largest, last)}".strip()
 

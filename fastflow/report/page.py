@@ -56,9 +56,9 @@ Place = tuple[Evaluation, TaskResult, dict[str, Any]]
 
 
 def _fill(places: Sequence[Place], budget: int, draw: Callable[[dict[str, Any]], str]) -> None:
-    """Put responses into the tasks' parts of the page. What one task leaves of its share goes to those after it."""
+    """Put responses into the tasks' parts of the page. What a small task leaves of its share goes to larger ones."""
     left = budget
-    for index, (evaluation, task, part) in enumerate(places):
+    for index, (evaluation, task, part) in enumerate(sorted(places, key=lambda place: _bytes_kept(place[1]))):
         try:
             made = side_by_side.cards(task, part["id"])
         except (KeyError, TypeError, StopIteration) as error:
@@ -70,6 +70,10 @@ def _fill(places: Sequence[Place], budget: int, draw: Callable[[dict[str, Any]],
         part["cards"] = drawn
         part["rule"] = side_by_side.rule(task, evaluation, prompts=len(drawn), of=len(made), samples=samples)
         left -= sum(len(html.encode()) + 1 for html in drawn) + _ROOM
+
+
+def _bytes_kept(task: TaskResult) -> int:
+    return sum(subject.file.stat().st_size for subject in task.compared if subject.file is not None)
 
 
 def _evaluations(evaluations: Sequence[Evaluation]) -> tuple[list[dict[str, Any]], list[Place]]:

@@ -63,15 +63,17 @@ def test_in_the_report(tmp_path, text):
     assert " ".join(printable(text).split()) in page.text
 
 
-@each
-def test_in_the_report_of_an_evaluation(tmp_path, text):
+def test_in_the_report_of_an_evaluation(tmp_path):
     pytest.importorskip("pyarrow")
-    rows = [row(0, sample, right=False, response=text, prompt=text, gold=text, answer=text) for sample in range(2)]
-    directory = write_evaluation(tmp_path / "math", {text: rows, f"{text} 2": rows})
+    texts = list(HOSTILE.values())
+    every = " ".join(texts)
+    rows = [row(question, sample, right=False, response=text, prompt=text, gold=text, answer=text)
+            for question, text in enumerate(texts) for sample in range(2)]  # fmt: skip
+    directory = write_evaluation(tmp_path / "math", {every: rows, f"{every} 2": rows})
     results = json.loads((directory / "results.json").read_text())
-    results["tasks"][0] |= {"title": text, "source": text, "licence": text}
-    results["settings"] |= {"system": text, text: text}
-    results["conventions"] |= {text: text}
+    results["tasks"][0] |= {"title": every, "source": every, "licence": every}
+    results["settings"] |= {"system": every, every: every}
+    results["conventions"] |= {every: every}
     (directory / "results.json").write_text(json.dumps(results))
     page = Page(report.write_evaluation(directory))
     assert not page.open
@@ -79,7 +81,8 @@ def test_in_the_report_of_an_evaluation(tmp_path, text):
     assert tags.count("script") == 1 and not set(tags) & {"iframe", "object", "embed", "base", "form", "img"}
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert not CONTROL.search(page.source)
-    assert " ".join(printable(text).split()) in page.text
+    for text in texts:
+        assert page.text.count(" ".join(printable(text).split())) > 5
 
 
 def fastflow_yaml(tree) -> str:
