@@ -14,7 +14,6 @@ from fastflow.report.page import render
 __all__ = [
     "RunFiles", "add_arguments", "read_run", "render", "run", "write_combined", "write_evaluation", "write_report",
 ]  # fmt: skip
-REPORT_FILE = "report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print its path. Returns the exit code."""
+    from fastflow.run.directory import METRICS_FILE
+
     directory: Path = arguments.directory
-    is_run = (directory / "metrics.jsonl").exists() or not has_results(directory)
+    is_run = (directory / METRICS_FILE).exists() or not has_results(directory)
     write = write_report if is_run else write_evaluation
     print(write(directory, arguments.output, arguments.evaluation))
     return 0
@@ -45,6 +46,8 @@ def write_report(run: Path, output: Path | None = None, evaluations: Sequence[Pa
     evaluations: directories to show beside those in RUN/evaluations. Raises FastflowError if a directory, or the run's
     metrics.jsonl, is missing, empty or broken before its last line.
     """
+    from fastflow.run.directory import REPORT_FILE
+
     files = read_run(run)
     own = evaluations_of(run)
     seen = {evaluation.directory.resolve() for evaluation in own}
@@ -57,6 +60,8 @@ def write_evaluation(directory: Path, output: Path | None = None, more: Sequence
 
     Returns the file. Raises FastflowError if there is no evaluation, or a broken one.
     """
+    from fastflow.run.directory import REPORT_FILE
+
     page = render(directory.resolve().name, [], find_evaluations([directory, *more]))
     return _write(page, output or directory / REPORT_FILE)
 

@@ -97,7 +97,9 @@ def find_evaluations(directories: Iterable[Path]) -> list[Evaluation]:
 
 def evaluations_of(run: Path) -> list[Evaluation]:
     """Read what a run evaluated while it trained, and evaluations that were put into its directory."""
-    directory = run / "evaluations"
+    from fastflow.run.directory import EVALUATIONS
+
+    directory = run / EVALUATIONS
     if not directory.is_dir() or not (has_results(directory) or any(map(has_results, directory.iterdir()))):
         return []
     return find_evaluations([directory])
