@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_verify)
     grade = commands.add_parser("grade", help="grade responses in a JSONL: right, wrong, unparsed or timed out")
     grade.set_defaults(run=_grade)
-    report = commands.add_parser("report", help="write one self-contained HTML file about a run")
+    report = commands.add_parser("report", help="write one self-contained HTML file about a run or an evaluation")
     report.set_defaults(run=_report)
     replay = commands.add_parser("replay", help="compute a skipped update of a run again, and say what goes bad in it")
     replay.set_defaults(run=_replay)
@@ -157,6 +157,8 @@ def _plan(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
+    from pathlib import Path
+
     from fastflow.evaluate.settings import build_parser, read_settings
 
     if "--help" in arguments or "-h" in arguments:
@@ -165,9 +167,13 @@ def _evaluate(arguments: list[str]) -> int:
     config = read_settings(arguments)
     _quiet_libraries()
     from fastflow.evaluate.command import evaluate
+    from fastflow.report.command import write_evaluation
     from fastflow.run.console import make_console
 
-    evaluate(config, make_console())
+    console = make_console()
+    evaluate(config, console)
+    report = write_evaluation(Path(config.eval.output))
+    console.print(f"report written to {report}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

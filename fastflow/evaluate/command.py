@@ -58,8 +58,10 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
         for work in works:
             check_golds(work, pool)
-        found = {model: _respond(config, model, works, pool, console) for model in models}
-        results = _summary(config, models, works, found, study)
+        identities = {model: subjects.digest(model, config.model) for model in models}
+        stores = {model: [_store(config, model, identities[model], work) for work in works] for model in models}
+        found = {model: _respond(config, model, works, stores[model], pool, console) for model in models}
+        results = _summary(config, models, works, stores, found, study)
         with writing(output):
             (output / RESULTS_FILE).write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
             (output / TABLE_FILE).write_text(markdown(results), encoding="utf-8")
@@ -71,11 +73,14 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
 
 
 def _respond(
-    config: EvaluateConfig, model: Subject, works: Sequence[Work], pool: GraderPool, console: Console
+    config: EvaluateConfig,
+    model: Subject,
+    works: Sequence[Work],
+    stores: Sequence[responses.Store],
+    pool: GraderPool,
+    console: Console,
 ) -> list[list[responses.Row]]:
     """Rows of one model for each task; the model is loaded only if some are missing."""
-    identity = subjects.digest(model, config.model)
-    stores = [_store(config, model, identity, work) for work in works]
     kept = [store.rows() for store in stores]
     if all(rows is not None for rows in kept):
         console.print(f"{model.name}: all responses are there already", highlight=False, soft_wrap=True)
@@ -152,6 +157,7 @@ def _summary(
     config: EvaluateConfig,
     models: Sequence[Subject],
     works: Sequence[Work],
+    stores: dict[Subject, list[responses.Store]],
     found: dict[Subject, list[Any]],
     study: Study,
 ) -> dict[str, Any]:
@@ -162,6 +168,7 @@ def _summary(
             rows_of = found[model][place]
             entry: dict[str, Any] = {
                 "name": model.name, "scores": base_scores(rows_of) if task.is_creative else scores.score(rows_of),
+                "responses": f"{RESPONSES}/{stores[model][place].file.name}",
             }  # fmt: skip
             if model is not models[0] and not task.is_creative:
                 entry["difference"] = scores.difference(rows_of, found[models[0]][place])

@@ -16,7 +16,7 @@ from fastflow.report.panels import Panel, panels
 
 NOISE = 1e-6  # share of the largest value in a plot, below which a mean is shown as zero
 MOST_POINTS = 300  # points of a curve; longer runs are averaged
-_SERIES_COLOURS = ("blue", "orange", "green", "purple")
+SERIES_COLOURS = ("blue", "orange", "green", "purple")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
     """Draw pass@k of each model over k. curves: {model: {k: share}}."""
     figure, axes = make_axes()
     legend, spoken = [], []
-    for (name, curve), colour in zip(curves.items(), _SERIES_COLOURS * len(curves), strict=False):
+    for (name, curve), colour in zip(curves.items(), SERIES_COLOURS * len(curves), strict=False):
         ks, percents = sorted(curve), [100 * curve[k] for k in sorted(curve)]
         axes.plot(ks, percents, color=COLOURS[colour], marker="o", markersize=3.5)
         legend.append((name, colour, "line", f"{number(percents[-1])} %"))

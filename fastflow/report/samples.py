@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from fastflow.report.numbers import is_number, number
-from fastflow.report.text import printable
+from fastflow.report.text import cut, printable
 
 TOKENS_SHOWN = (900, 100)  # first and last tokens of a long response
 COLOUR_LIMIT = 3.0  # nats; a larger log pi - log p_base has the full colour
@@ -49,8 +49,8 @@ def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
     facts += [(label, number(sample[name])) for label, name in measured.items() if is_number(sample.get(name))]
     return {
         "role": role,
-        "prompt": printable(str(sample.get("prompt", ""))),
-        "response": printable(str(sample.get("response", ""))),
+        "prompt": cut(str(sample.get("prompt", ""))),
+        "response": cut(str(sample.get("response", ""))),
         "head": spans[:head] if len(spans) > head + tail else spans,
         "tail": spans[-tail:] if len(spans) > head + tail else [],
         "left_out": max(0, len(spans) - head - tail),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import fastflow
 from command_line import invoke
+from evaluations import row, write_evaluation
 from fastflow import cli
 from fastflow.config.schema import Config, DataConfig
 from fastflow.report import command as report
@@ -59,6 +61,28 @@ def test_in_the_report(tmp_path, text):
     assert not images
     assert not CONTROL.search(page.source)
     assert " ".join(printable(text).split()) in page.text
+
+
+def test_in_the_report_of_an_evaluation(tmp_path):
+    pytest.importorskip("pyarrow")
+    texts = list(HOSTILE.values())
+    every = " ".join(texts)
+    rows = [row(question, sample, right=False, response=text, prompt=text, gold=text, answer=text)
+            for question, text in enumerate(texts) for sample in range(2)]  # fmt: skip
+    directory = write_evaluation(tmp_path / "math", {every: rows, f"{every} 2": rows})
+    results = json.loads((directory / "results.json").read_text())
+    results["tasks"][0] |= {"title": every, "source": every, "licence": every}
+    results["settings"] |= {"system": every, every: every}
+    results["conventions"] |= {every: every}
+    (directory / "results.json").write_text(json.dumps(results))
+    page = Page(report.write_evaluation(directory))
+    assert not page.open
+    tags = [name for name, _ in page.tags]
+    assert tags.count("script") == 1 and not set(tags) & {"iframe", "object", "embed", "base", "form", "img"}
+    assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert not CONTROL.search(page.source)
+    for text in texts:
+        assert page.text.count(" ".join(printable(text).split())) > 5
 
 
 def fastflow_yaml(tree) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 class Page(HTMLParser):
     """Tags with their attributes, the tags left open, and the visible text."""
 
-    VOID = ("meta", "link", "br", "path", "use", "rect")
+    VOID = ("meta", "link", "br", "path", "use", "rect", "input")
 
     def __init__(self, file: Path):
         super().__init__()
@@ -30,7 +30,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.pieces.append(data + ("" if "span" in self.open[-1:] else " "))
 
     def of(self, tag: str, attribute: str) -> list[str]:

@@ -44,6 +44,10 @@ def test_the_figures_are_the_demos_own(sums, tmp_path):
     assert scores["tokens"]["value"] == pytest.approx(expected["mean_length"], abs=0.05)
     assert scores["truncated"]["value"] == pytest.approx(expected["truncated_share"], abs=0.011)
     assert scores["well_formed"]["value"] == pytest.approx(expected["boxed_share"], abs=0.011)
+    assert (tmp_path / entry["responses"]).is_file()
+    assert (
+        f"This page shows all {len(held_out)} prompts, and the first 4 of 16" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_with_the_box_alone_accuracy_and_pass_at_k_are_equal(sums, tmp_path):

@@ -16,6 +16,7 @@ from fastflow.errors import FastflowError
 from fastflow.evaluate import scores
 from fastflow.interrupt import RunStopped
 from fastflow.models.packed import PackedModel
+from fastflow.report.command import write_report
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.train.dry_run import check_inputs
@@ -119,6 +120,12 @@ class TestWhatItLeaves:
         difference = entries_of(whole)[4]["difference"]
         expected = scores.difference(rows_of(whole, 4), rows_of(whole, 0))
         assert difference == expected and "difference" not in entries_of(whole)[0]
+
+    def test_the_report_shows_them(self, whole, tmp_path):
+        page = write_report(whole, tmp_path / "page.html").read_text()
+        heads = [f'<th scope="col">step {step}</th>' for step in (0, 2, 4, 5)]
+        assert "".join(heads) in page and "Over the training" in page
+        assert page.count("<h6>step 0 ") == page.count("<h6>step 5 ") == QUESTIONS
 
     def test_a_wide_table_keeps_the_first_and_the_last(self, home):
         run = run_to_the_end(evaluated(home, run__output=home / "wide", run__steps=9, eval__every=1))

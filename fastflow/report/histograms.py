@@ -1,0 +1,78 @@
+"""How long the responses of base and policy are, and how probable, as histograms over each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastflow.report.drawing import COLOURS, make_axes, to_svg
+from fastflow.report.evaluations import Subject
+from fastflow.report.numbers import is_number, number
+from fastflow.report.plots import SERIES_COLOURS, Plot
+
+BINS = 24
+NO_ENTROPY = (
+    "The histogram of entropies is left out: the kept responses of {names} carry no log-probabilities (logprob)."
+)
+Row = Mapping[str, Any]
+
+
+def histograms(subjects: Sequence[Subject], prefix: str) -> tuple[list[Plot], list[str]]:
+    """Draw length and entropy of the models' responses. Returns the plots, and what was left out."""
+    known = [subject for subject in subjects if subject.rows]
+    if not known:
+        return [], []
+    plots, notes = [_histogram("Response length", "tokens", known, _length, f"{prefix}-length")], []
+    silent = [subject.name for subject in known if not any(_entropy(row) is not None for row in subject.rows)]
+    if silent:
+        notes.append(NO_ENTROPY.format(names=", ".join(silent)))
+    speaking = [subject for subject in known if subject.name not in silent]
+    if speaking:
+        title, unit = "Entropy per token", "nats, −log π / length of each response"  # noqa: RUF001
+        plots.append(_histogram(title, unit, speaking, _entropy, f"{prefix}-entropy"))
+    return [plot for plot in plots if plot is not None], notes
+
+
+def _length(row: Row) -> float | None:
+    return float(row["tokens"]) if is_number(row["tokens"]) else None
+
+
+def _entropy(row: Row) -> float | None:
+    """What one response says of the entropy per token, in nats: the mean over responses estimates it."""
+    logprob, tokens = row["logprob"], row["tokens"]
+    return -logprob / tokens if is_number(logprob) and is_number(tokens) and tokens > 0 else None
+
+
+def _histogram(
+    title: str, unit: str, subjects: Sequence[Subject], value: Callable[[Row], float | None], prefix: str
+) -> Plot | None:
+    import numpy as np
+
+    values = [[one for row in subject.rows if (one := value(row)) is not None] for subject in subjects]
+    every = [one for of_subject in values for one in of_subject]
+    if not every:
+        return None
+    low, high = min(every), max(every)
+    usual = float(np.percentile(every, 99))
+    if usual > low and high - low > 1.5 * (usual - low):  # a few far ones would press all others into one bar
+        unit, high = f"{unit}, the last bar: {number(usual)} and more", usual
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    figure, axes = make_axes()
+    legend, spoken = [], []
+    for subject, found, colour in zip(subjects, values, itertools.cycle(SERIES_COLOURS), strict=False):
+        if not found:
+            continue
+        shares = 100 * np.histogram(np.minimum(found, high), bins=edges)[0] / len(found)
+        axes.stairs(shares, edges, fill=True, color=COLOURS[colour], alpha=0.2, linewidth=0)
+        axes.stairs(shares, edges, color=COLOURS[colour], linewidth=1.5)
+        p10, p50, p90 = np.percentile(found, [10, 50, 90])
+        legend.append((subject.name, colour, "area", number(float(np.mean(found)))))
+        spoken.append(
+            f"{subject.name} mean {number(float(np.mean(found)))}, median {number(float(p50))}, "
+            f"10th to 90th percentile {number(float(p10))} to {number(float(p90))}"
+        )
+    axes.set_xlabel(unit.split(",")[0])
+    axes.set_ylim(bottom=0)
+    description = f"{title}, {unit}, share of responses in percent: {'; '.join(spoken)}"
+    return Plot(title, unit, to_svg(figure, prefix), tuple(legend), description)

@@ -1,0 +1,90 @@
+"""Differences between two models on the same prompts, measure by measure, each with its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+PerPrompt = Callable[[Sequence[Row]], float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean over prompts of the difference, in the measure's own unit. low, high: None for a single prompt."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def leaves_out_zero(self) -> bool:
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def show(self, scale: float = 1.0) -> str:
+        """Write it for people, such as "+3.1 (+1.0 to +5.2)". scale: 100 for percent."""
+        if self.low is None or self.high is None:
+            return _signed(scale * self.value)
+        return f"{_signed(scale * self.value)} ({_signed(scale * self.low)} to {_signed(scale * self.high)})"
+
+
+def paired(rows: Sequence[Row], base: Sequence[Row], measure: PerPrompt) -> Difference | None:
+    """A measure of `rows` less that of `base`, prompt by prompt. None where both share no prompt."""
+    from fastflow.evaluate.scores import NORMAL_95, estimate
+
+    ours, theirs = _values(rows, measure), _values(base, measure)
+    both = [question for question in ours if question in theirs]
+    if not both:
+        return None
+    found = estimate([ours[question] - theirs[question] for question in both])
+    value = found["value"] or 0.0
+    if found["error"] is None:
+        return Difference(value, None, None)
+    half = NORMAL_95 * found["error"]
+    return Difference(value, value - half, value + half)
+
+
+def pass_at_of(k: int) -> PerPrompt:
+    """The measure pass@k of one prompt's responses."""
+    from fastflow.evaluate.scores import pass_at
+
+    return lambda responses: pass_at(sum(map(is_right, responses)), len(responses), k)
+
+
+def measure_of(heading: str) -> tuple[PerPrompt, float] | None:
+    """The measure that a row of an evaluation's table shows, and the scale of its unit; None for other rows."""
+    from fastflow.evaluate.scores import majority
+
+    name, _, count = heading.partition("@")
+    if name == "avg" and count.isdigit():
+        return (lambda responses: _mean([float(is_right(row)) for row in responses])), 100.0
+    if name == "pass" and count.isdigit():
+        return pass_at_of(int(count)), 100.0
+    if name == "maj" and count.isdigit():
+        return majority, 100.0
+    if heading == "tokens":
+        return (lambda responses: _mean([float(row["tokens"]) for row in responses])), 1.0
+    if heading == "cut off":
+        return (lambda responses: _mean([float(row["finish_reason"] == "length") for row in responses])), 100.0
+    if heading == "well-formed":
+        return (lambda responses: _mean([float(row["well_formed"]) for row in responses])), 100.0
+    return None
+
+
+def is_right(row: Row) -> bool:
+    return row["verdict"] == "right"
+
+
+def _values(rows: Sequence[Row], measure: PerPrompt) -> dict[int, float]:
+    from fastflow.evaluate.scores import by_prompt
+
+    return {responses[0]["question"]: measure(responses) for responses in by_prompt(rows)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _signed(value: float) -> str:
+    return f"{value + 0.0:+.1f}".replace("-0.0", "+0.0").replace("-", "−")  # noqa: RUF001
