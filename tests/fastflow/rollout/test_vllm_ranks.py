@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing.reductions as reductions
 
+from cli_runs import ROOT, options, settings, start
 from engine_of_ranks import all_of_vllm, expected, make_requests, spawn
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.models.ranks import Ranks, alone, visible_gpu
 from fastflow.rollout.shares import exchange, share_of
 from fastflow.rollout.vllm import gathered
+from rank_runs import finish
+from resumed_runs import metrics_of, newest_save, tensors_of
+from small_models import save_model
+from vllm_runs import HEAD_DIM, needs_vllm
 
 
 @pytest.mark.distributed
@@ -62,3 +70,45 @@ def test_a_block_of_any_gpu_is_one_of_the_childs_first(monkeypatch):
     rebuild, sent = gathered._OfFirstDevice(torch.zeros(1)).__reduce__()
     assert rebuild is list
     assert sent == (*held[: gathered.STORAGE_DEVICE], 0, *held[gathered.STORAGE_DEVICE + 1 :])
+
+
+def begin(home, name: str, devices: int, *, loses: str = "", **changes):
+    """`fastflow train` on vLLM, with a reward that loses engines."""
+    if loses != "always" and not (home / "model").exists():  # stand-ins have the default
+        save_model(home / "model", head_dim=HEAD_DIM)
+    values = settings(home, **{"rollout.engine": "vllm", "run.samples_every": 1, "run.steps": 2, **changes})
+    values |= {"run.output": home / name, "objective.reward": "losing:reward"}
+    path = os.pathsep.join(entry for entry in (str(ROOT), *sys.path) if entry)
+    environment = {**os.environ, "PYTHONPATH": path, "TERM": "dumb", "COLUMNS": "400", "LOSES": loses}
+    return start([*options(values), *(["--devices", str(devices)] if devices > 1 else [])], env=environment)
+
+
+def responses(run) -> list[str]:
+    return [json.loads(line)["response"] for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+@needs_vllm
+@pytest.mark.distributed
+def test_two_ranks_train_as_one_though_an_engine_is_lost(tmp_path):
+    """float32, so that the ranks' other order of sums moves no draw: the responses are the same, the weights nearly."""
+    finish(begin(tmp_path, "one", 1))
+    said = finish(begin(tmp_path, "two", 2, loses="once"))
+    assert said.count("rank 0: the vLLM process died by signal SIGKILL") == 1 and "vLLM is restarted (1 of" in said
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert responses(two) == responses(one)
+    assert len(metrics_of(two)) == 2
+    found, right = (tensors_of(newest_save(run)) for run in (two, one))
+    for name in right:
+        if name.startswith("policy"):
+            torch.testing.assert_close(found[name], right[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.distributed
+def test_an_engine_that_stays_dead_ends_all_ranks_with_a_save(tmp_path):
+    process = begin(tmp_path, "run", 2, loses="always", **{"run.steps": 5, "rollout.restarts": 1})
+    said = finish(process, code=2)
+    assert said.count("rank 1: it died at Ready; that was loss 2 in a row, and rollout.restarts = 1 allows no") == 1
+    assert said.count("the policy after step 1 (1 updates) is in") == 1
+    assert "lost another rank" not in said and "stops alone" not in said
+    state = json.loads((newest_save(tmp_path / "run") / "trainer" / "state.json").read_text())
+    assert state["step"] == 1 and state["ranks"] == 2
