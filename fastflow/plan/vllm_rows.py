@@ -51,7 +51,7 @@ def vllm_rows(
         rows.append(Row("bucket of merged weights", "vllm", _bucket_bytes(config, adapters), how))
     if device.count > 1:
         how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
-        rows.append(Row("bucket of gathered weights", "vllm", _gathered_bytes(config, model), how))
+        rows.append(Row("bucket of gathered weights", "vllm", _gathered_bytes(config, model, adapters), how))
         largest = _largest_weight(model) * parameter_bytes(config)
         rows.append(Row("one weight, gathered", "trainer", largest, "the largest", (SAMPLING,)))
     rows.append(context_row("vllm", device))
@@ -73,7 +73,7 @@ def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None, r
     the policy is cut over several ranks of a machine, a bucket for each.
     """
     if ranks > 1:
-        return ranks * _gathered_bytes(config, model)
+        return ranks * _gathered_bytes(config, model, adapters)
     if adapters is None or _applies_adapters(config):
         return model.parameters * parameter_bytes(config)
     return adapters.plain * parameter_bytes(config) + _bucket_bytes(config, adapters)
@@ -91,9 +91,12 @@ def _bucket_bytes(config: Config, adapters: Adapters) -> int:
     return max(min(BUCKET_BYTES, adapters.adapted * each), adapters.largest * each)
 
 
-def _gathered_bytes(config: Config, model: ModelSizes) -> int:
+def _gathered_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
     each = parameter_bytes(config)
-    return max(min(BUCKET_BYTES, model.parameters * each), _largest_weight(model) * each)
+    most = model.parameters
+    if adapters is not None and not _applies_adapters(config):
+        most = max(adapters.plain, adapters.adapted)  # a bucket holds either what changes or what does not
+    return max(min(BUCKET_BYTES, most * each), _largest_weight(model) * each)
 
 
 def _largest_weight(model: ModelSizes) -> int:
