@@ -7,6 +7,7 @@ function of prompt and seed.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import ClassVar
@@ -170,7 +171,12 @@ def spawn(count: int, work: Callable[[Ranks], None]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, args=(count, port, work), nprocs=count)
+    torch.multiprocessing.spawn(_be_a_rank, args=(count, port, work), nprocs=count)
+
+
+def _be_a_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) -> None:
+    run_rank(rank, count, port, work)
+    os._exit(0)  # torch's threads may abort a rank at exit, where another ended first
 
 
 def all_of_vllm(ranks: Ranks) -> None:

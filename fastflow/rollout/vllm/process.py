@@ -107,7 +107,10 @@ class EngineProcess:
             with contextlib.suppress(EngineLost):
                 self._silence = CLOSING_SECONDS
                 self.send(messages.Close())
-            self._process.join(CLOSING_SECONDS)
+            until = time.monotonic() + CLOSING_SECONDS
+            while self._process.is_alive() and time.monotonic() < until:
+                self._process.join(POLL_SECONDS)
+                PULSE.attend()
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

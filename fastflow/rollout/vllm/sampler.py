@@ -246,7 +246,6 @@ class VllmSampler:
         self._on_engine(check)
         if isinstance(loss := self._trouble, EngineLost):
             self._trouble = FastflowError(f"{loss}; sample with --rollout.engine local, or see `fastflow doctor`")
-            self._trouble.__cause__ = loss
         self._mend()
         self._is_complete = True
 
@@ -345,7 +344,6 @@ class VllmSampler:
                     f"{loss}; that was loss {self._losses} in a row, and rollout.restarts = {self._restarts} allows no "
                     "other restart: see `fastflow doctor`, or sample with --rollout.engine local"
                 )
-                refusal.__cause__ = loss
             else:
                 said = (
                     f"{loss}\nvLLM is restarted ({self._losses} of at most {self._restarts} in a row); the new process "
