@@ -13,6 +13,8 @@ from typing import Protocol, TypeGuard
 
 import torch
 
+from fastflow.models.parallel import whole
+
 logger = logging.getLogger(__name__)
 
 WORTH_A_WARNING = 0.05
@@ -64,9 +66,9 @@ def _is_adapted(layer: object) -> TypeGuard[AdaptedLayer]:
 
 
 def weight_update(layer: AdaptedLayer, dtype: torch.dtype) -> torch.Tensor:
-    """Compute what the active adapter adds to the weight of its layer: scale * B A, in `dtype`."""
+    """Compute what the active adapter adds to the weight of its layer: scale * B A, in `dtype`. A collective."""
     adapter = layer.active_adapters[0]
-    down, up = (side[adapter].weight.detach().to(dtype) for side in (layer.lora_A, layer.lora_B))
+    down, up = (whole(side[adapter].weight).to(dtype) for side in (layer.lora_A, layer.lora_B))
     update = (up @ down) * layer.scaling[adapter]
     return update.T if layer.fan_in_fan_out else update
 

@@ -12,17 +12,23 @@ from collections.abc import Iterator
 
 class Pulse:
     """place: collectives, and layers of cut models, that were entered. steps: of the run that this process began.
-    is_patient: whether it waits for a disk, or does something else that may take long.
+    is_patient: whether it waits for a disk, or does something else that may take long. attended: looks at an engine
+    that it waits for, which has limits of its own (rollout.startup, rollout.silence).
     """
 
     def __init__(self) -> None:
         self.place = 0
         self.steps = 0
         self.is_patient = False
+        self.attended = 0
 
     def beat(self, *_: object) -> None:
         """Count a place that all ranks come to. Takes what a hook of a module is given."""
         self.place += 1
+
+    def attend(self) -> None:
+        """Count a look at an engine, whose own limits say when the wait for it is too long."""
+        self.attended += 1
 
     def begin_step(self) -> None:
         self.steps += 1

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from fastflow.models.pulse import PULSE
 
 AnyObject = TypeVar("AnyObject")
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PLACES = {f"{of}_{what}" for of in ("LOCAL", "GROUP", "ROLE") for what in ("RANK", "WORLD_SIZE", "NAME")}
 
 
 class FailedElsewhere(FastflowError):
@@ -120,6 +121,19 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
     if int(text) > 1 and (missing := [name for name in LAUNCHED_BY if name not in environment]):
         raise FastflowError(f"WORLD_SIZE is {text}, but {missing[0]} is not set; start the run by torchrun")
     return int(text)
+
+
+def alone(environment: MutableMapping[str, str]) -> None:
+    """Take out of an environment what torchrun says in it: for a process that is no rank."""
+    for name in list(environment):
+        if name in LAUNCHED_BY or name in PLACES or name.startswith("TORCHELASTIC_"):
+            del environment[name]
+
+
+def visible_gpu(index: int, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the CUDA_VISIBLE_DEVICES with which a process sees only the device that has this number here."""
+    seen = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return seen[index] if index < len(seen) else str(index)
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -81,7 +81,7 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
         remarks += ["the servers' memory is their own; only the trainer's is counted here"]
     result = Estimate(device, rows, remarks, obstacles)
     _judge_lengths(result, config, model)
-    _judge(result, config, shared_bytes(config, model, adapters))
+    _judge(result, config, shared_bytes(config, model, adapters, device.count))
     return result
 
 

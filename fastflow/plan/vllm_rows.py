@@ -31,7 +31,7 @@ def vllm_rows(
     share = int(config.rollout.memory_fraction * device.memory)
     cache = share - weights - WORKSPACE_BYTES if device.is_gpu else _cpu_cache()
     per_token, length = cache_bytes_per_token(model, each), longest_sequence(config) + 1
-    sequences, wanted = max(cache, 0) // (per_token * length), sequences_at_once(config)
+    sequences, wanted = max(cache, 0) // (per_token * length), sequences_at_once(config, device.count)
 
     sleeps = sleeps_while_training(config, device)
     moments = (SAMPLING,) if sleeps else ALWAYS
@@ -46,9 +46,14 @@ def vllm_rows(
     if adapters is not None and _applies_adapters(config):
         reserved = adapters.parameters * each * room_for(config.lora.rank) // config.lora.rank
         rows.append(Row("vLLM's adapters", "vllm", reserved, "which it applies itself: rollout.adapters", moments))
-    elif adapters is not None:
+    elif adapters is not None and device.count == 1:
         how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
         rows.append(Row("bucket of merged weights", "vllm", _bucket_bytes(config, adapters), how))
+    if device.count > 1:
+        how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
+        rows.append(Row("bucket of gathered weights", "vllm", _gathered_bytes(config, model, adapters), how))
+        largest = _largest_weight(model) * parameter_bytes(config)
+        rows.append(Row("one weight, gathered", "trainer", largest, "the largest", (SAMPLING,)))
     rows.append(context_row("vllm", device))
 
     obstacles = _refusals(config, device)
@@ -63,8 +68,12 @@ def vllm_rows(
     return rows, remarks, obstacles
 
 
-def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
-    """Return the bytes in shared memory on a CPU: all parameters, or the plain ones and a bucket of merged ones."""
+def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None, ranks: int = 1) -> int:
+    """Return the bytes in shared memory on a CPU: all parameters, or the plain ones and a bucket of merged ones; where
+    the policy is cut over several ranks of a machine, a bucket for each.
+    """
+    if ranks > 1:
+        return ranks * _gathered_bytes(config, model, adapters)
     if adapters is None or _applies_adapters(config):
         return model.parameters * parameter_bytes(config)
     return adapters.plain * parameter_bytes(config) + _bucket_bytes(config, adapters)
@@ -80,6 +89,19 @@ def _applies_adapters(config: Config) -> bool:
 def _bucket_bytes(config: Config, adapters: Adapters) -> int:
     each = parameter_bytes(config)
     return max(min(BUCKET_BYTES, adapters.adapted * each), adapters.largest * each)
+
+
+def _gathered_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
+    each = parameter_bytes(config)
+    most = model.parameters
+    if adapters is not None and not _applies_adapters(config):
+        most = max(adapters.plain, adapters.adapted)  # a bucket holds either what changes or what does not
+    return max(min(BUCKET_BYTES, most * each), _largest_weight(model) * each)
+
+
+def _largest_weight(model: ModelSizes) -> int:
+    """Return the elements of the embedding or of a projection in a layer, whichever is larger."""
+    return model.hidden * max(model.vocab_size, model.intermediate, model.heads * model.head_dim)
 
 
 def _refusals(config: Config, device: Device) -> list[str]:

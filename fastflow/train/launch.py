@@ -47,7 +47,6 @@ def meet(config: Config) -> tuple[Config, Ranks]:
 def check_several_ranks(config: Config, count: int) -> None:
     """Raise FastflowError for settings that do not work on several ranks."""
     refused = [
-        (config.rollout.engine != "local", f"rollout.engine = {config.rollout.engine}", "--rollout.engine local"),
         (config.model.compile != "off", f"model.compile = {config.model.compile}", "--model.compile off"),
         (":" in config.model.device, f"model.device = {config.model.device}", "--model.device cuda"),
     ]

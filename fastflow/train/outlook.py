@@ -19,8 +19,8 @@ MULTIPLE = 3  # of the longest that the run has stood still and gone on
 class Sign:
     """What a rank tells of itself about once a second.
 
-    number: of the sign. place, steps, is_patient: see Pulse. at: the line that its main thread is in. waits: whether
-    that is inside a collective. has_left: whether it is at its end.
+    number: of the sign. place, steps, is_patient, attended: see Pulse. at: the line that its main thread is in. waits:
+    whether that is inside a collective. has_left: whether it is at its end.
     """
 
     rank: int
@@ -33,6 +33,7 @@ class Sign:
     pid: int
     host: str
     has_left: bool = False
+    attended: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -83,6 +84,8 @@ class Outlook:
             if all(sign.steps for sign in signs):
                 self._longest = max(self._longest, self._still)
             self._still = 0.0
+        elif any(before.attended != now.attended for before, now in pairs):
+            self._still = 0.0  # an engine is no standstill, and says nothing about how long one may take
         else:
             self._still += seconds
         self._last = list(signs)

@@ -99,7 +99,7 @@ class Watch:
         at, waits = where(sys._current_frames().get(self._main or 0))
         own = Sign(
             self._ranks.rank, self._number, PULSE.place, PULSE.steps, PULSE.is_patient, at, waits,
-            os.getpid(), socket.gethostname(), has_left,
+            os.getpid(), socket.gethostname(), has_left, PULSE.attended,
         )  # fmt: skip
         self._store.set(SIGN.format(own.rank), own.to_json())
 

@@ -8,7 +8,10 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
+from fastflow.models.pulse import PULSE
+
 ENDING_SECONDS = 10.0
+LOOK_SECONDS = 0.1
 
 Result = TypeVar("Result")
 
@@ -23,11 +26,14 @@ class Work(Generic[Result]):
 
     def done_within(self, seconds: float) -> bool:
         """Wait at most that long. Returns whether the coroutine has ended."""
+        PULSE.attend()
         return bool(concurrent.futures.wait([self._outcome], seconds).done)
 
     def result(self) -> Result:
         """Wait for what the coroutine returns or raises. Ctrl-C meanwhile cancels it."""
         try:
+            while not self.done_within(LOOK_SECONDS):
+                pass
             return self._outcome.result()
         except KeyboardInterrupt:
             self.cancel()

@@ -26,7 +26,7 @@ from fastflow.rollout.server.client import Backoff, Client, Unreachable
 from fastflow.rollout.server.completion import request_body, trajectory_of
 from fastflow.rollout.server.dispatch import Round
 from fastflow.rollout.server.server import OURS, Server, Weights
-from fastflow.rollout.server.weights import WeightFolder
+from fastflow.rollout.server.weights import WeightFolder, help_to_write
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ class ServerSampler:
     maximum concurrent requests at each server. silence: seconds without progress after which a server counts as hung,
     and after which a round fails. on_progress: receives, in the thread of `finish`, the number of responses that
     finished since the last call.
+
+    Under several ranks the first speaks to the servers, for all: it writes the weights that the ranks gather, deals the
+    requests, and hands out the answers. Every method but `close` is a collective then; the thread that waits for the
+    servers enters none.
     """
 
     def __init__(
@@ -56,9 +60,7 @@ class ServerSampler:
         silence: float = 300.0,
         on_progress: Callable[[int], None] | None = None,
     ):
-        addresses = read_addresses(servers)
-        need("httpx", extra="server", purpose="rollout.engine = vllm-server")
-        self._policy = policy
+        self._policy, self._ranks = policy, policy.ranks
         self._eos_ids = tuple(sorted(eos_ids))
         self._context = context
         self._max_sequences = max_sequences
@@ -72,13 +74,20 @@ class ServerSampler:
         self._finished: queue.SimpleQueue[int] = queue.SimpleQueue()
         if advice := advice_for_servers(policy.causal_lm.config, context):
             logger.warning("%s", advice)
-        self._folder = WeightFolder(folder)
-        self._background = BackgroundLoop("fastflow-vllm-servers")
         self._servers: list[Server] = []
+        self._folder: WeightFolder | None = None
+        self._background: BackgroundLoop | None = None
         try:
-            self._servers = [
-                Server(Client(address, connections=max_sequences, patience=silence), context) for address in addresses
-            ]
+            with self._ranks.together():
+                addresses = read_addresses(servers)
+                need("httpx", extra="server", purpose="rollout.engine = vllm-server")
+                if self._ranks.is_first:
+                    self._folder = WeightFolder(folder)
+                    self._background = BackgroundLoop("fastflow-vllm-servers")
+                    self._servers = [
+                        Server(Client(address, connections=max_sequences, patience=silence), context)
+                        for address in addresses
+                    ]
             self.load_weights(policy)
         except BaseException:
             self.close()
@@ -91,16 +100,21 @@ class ServerSampler:
         """
         self._policy = policy
         probe = probe_for(policy, self._context)
-        self._weights = Weights(
-            directory=self._folder.write(policy),
-            tag=f"{OURS}{self._run}-{next(self._loads)}",
-            version=policy.version,
-            probe=probe,
-            logprobs=logprobs_of(policy, probe),
-            dtype=torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype,
-        )
-        self._background.run(self._make_some_ready(self._weights))
-        self._folder.keep_only(self._weights.directory)
+        logprobs = logprobs_of(policy, probe)
+        with self._ranks.together():
+            if self._folder is None or self._background is None:
+                help_to_write(policy)
+            else:
+                self._weights = Weights(
+                    directory=self._folder.write(policy),  # it fails after the last collective only
+                    tag=f"{OURS}{self._run}-{next(self._loads)}",
+                    version=policy.version,
+                    probe=probe,
+                    logprobs=logprobs,
+                    dtype=torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype,
+                )
+                self._background.run(self._make_some_ready(self._weights))
+                self._folder.keep_only(self._weights.directory)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         """Return one group per request. Raises FastflowError for an unfit prompt and where no server answers."""
@@ -109,34 +123,46 @@ class ServerSampler:
 
     def begin(self, requests: Sequence[Request], params: SamplingParams) -> None:
         """Start sampling and return at once; `finish` waits."""
-        check_requests(self._policy, requests, params)
+        with self._ranks.together():
+            check_requests(self._policy, requests, params)
         self._requests, self._finished = requests, queue.SimpleQueue()
-        self._round = self._background.start(self._sample(requests, params))
+        if self._background is not None:
+            self._round = self._background.start(self._sample(requests, params))
 
     def finish(self) -> list[Group]:
         """Wait for the groups of `begin`. Ctrl-C cancels the requests that are under way at the servers."""
+        answers: list[Trajectory] = []
+        with self._ranks.together():
+            if self._ranks.is_first:
+                answers = self._answers()
+        trajectories = iter(self._ranks.from_first(answers))
+        return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in self._requests]
+
+    def _answers(self) -> list[Trajectory]:
         work, self._round = self._round, None
         if work is None:
             raise RuntimeError("finish() needs a begin() before it")
         try:
             while not work.done_within(PROGRESS_SECONDS):
                 self._show_progress()
-            trajectories = iter(work.result())
+            answers = work.result()
         except BaseException:
             work.cancel()
             raise
         self._show_progress()
-        return [Group(request.prompt, tuple(next(trajectories) for _ in request.seeds)) for request in self._requests]
+        return answers
 
     def close(self) -> None:
         """Cancel what is under way, and delete the weight files. The servers keep the weights that they have."""
         if self._round is not None:
             self._round.cancel()
             self._round = None
-        if not self._background.closed:
-            self._background.run(self._close_clients())
-        self._background.close()
-        self._folder.close()
+        if self._background is not None:
+            if not self._background.closed:
+                self._background.run(self._close_clients())
+            self._background.close()
+        if self._folder is not None:
+            self._folder.close()
 
     async def _sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Trajectory]:
         jobs = [

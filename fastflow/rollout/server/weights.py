@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import atexit
 import copy
+import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from fastflow.errors import FastflowError
 from fastflow.models.merging import AdaptedLayer, MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
+from fastflow.models.parallel import whole
 
 BUCKET_BYTES = 2**30
 
@@ -47,11 +49,12 @@ class WeightFolder:
         atexit.register(self.close)
 
     def write(self, policy: PackedModel) -> Path:
-        """Write the next version. Returns its directory. Raises FastflowError when it cannot be written."""
+        """Write the next version. Returns its directory. Raises FastflowError when it cannot be written. Under several
+        ranks a collective, for which the others call help_to_write.
+        """
         target = self.path / f"version-{self._written}"
         unfinished = self.path / f"{target.name}.unfinished"
         try:
-            unfinished.mkdir()
             loss = write_checkpoint(policy, unfinished)
             unfinished.rename(target)
         except (OSError, SafetensorError) as error:
@@ -76,29 +79,69 @@ class WeightFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def help_to_write(policy: PackedModel) -> None:
+    """Take part in the collectives of WeightFolder.write, on a rank that writes nothing."""
+    dtype, layers = _dtype_of(policy), dict(adapted_layers(policy.causal_lm))
+    for bucket in _buckets(policy, dtype):
+        for source in bucket.values():
+            _merged(policy, layers, source, dtype, RoundingLoss())
+
+
 def write_checkpoint(policy: PackedModel, directory: Path) -> RoundingLoss:
     """Write config and weights, one file at a time through the CPU's memory. Under autocast the weights are bfloat16.
 
-    Returns what the rounding of merged adapters costs.
+    Returns what the rounding of merged adapters costs. A failure is raised when all is gathered, so that no other rank
+    waits.
     """
-    from safetensors.torch import save_file
-
-    dtype = torch.bfloat16 if policy.autocast else None
+    dtype = _dtype_of(policy)
     buckets, layers = _buckets(policy, dtype), dict(adapted_layers(policy.causal_lm))
-    names = [f"model-{number:05d}-of-{len(buckets):05d}.safetensors" for number in range(1, len(buckets) + 1)]
-    if len(names) == 1:
-        names = ["model.safetensors"]
-    else:
-        places = {weight: name for name, bucket in zip(names, buckets, strict=True) for weight in bucket}
-        index = {"metadata": {}, "weight_map": places}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    failures: list[Exception] = []
+
+    def attempt(act: Callable[[], object]) -> None:
+        if not failures:
+            try:
+                act()
+            except (OSError, SafetensorError) as error:
+                failures.append(error)
+
+    names = _name_files(buckets)
+    attempt(lambda: _write_descriptions(policy, dtype, directory, names, buckets))
     loss = RoundingLoss()
     for name, bucket in zip(names, buckets, strict=True):
         tensors = {weight: _merged(policy, layers, source, dtype, loss).cpu() for weight, source in bucket.items()}
-        tensors = {weight: tensor.contiguous() for weight, tensor in tensors.items()}
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-    _write_config(policy, dtype, directory)
+        attempt(functools.partial(_save, tensors, directory / name))
+    if failures:
+        raise failures[0]
     return loss
+
+
+def _dtype_of(policy: PackedModel) -> torch.dtype | None:
+    """Return the type of the written weights; None is the one that each has."""
+    return torch.bfloat16 if policy.autocast else None
+
+
+def _name_files(buckets: list[dict[str, str]]) -> list[str]:
+    if len(buckets) == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05d}-of-{len(buckets):05d}.safetensors" for number in range(1, len(buckets) + 1)]
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({weight: tensor.contiguous() for weight, tensor in tensors.items()}, file, metadata={"format": "pt"})
+
+
+def _write_descriptions(
+    policy: PackedModel, dtype: torch.dtype | None, directory: Path, names: list[str], buckets: list[dict[str, str]]
+) -> None:
+    """Write config.json, and which file holds which weight where there are several."""
+    directory.mkdir()
+    if len(names) > 1:
+        places = {weight: name for name, bucket in zip(names, buckets, strict=True) for weight in bucket}
+        index = {"metadata": {}, "weight_map": places}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+    _write_config(policy, dtype, directory)
 
 
 def _write_config(policy: PackedModel, dtype: torch.dtype | None, directory: Path) -> None:
@@ -125,11 +168,10 @@ def _buckets(policy: PackedModel, dtype: torch.dtype | None) -> list[dict[str, s
 
 def _weights(policy: PackedModel) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield (name in the checkpoint, name in the policy, tensor), tied tensors once."""
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in policy.causal_lm.state_dict().items():
-        storage = (tensor.data_ptr(), tensor.shape)
-        if ".lora_" not in name and storage not in seen:
-            seen.add(storage)
+    seen: set[int] = set()
+    for name, tensor in policy.causal_lm.state_dict(keep_vars=True).items():
+        if ".lora_" not in name and id(tensor) not in seen:
+            seen.add(id(tensor))
             yield name.replace(".base_layer", ""), name, tensor
 
 
@@ -141,14 +183,15 @@ def _merged(
     dtype: torch.dtype | None,
     loss: RoundingLoss,
 ) -> torch.Tensor:
-    """Return a tensor with its adapter added in float32, rounded once to `dtype` (None: the type that it has).
+    """Return a tensor with its adapter added in float32, rounded once to `dtype` (None: the type that it has). Under
+    several ranks a collective.
 
     layers: those with adapters, by name.
     """
     module_name, _, attribute = name.rpartition(".")
-    tensor: torch.Tensor = getattr(policy.causal_lm.get_submodule(module_name), attribute)
+    tensor = whole(getattr(policy.causal_lm.get_submodule(module_name), attribute))
     if not name.endswith(".base_layer.weight"):
-        return tensor.detach().to(dtype or tensor.dtype)
+        return tensor.to(dtype or tensor.dtype)
     layer = layers[module_name.removesuffix(".base_layer")]
     update = weight_update(layer, torch.float32)
     merged = (tensor + update).to(dtype or tensor.dtype)

@@ -10,6 +10,7 @@ import torch
 from fastflow.errors import FastflowError
 from fastflow.models.merging import adapted_layers
 from fastflow.models.packed import PackedModel
+from fastflow.models.parallel import whole
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM reserves room for one of these
 
@@ -45,21 +46,27 @@ def room_for(rank: int) -> int:
     return next(room for room in RANKS if room >= rank)
 
 
-def write_adapters(policy: PackedModel, directory: Path) -> Path:
-    """Write the current adapters in peft's format, which vLLM reads. Returns the directory."""
+def adapter_tensors(policy: PackedModel) -> dict[str, torch.Tensor]:
+    """Copy the current adapters to the host, under peft's names. A collective."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in adapted_layers(policy.causal_lm):
+        for side in ("lora_A", "lora_B"):
+            weight = whole(getattr(layer, side)[layer.active_adapters[0]].weight)
+            tensors[f"base_model.model.{name}.{side}.weight"] = weight.cpu().contiguous()
+    return tensors
+
+
+def write_adapters(policy: PackedModel, directory: Path, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    """Write adapters in peft's format, which vLLM reads. tensors: of adapter_tensors. Returns the directory."""
     from safetensors.torch import save_file
 
     directory.mkdir()
-    tensors: dict[str, torch.Tensor] = {}
     rank, alpha = 0, 0.0
-    for name, layer in adapted_layers(policy.causal_lm):
+    for _, layer in adapted_layers(policy.causal_lm):
         adapter = layer.active_adapters[0]
         rank = layer.r[adapter]
         alpha = layer.scaling[adapter] * rank
-        for side in ("lora_A", "lora_B"):
-            weight = getattr(layer, side)[adapter].weight.detach()
-            tensors[f"base_model.model.{name}.{side}.weight"] = weight.cpu().contiguous()
-    save_file(tensors, directory / "adapter_model.safetensors")
+    save_file(adapter_tensors(policy) if tensors is None else tensors, directory / "adapter_model.safetensors")
     settings = {
         "peft_type": "LORA",
         "r": rank,

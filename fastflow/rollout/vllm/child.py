@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from fastflow.interrupt import ignore_signals
+from fastflow.models.ranks import alone
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.engine import Engine, RequestRefused
 
@@ -38,7 +39,10 @@ def main(pipe: Connection, pulse: torch.Tensor, settings: messages.EngineSetting
     ignore_signals()  # the trainer handles Ctrl-C, SIGTERM and SIGHUP, and then closes the pipe
     _print_to(settings.log)
     _die_with(os.getppid(), settings.model)
+    alone(os.environ)  # vLLM's one worker is none of the run's ranks
     os.environ |= REQUIRED_ENVIRONMENT
+    if settings.gpu is not None:  # CUDA reads it when it is first used
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.gpu
     for name, value in (DEFAULT_ENVIRONMENT | (DEFAULT_CPU_ENVIRONMENT if settings.device == "cpu" else {})).items():
         os.environ.setdefault(name, value)
     torch.set_num_threads(settings.threads)  # before vLLM is imported, which makes this a no-op

@@ -109,7 +109,7 @@ class Engine:
         (parameters,) = self._llm.apply_model(
             lambda model: {_without_wrapper(name) for name, _ in model.named_parameters()}
         )
-        missing = sorted(parameters - self._loaded)
+        missing = [] if message.is_partial else sorted(parameters - self._loaded)
         self._loaded = set()
         if missing:
             raise RuntimeError(f"its model has {len(missing)} parameters that got no weights, {missing[0]} among them")
@@ -233,12 +233,12 @@ def _sampled(outputs: list[Any], probe_logprobs: tuple[float, ...]) -> messages.
             raise RuntimeError(f"a response ended with {output.finish_reason!r}")
 
     def joined(parts: list[Any], dtype: type) -> np.ndarray:
-        return np.concatenate([np.asarray(part, dtype=dtype) for part in parts])
+        return np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype=dtype) for part in parts)])
 
     return messages.Sampled(
         ids=joined([output.token_ids for output in outputs], np.int64),
         logprobs=joined([output.logprobs.logprobs for output in outputs], np.float32),
-        length=np.array([len(output.token_ids) for output in outputs]),
-        stopped=np.array([output.finish_reason == "stop" for output in outputs]),
+        length=np.array([len(output.token_ids) for output in outputs], dtype=np.int64),
+        stopped=np.array([output.finish_reason == "stop" for output in outputs], dtype=bool),
         probe_logprobs=probe_logprobs,
     )

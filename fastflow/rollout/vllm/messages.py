@@ -22,7 +22,7 @@ class EngineSettings:
     model: a directory with a config.json and no weights. tokenizer: whether it has a tokenizer too, for stop texts.
     sleeps: whether the engine must be able to give its memory back. threads: on a CPU. lora_rank: rank of the adapters
     that the engine applies itself; 0 where it gets merged weights. lora_targets: last parts of the names of adapted
-    layers.
+    layers. gpu: what CUDA_VISIBLE_DEVICES is to be; None leaves it.
     """
 
     model: str
@@ -37,6 +37,7 @@ class EngineSettings:
     log: str
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
+    gpu: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,12 @@ class Adopt:
 
 @dataclass(frozen=True)
 class Commit:
-    """Check after the last round that no weight is missing, and forget what the old weights computed. Reply: Done."""
+    """Check after the last round that no weight is missing, and forget what the old weights computed. Reply: Done.
+
+    is_partial: the weights that do not change were not loaded again.
+    """
+
+    is_partial: bool = False
 
 
 @dataclass(frozen=True)

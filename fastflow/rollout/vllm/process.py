@@ -18,6 +18,7 @@ import torch.multiprocessing
 
 from fastflow.errors import FastflowError
 from fastflow.interrupt import blocked_signals
+from fastflow.models.pulse import PULSE
 from fastflow.rollout.vllm import child, messages
 
 LOG_LINES = 5
@@ -87,7 +88,10 @@ class EngineProcess:
 
         writer = threading.Thread(target=write, daemon=True, name="fastflow-vllm-command")
         writer.start()
-        writer.join(self._silence)
+        until = time.monotonic() + self._silence
+        while writer.is_alive() and time.monotonic() < until:
+            writer.join(POLL_SECONDS)
+            PULSE.attend()
         if writer.is_alive():
             raise self._hang(self._silence, "rollout.silence")
         if failure:
@@ -103,7 +107,10 @@ class EngineProcess:
             with contextlib.suppress(EngineLost):
                 self._silence = CLOSING_SECONDS
                 self.send(messages.Close())
-            self._process.join(CLOSING_SECONDS)
+            until = time.monotonic() + CLOSING_SECONDS
+            while self._process.is_alive() and time.monotonic() < until:
+                self._process.join(POLL_SECONDS)
+                PULSE.attend()
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
@@ -123,6 +130,7 @@ class EngineProcess:
     def _wait_for(self, kind: type[Reply], patience: float, setting: str) -> Reply:
         last_sign = time.monotonic()
         while True:
+            PULSE.attend()
             try:
                 reply = self._replies.get(timeout=POLL_SECONDS)
                 self._pass_on_progress()

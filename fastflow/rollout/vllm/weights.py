@@ -18,7 +18,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm.messages import Attach, Place
 
 BUCKET_BYTES = 256 * 2**20
-_ADAPTED = ".base_layer.weight"
+ADAPTED = ".base_layer.weight"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 Named = tuple[str, torch.nn.Parameter]
 
@@ -44,12 +44,12 @@ class SharedWeights:
         self._loss, self._watch = RoundingLoss(), MergeWatch("set --rollout.adapters apply")
         self._layers = dict(adapted_layers(policy.causal_lm))
         named = [item for item in policy.causal_lm.named_parameters() if ".lora_" not in item[0]]
-        adapted = [item for item in named if merge and item[0].endswith(_ADAPTED)]
-        plain = [item for item in named if not (merge and item[0].endswith(_ADAPTED))]
-        buckets = list(_fill(adapted, bucket_bytes))
-        _require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
+        adapted = [item for item in named if merge and item[0].endswith(ADAPTED)]
+        plain = [item for item in named if not (merge and item[0].endswith(ADAPTED))]
+        buckets = list(fill(adapted, bucket_bytes))
+        require_room(policy.device, sum(_bytes(plain)) + max((sum(_bytes(bucket)) for bucket in buckets), default=0))
         blocks: list[torch.Tensor] = []
-        rounds = [tuple(place for part in _fill(plain, bucket_bytes) for place in self._move(part, blocks))]
+        rounds = [tuple(place for part in fill(plain, bucket_bytes) for place in self._move(part, blocks))]
         self._merged: list[list[tuple[str, torch.Tensor]]] = [[]]  # for each round: the merged weights it takes
         self._bucket(buckets, blocks, rounds)
         self.attach = Attach(tuple(blocks), tuple(rounds))
@@ -58,11 +58,15 @@ class SharedWeights:
     def rounds(self) -> int:
         return len(self.attach.rounds)
 
+    def due(self, *, is_complete: bool) -> range:
+        """The rounds of a load: all of them, since those that do not change cost next to nothing."""
+        return range(self.rounds)
+
     @torch.no_grad()
     def prepare(self, round: int) -> None:
         """Write the merged weights that a round takes. The round before it must be over."""
         for name, target in self._merged[round]:
-            layer = self._layers[name.removesuffix(_ADAPTED)]
+            layer = self._layers[name.removesuffix(ADAPTED)]
             update = weight_update(layer, torch.float32)
             target.copy_(layer.base_layer.weight + update)  # the sum is float32, rounded once
             held = target.to(self._engine_dtype or target.dtype)
@@ -80,7 +84,7 @@ class SharedWeights:
         for name, parameter in named:
             by_dtype.setdefault(parameter.dtype, []).append((name, parameter))
         for parameters in by_dtype.values():
-            memory = _shared(parameters[0][1], sum(parameter.numel() for _, parameter in parameters))
+            memory = shared(parameters[0][1], sum(parameter.numel() for _, parameter in parameters))
             offset = 0
             for name, parameter in parameters:
                 view = memory[offset : offset + parameter.numel()].view(parameter.shape)
@@ -95,7 +99,7 @@ class SharedWeights:
         if not buckets:
             return
         largest = max(sum(parameter.numel() for _, parameter in bucket) for bucket in buckets)
-        memory = _shared(buckets[0][0][1], largest)
+        memory = shared(buckets[0][0][1], largest)
         for bucket in buckets:
             places, targets, offset = [], [], 0
             for name, parameter in bucket:
@@ -108,7 +112,7 @@ class SharedWeights:
         blocks.append(memory)
 
 
-def _fill(named: list[Named], bucket_bytes: int) -> Iterator[list[Named]]:
+def fill(named: list[Named], bucket_bytes: int) -> Iterator[list[Named]]:
     """Cut parameters into consecutive runs of at most `bucket_bytes`; a larger parameter is a run of its own."""
     bucket: list[Named] = []
     for name, parameter in named:
@@ -124,7 +128,7 @@ def _bytes(named: list[Named]) -> list[int]:
     return [parameter.nbytes for _, parameter in named]
 
 
-def _shared(like: torch.Tensor, count: int) -> torch.Tensor:
+def shared(like: torch.Tensor, count: int) -> torch.Tensor:
     memory = like.detach().new_empty(count)
     if memory.device.type == "cpu":
         return memory.share_memory_()
@@ -137,7 +141,7 @@ def _shared(like: torch.Tensor, count: int) -> torch.Tensor:
     return memory  # CUDA shares it by its handle
 
 
-def _require_room(device: torch.device, needed: int) -> None:
+def require_room(device: torch.device, needed: int) -> None:
     """Refuse weights without room in shared memory: the first write beyond it would kill the process silently."""
     if device.type != "cpu" or not _SHARED_MEMORY.is_dir():
         return

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from fastflow.config.schema import LoraConfig
+from fastflow.models.packed import PackedModel, with_adapters
 from fastflow.plan import device as plan_device
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
 from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
+from fastflow.plan.rows import size
+from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, invoke, rows_of
 from small_models import make_causal_lm
 
 TWO = Device("cuda", 80 * GIB, "a test", count=2)
+SMALL_BATCH = {"batch__prompts_per_step": 8, "batch__responses_per_prompt": 4}
 SHORT = {"data__max_prompt_tokens": 64, "rollout__max_response_tokens": 64, "batch__tokens_per_microbatch": 128}
 
 
@@ -50,6 +56,32 @@ def test_a_rank_samples_its_share(models):
     config = configure(models / "large", batch__prompts_per_step=8, batch__responses_per_prompt=4)
     name = "trainer", "KV cache of the local sampler"
     assert rows_of(config, TWO)[name].bytes * 2 == rows_of(config, GPU)[name].bytes
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora__rank": 4}], ids=["all parameters", "lora"])
+def test_each_rank_has_a_vllm_of_its_own(models, changes):
+    """Whole on each device, with a share of the responses; what is gathered for it goes through one bucket."""
+    config = configure(models / "large", rollout__engine="vllm", **SMALL_BATCH, **changes)
+    one, two = rows_of(config, GPU), rows_of(config, TWO)
+    for name in ("vLLM's weights", "vLLM's KV cache"):
+        assert two["vllm", name].bytes == one["vllm", name].bytes
+    policy = make_policy(changes)
+    weights = GatheredWeights(policy)
+    assert two["vllm", "bucket of gathered weights"].bytes == sum(block.nbytes for block in weights.attach.blocks)
+    largest = max(one.nbytes for one in policy.causal_lm.parameters())
+    assert two["trainer", "one weight, gathered"].bytes == largest
+    assert not any(name == "bucket of merged weights" for _, name in two)
+    cpu = Device("cpu", 80 * GIB, "a test", shared=1, count=2)
+    needed = size(2 * two["vllm", "bucket of gathered weights"].bytes)
+    assert any(f"must hold {needed}" in obstacle for obstacle in estimate(config, cpu).obstacles)
+    remarks = {count: estimate(config, replace(TWO, count=count)).remarks for count in (1, 2)}
+    wanted = {count: next(one for one in remarks[count] if "need" in one).split()[0] for count in remarks}
+    assert int(wanted[1].replace(",", "")) == 2 * int(wanted[2].replace(",", ""))
+
+
+def make_policy(changes) -> PackedModel:
+    model = make_causal_lm("llama", **LARGE)
+    return PackedModel(with_adapters(model, LoraConfig(rank=4)) if changes else model)
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora__rank": 4}], ids=["all parameters", "lora"])
@@ -108,7 +140,7 @@ def test_the_command(capsys, models, tmp_path):
 
 
 def test_what_several_ranks_cannot_do_is_refused(capsys, models):
-    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=2", "--rollout.engine=vllm")
+    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=2", "--model.compile=layers")
     assert code == 2 and "does not work on 2 ranks yet" in err
     code, _, err = invoke(capsys, "--model.path", models / "large", "--devices", "none")
     assert code == 2 and "--devices needs a number of devices" in err

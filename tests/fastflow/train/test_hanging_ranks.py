@@ -77,6 +77,15 @@ class TestOutlook:
         outlook.after(1, signs)
         assert outlook.limit == PATIENT_SECONDS
 
+    def test_an_engine_that_a_rank_attends_is_no_standstill_and_says_nothing_of_later_ones(self):
+        outlook = Outlook(least=5)
+        for number in range(300):
+            attended = [sign(0, number, 8, waits=True), sign(1, number, 7, attended=10 * number)]
+            assert outlook.after(1, attended) is None
+        assert outlook.limit == 5
+        found = [outlook.after(1, [sign(0, n, 8, waits=True), sign(1, n, 7, attended=2990)]) for n in range(300, 307)]
+        assert found[-1] is not None and found[-1].ranks == [1]
+
     def test_a_rank_at_its_end_is_not_missed(self):
         outlook = Outlook(least=5)
         assert all(outlook.after(1, [sign(0, n, 7), sign(1, 0, 8, has_left=True)]) is None for n in range(30))

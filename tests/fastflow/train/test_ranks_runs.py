@@ -117,8 +117,8 @@ def test_a_refusal_is_said_once(tmp_path):
 
 
 def test_settings_that_need_one_rank_are_refused_before_anything_starts(tmp_path):
-    said = finish(begin(tmp_path, "--devices", "2", **{"rollout.engine": "vllm"}), code=2)
-    assert said.count("rollout.engine = vllm does not work on 2 ranks yet") == 1
+    said = finish(begin(tmp_path, "--devices", "2", **{"model.compile": "layers"}), code=2)
+    assert said.count("model.compile = layers does not work on 2 ranks yet") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
