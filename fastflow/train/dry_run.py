@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.compared import ANSWER, OFFLINE
 from fastflow.config.schema import Config, ModelConfig
 from fastflow.data import Record, is_file, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
@@ -33,7 +33,7 @@ def check_inputs(config: Config) -> str:
     for model in filter(None, (config.model.path, config.model.base)):
         check_files(model)
     make_format_check(config.objective)
-    if config.objective.reward is not None:
+    if config.objective.reward not in (None, ANSWER):
         load_function(config.objective.reward, "objective.reward")
     read_works([task for task in find_tasks(config) if task.path], config)
     if not (is_file(config.data) and os.path.exists(config.data.path)):
