@@ -95,7 +95,6 @@ def check_method(config: Config) -> None:
             "objective.name = tba takes log_z from the group; set objective.log_z = group_mean, or objective.name = "
             "flowrl"
         )
-    _check_offline(config)
     if name in POLICY_GRADIENTS:
         _check_surrogate(config)
     else:
@@ -107,8 +106,10 @@ def check_method(config: Config) -> None:
                 )
 
 
-def _check_offline(config: Config) -> None:
-    """Refuse what says how responses are sampled or weighed where none is sampled, and the reverse."""
+def check_offline(config: Config) -> None:
+    """Raise FastflowError for what says how responses are sampled or weighed where none is sampled, and for the
+    reverse.
+    """
     name = config.objective.name
     if name not in OFFLINE:
         if config.data.response_field != RESPONSE_FIELD:
