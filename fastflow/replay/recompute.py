@@ -97,14 +97,14 @@ def replay(
     notes = []
     if digest_of_settings(config) != batch.about["settings"]:
         notes.append("the settings of lora, objective or importance are no longer those of that update")
+    if config.lora.dropout:
+        notes.append("lora.dropout is left out, so that the numbers are near those of the run")
     learner, weights = _learner(run, config, model, objective, batch, notes)
     if objective is make_objective and batch.about["objective"] != type(learner.objective).__name__:
         notes.append(
             f"the run's loss was {batch.about['objective']}, an objective of its own; this is the loss that the "
             "settings name (call fastflow.replay.recompute.replay with objective= for the other)"
         )
-    if config.lora.dropout:
-        notes.append("lora.dropout is left out, so that the numbers are near those of the run")
     ids = torch.cat(list(_ids(batch)))
     if int(ids.max()) >= learner.policy.vocab_size:
         raise FastflowError(
@@ -133,8 +133,8 @@ def _learner(
     """A learner with the weights to compute with, and which they are, in words."""
     offline = config.objective.name in OFFLINE
     if model is not None:
-        base = None if offline else config.model.base or config.model.path
-        config = replace(config, model=replace(config.model, path=model, base=base), lora=replace(config.lora, rank=0))
+        start = None if offline else config.model.base or config.model.path
+        config = replace(config, model=replace(config.model, path=model, base=start), lora=replace(config.lora, rank=0))
     generators.seed(config.run.seed)
     config = replace(config, lora=replace(config.lora, dropout=0.0))  # what it drew is not known
     policy, base = (load_policy(config.model, config.lora), None) if offline else load_models(config.model, config.lora)

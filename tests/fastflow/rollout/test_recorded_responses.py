@@ -33,7 +33,7 @@ def test_as_many_as_there_are_are_all_of_them():
 def test_fewer_differ_from_step_to_step_and_never_repeat():
     steps = [taken(prompt_with(6), 3, step) for step in range(40)]
     assert all(len(set(places)) == 3 for places in steps)
-    assert set(sum(steps, [])) == set(range(6))
+    assert {place for places in steps for place in places} == set(range(6))
 
 
 def test_more_repeat_none_before_every_other_one():

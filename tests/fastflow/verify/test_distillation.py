@@ -1,4 +1,4 @@
-"""The checks of distil pass, and notice a wrong average, samples of another power, and an end that is taught wrongly."""
+"""The checks of distil pass, and notice a wrong average and a policy that did not learn."""
 
 from __future__ import annotations
 
