@@ -131,6 +131,7 @@ def check_offline(config: Config) -> None:
         ("objective.log_z", config.objective.log_z != "learned", "has no log_z"),
         ("objective.reward", config.objective.reward is not None, "reads no reward"),
         ("model.base", config.model.base is not None, "loads no base"),
+        ("eval.every", config.eval.every > 0, "has no sampler to answer with: ask the saves with fastflow evaluate"),
     ]
     for setting_, is_set, why in no_use:
         if is_set:

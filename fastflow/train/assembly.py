@@ -86,6 +86,7 @@ def make_recorded(
     rollout: RolloutConfig,
     *,
     on_progress: Callable[[int], None],
+    room: int = 0,
 ) -> Sampler:
     """Make what takes a sampler's place where responses are recorded; called as `make_sampler` is."""
     return RecordedResponses(on_progress)

@@ -139,6 +139,7 @@ def test_a_distil_run_says_what_it_does_not_read():
         ("--objective.log_z=group_mean", "has no log_z"),
         ("--objective.reward=a:b", "reads no reward"),
         ("--model.base=other", "loads no base"),
+        ("--eval.every=2", "has no sampler to answer with"),
         ("--surrogate.kl=0.1", "distil is none of them"),
     ):
         with pytest.raises(FastflowError, match=named.replace(".", r"\.")):
