@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Method = Literal[
     "powerflow", "tb_trajectory", "tb_token", "flowrl", "tba",
     "rl_trajectory", "rl_token", "grpo", "empo", "ttrl", "intuitor", "rent", "random_reward", "format_reward",
+    "distil",
 ]  # fmt: skip
 TokenRatio = Literal["token", "token_mean", "sequence"]
 Average = Literal["token_mean", "sequence_mean", "length_limit"]
@@ -22,10 +23,18 @@ KlEstimator = Literal["k3", "k2"]
 LIKELIHOOD_GRADIENTS = ("rl_trajectory", "rl_token")  # their reward holds the base's log-prob and the policy's own
 REWARD_GRADIENTS = ("grpo", "empo", "ttrl", "intuitor", "rent", "random_reward", "format_reward")
 POLICY_GRADIENTS = (*LIKELIHOOD_GRADIENTS, *REWARD_GRADIENTS)
+OFFLINE = ("distil",)  # they learn from recorded responses: nothing is sampled, and no base is read
+RESPONSE_FIELD = "response"
 TAKE_A_REWARD = ("flowrl", "tba", "grpo")
 ANSWER = "answer"  # objective.reward: whether the response's answer is the record's
 
-_SERVES = {"flowrl_form": "flowrl", "empo_unparsed": "empo", "rent_unanswered": "rent"}  # of the objective's settings
+_SERVES = {  # of the objective's settings
+    "flowrl_form": "flowrl",
+    "empo_unparsed": "empo",
+    "rent_unanswered": "rent",
+    "distil_average": "distil",
+}
+_READ_OFFLINE = ("max_response_tokens",)  # of the rollout's settings
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,38 @@ def check_method(config: Config) -> None:
                     f"surrogate.{entry.name} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and "
                     f"objective.name = {name} is none of them; leave it out"
                 )
+
+
+def check_offline(config: Config) -> None:
+    """Raise FastflowError for what says how responses are sampled or weighed where none is sampled, and for the
+    reverse.
+    """
+    name = config.objective.name
+    if name not in OFFLINE:
+        if config.data.response_field != RESPONSE_FIELD:
+            raise FastflowError(
+                f"data.response_field serves {', '.join(OFFLINE)} alone, and objective.name = {name} samples its own "
+                "responses; leave it out"
+            )
+        return
+    for section in ("rollout", "importance"):
+        values = getattr(config, section)
+        for entry in fields(values):
+            is_read = section == "rollout" and entry.name in _READ_OFFLINE
+            if not is_read and getattr(values, entry.name) != entry.default:
+                raise FastflowError(
+                    f"{section}.{entry.name} has no meaning with objective.name = {name}, which samples nothing and "
+                    "learns from the responses in data.path; leave it out"
+                )
+    no_use = [
+        ("objective.log_z", config.objective.log_z != "learned", "has no log_z"),
+        ("objective.reward", config.objective.reward is not None, "reads no reward"),
+        ("model.base", config.model.base is not None, "loads no base"),
+        ("eval.every", config.eval.every > 0, "has no sampler to answer with: ask the saves with fastflow evaluate"),
+    ]
+    for setting_, is_set, why in no_use:
+        if is_set:
+            raise FastflowError(f"{setting_} is set, but objective.name = {name} {why}; leave it out")
 
 
 def _check_surrogate(config: Config) -> None:

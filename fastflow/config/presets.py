@@ -100,6 +100,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rent": {"objective.name": "rent"},
     "random-reward": {"objective.name": "random_reward"},
     "format-reward": {"objective.name": "format_reward"},
+    "distil": {"objective.name": "distil"},  # data.path must name recorded responses; its prompts have their suffix
 }
 
 PRESETS |= {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing
 from dataclasses import dataclass, field
 
-from fastflow.config.compared import SurrogateConfig, check_method
+from fastflow.config.compared import SurrogateConfig, check_method, check_offline
 from fastflow.config.sections import (
     BatchConfig,
     DataConfig,
@@ -59,6 +59,7 @@ class Config:
             )
         if objective.log_z == "group_mean" and batch.responses_per_prompt < 2:
             raise FastflowError("objective.log_z = group_mean needs batch.responses_per_prompt of 2 or more, not 1")
+        check_offline(self)
         self._check_rollout()
         self._check_eval()
         if objective.format_pattern is not None and objective.format_check is not None:

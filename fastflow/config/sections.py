@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastflow.config.compared import Method
+from fastflow.config.compared import RESPONSE_FIELD, Method
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
@@ -69,6 +69,11 @@ class DataConfig(Section):
     subset: str | None = setting(None, "Configuration name of a Hugging Face dataset")
     split: str = setting("train", "Split of a Hugging Face dataset")
     prompt_field: str = setting("prompt", "Field with the prompt: a string, or a list of {role, content} messages")
+    response_field: str = setting(
+        RESPONSE_FIELD,
+        "distil: field with a recorded response, a string or a list of them; beside it may stand response_ids (its "
+        "tokens), finish_reason (stop or length) and weight",
+    )
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
     template_arguments: Mapping[str, Any] | None = setting(
         None, "Variables for the chat template, such as {enable_thinking: false} (needs chat_template)"
@@ -145,7 +150,8 @@ class ObjectiveConfig(Section):
     name: Method = setting(
         "powerflow",
         "powerflow, or a method that it is compared with: trajectory balance (tb_trajectory, tb_token, flowrl, tba) or "
-        "a policy gradient (all others, see surrogate)",
+        "a policy gradient (all others but distil, see surrogate). distil: maximum likelihood of the responses in "
+        "data.path, without sampling",
     )
     alpha: float = setting(
         4.0,
@@ -192,6 +198,11 @@ class ObjectiveConfig(Section):
     )
     rent_unanswered: float | None = setting(
         None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others"
+    )
+    distil_average: Literal["token_mean", "sequence_mean"] = setting(
+        "token_mean",
+        "distil: weight of a token: 1 / all tokens of the update (maximum likelihood), or 1 / (responses x own "
+        "length), by which shorter responses count more",
     )
 
 

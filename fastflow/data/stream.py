@@ -18,6 +18,11 @@ class PromptStream:
         self._shuffle = shuffle
         self._epoch, self._position = 0, 0
 
+    @property
+    def all(self) -> Sequence[Prompt]:
+        """Those of one epoch, in the order of the file."""
+        return self._prompts
+
     def take(self, count: int) -> list[Prompt]:
         """Return the next `count` prompts. Continues with the next epoch at the end of one."""
         taken: list[Prompt] = []

@@ -29,7 +29,7 @@ from fastflow.run.output_file import writing
 COLUMNS = (
     "question", "source", "prompt", "gold", "sample", "seed", "response", "tokens", "finish_reason", "logprob",
     "answer", "verdict", "well_formed", "vote_class", "sampled_tokens", "read_tokens", "written",
-    "policy_logprob", "base_logprob",
+    "policy_logprob", "base_logprob", "prompt_ids", "response_ids",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -78,6 +78,7 @@ def answer_part(
                 "question": index, "source": question.source, "prompt": prompt.text, "gold": question.gold,
                 "sample": sample, "seed": seed, **dataclasses.asdict(answer),
                 "well_formed": re.search(task.format, answer.response) is not None,
+                "prompt_ids": prompt.ids.tolist(),
             })  # fmt: skip
     _add_logprobs(rows, questions, scorer)
     if task.is_creative:
@@ -92,7 +93,7 @@ def answer_part(
 
 
 def _add_logprobs(rows: Sequence[Row], questions: Sequence[Entry], scorer: LogprobScorer | None) -> None:
-    ids = [row.pop("response_ids") for row in rows]
+    ids = [row["response_ids"] for row in rows]
     scores: Sequence[tuple[float | None, float | None]] = [(None, None)] * len(rows)
     if scorer is not None and all(ids):
         prompts = {index: prompt for index, _, prompt in questions}
@@ -148,6 +149,8 @@ def read(path: Path) -> list[Row]:
         row.setdefault("written", None)
         row.setdefault("policy_logprob", None)
         row.setdefault("base_logprob", None)
+        row.setdefault("prompt_ids", None)
+        row.setdefault("response_ids", None)
     return rows
 
 
@@ -157,4 +160,7 @@ def _schema(pyarrow: Any) -> Any:
         "well_formed": "bool_", "vote_class": "int32", "sampled_tokens": "int64", "read_tokens": "int64",
         "policy_logprob": "float64", "base_logprob": "float64",
     }  # fmt: skip
-    return pyarrow.schema([(name, getattr(pyarrow, kinds.get(name, "string"))()) for name in COLUMNS])
+    lists = dict.fromkeys(("prompt_ids", "response_ids"), pyarrow.list_(pyarrow.int32()))
+    return pyarrow.schema(
+        [(name, lists.get(name) or getattr(pyarrow, kinds.get(name, "string"))()) for name in COLUMNS]
+    )

@@ -210,16 +210,10 @@ def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, P
     for path in filter(None, (settings.path, settings.base)):  # before weights load, which takes time
         read_config(path, trust_remote_code=settings.trust_remote_code)
     check_same_tokens(settings)
-    device = resolve_device(settings.device)
-    dtype, autocast = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype), settings.autocast
-    kernel = attention.choose_kernel(settings.attention, device, dtype)
-    model = load_causal_lm(settings.path, settings)
-    move(model, device)
-    layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
-    adapted = with_adapters(model, lora) if lora.rank else model
-    policy = PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
+    policy = load_policy(settings, lora)
     if lora.rank:
         return policy, AdaptersOff(policy)
+    device, kernel, autocast = policy.device, policy.kernel, settings.autocast
     base_model = load_causal_lm(settings.base or settings.path, settings)
     if autocast:
         hold_in_bfloat16(base_model)
@@ -228,6 +222,18 @@ def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, P
     base = FrozenModel(base_model, kernel=kernel, autocast=autocast, layers=layers)
     check_same_vocabulary(policy, base, settings)
     return policy, base
+
+
+def load_policy(settings: ModelConfig, lora: LoraConfig) -> PackedModel:
+    """Load the policy alone. Raises FastflowError for an unreadable model."""
+    device = resolve_device(settings.device)
+    dtype, autocast = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype), settings.autocast
+    kernel = attention.choose_kernel(settings.attention, device, dtype)
+    model = load_causal_lm(settings.path, settings)
+    move(model, device)
+    layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
+    adapted = with_adapters(model, lora) if lora.rank else model
+    return PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
 
 
 def move(model: torch.nn.Module, device: torch.device) -> None:

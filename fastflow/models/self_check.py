@@ -24,7 +24,9 @@ LENGTHS = (5, 96, 1, 33)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
-def check_models(policy: PackedModel, base: PackedModel | AdaptersOff, *, longest: int, names: tuple[str, str]) -> None:
+def check_models(
+    policy: PackedModel, base: PackedModel | AdaptersOff | None, *, longest: int, names: tuple[str, str]
+) -> None:
     """Prepare policy and base for sequences of up to `longest` tokens, and prove that packing changes nothing.
 
     Raises FastflowError, with the model's name, where packing changes something. With LoRA the policy is the base.

@@ -16,9 +16,9 @@ from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 
 
-def shard_models(policy: PackedModel, base: PackedModel | AdaptersOff, ranks: Ranks) -> None:
-    """Cut policy and base over the ranks, in place; nothing happens where there is one. Call it after all that reads
-    whole weights, and before the optimiser is made.
+def shard_models(policy: PackedModel, base: PackedModel | AdaptersOff | None, ranks: Ranks) -> None:
+    """Cut policy and base, where there is one, over the ranks, in place; nothing happens where there is one rank. Call
+    it after all that reads whole weights, and before the optimiser is made.
     """
     for model in (policy, base):
         if isinstance(model, PackedModel):

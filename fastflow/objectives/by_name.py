@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from fastflow.config.compared import POLICY_GRADIENTS
+from fastflow.config.compared import OFFLINE, POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.likelihood import MaximumLikelihood
 from fastflow.objectives.objective import Objective
 from fastflow.objectives.policy_gradient import PolicyGradient
 
 
 def make_objective(config: Config, policy: PackedModel) -> Objective:
-    """Make the objective of `objective.name`: a member of the trajectory-balance family, or a policy gradient."""
+    """Make the objective of `objective.name`: a member of the trajectory-balance family, a policy gradient, or
+    maximum likelihood.
+    """
+    if config.objective.name in OFFLINE:
+        return MaximumLikelihood(config, policy)
     made = PolicyGradient if config.objective.name in POLICY_GRADIENTS else FlowObjective.of
     return made(config, policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastflow.config.compared import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.models.packed import check_same_vocabulary
 from fastflow.plan.device import Device
@@ -62,7 +63,7 @@ def sizes_of(config: Config) -> Sizes:
     base, adapters = None, None
     if config.lora.rank:
         adapters = count_adapters(config.model.path, config.model, config.lora)
-    else:
+    elif config.objective.name not in OFFLINE:
         base = read_sizes(config.model.base or config.model.path, config.model)
         check_same_vocabulary(model, base, config.model)
     return Sizes(model, base, adapters)
@@ -79,6 +80,8 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
         rows, remarks, obstacles = [*rows, *more], [*remarks, *its_remarks], [*obstacles, *its_obstacles]
     elif config.rollout.engine == "vllm-server":
         remarks += ["the servers' memory is their own; only the trainer's is counted here"]
+    if config.objective.name in OFFLINE:
+        remarks += [f"objective.name = {config.objective.name} samples nothing and reads no base: neither is counted"]
     result = Estimate(device, rows, remarks, obstacles)
     _judge_lengths(result, config, model)
     _judge(result, config, shared_bytes(config, model, adapters, device.count))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastflow.config.compared import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate
@@ -76,6 +77,8 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
         yield "lora.rank", [LORA_RANK]
     if config.lora.rank and config.model.dtype == "float32":
         yield "model.dtype", ["bfloat16"]
+    if config.objective.name in OFFLINE:
+        return
     yield "rollout.max_sequences", _halvings(sequences_at_once(config, device.count), FEWEST_SEQUENCES)
     if rollout.engine == "vllm":
         if device.is_gpu:

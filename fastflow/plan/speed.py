@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastflow.config.compared import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Sizes
@@ -49,7 +50,7 @@ def expected_speed(config: Config, sizes: Sizes, device: Device) -> Speed | None
         model.autocast and not config.lora.rank and not model.checkpoint_share
         and model.fused_layers != "off" and sizes.model.fusable
     )  # fmt: skip
-    if found is None or not as_measured:
+    if found is None or not as_measured or config.objective.name in OFFLINE:
         return None
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     sequences = config.batch.prompts_per_step * config.batch.responses_per_prompt

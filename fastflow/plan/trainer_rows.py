@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastflow.config.compared import POLICY_GRADIENTS
+from fastflow.config.compared import OFFLINE, POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.models import attention
 from fastflow.models.decoder_layers import recomputed_layers
@@ -25,12 +25,12 @@ def trainer_rows(
 ) -> list[Row]:
     """Return the trainer's rows.
 
-    base: None where the policy is its own base. adapters: None where all parameters are trained.
+    base: None where the policy is its own base, or nobody reads one. adapters: None where all parameters are trained.
     """
     rows = [*_weights(config, model, base, adapters), *_optimiser(config, model, adapters, device)]
     rows += _forward_and_backward(config, model, device)
     rows += _loss(config, model, device)
-    if config.rollout.engine == "local":
+    if config.rollout.engine == "local" and config.objective.name not in OFFLINE:
         rows += _local_sampler(config, model, device)
     return [row for row in [*rows, context_row("trainer", device)] if row.bytes]
 
@@ -86,7 +86,9 @@ def _weights(config: Config, model: ModelSizes, base: ModelSizes | None, adapter
     each, dtype = parameter_bytes(config), config.model.dtype
     rows = [Row("policy's parameters", "trainer", model.parameters * each, f"{model.parameters:,} in {dtype}")]
     if adapters is not None:
-        how = f"{adapters.parameters:,} in float32; the base is the policy without them"
+        how = f"{adapters.parameters:,} in float32"
+        if config.objective.name not in OFFLINE:
+            how += "; the base is the policy without them"
         rows.append(Row("adapters", "trainer", adapters.parameters * FLOAT, how))
     if base is not None:
         what = f"{base.parameters:,} in {dtype}" if config.model.base else "a second copy of the policy"
@@ -106,7 +108,7 @@ def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, dev
         Row("gradients", "trainer", bytes_, "as the trained parameters", TRAINING),
         Row("AdamW's moments", "trainer", 2 * bytes_ + FLOAT * tensors, "2 x the trained parameters"),
     ]
-    if config.objective.log_z == "learned" and config.objective.name not in POLICY_GRADIENTS:
+    if config.objective.log_z == "learned" and config.objective.name not in (*POLICY_GRADIENTS, *OFFLINE):
         with torch.device("meta"):
             head = sum(entry.numel() for entry in LearnedLogZ(model.hidden).parameters())
         how = "its parameters, gradients and two moments, in float32"

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from fastflow.config.compared import OFFLINE
 from fastflow.config.reader import SETTINGS_FILE, read_config
 from fastflow.config.schema import Config
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
-from fastflow.models.packed import load_models
-from fastflow.objectives.flow import FlowObjective
+from fastflow.models.packed import load_models, load_policy
+from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.objective import MakeObjective
 from fastflow.replay.file import BadUpdate, read_bad_update
 from fastflow.run import generators
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.train.bad_updates import digest_of_settings
 from fastflow.train.checkpoint import log_z_head, named_parameters
+from fastflow.train.finite import UNKNOWN_OFFLINE
 from fastflow.train.learner import Learner
 from fastflow.train.restore import read, restore
 
@@ -82,7 +84,7 @@ def replay(
     run: Path | None = None,
     model: str | None = None,
     device: str | None = None,
-    objective: MakeObjective = FlowObjective.of,
+    objective: MakeObjective = make_objective,
 ) -> Replay:
     """Compute the update in a file of RUN/bad again, up to its gradient. Nothing of the run is changed.
 
@@ -95,14 +97,14 @@ def replay(
     notes = []
     if digest_of_settings(config) != batch.about["settings"]:
         notes.append("the settings of lora, objective or importance are no longer those of that update")
-    if objective == FlowObjective.of and batch.about["objective"] != FlowObjective.__name__:
+    if config.lora.dropout:
+        notes.append("lora.dropout is left out, so that the numbers are near those of the run")
+    learner, weights = _learner(run, config, model, objective, batch, notes)
+    if objective is make_objective and batch.about["objective"] != type(learner.objective).__name__:
         notes.append(
             f"the run's loss was {batch.about['objective']}, an objective of its own; this is the loss that the "
             "settings name (call fastflow.replay.recompute.replay with objective= for the other)"
         )
-    if config.lora.dropout:
-        notes.append("lora.dropout is left out, so that the numbers are near those of the run")
-    learner, weights = _learner(run, config, model, objective, batch, notes)
     ids = torch.cat(list(_ids(batch)))
     if int(ids.max()) >= learner.policy.vocab_size:
         raise FastflowError(
@@ -110,7 +112,8 @@ def replay(
             "not belong together: check --run and --model"
         )
     now = learner.examine(batch.groups, penalty=batch.penalty, reward=batch.reward)
-    return Replay(batch, now, weights, notes, _bad_responses(batch, now), _bad_gradients(learner))
+    unknown = (*UNKNOWN_OFFLINE, "log_z") if config.objective.name in OFFLINE else ()
+    return Replay(batch, now, weights, notes, _bad_responses(batch, now, unknown), _bad_gradients(learner))
 
 
 def _settings(run: Path, device: str | None) -> Config:
@@ -128,12 +131,14 @@ def _learner(
     run: Path, config: Config, model: str | None, objective: MakeObjective, batch: BadUpdate, notes: list[str]
 ) -> tuple[Learner, str]:
     """A learner with the weights to compute with, and which they are, in words."""
+    offline = config.objective.name in OFFLINE
     if model is not None:
-        base = config.model.base or config.model.path
-        config = replace(config, model=replace(config.model, path=model, base=base), lora=replace(config.lora, rank=0))
+        start = None if offline else config.model.base or config.model.path
+        config = replace(config, model=replace(config.model, path=model, base=start), lora=replace(config.lora, rank=0))
     generators.seed(config.run.seed)
     config = replace(config, lora=replace(config.lora, dropout=0.0))  # what it drew is not known
-    learner = Learner(*load_models(config.model, config.lora), config, total_updates=1, objective=objective)
+    policy, base = (load_policy(config.model, config.lora), None) if offline else load_models(config.model, config.lora)
+    learner = Learner(policy, base, config, total_updates=1, objective=objective)
     if model is not None:
         if log_z_head(learner) is not None:
             notes.append("log_z is not that of the run: it starts at this batch's optimum")
@@ -155,12 +160,17 @@ def _ids(batch: BadUpdate) -> Iterator[torch.Tensor]:
         yield from (torch.from_numpy(entry.response_ids) for entry in group.trajectories)
 
 
-def _bad_responses(batch: BadUpdate, now: UpdateResult) -> list[BadResponse]:
-    """What of each response is not finite, or has a square that is not. Values that were not computed do not count."""
+def _bad_responses(batch: BadUpdate, now: UpdateResult, unknown: Collection[str] = ()) -> list[BadResponse]:
+    """What of each response is not finite, or has a square that is not. Values that were not computed do not count.
+
+    unknown: values that the method never has.
+    """
     places = [(at, of) for at, group in enumerate(batch.groups, 1) for of in range(1, len(group.trajectories) + 1)]
     values = {name: getattr(batch if name in ("penalty", "reward") else now, name) for name in OF_RESPONSES}
-    if not all(bool(values[name].isfinite().all()) for name in FACTS):  # and the policy never ran
-        values = {name: values[name] for name in FACTS}
+    values = {name: one for name, one in values.items() if name not in unknown}
+    facts = {name: one for name, one in values.items() if name in FACTS}
+    if not all(bool(one.isfinite().all()) for one in facts.values()):  # and the policy never ran
+        values = facts
     too_large = now.residual.isfinite() & (now.residual**2 * now.weight.clamp(min=1) > LARGEST)
     found = []
     for index, (prompt, response) in enumerate(places):

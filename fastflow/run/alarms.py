@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from fastflow.config.compared import OFFLINE
+from fastflow.config.schema import Config
 
 MISMATCH_KL = 0.01  # nats per token; bfloat16 on both sides gives 0.0005
 RATIO = 10.0  # pi / pi_old; a few updates of a rollout stay below 2
@@ -13,13 +16,27 @@ LOG_Z_ROOM = 10.0  # nats per token beside twice its first value, in which log_z
 REMEMBERED = ("length_mean", "truncated_share", "repetition", "log_z")  # of the first step that has them
 OF_UPDATES = ("stale rollouts", "sampler mismatch", "exploding ratios", "runaway log_z")  # need one that was done
 
+NEED_A_ROLLOUT = (  # which say something of the policy only where it has sampled the responses
+    "length collapse", "length explosion", "truncation", "repetition", "stale rollouts", "sampler mismatch",
+    "saturated length", "exploding ratios", "runaway log_z", "dead format",
+)  # fmt: skip
+
 Condition = tuple[str, bool, str]  # name, whether it holds, what is said
 
 
-class Alarms:
-    """Compares each step with the first and names what looks like collapse; an alarm that persists is not repeated."""
+def alarms_off(config: Config) -> tuple[str, ...]:
+    """Those that make no sense under these settings, by name."""
+    return NEED_A_ROLLOUT if config.objective.name in OFFLINE else ()
 
-    def __init__(self) -> None:
+
+class Alarms:
+    """Compares each step with the first and names what looks like collapse; an alarm that persists is not repeated.
+
+    off: names of those that are never raised.
+    """
+
+    def __init__(self, off: Collection[str] = ()) -> None:
+        self._off = set(off)
         self._first: dict[str, Any] | None = None
         self._active: set[str] = set()
 
@@ -27,7 +44,11 @@ class Alarms:
         """New alarms of this step, each a sentence with figures and a remedy."""
         known = {name: metrics[name] for name in REMEMBERED if math.isfinite(metrics[name])}
         self._first = known | (self._first or {})
-        raised = {name: message for name, holds, message in _conditions(metrics, self._first) if holds}
+        raised = {
+            name: message
+            for name, holds, message in _conditions(metrics, self._first)
+            if holds and name not in self._off
+        }
         unseen = set() if math.isfinite(metrics["loss"]) else set(OF_UPDATES)  # every update was skipped
         new = [message for name, message in raised.items() if name not in self._active | unseen]
         self._active = (set(raised) - unseen) | (self._active & unseen)

@@ -65,6 +65,7 @@ def measure(
         "token_entropy": float(-behaviour.sum() / max(sampled, 1)),
         "sequence_entropy": float(-behaviour.mean()),
         "logprob_mean": float((joined("logprob") / per_token).mean()),
+        "sequence_logprob_mean": float(joined("logprob").mean()),
         "base_logprob_mean": float((joined("base_logprob") / per_token).mean()),
         **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
         "clipped_share": float((weight != raw_ratio).double().mean()),

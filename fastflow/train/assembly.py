@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from fastflow.config.compared import ANSWER
-from fastflow.config.schema import Config, ObjectiveConfig
-from fastflow.data import read_records, tokenize
+from fastflow.config.compared import ANSWER, OFFLINE
+from fastflow.config.schema import Config, ObjectiveConfig, RolloutConfig
+from fastflow.data import Record, read_records, tokenize
+from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
 from fastflow.models.packed import (
@@ -18,12 +19,14 @@ from fastflow.models.packed import (
     check_tokenizer_fits,
     end_ids,
     load_models,
+    load_policy,
     load_tokenizer,
 )
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models
 from fastflow.objectives.judging import Judge, needs_answers
 from fastflow.rollout.admission import context_for
+from fastflow.rollout.recorded import RecordedResponses
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
@@ -41,29 +44,52 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """What the settings name, read and checked."""
+    """What the settings name, read and checked. base: None where the method reads none."""
 
     tokenizer: PreTrainedTokenizerBase
     prompts: list[Prompt]
     judge: Judge
     policy: PackedModel
-    base: PackedModel | AdaptersOff
+    base: PackedModel | AdaptersOff | None
 
 
 def load(config: Config) -> Loaded:
     """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together."""
+    offline = config.objective.name in OFFLINE
     records = read_records(config.data)
     tokenizer = load_tokenizer(config.model)
-    prompts = tokenize(records, tokenizer, config.data)
+    prompts = read_prompts(config, records, tokenizer)
     judge = make_judge(config.objective, tokenizer, prompts)
     for text in config.rollout.stop:
         check_spelling(tokenizer, "rollout.stop", text)
-    policy, base = load_models(config.model, config.lora)
+    policy, base = (load_policy(config.model, config.lora), None) if offline else load_models(config.model, config.lora)
     check_tokenizer_fits(tokenizer, policy, config.model)
     longest = context_for(policy, prompts, config.rollout.max_response_tokens)
     check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
+    check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
     judge.end_with(end_ids(policy, tokenizer))
     return Loaded(tokenizer, prompts, judge, policy, base)
+
+
+def read_prompts(config: Config, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """Tokenise the records: prompts, with their recorded responses where the method learns from these."""
+    if config.objective.name not in OFFLINE:
+        return tokenize(records, tokenizer, config.data)
+    limit = config.rollout.max_response_tokens
+    return list(read_recorded(records, tokenizer, config.data, max_response_tokens=limit))
+
+
+def make_recorded(
+    policy: PackedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    rollout: RolloutConfig,
+    *,
+    on_progress: Callable[[int], None],
+    room: int = 0,
+) -> Sampler:
+    """Make what takes a sampler's place where responses are recorded; called as `make_sampler` is."""
+    return RecordedResponses(on_progress)
 
 
 def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Judge:

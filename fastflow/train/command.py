@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.config.compared import REWARD_GRADIENTS
+from fastflow.config.compared import OFFLINE, REWARD_GRADIENTS
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
+from fastflow.data.recorded import RecordedPrompt
+from fastflow.data.recorded import describe as describe_recorded
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.flow import FlowObjective
+from fastflow.objectives.likelihood import MaximumLikelihood
 from fastflow.objectives.objective import MakeObjective
 from fastflow.objectives.policy_gradient import PolicyGradient
 from fastflow.run.checkpoints import CHECKPOINTS, name_of
@@ -80,7 +83,7 @@ def doubtful(config: Config) -> list[str]:
             f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 "
             "and set model.autocast = true instead"
         )
-    sharpens = config.objective.alpha > 1 and config.objective.name not in REWARD_GRADIENTS
+    sharpens = config.objective.alpha > 1 and config.objective.name not in (*REWARD_GRADIENTS, *OFFLINE)
     if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
     if config.eval.tasks and not config.eval.every:
@@ -98,11 +101,14 @@ def describe(trainer: Trainer) -> str:
     evaluation = trainer.evaluation
     evaluated = f"\nevaluated every {config.eval.every} steps on {evaluation.describe()}" if evaluation else ""
     several = f"{trainer.ranks.count} ranks, each with a part of every weight\n" if trainer.ranks.count > 1 else ""
+    known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
+    recorded = describe_recorded(known, batch.prompts_per_step, config.run.steps) + "\n" if known else ""
     return (
         f"{several}{describe_objective(trainer)} on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
         f"{describe_body(trainer)}\n"
         f"kernels {explain(rows, head)}\n"
+        f"{recorded}"
         f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
@@ -124,6 +130,8 @@ def describe_objective(trainer: Trainer) -> str:
     objective, settings = trainer.learner.objective, trainer.config.objective
     if isinstance(objective, FlowObjective):
         return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z})"
+    if isinstance(objective, MaximumLikelihood):
+        return f"{settings.name}, maximum likelihood ({settings.distil_average}) of recorded responses, no base"
     if isinstance(objective, PolicyGradient):
         surrogate = trainer.config.surrogate
         return f"{settings.name}, policy gradient (ratio {surrogate.ratio}, average {surrogate.average})"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.trajectory import Prompt
 from fastflow.models.packed import AdaptersOff, PackedModel
 
@@ -15,23 +16,31 @@ _CHUNK = 2**24  # numbers that are weighted at once
 
 
 def digest_of_prompts(prompts: Sequence[Prompt], *, with_records: bool) -> str:
-    """Of all token ids, in their order. with_records: also of what a reward or a format check reads."""
+    """Of all token ids, in their order, and of recorded responses with their weights. with_records: also of what a
+    reward or a format check reads.
+    """
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(len(prompt.ids).to_bytes(8, "little") + prompt.ids.tobytes())
+        if isinstance(prompt, RecordedPrompt):
+            for response, weight in zip(prompt.responses, prompt.weights, strict=True):
+                what = f"{len(response)} {response.finish_reason} {weight!r}"
+                digest.update(what.encode() + response.response_ids.tobytes())
         if with_records:
             digest.update(json.dumps(prompt.record, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 
-def digest_of_base(base: PackedModel | AdaptersOff) -> str:
+def digest_of_base(base: PackedModel | AdaptersOff | None, policy: PackedModel) -> str:
     """Of the frozen base's weights: the base's own, or all that has no gradient where it is the policy without its
-    adapters. Computed where the weights are, in one pass over them.
+    adapters. Where there is no base, of the weights that the policy starts from. Computed where the weights are, in one
+    pass over them.
     """
-    if isinstance(base, AdaptersOff):
-        named = [(name, one) for name, one in base.policy.model.named_parameters() if not one.requires_grad]
-    else:
-        named = list(base.model.named_parameters())
+    if isinstance(base, PackedModel):
+        return digest_of_tensors(base.model.named_parameters())
+    named = list(policy.model.named_parameters())
+    if any(not one.requires_grad for _, one in named):
+        named = [(name, one) for name, one in named if not one.requires_grad]
     return digest_of_tensors(named)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fastflow.config.compared import ANSWER, OFFLINE
 from fastflow.config.schema import Config, ModelConfig
-from fastflow.data import Record, is_file, read_records, tokenize
+from fastflow.data import Record, is_file, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
 from fastflow.models.decoder_layers import check_compiler
 from fastflow.models.files import check_files
@@ -14,6 +17,9 @@ from fastflow.models.fused_layers import choose_layers
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
 from fastflow.run.recorder import check_sinks
 from fastflow.train.evaluation import find_tasks, read_works
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_inputs(config: Config) -> str:
@@ -27,7 +33,7 @@ def check_inputs(config: Config) -> str:
     for model in filter(None, (config.model.path, config.model.base)):
         check_files(model)
     make_format_check(config.objective)
-    if config.objective.reward is not None:
+    if config.objective.reward not in (None, ANSWER):
         load_function(config.objective.reward, "objective.reward")
     read_works([task for task in find_tasks(config) if task.path], config)
     if not (is_file(config.data) and os.path.exists(config.data.path)):
@@ -51,7 +57,24 @@ def first_prompt(config: Config, records: list[Record]) -> str:
             )
         except Exception:  # a hub id that was never fetched raises errors of many types
             return f"No prompt to show: the tokenizer of {model.path} is not on this machine."
+    if config.objective.name in OFFLINE:
+        return _describe_recorded(config, records, tokenizer)
     return describe_first(tokenize(records, tokenizer, config.data), tokenizer, config.data)
+
+
+def _describe_recorded(config: Config, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Describe the first prompt and what is recorded of it, as the tokens spell them."""
+    limit = config.rollout.max_response_tokens
+    prompts = recorded.read_recorded(records, tokenizer, config.data, max_response_tokens=limit)
+    first = prompts[0]
+    response = first.responses[0]
+    ending = {"stop": "ended", "length": "cut, so that it teaches no end"}[response.finish_reason]
+    return "\n".join([
+        recorded.describe(prompts, config.batch.prompts_per_step, config.run.steps),
+        f"The first, {first.source}, in {len(first.ids)} and {len(response)} tokens; it {ending}:",
+        f"  prompt    {json.dumps(tokenizer.decode(first.ids.tolist()), ensure_ascii=False)}",
+        f"  response  {json.dumps(tokenizer.decode(response.response_ids.tolist()), ensure_ascii=False)}",
+    ])  # fmt: skip
 
 
 def check_layers(settings: ModelConfig) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.objectives.objective import Facts
 
+UNKNOWN_OFFLINE = ("base_logprob", "behaviour_logprob")  # of recorded responses
 NAMES = {
     "base_logprob": "the base's log-prob",
     "behaviour_logprob": "the sampler's log-prob",
@@ -44,9 +45,14 @@ class Skips(NamedTuple):
 NONE_SKIPPED = Skips()
 
 
-def unusable(facts: Facts) -> str:
-    """Say which facts are not finite, and of how many responses. Empty where all are finite."""
+def unusable(facts: Facts, unknown: Collection[str] = ()) -> str:
+    """Say which facts are not finite, and of how many responses. Empty where all are finite.
+
+    unknown: facts that nobody asks for.
+    """
     for name, words in NAMES.items():
+        if name in unknown:
+            continue
         bad = int((~getattr(facts, name).isfinite()).sum())
         if bad:
             return f"{words} of {bad} of {len(facts.length)} responses is not finite"

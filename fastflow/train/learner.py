@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from fastflow.config.compared import OFFLINE
 from fastflow.config.schema import Config, OptimConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
@@ -30,7 +33,7 @@ from fastflow.models.share import Share
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.known_tokens import KnownTokens
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
-from fastflow.train.finite import NonFiniteError, Skips, last_straw, not_finite, unusable
+from fastflow.train.finite import UNKNOWN_OFFLINE, NonFiniteError, Skips, last_straw, not_finite, unusable
 
 __all__ = ["Learner", "NonFiniteError", "lr_factor"]
 
@@ -38,14 +41,15 @@ __all__ = ["Learner", "NonFiniteError", "lr_factor"]
 class Learner:
     """Holds policy, base, log_z head and optimiser, and turns groups of trajectories into updates.
 
-    total_updates: the updates that the learning-rate schedule spans. objective: makes the one that gives the loss.
+    base: None where the objective asks for no base log-probs, which are NaN then. total_updates: the updates that the
+    learning-rate schedule spans. objective: makes the one that gives the loss.
     skips: updates that were skipped because their numbers were not finite.
     """
 
     def __init__(
         self,
         policy: PackedModel,
-        base: PackedModel | AdaptersOff,
+        base: PackedModel | AdaptersOff | None,
         config: Config,
         *,
         total_updates: int,
@@ -106,7 +110,7 @@ class Learner:
         device = self.policy.device
         share = Share.of(self.policy, groups, self.config.batch.tokens_per_microbatch)
         with _timed(seconds, "score", device):
-            base_tokens = [token_logprobs(self.base, batch) for batch, _ in share.batches()]
+            base_tokens = [self._base_logprobs(batch) for batch, _ in share.batches()]
             facts = self._facts(groups, share, base_tokens, penalty, reward)
         known: dict[str, Any] = {
             "lr": float(self.schedule.get_last_lr()[0]),
@@ -119,7 +123,8 @@ class Learner:
             "tokens": share.tokens,
             "seconds": seconds,
         }
-        if problem := unusable(facts):  # which all ranks find alike
+        unknown = UNKNOWN_OFFLINE if self.config.objective.name in OFFLINE else ()
+        if problem := unusable(facts, unknown):  # which all ranks find alike
             seconds["train"] = 0.0
             return _uncomputed(known, problem), []
         head_before = self._head_before()
@@ -157,6 +162,11 @@ class Learner:
     def updates(self) -> int:
         """Optimiser updates done so far."""
         return self.schedule.last_epoch
+
+    def _base_logprobs(self, batch: PackedBatch) -> Float[Tensor, " N"]:
+        if self.base is None:
+            return torch.full(batch.targets.shape, math.nan, device=batch.targets.device)
+        return token_logprobs(self.base, batch)
 
     def _facts(
         self,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastflow import interrupt
+from fastflow.config.compared import OFFLINE
 from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
@@ -30,7 +31,7 @@ from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.sampler import Request, requests_for
 from fastflow.run import directory as run_directory
 from fastflow.run import generators
-from fastflow.run.alarms import Alarms
+from fastflow.run.alarms import Alarms, alarms_off
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.run.lock import RunLock
 from fastflow.run.metrics import agreement, measure
@@ -130,7 +131,7 @@ class Trainer:
             total_updates = self._saved.state["identity"]["total_updates"]
         identity = Identity(
             digest_of_prompts(prompts, with_records=reads_records),
-            digest_of_base(base),
+            digest_of_base(base, policy),
             total_updates,
             resume.versions(),
         )
@@ -149,7 +150,7 @@ class Trainer:
                 assembly.check_room(self.learner, config, self.directory, small_files, resumed=self.resumed)
         self.saver = Saver(self._checkpoints, self.learner, exporter, identity, config)
         self.progress = RunProgress(console, label="training", steps=config.run.steps)
-        self.alarms = Alarms()
+        self.alarms = Alarms(off=alarms_off(config))
         self.standing = Standing(config, self.learner, self.prompts, len(prompts), self.alarms, self.directory)
         self.updates = Updates(
             config, self.learner, self.judge, self.standing, self.progress, self.directory, self.ranks
@@ -166,7 +167,8 @@ class Trainer:
                     "weights, which are newer, so that it is no longer the uninterrupted run to the bit"
                 )
         self._taken_up = self.position.under_way
-        self.sampler = make_sampler(
+        make = assembly.make_recorded if config.objective.name in OFFLINE else make_sampler
+        self.sampler = make(
             policy, self.tokenizer, prompts, config.rollout, on_progress=self.progress.advance_phase, **beside
         )
         self.schedule = assembly.make_schedule(self.sampler, policy, self.requests, config, ready=self.position.ahead)
@@ -344,8 +346,11 @@ class Trainer:
             device=self.learner.policy.device,
         )
         shown = first_done(updates)
-        drawn_from_it = self.config.rollout.samples_the_policy
+        offline = self.config.objective.name in OFFLINE
+        drawn_from_it = self.config.rollout.samples_the_policy and not offline
         metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
+        if offline:
+            metrics["weight_lag"] = None  # no weights of this run sampled
         metrics["skipped_updates_total"] = self.learner.skips.total
         metrics["peak_memory_bytes"] = self.ranks.max(metrics["peak_memory_bytes"])
         return {**metrics, "alarms": self.alarms.check(metrics)}

@@ -25,6 +25,7 @@ from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.learner import Learner
 from fastflow.verify.check import Check
+from fastflow.verify.distillation import distillation_checks
 from fastflow.verify.exact import (
     SequenceSpace,
     exact_target,
@@ -83,6 +84,7 @@ def run_checks(size: Size, seed: int, *, on_phase: Callable[[str], None], on_upd
     checks += [microbatch_check(seed), sampler_check(space, seed)]
     checks += power_checks(make_models, seed)
     checks += policy_gradient_checks(space, make_models, updates=size.table_updates, seed=seed)
+    checks += distillation_checks(make_models, seed)
     for alpha, log_z in size.tables():
         on_phase(title("table", alpha, log_z))
         checks += table_checks(space, alpha, log_z, size, seed, on_update)

@@ -167,3 +167,19 @@ class TestSampling:
         config = configure(models / "large", rollout__engine="vllm-server", rollout__servers="[http://host:8000]")
         result = estimate(config, GPU)
         assert {row.side for row in result.rows} == {"trainer"} and "servers" in result.remarks[0]
+
+
+def test_distil_counts_neither_base_nor_sampler_nor_log_z(models):
+    usual, offline = (
+        estimate(configure(models / "large", objective__name=name), GPU) for name in ("powerflow", "distil")
+    )
+    gone = {row.name for row in usual.rows} - {row.name for row in offline.rows}
+    assert {"frozen base", "log_z network", "KV cache of the local sampler"} <= gone
+    assert "samples nothing and reads no base" in " ".join(offline.remarks)
+    small = Device("cpu", GIB // 2, "a test")
+    tried = remedies(
+        configure(models / "large", objective__name="distil"),
+        small,
+        estimate(configure(models / "large", objective__name="distil"), small),
+    )
+    assert not any(remedy.setting.startswith("rollout") for remedy in tried)

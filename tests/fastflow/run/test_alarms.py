@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from fastflow.run.alarms import Alarms
+from fastflow.config.schema import Config, ObjectiveConfig
+from fastflow.run.alarms import NEED_A_ROLLOUT, Alarms, _conditions, alarms_off
 
 CALM = {
     "length_mean": 100.0,
@@ -187,3 +188,15 @@ class TestSkippedSteps:
             {"first": {"length_mean": 100.0, "truncated_share": 0.04, "repetition": 0.05}, "active": ["truncation"]}
         )
         assert self.kinds(alarms, {**CALM, "length_mean": 10.0}) == ["length collapse"]
+
+
+def test_without_rollouts_only_skipped_updates_sound():
+    off = alarms_off(Config(objective=ObjectiveConfig(name="distil")))
+    assert {name for name, _, _ in _conditions(CALM, CALM)} == {*off, "skipped updates"}
+    assert off == NEED_A_ROLLOUT and alarms_off(Config()) == ()
+    bad = {**CALM, "length_mean": 1.0, "truncated_share": 1.0, "effective_sample_size": 0.0, "skipped_updates": 1}
+    assert len(after(CALM, **bad)) > 3
+    alarms = Alarms(off)
+    assert alarms.check(CALM) == []
+    (only,) = alarms.check(bad)
+    assert only.startswith("skipped updates")

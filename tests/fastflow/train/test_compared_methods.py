@@ -48,7 +48,7 @@ def run(settings, **changes) -> dict[str, object]:
     return json.loads((settings["run.output"] / "metrics.jsonl").read_text().splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"distil"}))  # which samples nothing: see test_distil.py
 def test_one_step(settings, name):
     if name in ("grpo", "dr-grpo"):
         settings["rollout.max_response_tokens"] = 1  # or hardly any response is right

@@ -1,0 +1,65 @@
+"""Maximum likelihood of recorded responses: power self-distillation, where they were drawn from p_base^alpha.
+
+    loss = - sum over tokens of share * log pi(token)
+
+share is 1 / all tokens of the update (token_mean) or 1 / (responses x own length) (sequence_mean). Whatever drew the
+responses, the first has its optimum at their distribution q; the second at q(y) / |y|, normalised. Log-probs come from
+`linear_logprob`, which never holds the logits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fastflow.config.schema import Config
+from fastflow.data.packing import PackedBatch
+from fastflow.models.packed import PackedModel
+from fastflow.models.scoring import sum_per_sequence
+from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
+from fastflow.objectives.policy_gradient import token_share
+from fastflow_kernels import linear_logprob
+
+
+class MaximumLikelihood:
+    """The objective distil. Nothing is trained beside the policy, and neither base nor behaviour is asked for.
+
+    The metric residual is minus the mean log-prob per token of a response. There is no log_z (NaN), and every
+    importance weight is 1.
+    """
+
+    log_z_head = None
+
+    def __init__(self, config: Config, policy: PackedModel):
+        self._average = config.objective.distil_average
+        self._limit = config.rollout.max_response_tokens
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return []
+
+    def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
+        """Compute the weight of each token from the lengths of the whole update."""
+        share = token_share(facts.length, self._average, self._limit)
+
+        def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
+            chosen = batch.sequences
+            rows, head, bias = policy.head_inputs(hidden[batch.rows])
+            logprob = linear_logprob(rows, head, batch.targets, bias=bias)
+            counts = torch.tensor(batch.response_lengths, dtype=torch.int64).to(logprob.device, non_blocking=True)
+            per_token = share[chosen].to(logprob.dtype).repeat_interleave(counts, output_size=len(logprob))
+            total = sum_per_sequence(logprob.detach(), batch)
+            ones = torch.ones_like(total)
+            return MicrobatchLoss(
+                loss=-(per_token * logprob).sum(),
+                token_logprob=logprob.detach(),
+                logprob=total,
+                residual=-total / facts.length[chosen].clamp(min=1),
+                log_z=torch.full_like(total, math.nan),
+                weight=ones,
+                raw_ratio=ones,
+            )
+
+        return loss
