@@ -28,6 +28,7 @@ _FUNCTIONS = {
 }  # fmt: skip
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*\(")
 _PROGRAM = re.compile(r"__|\.\s*[A-Za-z_]|\b(?:lambda|for|import|while)\b|[:;@`]|[\])]\s*\(")
+_COMPARED = {"game_of_life_halting"}  # its verifier takes any text for right: bool("False") is True
 _TUPLES = {"arc_agi", "rearc"}  # their verifiers compare a grid with tuples, which JSON does not have
 
 
@@ -44,6 +45,8 @@ def grade(gold: str, response: str) -> Verdict:
     entry = json.loads(gold)
     if entry["name"] in _EXECUTED and _is_program(answer):
         return Verdict.UNPARSED
+    if entry["name"] in _COMPARED:
+        return of(answer.casefold() == str(entry["answer"]).casefold())
     if entry["name"] in _TUPLES:
         entry["metadata"]["output"] = tuple(map(tuple, entry["metadata"]["output"]))
     verifier = _verifier(entry["name"], json.dumps(entry.get("settings") or {}, sort_keys=True))

@@ -103,6 +103,11 @@ class TestScoring:
         gold = as_gold({"name": "countdown", "answer": "1", "metadata": {}})
         assert grade(Item("gym", gold, f"<answer>{text}</answer>")) is Verdict.UNPARSED
 
+    @pytest.mark.parametrize(("answer", "verdict"), [("true", "right"), ("False", "wrong"), ("qqq", "wrong")])
+    def test_a_verifier_that_takes_any_text_is_not_asked(self, answer, verdict):
+        gold = as_gold({"name": "game_of_life_halting", "answer": "True", "metadata": {}})
+        assert grade(Item("gym", gold, f"\\boxed{{{answer}}}")).value == verdict
+
     def test_right_and_wrong(self, records):
         chosen = [record for _, record in records][:2]
         answers = GradedAnswers("gym", "answer")
