@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fastflow.config.compared import SurrogateConfig, check_method, check_offline
 from fastflow.config.sections import (
+    GYM,
     BatchConfig,
     DataConfig,
     EvalConfig,
@@ -70,6 +71,11 @@ class Config:
                 raise FastflowError(
                     f"data.{name} is set but data.chat_template is off; switch the template on or drop data.{name}"
                 )
+        if self.data.gym is not None and not self.data.path.startswith(GYM):
+            raise FastflowError(
+                f"data.gym is set but data.path = {self.data.path!r} names no data set of reasoning-gym; write "
+                "data.path = gym:NAME, or drop data.gym"
+            )
         if self.model.fused_layers == "liger" and self.model.compile == "layers":
             raise FastflowError(
                 "model.fused_layers = liger and model.compile = layers both replace the decoder layers' own code; keep "

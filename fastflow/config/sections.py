@@ -13,6 +13,7 @@ from fastflow.config.compared import RESPONSE_FIELD, Method
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
+GYM = "gym:"  # begins a data.path that names data sets of reasoning-gym
 Ratio = Literal["sequence", "token_mean"]
 
 
@@ -64,7 +65,12 @@ class DataConfig(Section):
     """Where prompts come from, and how they become tokens."""
 
     path: str = setting(
-        "", "Prompts: a .jsonl, .json (.gz, .bz2, .xz) or .parquet file, or a Hugging Face dataset id or directory"
+        "",
+        "Prompts: a .jsonl, .json (.gz, .bz2, .xz) or .parquet file, a Hugging Face dataset id or directory, or "
+        "gym:NAME",
+    )
+    gym: Mapping[str, Any] | None = setting(
+        None, "Settings of gym:NAME, such as {size: 1000, seed: 0, min_terms: 2} (defaults: size 500, seed 0)"
     )
     subset: str | None = setting(None, "Configuration name of a Hugging Face dataset")
     split: str = setting("train", "Split of a Hugging Face dataset")

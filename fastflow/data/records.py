@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.config.schema import DataConfig
+from fastflow.config.sections import GYM
 from fastflow.data.conversation import ends_with_answer, prompt_of
+from fastflow.data.gym import read_gym
 from fastflow.data.json_file import check_values, read_json
 from fastflow.errors import FastflowError, need
 
@@ -27,7 +29,7 @@ def read_records(settings: DataConfig) -> list[Record]:
     Reports how many prompts end with an assistant turn, and what happens to it. Raises FastflowError, with file and
     line, for missing files, malformed lines and missing or empty prompts.
     """
-    records = list(_read_file(Path(settings.path)) if is_file(settings) else _read_dataset(settings))
+    records = list(_read(settings))
     records = records[: settings.limit or None]
     if not records:
         raise FastflowError(f"{settings.path} holds no records; give data.path at least one prompt")
@@ -35,6 +37,17 @@ def read_records(settings: DataConfig) -> list[Record]:
         prompt_of(place, record, settings)
     _report_answers(records, settings)
     return records
+
+
+def _read(settings: DataConfig) -> Iterable[Record]:
+    if is_gym(settings):
+        return read_gym(settings.path, settings.prompt_field, settings.gym, settings.suffix, settings.limit)
+    return _read_file(Path(settings.path)) if is_file(settings) else _read_dataset(settings)
+
+
+def is_gym(settings: DataConfig) -> bool:
+    """Whether `data.path` names data sets of reasoning-gym."""
+    return settings.path.startswith(GYM)
 
 
 def is_file(settings: DataConfig) -> bool:

@@ -53,7 +53,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     study = Study(config, console)
     study.check(tasks)
     needs_math = any(task.grader == "math" for task in tasks)
-    pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math)
+    needs_gym = any(task.grader == "gym" for task in tasks)
+    pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math, needs_gym=needs_gym)
     with pool, RunLock(output, "--output"):
         works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
         for work in works:

@@ -13,15 +13,19 @@ from typing import Any
 import numpy as np
 
 from fastflow.config.schema import DataConfig
+from fastflow.config.sections import GYM
 from fastflow.config.setting import suggest
+from fastflow.data.gym import make_entries
 from fastflow.data.records import read_records
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.grader import Item
+from fastflow.evaluate.graders.gym import as_gold
 from fastflow.evaluate.task import OWN, Task
 
 logger = logging.getLogger(__name__)
 
+GYM_SEED = 1_000_000  # far from the seeds of training, since entry i comes from seed + i
 LETTERS = string.ascii_uppercase
 
 
@@ -47,6 +51,8 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
     if task.prompts:
         asked = [Question(f"{task.name}, prompt {number}", text, "") for number, text in enumerate(task.prompts, 1)]
         return asked[: limit or None]
+    if task.gym:
+        return _made(task, limit)
     records = read_records(_located(task, folder))
     made = [_question(task, place, record, number) for number, (place, record) in enumerate(records)]
     questions = [question for question in made if question is not None]
@@ -56,6 +62,16 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
     if not questions:
         raise FastflowError(f"task {task.name} has no question left")
     return questions[: limit or None]
+
+
+def _made(task: Task, limit: int) -> list[Question]:
+    """Questions of reasoning-gym; the gold answer of each is its entry, which its verifier reads."""
+    path = GYM + task.gym
+    entries = make_entries(path, task.settings, seed=GYM_SEED, limit=limit)
+    return [
+        Question(f"{path} entry {number} ({entry['name']})", _prompt(task, path, entry), as_gold(entry))
+        for number, entry in enumerate(entries, start=1)
+    ]
 
 
 def _located(task: Task, folder: str | None) -> DataConfig:
@@ -80,12 +96,15 @@ def _question(task: Task, place: str, record: Mapping[str, Any], number: int) ->
     if gold is None:
         return None
     options = "\n".join(f"{name}. {text}" for name, text in choices.items())
-    values = {**record, "question": record[task.question], "choices": options}
+    text = _prompt(task, place, {**record, "question": record[task.question], "choices": options})
+    return Question(place, text, gold, choices)
+
+
+def _prompt(task: Task, place: str, values: Mapping[str, Any]) -> str:
     try:
-        text = task.prompt.format_map(values)
+        return task.prompt.format_map(values)
     except (KeyError, IndexError, AttributeError, ValueError) as error:
         raise FastflowError(f"{place}: the prompt of task {task.name} names {error}, which the row lacks") from error
-    return Question(place, text, gold, choices)
 
 
 def _gold(task: Task, place: str, record: Mapping[str, Any]) -> str | None:

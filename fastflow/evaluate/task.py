@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fastflow.config.sections import GYM
 from fastflow.config.setting import suggest
+from fastflow.data.gym import INSTRUCTION
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.grader import GRADERS
 
 FOLDER = Path(__file__).parent / "tasks"
+GYM_GRADER = "gym"
 OWN = (".jsonl", ".json", ".ndjson", ".parquet")  # endings of files with a user's own questions
 BOX = r"\\boxed\{[^}]"
 GRADED, CREATIVE = KINDS = ("graded", "creative")
@@ -24,7 +28,8 @@ GRADED, CREATIVE = KINDS = ("graded", "creative")
 class Task:
     """One benchmark.
 
-    dataset, subset, split: where its rows are; or path, a file. question, gold: fields of a row. gold_after: the gold
+    dataset, subset, split: where its rows are; or path, a file; or gym, names of reasoning-gym's data sets joined by +,
+    with their settings. question, gold: fields of a row. gold_after: the gold
     answer stands behind this mark. gold_box: it stands in the last box. choices: a field with a list of options, or
     the fields of the options, the right one first. shuffle: seed that orders the options. prompt: what the model
     reads, with {question}, {choices} and fields of the row. format: regular expression that a well-formed response
@@ -53,6 +58,8 @@ class Task:
     kind: str = GRADED
     rubric: str = ""
     prompts: tuple[str, ...] = ()
+    gym: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         where = f"task {self.name}"
@@ -65,8 +72,10 @@ class Task:
             raise FastflowError(f"{where}: rubric and prompts belong to kind: creative")
         if self.grader not in GRADERS:
             raise FastflowError(f"{where}: grader is {self.grader!r}: {suggest(self.grader, GRADERS)}")
-        if bool(self.dataset) == bool(self.path):
-            raise FastflowError(f"{where}: needs either dataset or path")
+        if sum(map(bool, (self.dataset, self.path, self.gym))) != 1:
+            raise FastflowError(f"{where}: needs either dataset, path or gym")
+        if bool(self.gym) != (self.grader == GYM_GRADER) or (self.settings and not self.gym):
+            raise FastflowError(f"{where}: the entry gym, its settings and the grader gym belong together")
         if (self.grader == "choice") != bool(self.choices):
             raise FastflowError(f"{where}: the grader choice and the entry choices belong together")
         try:
@@ -83,9 +92,9 @@ class Task:
     def asked(self) -> dict[str, Any]:
         """What decides the responses: not how they are judged. Graded tasks keep the form that they had before."""
         entries = dataclasses.asdict(self)
-        if not self.is_creative:
-            return {name: value for name, value in entries.items() if name not in ("kind", "rubric", "prompts")}
-        return {name: value for name, value in entries.items() if name != "rubric"}
+        left_out = {"rubric"} if self.is_creative else {"kind", "rubric", "prompts"}
+        left_out |= set() if self.gym else {"gym", "settings"}
+        return {name: value for name, value in entries.items() if name not in left_out}
 
     @property
     def is_creative(self) -> bool:
@@ -103,6 +112,8 @@ def find_task(name: str, *, grader: str = "math") -> Task:
     grader: of the own file. Raises FastflowError for unknown names and files that are no tasks.
     """
     path = Path(name)
+    if name.startswith(GYM):
+        return Task(name=name.replace(":", "_"), gym=name.removeprefix(GYM), title=name, **_of_gym())
     if name in names():
         return _read(FOLDER / f"{name}.yaml", name)
     if path.suffix in (".yaml", ".yml"):
@@ -112,7 +123,14 @@ def find_task(name: str, *, grader: str = "math") -> Task:
     if path.suffix in OWN:
         choices = "choices" if grader == "choice" else ()
         return Task(name=path.stem, path=name, grader=grader, title=path.name, choices=choices)
-    raise FastflowError(f"task {name!r} is unknown: {suggest(name, names())}; a file needs the ending .jsonl or .yaml")
+    raise FastflowError(
+        f"task {name!r} is unknown: {suggest(name, names())}; a file needs the ending .jsonl or .yaml, and a data set "
+        "of reasoning-gym is gym:NAME"
+    )
+
+
+def _of_gym() -> dict[str, Any]:
+    return {"grader": GYM_GRADER, "prompt": "{question}" + INSTRUCTION.replace("{", "{{").replace("}", "}}")}
 
 
 def _read(path: Path, name: str) -> Task:
@@ -123,6 +141,7 @@ def _read(path: Path, name: str) -> Task:
     if not isinstance(tree, dict):
         raise FastflowError(f"{path} is no task: it must hold entries such as grader: math")
     known = {entry.name: entry for entry in dataclasses.fields(Task)}
+    tree = {**(_of_gym() if "gym" in tree else {}), **tree}
     for key, value in tree.items():
         if key not in known:
             raise FastflowError(f"{path}: unknown entry {key}: {suggest(str(key), known)}")
@@ -139,7 +158,8 @@ def _read(path: Path, name: str) -> Task:
 
 
 def _check_type(path: Path, key: str, value: Any) -> None:
-    wanted: Any = {"gold_box": bool, "shuffle": int, "choices": (str, list), "prompts": list}.get(key, str)
+    types = {"gold_box": bool, "shuffle": int, "choices": (str, list), "prompts": list, "settings": dict}
+    wanted: Any = types.get(key, str)
     if key == "prompts" and isinstance(value, list) and not all(isinstance(entry, str) and entry for entry in value):
         raise FastflowError(f"{path}: prompts must be a list of texts; put one with a colon into quotation marks")
     if not isinstance(value, wanted) and not (key == "subset" and value is None):

@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     verdicts: list[Verdict] = []
     workers = min(arguments.workers, len(items))
     needs_math = any(item.grader == "math" for item in items)
-    with GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math) as pool:
+    needs_gym = any(item.grader == "gym" for item in items)
+    with GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math, needs_gym=needs_gym) as pool:
         try:
             _warn_of_golds(lines, pool)
             with _opened(arguments.output) as output, _progress(console, len(items)) as advance:

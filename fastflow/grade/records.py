@@ -9,6 +9,7 @@ from fastflow.config.setting import suggest
 from fastflow.data.json_file import read_json
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.grader import GRADERS, Item
+from fastflow.evaluate.graders.gym import check_entry
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -30,6 +31,9 @@ def _item(place: str, record: dict[str, Any]) -> Item:
     grader = _text(place, record, "grader")
     if grader not in GRADERS:
         raise FastflowError(f"{place}: field 'grader' is {grader!r}: {suggest(grader, GRADERS)}")
+    if grader == "gym":
+        entry = record["entry"] if "entry" in record else record.get("gold")
+        return Item(grader, check_entry(place, entry), _text(place, record, "response"))
     gold, response = _text(place, record, "gold", numbers=True), _text(place, record, "response")
     if grader != "choice":
         return Item(grader, gold, response)

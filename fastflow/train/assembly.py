@@ -30,7 +30,7 @@ from fastflow.rollout.recorded import RecordedResponses
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
-from fastflow.train.answers import GradedAnswers, check_answers
+from fastflow.train.answers import GradedAnswers, check_answers, grader_for
 from fastflow.train.checkpoint import named_parameters
 from fastflow.train.digests import digest_of_tensors
 from fastflow.train.export import Exporter
@@ -98,7 +98,8 @@ def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, pr
         return Judge(settings, tokenizer)
     if settings.reward == ANSWER:
         check_answers(prompts, settings.answer_field)
-    return Judge(settings, tokenizer, GradedAnswers(settings.grader, settings.answer_field))
+    grader = grader_for(settings.grader, prompts) if settings.reward == ANSWER else settings.grader
+    return Judge(settings, tokenizer, GradedAnswers(grader, settings.answer_field))
 
 
 def check_same_everywhere(ranks: Ranks, policy: PackedModel, identity: Identity) -> None:

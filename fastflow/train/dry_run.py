@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastflow.config.compared import ANSWER, OFFLINE
 from fastflow.config.schema import Config, ModelConfig
-from fastflow.data import Record, is_file, read_records, recorded, tokenize
+from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
 from fastflow.models.decoder_layers import check_compiler
 from fastflow.models.files import check_files
@@ -36,7 +36,7 @@ def check_inputs(config: Config) -> str:
     if config.objective.reward not in (None, ANSWER):
         load_function(config.objective.reward, "objective.reward")
     read_works([task for task in find_tasks(config) if task.path], config)
-    if not (is_file(config.data) and os.path.exists(config.data.path)):
+    if not is_gym(config.data) and not (is_file(config.data) and os.path.exists(config.data.path)):
         return "No prompt to show: data.path is not a file on this machine."
     return first_prompt(config, read_records(config.data))
 

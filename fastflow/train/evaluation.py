@@ -234,4 +234,5 @@ def _prompts(work: Work, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
 def _grader_pool(works: Sequence[Work]) -> GraderPool:
     """A pool whose processes start with the first answer."""
     workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 2) // 2))
-    return GraderPool(workers=workers, needs_math=any(work.task.grader == "math" for work in works))
+    graders = {work.task.grader for work in works}
+    return GraderPool(workers=workers, needs_math="math" in graders, needs_gym="gym" in graders)

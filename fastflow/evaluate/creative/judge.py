@@ -112,7 +112,7 @@ class Judge:
         for _ in range(2):
             body = {
                 "model": self.model, "messages": messages, "temperature": self.settings.temperature,
-                "max_tokens": self.settings.max_tokens, "seed": ask.vote,
+                "max_tokens": self.settings.max_tokens, "seed": ask.vote, **(self.settings.extra or {}),
             }  # fmt: skip
             key = key_of(body)
             reply = replies.get(key)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastflow.config.setting import Section, setting
 from fastflow.errors import FastflowError
 
 KEY_VARIABLE = "FASTFLOW_JUDGE_KEY"  # the only place that the key comes from; it is never written
+
+OWN_FIELDS = {  # of a request's body
+    "model": "use judge.model", "messages": "write a rubric, judge.rubric", "temperature": "use judge.temperature",
+    "max_tokens": "use judge.max_tokens", "seed": "each vote has its own", "stream": "replies are read whole",
+    "n": "use judge.votes",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,9 @@ class JudgeConfig(Section):
     votes: int = setting(1, "Grades of each response; their mean counts", unit="votes", at_least=1, at_most=99)
     temperature: float = setting(0.0, "Sampling temperature of the judge; several votes need more than 0", at_least=0)
     max_tokens: int = setting(1024, "Length limit of a reply", unit="tokens", at_least=1)
+    extra: Mapping[str, Any] | None = setting(
+        None, "More fields of a request's body, such as {chat_template_kwargs: {enable_thinking: false}}"
+    )
     responses: int = setting(
         0, "Judge only the first N responses to each prompt; 0 judges all", unit="responses", at_least=0
     )
@@ -42,6 +53,9 @@ class JudgeConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in self.extra or {}:
+            if name in OWN_FIELDS:
+                raise FastflowError(f"judge.extra sets {name}, which fastflow sets itself; {OWN_FIELDS[name]}")
         if self.address is None:
             for name in ("pairs", "solutions"):
                 if getattr(self, name):

@@ -146,6 +146,7 @@ class Study:
             names = ("address", "rubric", "votes", "temperature", "max_tokens", "responses", "pairs", "solutions")
             model = self._judge.model if self._judge else self._judging.model
             found["judge"] = {"model": model, **{name: getattr(self._judging, name) for name in names}}
+            found["judge"] |= {"extra": self._judging.extra} if self._judging.extra else {}
         return found
 
     def _diversity(self, task: Task, model: Answers) -> list[diversity.Measures]:

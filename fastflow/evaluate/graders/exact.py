@@ -23,6 +23,10 @@ def extract(response: str) -> str:
     text = spoken(response)
     boxed = boxed_answer(text)
     answer = (boxed[-1] if boxed else stated_answer(text) or text) if "\\boxed" not in text or boxed else ""
-    answer = answer.strip()
-    unwrapped = _TEXT.fullmatch(answer)
-    return unwrapped.group(1).strip() if unwrapped else answer
+    return unwrapped(answer.strip())
+
+
+def unwrapped(answer: str) -> str:
+    r"""An answer without \text{} around all of it."""
+    found = _TEXT.fullmatch(answer)
+    return found.group(1).strip() if found else answer

@@ -8,12 +8,12 @@ from typing import Any
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.verdict import Verdict
 
-GRADERS = ("math", "choice", "exact", "numeric")
+GRADERS = ("math", "choice", "exact", "numeric", "gym")
 
 
 @dataclass(frozen=True)
 class Item:
-    """What is graded. choices: text by letter, for `choice` only."""
+    """What is graded. gold: for `gym` an entry as JSON. choices: text by letter, for `choice` only."""
 
     grader: str
     gold: str
@@ -43,6 +43,10 @@ def grade(item: Item) -> Verdict:
         from fastflow.evaluate.graders.exact import grade as grade_exact
 
         return grade_exact(item.gold, item.response)
+    if item.grader == "gym":
+        from fastflow.evaluate.graders.gym import grade as grade_entry
+
+        return grade_entry(item.gold, item.response)
     raise FastflowError(f"grader {item.grader!r} is unknown; known are {', '.join(GRADERS)}")
 
 
@@ -60,12 +64,21 @@ def extract(item: Item) -> str:
         from fastflow.evaluate.graders.numeric import extract as extract_number
 
         return extract_number(item.response)
+    if item.grader == "gym":
+        from fastflow.evaluate.graders.gym import extract as extract_answer
+
+        return extract_answer(item.response)
     from fastflow.evaluate.graders.mathematics import extract as extract_parts
 
     return ", ".join(extract_parts(item.response))
 
 
-def with_gold_as_response(item: Item) -> Item:
-    """The item with its own gold answer as the response, which has to be right."""
+def with_gold_as_response(item: Item) -> Item | None:
+    """The item with its own gold answer as the response, which has to be right; None where it has only a verifier."""
+    if item.grader == "gym":
+        from fastflow.evaluate.graders.gym import own_answer
+
+        answer = own_answer(item.gold)
+        return None if answer is None else Item(item.grader, item.gold, f"<answer>{answer}</answer>")
     response = f"Answer: {item.gold}" if item.grader == "choice" else f"\\boxed{{{item.gold}}}"
     return Item(item.grader, item.gold, response, item.choices)

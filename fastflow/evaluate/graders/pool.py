@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from fastflow.errors import FastflowError
-from fastflow.evaluate.graders import symbolic
+from fastflow.evaluate.graders import gym, symbolic
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.graders.worker import READY
@@ -33,14 +33,19 @@ class GraderPool:
     """Grades items in worker processes, which start with the first item.
 
     workers: processes. timeout: seconds that one item may take. memory: bytes that one worker may map. Items that hit a
-    limit come back as timed_out, and their worker is replaced. needs_math: whether sympy is loaded; raises
-    FastflowError where math-verify is then missing.
+    limit come back as timed_out, and their worker is replaced. needs_math, needs_gym: whether sympy and reasoning-gym
+    are loaded; raises FastflowError where math-verify or reasoning-gym is then missing.
     """
 
-    def __init__(self, *, workers: int = 2, timeout: float = TIMEOUT, memory: int = MEMORY, needs_math: bool = True):
+    def __init__(
+        self, *, workers: int = 2, timeout: float = TIMEOUT, memory: int = MEMORY, needs_math: bool = True,
+        needs_gym: bool = False,
+    ):  # fmt: skip
         if needs_math:
             symbolic.require()
-        self._arguments = [str(memory), *(["math"] if needs_math else [])]
+        if needs_gym:
+            gym.require()
+        self._arguments = [str(memory), *(["math"] if needs_math else []), *(["gym"] if needs_gym else [])]
         self._timeout = timeout
         self._count = workers
         self._workers: list[_Worker] = []

@@ -11,6 +11,7 @@ from fastflow.evaluate.graders.verdict import Verdict
 
 def unequal_golds(items: Sequence[Item], pool: GraderPool) -> list[tuple[str, str]]:
     """(grader, gold) of those that are not right as their own responses; each is tried once."""
-    different = list({(item.grader, item.gold): with_gold_as_response(item) for item in items}.items())
+    answered = {(item.grader, item.gold): with_gold_as_response(item) for item in items}
+    different = [(name, item) for name, item in answered.items() if item is not None]
     verdicts = pool.grade([item for _, item in different])
     return [name for (name, _), verdict in zip(different, verdicts, strict=True) if verdict is not Verdict.RIGHT]

@@ -21,7 +21,7 @@ _DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until the input ends. arguments: bytes of address space, "math" if sympy will be needed."""
+    """Serve until the input ends. arguments: bytes of address space, "math" and "gym" for what will be needed."""
     ignore_signals()
     _end_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> int:
     logging.disable(logging.CRITICAL)
     if "math" in arguments[1:]:
         import math_verify  # noqa: F401 (the import takes a second, which is no item's to pay)
+    if "gym" in arguments[1:]:
+        import reasoning_gym  # noqa: F401 (several seconds)
     _limit_memory(int(arguments[0]))
     print(READY, file=answers, flush=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # a parser's complaints would fill the pipe

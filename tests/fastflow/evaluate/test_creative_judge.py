@@ -100,6 +100,15 @@ def test_replies_are_kept_and_nothing_is_asked_twice(judges, tmp_path):
     assert len(fake.bodies) == 6  # another setting is another question
 
 
+def test_more_fields_reach_the_server(judges, tmp_path):
+    fake = judges(by_length)
+    extra = {"chat_template_kwargs": {"enable_thinking": False}}
+    grade_quality(Judge(settings(fake, extra=extra)), RUBRIC, rows_of({"p": ["a"]}), Replies(tmp_path / "r.jsonl"))
+    assert fake.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    with pytest.raises(FastflowError, match=r"judge\.extra sets seed.*each vote has its own"):
+        settings(fake, extra={"seed": 3})
+
+
 def test_after_a_kill_within_a_line_the_rest_is_asked(judges, tmp_path):
     fake, file = judges(by_length), tmp_path / "replies.jsonl"
     rows = rows_of({"p": ["a", "b c", "d e f"]})

@@ -78,7 +78,7 @@ def test_an_own_task_is_a_file_of_yaml(tmp_path):
         ("path: x.jsonl\n", "the entry grader is missing"),
         ("path: x.jsonl\ngrader: maths\n", "grader is 'maths': did you mean math?"),
         ("path: x.jsonl\ngrader: math\ndata_set: y\n", "unknown entry data_set: did you mean dataset?"),
-        ("grader: math\n", "needs either dataset or path"),
+        ("grader: math\n", "needs either dataset, path or gym"),
         ("path: x.jsonl\ngrader: choice\n", "belong together"),
         ('path: x.jsonl\ngrader: math\nprompt: "{question"\n', "prompt is no template"),
         ("path: x.jsonl\ngrader: math\nshuffle: yes please\n", "shuffle is 'yes please'"),
