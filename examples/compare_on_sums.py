@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+from fastflow.config.compared import OFFLINE
 from fastflow.config.presets import METHODS
 from fastflow.config.reader import read_config
 from fastflow.demo.command import evaluate_model, make_base
@@ -29,8 +30,9 @@ def split(arguments: list[str]) -> tuple[Path, list[str], list[str]]:
     """The folder, the methods, and the options of `fastflow train`."""
     start = next((place for place, word in enumerate(arguments) if word.startswith("--")), len(arguments))
     folder, *names = arguments[:start] or [""]
-    if not names or not set(names) <= set(METHODS):
-        raise FastflowError(f"give a folder and some of the methods {', '.join(METHODS)}, not {arguments[:start]}")
+    methods = [name for name in METHODS if name not in OFFLINE]  # those learn from responses of a file
+    if not names or not set(names) <= set(methods):
+        raise FastflowError(f"give a folder and some of the methods {', '.join(methods)}, not {arguments[:start]}")
     return Path(folder), names, arguments[start:]
 
 
