@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.presets import METHODS
 from fastflow.config.reader import read_config
 from fastflow.demo.command import evaluate_model, make_base

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastflow.config.compared import RESPONSE_FIELD, Method
+from fastflow.config.methods import RESPONSE_FIELD, Average, KlEstimator, Method, TokenRatio
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
+EVALUATED = "eval/"  # how the names of an evaluation's metrics begin
 GYM = "gym:"  # begins a data.path that names data sets of reasoning-gym
 Ratio = Literal["sequence", "token_mean"]
 
@@ -224,6 +225,35 @@ class ImportanceConfig(Section):
     source: Literal["rollout", "recompute"] = setting(
         "rollout",
         "Behaviour log-probs: those of the sampler (rollout), or the trainer's before the first update (recompute)",
+    )
+
+
+@dataclass(frozen=True)
+class SurrogateConfig(Section):
+    """The clipped surrogate of the policy gradients: grpo, empo, ttrl, intuitor, rent, random_reward, format_reward,
+    rl_trajectory and rl_token. Its bounds are importance.clip_low and importance.clip_high.
+    """
+
+    ratio: TokenRatio = setting(
+        "token",
+        "pi / pi_old that is clipped: of each token (GRPO), its geometric mean over the response (GSPO, EMPO's code), "
+        "or of the whole response",
+    )
+    average: Average = setting(
+        "token_mean",
+        "Weight of a token: 1 / all tokens of the update (token_mean), 1 / (responses x own length) (sequence_mean, as "
+        "first published), or 1 / (responses x rollout.max_response_tokens) (length_limit, Dr. GRPO)",
+    )
+    divide_by_std: bool = setting(
+        True,
+        "Divide the advantage by the deviation of the group's rewards; not for Dr. GRPO, and never for rl_trajectory "
+        "and rl_token",
+    )
+    kl: float = setting(0.0, "Weight of KL(pi || p_base) per token in the loss; 0 leaves it out", at_least=0)
+    kl_estimator: KlEstimator = setting(
+        "k3",
+        "How that is estimated from d = log p_base - log pi: exp(d) - d - 1 (k3, as GRPO), or d^2 / 2 (k2), whose "
+        "gradient has no bias on-policy",
     )
 
 

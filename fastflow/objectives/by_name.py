@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastflow.config.compared import OFFLINE, POLICY_GRADIENTS
+from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.flow import FlowObjective

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from fastflow.config.compared import ANSWER, POLICY_GRADIENTS
+from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
 from fastflow.data.trajectory import Group

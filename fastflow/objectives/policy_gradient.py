@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from fastflow.config.compared import LIKELIHOOD_GRADIENTS, Average, KlEstimator, TokenRatio
+from fastflow.config.methods import LIKELIHOOD_GRADIENTS, Average, KlEstimator, TokenRatio
 from fastflow.config.schema import Config
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.models.packed import check_same_vocabulary
 from fastflow.plan.device import Device

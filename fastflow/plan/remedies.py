@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate

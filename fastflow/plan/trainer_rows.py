@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastflow.config.compared import OFFLINE, POLICY_GRADIENTS
+from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.models import attention
 from fastflow.models.decoder_layers import recomputed_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.reader import SETTINGS_FILE, read_config
 from fastflow.config.schema import Config
 from fastflow.data.update import UpdateResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from fastflow.config.compared import POLICY_GRADIENTS
+from fastflow.config.methods import POLICY_GRADIENTS
 
 PER_RESPONSE = ("tb_trajectory", "tb_token", "tba")  # whose residual is not divided by the length
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 
 MISMATCH_KL = 0.01  # nats per token; bfloat16 on both sides gives 0.0005

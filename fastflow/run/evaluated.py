@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastflow.config.schema import EVALUATED
+from fastflow.config.sections import EVALUATED
 
 SECONDS = "seconds_eval"
 _COUNTED = ("unparsed", "timed_out")  # verdicts that make scores doubtful

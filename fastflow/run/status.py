@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastflow import __version__
-from fastflow.config.schema import EVALUATED
+from fastflow.config.sections import EVALUATED
 from fastflow.run.directory import STATUS_FILE
 from fastflow.run.durable import FRESH
 from fastflow.run.evaluated import SECONDS, is_evaluated

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from fastflow.config.compared import ANSWER, OFFLINE
+from fastflow.config.methods import ANSWER, OFFLINE
 from fastflow.config.schema import Config, ObjectiveConfig, RolloutConfig
 from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.config.compared import OFFLINE, REWARD_GRADIENTS
+from fastflow.config.methods import OFFLINE, REWARD_GRADIENTS
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data.recorded import RecordedPrompt

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastflow.config.compared import ANSWER, OFFLINE
+from fastflow.config.methods import ANSWER, OFFLINE
 from fastflow.config.schema import Config, ModelConfig
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first

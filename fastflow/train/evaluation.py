@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastflow.config.schema import EVALUATED, Config, DataConfig
+from fastflow.config.schema import Config, DataConfig
+from fastflow.config.sections import EVALUATED
 from fastflow.config.setting import suggest
 from fastflow.data.prompts import tokenize
 from fastflow.data.response_text import ResponseText

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config, OptimConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fastflow.config.schema import EVALUATED, Config
+from fastflow.config.schema import Config
+from fastflow.config.sections import EVALUATED
 from fastflow.errors import FastflowError
 from fastflow.train.learner import Learner
 from fastflow.train.tensors import FILE_BYTES

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastflow.config.schema import EVALUATED, Config
+from fastflow.config.schema import Config
+from fastflow.config.sections import EVALUATED
 from fastflow.data import PromptStream
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastflow import interrupt
-from fastflow.config.compared import OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream

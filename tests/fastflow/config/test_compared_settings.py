@@ -6,7 +6,7 @@ import typing
 
 import pytest
 
-from fastflow.config.compared import POLICY_GRADIENTS, Method
+from fastflow.config.methods import POLICY_GRADIENTS, Method
 from fastflow.config.presets import METHODS, PRESETS
 from fastflow.config.reader import read_config
 from refusals import refusal

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastflow.config.compared import POLICY_GRADIENTS, Method
+from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS, Method
 from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
 from fastflow.errors import FastflowError
 from fastflow.objectives.flow import clip_bounds
@@ -62,7 +62,7 @@ def test_by_hand(name, alpha, scale, target):
 def test_every_objective_of_the_configuration_exists():
     for name in OBJECTIVES:
         ObjectiveConfig(name=name)
-    assert {*OBJECTIVES, *POLICY_GRADIENTS} == set(typing.get_args(Method))
+    assert {*OBJECTIVES, *POLICY_GRADIENTS, *OFFLINE} == set(typing.get_args(Method))
     assert set(POLICY_REWARDS) < set(POLICY_GRADIENTS)
 
 

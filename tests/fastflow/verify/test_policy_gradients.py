@@ -7,7 +7,7 @@ import typing
 import pytest
 import torch
 
-from fastflow.config.compared import POLICY_GRADIENTS, Average, KlEstimator, TokenRatio
+from fastflow.config.methods import POLICY_GRADIENTS, Average, KlEstimator, TokenRatio
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.objectives import policy_gradient, policy_rewards
 from fastflow.train.learner import Learner

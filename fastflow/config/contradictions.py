@@ -1,0 +1,235 @@
+"""Settings that contradict each other: each is an error that says which, and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from fastflow.config.methods import (
+    LIKELIHOOD_GRADIENTS,
+    OFFLINE,
+    POLICY_GRADIENTS,
+    RESPONSE_FIELD,
+    TAKE_A_REWARD,
+)
+from fastflow.config.sections import (
+    EVALUATED,
+    GYM,
+    BatchConfig,
+    DataConfig,
+    EvalConfig,
+    ImportanceConfig,
+    LoraConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RolloutConfig,
+    RunConfig,
+    SurrogateConfig,
+)
+from fastflow.errors import FastflowError
+
+_SERVES = {  # of the objective's settings
+    "flowrl_form": "flowrl",
+    "empo_unparsed": "empo",
+    "rent_unanswered": "rent",
+    "distil_average": "distil",
+}
+_READ_OFFLINE = ("max_response_tokens",)  # of the rollout's settings
+
+
+def check_batch(batch: BatchConfig, objective: ObjectiveConfig) -> None:
+    """Raise FastflowError for prompts that do not split into equal updates, and for groups that are too small."""
+    if batch.prompts_per_step % batch.updates_per_rollout:
+        raise FastflowError(
+            f"batch.prompts_per_step = {batch.prompts_per_step} does not split into batch.updates_per_rollout = "
+            f"{batch.updates_per_rollout} equal shares; make it a multiple"
+        )
+    if objective.log_z == "group_mean" and batch.responses_per_prompt < 2:
+        raise FastflowError("objective.log_z = group_mean needs batch.responses_per_prompt of 2 or more, not 1")
+
+
+def check_data(data: DataConfig) -> None:
+    """Raise FastflowError for settings of the chat template or of reasoning-gym without it."""
+    for name in ("system", "template_arguments"):
+        if getattr(data, name) is not None and not data.chat_template:
+            raise FastflowError(
+                f"data.{name} is set but data.chat_template is off; switch the template on or drop data.{name}"
+            )
+    if data.gym is not None and not data.path.startswith(GYM):
+        raise FastflowError(
+            f"data.gym is set but data.path = {data.path!r} names no data set of reasoning-gym; write "
+            "data.path = gym:NAME, or drop data.gym"
+        )
+
+
+def check_models(model: ModelConfig, lora: LoraConfig) -> None:
+    """Raise FastflowError for two kinds of layers, or two bases."""
+    if model.fused_layers == "liger" and model.compile == "layers":
+        raise FastflowError(
+            "model.fused_layers = liger and model.compile = layers both replace the decoder layers' own code; keep "
+            "one of them"
+        )
+    if lora.rank and model.base is not None:
+        raise FastflowError(
+            "model.base and lora.rank are both set; with LoRA the base is the policy without its adapters"
+        )
+
+
+def check_rollout(rollout: RolloutConfig, importance: ImportanceConfig) -> None:
+    """Raise FastflowError where the rollout contradicts itself, or the source of the behaviour log-probs."""
+    if not rollout.samples_the_policy and importance.source == "rollout":
+        raise FastflowError(
+            "rollout.temperature and rollout.top_p other than 1, and rollout.min_response_tokens, sample from a "
+            "different distribution than the policy, but the loss needs the policy's log-probs; set "
+            "importance.source = recompute"
+        )
+    if rollout.min_response_tokens > rollout.max_response_tokens:
+        raise FastflowError(
+            f"rollout.min_response_tokens = {rollout.min_response_tokens} is over rollout.max_response_tokens = "
+            f"{rollout.max_response_tokens}; lower the first or raise the second"
+        )
+    if any(not text for text in rollout.stop):
+        raise FastflowError("rollout.stop holds an empty text, which would end every response at once; remove it")
+    if rollout.ahead and rollout.engine == "local":
+        raise FastflowError(
+            "rollout.ahead = 1 needs a sampler with weights of its own: set rollout.engine = vllm or vllm-server"
+        )
+    if rollout.ahead and importance.source == "recompute":
+        raise FastflowError(
+            "rollout.ahead = 1 and importance.source = recompute contradict each other: the weights that sampled a "
+            "response are gone before its log-probs could be recomputed; set importance.source = rollout"
+        )
+    if rollout.ahead and rollout.sleep not in ("auto", "off"):
+        raise FastflowError(
+            "rollout.ahead = 1 samples while the policy trains, so vLLM cannot sleep; set rollout.sleep = "
+            f"off, not {rollout.sleep}"
+        )
+    if rollout.engine == "vllm-server" and not rollout.servers:
+        raise FastflowError(
+            "rollout.engine = vllm-server needs rollout.servers, a list of addresses such as [localhost:8000]"
+        )
+
+
+def check_evaluation(evaluation: EvalConfig, run: RunConfig, rollout: RolloutConfig) -> None:
+    """Raise FastflowError where evaluation during training contradicts itself, or what is made of it."""
+    best = run.best_metric or ""
+    if evaluation.every and not evaluation.tasks:
+        raise FastflowError(
+            f"eval.every = {evaluation.every} needs eval.tasks, a list of tasks such as [math500], or of JSONL "
+            "files with `prompt` and `answer`"
+        )
+    if evaluation.temperature == 0 and evaluation.samples > 1:
+        raise FastflowError(f"eval.temperature = 0 gives {evaluation.samples} equal responses; set eval.samples = 1")
+    limit = evaluation.max_response_tokens or rollout.max_response_tokens
+    if rollout.min_response_tokens > limit:
+        raise FastflowError(
+            f"rollout.min_response_tokens = {rollout.min_response_tokens} is over eval.max_response_tokens = "
+            f"{limit}; lower the first or raise the second"
+        )
+    if best.startswith(EVALUATED) and not evaluation.every:
+        raise FastflowError(f"run.best_metric = {best} is an evaluation's, and eval.every = 0 makes none; set it")
+    if evaluation.patience and not (evaluation.every and best.startswith(EVALUATED)):
+        raise FastflowError(
+            f"eval.patience = {evaluation.patience} compares evaluations; set eval.every, and run.best_metric to "
+            f"an evaluation's metric such as {EVALUATED}math500/avg@{evaluation.samples}"
+        )
+
+
+def check_method(
+    objective: ObjectiveConfig, surrogate: SurrogateConfig, importance: ImportanceConfig, batch: BatchConfig
+) -> None:
+    """Raise FastflowError where the method that objective.name names contradicts other settings."""
+    name = objective.name
+    if objective.format_pattern is not None and objective.format_check is not None:
+        raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
+    for entry in fields(objective):
+        method = _SERVES.get(entry.name)
+        if method not in (None, name) and getattr(objective, entry.name) != entry.default:
+            raise FastflowError(
+                f"objective.{entry.name} serves {method} alone, and objective.name is {name}; leave it out, or set "
+                f"objective.name = {method}"
+            )
+    if name in TAKE_A_REWARD and objective.reward is None:
+        raise FastflowError(
+            f"objective.name = {name} needs objective.reward = answer (the record's answer) or package.module:function"
+        )
+    if name in POLICY_GRADIENTS and name not in TAKE_A_REWARD and objective.reward is not None:
+        raise FastflowError(
+            f"objective.name = {name} makes its own reward, so objective.reward = {objective.reward} would be ignored; "
+            "leave it out, or set objective.name = grpo"
+        )
+    if name == "format_reward" and objective.format_pattern is None and objective.format_check is None:
+        raise FastflowError(
+            "objective.name = format_reward rewards well-formed responses; set objective.format_pattern or "
+            "objective.format_check, which say what that is"
+        )
+    if name == "tba" and objective.log_z != "group_mean":
+        raise FastflowError(
+            "objective.name = tba takes log_z from the group; set objective.log_z = group_mean, or objective.name = "
+            "flowrl"
+        )
+    if name in POLICY_GRADIENTS:
+        _check_surrogate(name, surrogate, importance, batch)
+    else:
+        for entry in fields(surrogate):
+            if getattr(surrogate, entry.name) != entry.default:
+                raise FastflowError(
+                    f"surrogate.{entry.name} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and "
+                    f"objective.name = {name} is none of them; leave it out"
+                )
+
+
+def check_offline(
+    objective: ObjectiveConfig, data: DataConfig, rollout: RolloutConfig, importance: ImportanceConfig,
+    model: ModelConfig, evaluation: EvalConfig,
+) -> None:  # fmt: skip
+    """Raise FastflowError for what says how responses are sampled or weighed where none is sampled, and for the
+    reverse.
+    """
+    name = objective.name
+    if name not in OFFLINE:
+        if data.response_field != RESPONSE_FIELD:
+            raise FastflowError(
+                f"data.response_field serves {', '.join(OFFLINE)} alone, and objective.name = {name} samples its own "
+                "responses; leave it out"
+            )
+        return
+    for section, values, read in (("rollout", rollout, _READ_OFFLINE), ("importance", importance, ())):
+        for entry in fields(values):
+            if entry.name not in read and getattr(values, entry.name) != entry.default:
+                raise FastflowError(
+                    f"{section}.{entry.name} has no meaning with objective.name = {name}, which samples nothing and "
+                    "learns from the responses in data.path; leave it out"
+                )
+    no_use = [
+        ("objective.log_z", objective.log_z != "learned", "has no log_z"),
+        ("objective.reward", objective.reward is not None, "reads no reward"),
+        ("model.base", model.base is not None, "loads no base"),
+        ("eval.every", evaluation.every > 0, "has no sampler to answer with: ask the saves with fastflow evaluate"),
+    ]
+    for setting_, is_set, why in no_use:
+        if is_set:
+            raise FastflowError(f"{setting_} is set, but objective.name = {name} {why}; leave it out")
+
+
+def _check_surrogate(name: str, surrogate: SurrogateConfig, importance: ImportanceConfig, batch: BatchConfig) -> None:
+    if batch.responses_per_prompt < 2:
+        raise FastflowError(
+            f"objective.name = {name} compares the responses of a group; set batch.responses_per_prompt to 2 or more, "
+            "not 1"
+        )
+    if importance.ratio != "sequence":
+        raise FastflowError(
+            f"importance.ratio serves trajectory balance, and objective.name = {name} reads surrogate.ratio; set that "
+            "instead"
+        )
+    if name in LIKELIHOOD_GRADIENTS:
+        if surrogate.average == "sequence_mean":
+            raise FastflowError(
+                f"surrogate.average = sequence_mean divides by each response's length, so that objective.name = {name} "
+                "would follow no gradient of its objective; set surrogate.average = token_mean or length_limit"
+            )
+        if surrogate.kl:
+            raise FastflowError(
+                f"surrogate.kl = {surrogate.kl:g} adds to the KL that objective.name = {name} holds already; leave it "
+                "out, and choose its weight by objective.alpha = 1 + 1 / weight"
+            )
