@@ -25,8 +25,12 @@ from bench.steps.padded import PaddedContestant
 from bench.steps.padding import padded_batches
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import Lengths, draw_groups, response_lengths, sequence_lengths
+from fastflow.config.schema import ModelConfig
 from fastflow.data.trajectory import flatten
 from fastflow.objectives import flow as flow_module
+from fastflow.plan.estimate import Sizes
+from fastflow.plan.sizes import read_sizes
+from fastflow.plan.speed import update_flops
 
 TINY = ModelShape("tiny", 16, 32, 4, 2, 97, tied=True, layers=2)
 LENGTHS = Lengths(prompts=3, responses_per_prompt=4, longest_prompt=6, mean_response=7, longest_response=20)
@@ -156,6 +160,12 @@ def test_the_arithmetic_counted_is_that_of_the_products(settings):
     assert counted == 4 * 2 * 2 * TINY.layer_parameters * body_slots + 8 * 4 * 9 * TINY.head_parameters
     attention = TINY.update_flops(2, [9] * 4, 36) - 4 * 4 * TINY.layer_parameters * 36 - 8 * 36 * TINY.head_parameters
     assert attention == 4 * 2 * 4 * (2 * 9 * 9 * TINY.width)
+
+
+def test_the_planner_counts_the_same_arithmetic(tmp_path):
+    write_checkpoint(TINY, 2, tmp_path, "cpu")
+    sizes = Sizes(read_sizes(str(tmp_path), ModelConfig()), None, None)
+    assert update_flops(sizes, 5, 12) == TINY.update_flops(2, [16], 12)
 
 
 def test_lengths_are_uneven_and_repeatable():

@@ -135,7 +135,4 @@ def test_half_of_torchruns_environment_is_refused(train, monkeypatch):
 def test_a_number_of_devices_that_cannot_be(train, monkeypatch, capsys):
     for number in ("0", "-1", "two", ""):
         check_refused(invoke(capsys, "train", f"--devices={number}"), "--devices needs a number of devices")
-    check_refused(
-        train(rollout__engine="vllm-server", rollout__servers="[a:1]", rollout__shared_folder="/x", devices=2),
-        "2 ranks",
-    )
+    check_refused(train(model__compile="layers", devices=2), "model.compile = layers does not work on 2 ranks")
