@@ -146,11 +146,8 @@ def read(path: Path) -> list[Row]:
     for row in rows:  # files from before there were methods say nothing of costs
         row.setdefault("sampled_tokens", row.get("tokens"))
         row.setdefault("read_tokens", 0)
-        row.setdefault("written", None)
-        row.setdefault("policy_logprob", None)
-        row.setdefault("base_logprob", None)
-        row.setdefault("prompt_ids", None)
-        row.setdefault("response_ids", None)
+        for name in ("written", "policy_logprob", "base_logprob", "prompt_ids", "response_ids"):
+            row.setdefault(name, None)
     return rows
 
 

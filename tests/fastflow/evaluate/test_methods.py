@@ -103,7 +103,7 @@ def test_files_from_before_there_were_methods_are_read(tmp_path):
     }  # fmt: skip
     parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "old.parquet")
     (read,) = responses.read(tmp_path / "old.parquet")
-    unknown = {"written": None, "base_logprob": None, "policy_logprob": None}
+    unknown = dict.fromkeys(("written", "base_logprob", "policy_logprob", "prompt_ids", "response_ids"))
     assert read == {**row, "sampled_tokens": 3, "read_tokens": 0, **unknown}
     assert scores.score([row])["sampled_tokens"]["value"] == 3
     entry = scores.score([read])
