@@ -31,6 +31,7 @@ _SERVES = {  # of the objective's settings
     "flowrl_form": "flowrl",
     "empo_unparsed": "empo",
     "rent_unanswered": "rent",
+    "ttrl_trained": "ttrl",
     "distil_average": "distil",
 }
 _READ_OFFLINE = ("max_response_tokens",)  # of the rollout's settings
@@ -168,7 +169,7 @@ def check_method(
             "flowrl"
         )
     if name in POLICY_GRADIENTS:
-        _check_surrogate(name, surrogate, importance, batch)
+        _check_surrogate(objective, surrogate, importance, batch)
     else:
         for entry in fields(surrogate):
             if getattr(surrogate, entry.name) != entry.default:
@@ -211,11 +212,19 @@ def check_offline(
             raise FastflowError(f"{setting_} is set, but objective.name = {name} {why}; leave it out")
 
 
-def _check_surrogate(name: str, surrogate: SurrogateConfig, importance: ImportanceConfig, batch: BatchConfig) -> None:
+def _check_surrogate(
+    objective: ObjectiveConfig, surrogate: SurrogateConfig, importance: ImportanceConfig, batch: BatchConfig
+) -> None:
+    name = objective.name
     if batch.responses_per_prompt < 2:
         raise FastflowError(
             f"objective.name = {name} compares the responses of a group; set batch.responses_per_prompt to 2 or more, "
             "not 1"
+        )
+    if objective.ttrl_trained == 1 or objective.ttrl_trained > batch.responses_per_prompt:
+        raise FastflowError(
+            f"objective.ttrl_trained = {objective.ttrl_trained} must be 2 or more, and not above the "
+            f"batch.responses_per_prompt = {batch.responses_per_prompt} that vote; 0 trains on all"
         )
     if importance.ratio != "sequence":
         raise FastflowError(

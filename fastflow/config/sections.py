@@ -203,6 +203,12 @@ class ObjectiveConfig(Section):
     empo_unparsed: Literal["zero", "own_cluster"] = setting(
         "zero", "empo: reward of a response without an answer: 0, or that of a cluster of its own"
     )
+    ttrl_trained: int = setting(
+        0,
+        "ttrl: train on the first N responses of a group, while all of them vote; 0 trains on all. Published: 64 vote "
+        "(batch.responses_per_prompt), 32 are trained on",
+        unit="responses", at_least=0,
+    )  # fmt: skip
     rent_unanswered: float | None = setting(
         None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others"
     )

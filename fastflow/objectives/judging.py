@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +38,21 @@ class Judgement:
     penalty: Float64[Tensor, " n"]
     reward: Float64[Tensor, " n"]
     scores: list[float] | None
+
+
+def trained_on(groups: Sequence[Group], judgement: Judgement, count: int) -> tuple[list[Group], Judgement]:
+    """The first `count` trajectories of each group with their part of a judgement to which the others have added."""
+    places = [place for group in groups for place in range(len(group.trajectories))]
+    kept = [number for number, place in enumerate(places) if place < count]
+    cut = [replace(group, trajectories=group.trajectories[:count]) for group in groups]
+    well_formed, scores = judgement.well_formed, judgement.scores
+    return cut, Judgement(
+        [judgement.text[number] for number in kept],
+        None if well_formed is None else [well_formed[number] for number in kept],
+        judgement.penalty[kept],
+        judgement.reward[kept],
+        None if scores is None else [scores[number] for number in kept],
+    )
 
 
 def needs_answers(settings: ObjectiveConfig) -> bool:

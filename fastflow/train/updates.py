@@ -13,7 +13,7 @@ from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.ranks import Ranks
-from fastflow.objectives.judging import Judge, Judgement
+from fastflow.objectives.judging import Judge, Judgement, trained_on
 from fastflow.train import bad_updates
 from fastflow.train.finite import NonFiniteError
 from fastflow.train.learner import Learner
@@ -54,6 +54,8 @@ class Updates:
         results: list[UpdateResult] = []
         for share, done in itertools.zip_longest(shares, under_way.results):
             judgement = self._judged(share)
+            if count := self._config.objective.ttrl_trained:
+                share, judgement = trained_on(share, judgement, count)
             result = done or self._learn(under_way, share, judgement, results, of=len(shares))
             results.append(result)
             updates.append(Update(share, judgement, result))

@@ -33,6 +33,9 @@ TBA = ["--objective.name=tba", "--objective.reward=answer"]
         (["--objective.name=tb_token", "--surrogate.divide_by_std=false"], ("surrogate.divide_by_std", "tb_token")),
         (["--objective.flowrl_form=release"], ("objective.flowrl_form", "objective.name is powerflow")),
         (["--objective.name=ttrl", "--objective.empo_unparsed=own_cluster"], ("empo_unparsed", "ttrl")),
+        (["--objective.name=ttrl", "--objective.ttrl_trained=17"], ("ttrl_trained = 17", "responses_per_prompt = 16")),
+        (["--objective.name=ttrl", "--objective.ttrl_trained=1"], ("objective.ttrl_trained = 1", "2 or more")),
+        (["--objective.name=empo", "--objective.ttrl_trained=8"], ("objective.ttrl_trained", "objective.name = ttrl")),
         (["--objective.rent_unanswered=-7"], ("objective.rent_unanswered", "objective.name = rent")),
     ],
 )

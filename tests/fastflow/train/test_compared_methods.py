@@ -12,6 +12,7 @@ from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.train.answers import GradedAnswers
 from fastflow.train.command import train
+from fastflow.train.learner import Learner
 from small_models import save_model
 
 
@@ -73,6 +74,26 @@ def test_one_step(settings, name):
 )
 def test_switches(settings, changes):
     assert run(settings, **changes)["grad_norm"] > 0
+
+
+def test_all_responses_vote_and_some_are_trained(settings, monkeypatch):
+    """The responses to each prompt are answers in turn, and the second half outvotes the first."""
+    seen = []
+
+    def update(self, groups, *, reward, **more):
+        seen.append(([len(group.trajectories) for group in groups], reward.tolist()))
+        return learn(self, groups, reward=reward, **more)
+
+    def classes(self, texts, sizes):
+        return [int(place > 0) for size in sizes for place in range(size)]
+
+    learn = Learner.update
+    monkeypatch.setattr(Learner, "update", update)
+    monkeypatch.setattr(GradedAnswers, "classes", classes)
+    metrics = run(settings, objective__name="ttrl", objective__ttrl_trained=2)
+    assert metrics["responses"] == 48
+    assert seen == [([2] * 2, [0.0, 1.0] * 2)] * 2
+    assert metrics["reward_mean"] == 0.5
 
 
 def test_the_rewards_mean_is_told_also_where_the_policy_decides(settings):
