@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-STARTUP_SECONDS = 180
+STARTUP_SECONDS = 600  # on a busy machine; a quiet one takes about 60
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
