@@ -21,7 +21,8 @@ SPACE = SequenceSpace(3, 3)
 TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
 GRADIENTS = len(policy_gradients.VARIANTS) + 2 * len(policy_gradients.TARGETS)
 POWER = 3  # of the samplers of p^alpha
-MANY = POWER + GRADIENTS + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
+DISTIL = 3  # two gradients, and the optimum
+MANY = POWER + GRADIENTS + DISTIL + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
 
 
 def arguments(*options: str) -> argparse.Namespace:
@@ -44,7 +45,7 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
     assert written["passed"] and written["seconds"] > 0
     assert (
         len(written["checks"])
-        == 4 + POWER + GRADIENTS + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
+        == 4 + POWER + GRADIENTS + DISTIL + len(checks.TABLE_BOUNDS) * 6 + len(checks.TRANSFORMER_BOUNDS) * 3
     )
     assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
     printed = capsys.readouterr().out
@@ -55,8 +56,9 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
 def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checks, "QUICK", TINY)
     monkeypatch.setattr(checks, "SAMPLER_BOUND", -1.0)
-    power = [checks.Check("power", 0.0, 1.0, "")] * POWER  # not measured again
-    monkeypatch.setattr(checks, "power_checks", lambda make_models, seed: power)
+    fine = checks.Check("fine", 0.0, 1.0, "")  # not measured again
+    monkeypatch.setattr(checks, "power_checks", lambda make_models, seed: [fine] * POWER)
+    monkeypatch.setattr(checks, "distillation_checks", lambda make_models, seed: [fine] * DISTIL)
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--quick", "--json", str(file))) == verify.FAILED == 1
     written = json.loads(file.read_text())
