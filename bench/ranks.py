@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import statistics
 import sys
 import time
@@ -22,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from bench.options import count
+from bench.processes import run_ranks
 
 MOST = 1.15  # times one rank's time for half the batch plus the communication
 WHAT = ("half", "communication", "update")
@@ -68,12 +67,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of each, and their ratio."""
     from bench.environment import describe
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    receiver, sender = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
-    torch.multiprocessing.spawn(be_a_rank, args=(port, options, sender), nprocs=options.ranks)
-    measured = receiver.recv()
+    measured = run_ranks(be_a_rank, options)
     rounds: dict[str, list[float]] = measured["seconds"]
     least = {what: min(times) for what, times in rounds.items()}
     return {

@@ -10,7 +10,6 @@ same shard on its own, without a group. Both of the first give the same bits. Ex
 from __future__ import annotations
 
 import argparse
-import socket
 import statistics
 import sys
 import time
@@ -21,10 +20,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from bench.options import count, parse_shape
 from bench.problem import Problem, make_problems
+from bench.processes import run_ranks
 from bench.shapes import Shape
 
 WAYS = ("overlapped", "in turn", "alone")
@@ -40,12 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.ranks < 2:
         parser.error("--ranks is 2 or more: one rank has nobody to share with")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    receiver, sender = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
-    torch.multiprocessing.spawn(be_a_rank, args=(port, options, sender), nprocs=options.ranks)
-    found = receiver.recv()
+    found = run_ranks(be_a_rank, options)
     print(f"{options.shape} in float32 over {options.ranks} ranks, blocks of {options.block_rows} rows")
     for name, calls in found["calls"].items():
         print(f"{calls:4} {name:28} {found['bytes'][name] / 1e6:9.2f} MB a rank")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastflow.report.drawing import COLOURS, make_axes, to_svg
+from fastflow.report.drawing import COLOURS, count_attempts, make_axes, to_svg
 from fastflow.report.evaluations import Subject
 from fastflow.report.numbers import is_number, number
 from fastflow.report.paired import Difference, paired, pass_at_of
@@ -52,11 +52,7 @@ def coverage_plot(subjects: Sequence[Subject], prefix: str) -> Plot | None:
         spoken.append(f"{name} {number(values[0])} % at k = {ks[0]}, {number(values[-1])} % at k = {ks[-1]}")
     last = max(k for _, curve in curves for k in curve)
     ticks = [2**power for power in range(last.bit_length())]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("k, attempts")
-    axes.set_ylim(bottom=0)
+    count_attempts(axes, ticks)
     title = "Solved within k attempts"
     svg = to_svg(figure, f"{prefix}-coverage")
     return Plot(title, "pass@k, %", svg, tuple(legend), f"{title}, pass@k: {'; '.join(spoken)}. {CAPTION}")

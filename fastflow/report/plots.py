@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.report.drawing import COLOURS, make_axes, set_scale, to_svg
+from fastflow.report.drawing import COLOURS, count_attempts, make_axes, set_scale, to_svg
 from fastflow.report.numbers import is_number, number
 from fastflow.report.panels import Panel, panels
 
@@ -51,11 +51,7 @@ def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
         legend.append((name, colour, "line", f"{number(percents[-1])} %"))
         spoken.append(f"{name} {number(percents[0])} % at k = {ks[0]}, {number(percents[-1])} % at k = {ks[-1]}")
     ticks = sorted({k for curve in curves.values() for k in curve})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("k, attempts")
-    axes.set_ylim(bottom=0)
+    count_attempts(axes, ticks)
     title = "Solved within k attempts"
     return Plot(title, "pass@k, %", to_svg(figure, f"{prefix}-pass-at"), tuple(legend), f"{title}: {'; '.join(spoken)}")
 
