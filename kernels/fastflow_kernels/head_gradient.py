@@ -1,6 +1,7 @@
 """Sums the gradient of the head (weight and bias) over blocks of rows, and takes a block's directions to it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +34,8 @@ class HeadGradient:
     """A running sum; a part whose gradient is not needed is None.
 
     Several blocks are summed in float32 (float64). A single block needs no sum: where the finished type is that of
-    the factors, its matrix product rounds to it at once.
+    the factors, its matrix product rounds to it at once. Its memory is taken then, when what the block held beside
+    its matrix is gone.
 
     The first block overwrites, so the memory is neither zeroed nor read before it. Padding rows of the
     parameter, beyond the head's vocabulary, get zeros at the end.
@@ -57,15 +59,25 @@ class HeadGradient:
         self._finished = [
             None if part is None else finished_dtype(part.dtype, self._factors) for part in (weight, bias)
         ]
-        self._weight, self._bias = (
+        self._makers = [
             None
             if part is None or finished is None
-            else given
-            if given is not None
-            else head.weight.new_empty(part.shape, dtype=self._sum_dtype(finished, block_count))
-            for part, finished, given in zip((weight, bias), self._finished, (weight_sum, None), strict=True)
-        )
+            else partial(head.weight.new_empty, part.shape, dtype=self._sum_dtype(finished, block_count))
+            for part, finished in zip((weight, bias), self._finished, strict=True)
+        ]
+        self._weight: Tensor | None = None if weight is None else weight_sum
+        self._bias: Tensor | None = None
         self._is_zero = True
+        if block_count > 1:
+            self._make()
+
+    def _make(self) -> None:
+        """Take the memory of the sums that are needed and not there."""
+        make_weight, make_bias = self._makers
+        if self._weight is None and make_weight is not None:
+            self._weight = make_weight()
+        if self._bias is None and make_bias is not None:
+            self._bias = make_bias()
 
     def _sum_dtype(self, finished: torch.dtype, block_count: int) -> torch.dtype:
         return finished if block_count == 1 and finished == self._factors else accumulator_dtype(self._factors)
@@ -75,6 +87,7 @@ class HeadGradient:
 
     def add_panel(self, panel: Panel, row_scale: Tensor, scaled_rows: Tensor) -> None:
         """Add panel^T @ scaled_rows: row_scale (R,); scaled_rows (R, D), the rows times it, in the head's type."""
+        self._make()
         if self._weight is not None:
             overwrite = self._is_overwritten(self._weight)
             accumulate_(self._weight[panel.columns], panel.matrix, scaled_rows, overwrite=overwrite)
@@ -89,6 +102,8 @@ class HeadGradient:
 
     def take_scaled(self, other: "HeadGradient", scale: Tensor) -> None:
         """Add scale (one number) times `other`, and set `other` to zero."""
+        self._make()
+        other._make()
         for mine, theirs in ((self._weight, other._weight), (self._bias, other._bias)):
             if mine is not None and theirs is not None:
                 total, part = mine[: self._vocabulary], theirs[: self._vocabulary]
@@ -104,6 +119,7 @@ class HeadGradient:
 
         None for what went into a sum of the caller's.
         """
+        self._make()
         start = 0 if self._is_zero else self._vocabulary
         own = [None if total is self._given else total for total in (self._weight, self._bias)]
         for total in own:
@@ -125,20 +141,34 @@ def spend_directions(
     d_head: HeadGradient | None,  # added to; None where not needed
     hidden_is_done: Callable[[Tensor], None] | None = None,  # called with d_hidden, ahead of the head's last product
 ) -> None:
-    """Take row_factor times the directions back to hidden states and head, and free the panels on the way."""
+    """Take row_factor times the directions back to hidden states and head, and free the panels on the way.
+
+    The head's product of a single panel goes first, so that the rows it multiplies can stand where d_hidden will. The
+    hidden states' goes first where the ranks of a shard sum d_hidden meanwhile, and where panels are many.
+    """
     scale = row_factor.unsqueeze(1)
+    lent = d_hidden if head.shard is None and len(panels) == 1 else None
     scaled = None
     if d_head is not None:
-        scaled = torch.mul(hidden, scale, out=torch.empty_like(hidden, dtype=direction_dtype(hidden.dtype)))
+        dtype = direction_dtype(hidden.dtype)
+        memory = torch.empty_like(hidden, dtype=dtype) if lent is None else _first_bytes(lent, dtype)
+        scaled = torch.mul(hidden, scale, out=memory)
     while panels:
         panel = panels.pop(0)
+        if lent is not None and d_head is not None and scaled is not None:
+            d_head.add_panel(panel, row_factor, scaled)
         if d_hidden is not None:
             back_project_(d_hidden, panel.matrix, head.direction_weight[panel.columns], overwrite=panel.start == 0)
             if not panels:
                 d_hidden.mul_(scale)
                 if hidden_is_done is not None:
                     hidden_is_done(d_hidden)
-        if d_head is not None and scaled is not None:
+        if lent is None and d_head is not None and scaled is not None:
             d_head.add_panel(panel, row_factor, scaled)
     if d_head is not None:
         d_head.end_block()
+
+
+def _first_bytes(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory of the contiguous tensor as one of its shape in a type that is not wider."""
+    return tensor.view(-1).view(dtype)[: tensor.numel()].view(tensor.shape)

@@ -25,18 +25,18 @@ class Workspace(NamedTuple):
 
     block: int  # a block of logits, or of their exponentials
     statistics: int  # of its rows and tiles
-    scaled_rows: int  # its hidden states, times what the head's gradient takes of them
-    hidden_gradient: int
+    hidden_gradient: int  # before it stands there, the hidden states that the head's gradient multiplies
     head_gradient: int  # as it leaves the op
     head_sum: int  # over blocks, where that has another type
     long_sum: int  # the same for sequences that are longer than a block
+    block_count: int
 
     @property
     def in_blocks(self) -> int:
-        """Alive while the blocks go through; the statistics of one are gone before its rows are scaled."""
-        of_head = self.head_sum or self.head_gradient
-        beside = max(self.statistics, self.scaled_rows)
-        return self.block + beside + self.hidden_gradient + of_head + self.long_sum
+        """Alive while the blocks go through; a single one's statistics are gone before the head's gradient is made."""
+        of_head = (self.head_sum or self.head_gradient) + self.long_sum
+        beside = max(self.statistics, of_head) if self.block_count == 1 else self.statistics + of_head
+        return self.block + self.hidden_gradient + beside
 
     @property
     def at_end(self) -> int:
@@ -81,9 +81,9 @@ def flow_loss_workspace(
         Workspace, in bytes.
 
     >>> flow_loss_workspace([0, 4096, 8192], 4096, 128256).peak
-    3353346048
+    3286237184
     >>> flow_loss_workspace([0, 4096, 8192], 4096, 128256, accumulates=True).peak
-    2302672896
+    2251980800
     """
     entry_bytes = entry_bytes or factor_dtype.itemsize
     if accumulates:
@@ -99,11 +99,11 @@ def flow_loss_workspace(
     return Workspace(
         block=(most + -most % BUFFER_QUANTUM) * (vocabulary + -vocabulary % 8) * entry_bytes,
         statistics=most * -(-vocabulary // tile_vocabulary) * STATISTICS_BYTES,
-        scaled_rows=most * width * factor_dtype.itemsize if trains_head else 0,
         hidden_gradient=boundaries[-1] * width * FLOAT32,
         head_gradient=finished,
         head_sum=vocabulary * width * FLOAT32 if is_summed else 0,
         long_sum=vocabulary * width * FLOAT32 if head is not None and any(block.is_part for block in blocks) else 0,
+        block_count=len(blocks),
     )
 
 
