@@ -175,10 +175,22 @@ def test_the_real_liger_takes_its_chunks(chunks, accumulate):
     torch.testing.assert_close((found["d_hidden"], found["d_weight"]), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rows", "width"), [(8192, 4096), (4096, 4096), (4000, 4096), (800, 896), (1500, 1536), (8192, 3584)]
+)
+def test_no_chunk_of_quacks_has_as_many_rows_as_the_width(rows, width):
+    """Where a chunk has, its scaled exponentials fail."""
+    size = quack.chunk_rows(rows, width)
+    whole, rest = divmod(rows, size)
+    chunks = [size] * whole + [-(-rest // 128) * 128] * (rest > 0)
+    assert size % 128 == 0 and width not in chunks
+
+
 def test_quack_is_asked_for_the_kernel_meant(monkeypatch, problem):
     calls = []
 
     def kernel(hidden, weight, targets, chunk_size, reduction, use_scaled_exp=None):
+        assert use_scaled_exp is False or chunk_size != hidden.shape[1]
         calls.append(use_scaled_exp)
         return hidden.sum() + weight.sum()
 
