@@ -19,6 +19,16 @@ DISTRIBUTIONS = (
     "verl",
 )
 
+# Of whoever multiplies with torch: float32 with all its bits, not rounded to TF32. Our own kernels have no other way.
+FLOAT32_PRODUCTS = "highest"
+
+
+def pin_float32_products() -> None:
+    """Set it, against what an environment variable or a package that was imported has set."""
+    import torch
+
+    torch.set_float32_matmul_precision(FLOAT32_PRODUCTS)
+
 
 def describe(device: str) -> dict:
     """Plain values, fit for JSON."""
@@ -39,6 +49,7 @@ def describe(device: str) -> dict:
             "memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30),
             "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown",
             "cuda": torch.version.cuda,
+            "float32_products": FLOAT32_PRODUCTS,
         }
     return described
 

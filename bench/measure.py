@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bench import errors, limits, memory
+from bench.environment import pin_float32_products
 from bench.exact import exact_answer
 from bench.ops import Step
 from bench.problem import Problem, problems_of
@@ -61,6 +62,7 @@ def measure_group(
     providers = [provider for provider in providers if group.op in provider.flops]
     rows = {provider.name: new_row(provider, group) for provider in providers}
     watch(HARNESS)
+    pin_float32_products()
     problems = problems_of(group, count=_problem_count(group), mean_length=settings.mean_length)
     exact = exact_answer(problems[0], group.op)
     steps: dict[str, Step] = {}
@@ -70,6 +72,7 @@ def measure_group(
         row["status"] = _skipped(provider, group, settings) or _first_calls(
             provider, group, problems[0], exact, row, steps, settings
         )
+        pin_float32_products()  # what it imported may have set another
         _clean_up(group, provider.name)
     del exact
 

@@ -36,6 +36,7 @@ class Record:
         hardware = about["hardware"]
         if about["device"] == "cuda":
             hardware += f", {about['memory_gib']} GiB, driver {about['driver']}, CUDA {about['cuda']}"
+            hardware += ", float32 products without TF32" if about.get("float32_products") == "highest" else ""
         else:
             hardware += f", {about['threads']} threads"
         return (

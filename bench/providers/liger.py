@@ -83,9 +83,11 @@ def _provider(name: str, make: Callable[[str, Problem], Step], flops: dict[str, 
     return Provider(name, make, flops, note, devices=CUDA, packages=LIGER, **more)
 
 
-def _sum_provider(name: str, chunks: int, note: str, accumulate: torch.dtype | None = torch.float32) -> Provider:
+def _sum_provider(
+    name: str, chunks: int, note: str, accumulate: torch.dtype | None = torch.float32, **more
+) -> Provider:
     note += " No answer to this problem; a time to compare with."
-    return _provider(name, _make_sum(chunks, accumulate), {"flow_loss": 6}, note, has_answer=False)
+    return _provider(name, _make_sum(chunks, accumulate), {"flow_loss": 6}, note, has_answer=False, **more)
 
 
 PROVIDERS = (
@@ -116,6 +118,7 @@ PROVIDERS = (
         LARGER_CHUNKS[-1],
         "The same with its default accum_dtype: the head's gradient is summed in bfloat16, in half the memory.",
         accumulate=None,
+        dtypes=BFLOAT16,
     ),
     Provider(
         "liger_scaled_ce",
