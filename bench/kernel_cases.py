@@ -21,7 +21,7 @@ from fastflow_kernels.triton.combine import combine
 from fastflow_kernels.triton.excess import Totals
 from fastflow_kernels.triton.finish import finish
 from fastflow_kernels.triton.project import project, project_tilted
-from fastflow_kernels.triton.rebase import rebase_
+from fastflow_kernels.triton.rebase import rebase_and_finish_
 from fastflow_kernels.triton.row import row_pass
 from fastflow_kernels.triton.row_tilt import tilt_rows
 from fastflow_kernels.triton.sequence import settle_sequences_
@@ -171,9 +171,12 @@ def _target_logit_cases(thorough: bool) -> Iterator[Case]:
         for dtype, (_, has_bias, has_softcap) in product(DTYPES, ALL_OR_NONE):
             head, hidden = _head(shape, dtype, has_bias, has_softcap), _empty(shape.rows, shape.width, dtype=dtype)
             words = _words(shape, dtype, False, has_bias, has_softcap)
-            yield Case(
-                "target_logit", words, partial(target_logits, hidden, head, _empty(shape.rows, dtype=torch.int64))
-            )
+            launch = partial(target_logits, hidden, head, _empty(shape.rows, dtype=torch.int64))
+            yield Case("target_logit", words, launch)
+            if dtype == torch.bfloat16 and head_obstacle(head) is None:
+                part_columns = _empty(2, shape.rows, dtype=torch.int32)
+                launch = partial(launch, part_columns=part_columns, part_width=shape.vocabulary - 64)
+                yield Case("target_logit", f"{words}, columns of two parts", launch)
 
 
 def _rebase_cases(architecture: int, thorough: bool) -> Iterator[Case]:
@@ -183,11 +186,12 @@ def _rebase_cases(architecture: int, thorough: bool) -> Iterator[Case]:
             for tiles, given in _totals(architecture, shape, dtype, has_bias, has_softcap):
                 words = f"{_words(shape, dtype, False, has_bias, has_softcap)}, {tiles}"
                 totals, *others = given
-                yield Case(
-                    "rebase",
-                    words,
-                    partial(rebase_, _block(shape, dtype), totals, _empty(shape.rows), _empty(shape.rows), *others),
+                rows = _empty(shape.rows)
+                statistics = RowStatistics(rows, rows, rows, scale=0.69)
+                launch = partial(
+                    rebase_and_finish_, _block(shape, dtype), totals, statistics, *others, logprob=rows, factor=rows
                 )
+                yield Case("rebase", words, launch)
 
 
 def _combine_cases(architecture: int, thorough: bool) -> Iterator[Case]:

@@ -23,7 +23,7 @@ from fastflow_kernels.triton.combine import combine
 from fastflow_kernels.triton.excess import Totals
 from fastflow_kernels.triton.finish import finish
 from fastflow_kernels.triton.project import project, project_tilted
-from fastflow_kernels.triton.rebase import rebase_
+from fastflow_kernels.triton.rebase import rebase_and_finish_
 from fastflow_kernels.triton.row import row_pass
 from fastflow_kernels.triton.row_tilt import tilt_rows
 from fastflow_kernels.triton.sequence import settle_sequences_
@@ -130,8 +130,7 @@ def _combine(rows: int = 2**25 + 1, vocabulary: int = 70 * 64, width: int = 64) 
 
 def _rebase(rows: int = ROWS, vocabulary: int = 5_000_011, width: int = 64) -> None:
     total, (of_rows, head, targets) = _empty(-(-vocabulary // width), rows), _rows(rows, vocabulary)
-    totals = Totals(total, width)
-    rebase_(_block(BFLOAT16, rows, vocabulary), totals, _empty(rows), _empty(rows), of_rows, head, targets)
+    _rebase_rows(_block(BFLOAT16, rows, vocabulary), Totals(total, width), _statistics(rows), of_rows, head, targets)
 
 
 def _excess(tile: int = 256) -> None:
@@ -143,7 +142,15 @@ def _excess(tile: int = 256) -> None:
         totals = Totals(total, tile)
         combine(totals, _empty(rows), of_rows, head, targets)
         block = _block(FLOAT32, rows, vocabulary)
-        rebase_(block, totals, _empty(rows), _empty(rows), of_rows, head, targets)
+        _rebase_rows(block, totals, _statistics(rows), of_rows, head, targets)
+
+
+def _rebase_rows(block: Tensor, totals: Totals, statistics: RowStatistics, *of_rows) -> None:
+    rebase_and_finish_(block, totals, statistics, *of_rows, *(torch.empty_like(statistics.reference) for _ in range(2)))
+
+
+def _statistics(rows: int) -> RowStatistics:
+    return RowStatistics(*(_empty(rows) for _ in range(3)), scale=0.69)
 
 
 def _rows(rows: int, vocabulary: int, width: int = 8) -> tuple[Tensor, Head, Tensor]:
@@ -156,11 +163,11 @@ def _rebase_ragged() -> None:
     random = torch.Generator().manual_seed(0)
     total = torch.randn(9, 37, generator=random).abs()
     total[::3, 5] = torch.inf
-    target_logit, reference = torch.randn(2, 37, generator=random)
+    statistics = RowStatistics(*torch.randn(2, 37, generator=random), torch.rand(37, generator=random), scale=0.69)
     hidden, weight = torch.randn(37, 8, generator=random), torch.randn(515, 8, generator=random)
     targets = torch.randint(515, (37,), generator=random)
     block = torch.ones(37, 520)[:, :515]
-    rebase_(block, Totals(total, 64), target_logit, reference, hidden, Head(weight, None), targets)
+    _rebase_rows(block, Totals(total, 64), statistics, hidden, Head(weight, None), targets)
 
 
 def _moments_ragged() -> None:
@@ -179,8 +186,7 @@ def _moments_ragged() -> None:
 
 
 def _finish(rows: int, direction: Tensor, targets: Tensor) -> None:
-    statistics = RowStatistics(*(_empty(rows) for _ in range(3)), scale=0.69)
-    finish(statistics, _head(8), targets, _empty(rows), _empty(rows), direction)
+    finish(_statistics(rows), _head(8), targets, _empty(rows), _empty(rows), direction)
 
 
 def _upstream(gradient: Tensor, dtype: torch.dtype) -> None:

@@ -15,6 +15,7 @@ WHOLLY_WRITTEN = {
     "row_kernel": ("reference", "total", "exponentials"),  # target_logit only where none is given
     "row_tilt_kernel": ("direction",),
     "target_logit_kernel": ("out",),
+    "rebase_kernel": ("logprob", "factor"),
     "finish_kernel": ("logprob", "factor"),
     "upstream_kernel": ("out",),
 }

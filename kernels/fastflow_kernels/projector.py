@@ -103,8 +103,7 @@ class Projector(ABC):
         columns = self.head.columns(targets)
         exponentials = self._exponentials(hidden, columns, with_moments=statistics_out is not None)
         statistics = exponentials.statistics.merged(self.head.shard)
-        self._rebase_(exponentials, statistics.reference)
-        factor = self._finish_directions(statistics, columns, out, exponentials.panels)
+        factor = self._finish_directions(exponentials, statistics, columns, out)
         _hand_out(statistics, statistics_out)
         return Directions(exponentials.panels, factor)
 
@@ -139,14 +138,16 @@ class Projector(ABC):
         out.copy_(statistics.logprob())
 
     def _finish_directions(
-        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel]
+        self, exponentials: Exponentials, statistics: RowStatistics, columns: Tensor, out: Tensor
     ) -> Tensor:
-        """Fill out (R,) with log-probs, and set the entries of panels of exponentials at the targets.
+        """Fill out (R,) with log-probs, and make directions of exponentials: against the reference of these
+        statistics, which are over all shards, with the entries at the targets.
 
-        Returns the factor (R,) of the directions that they are then.
+        Returns the factor (R,) of the directions.
         """
+        self._rebase_(exponentials, statistics.reference)
         out.copy_(statistics.logprob())
-        self._set_target_entries_(panels, columns, statistics, -statistics.sum_of_others)
+        self._set_target_entries_(exponentials.panels, columns, statistics, -statistics.sum_of_others)
         return statistics.factor() / self.head.temperature
 
     def _set_target_entries_(

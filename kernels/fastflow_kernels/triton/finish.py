@@ -16,9 +16,10 @@ FAR_BELOW = tl.constexpr(FAR_BELOW_NATS)
 SMALL = tl.constexpr(1e-6)  # below it 1 + x has lost more digits of x than the series log1p(x) = x - x^2 / 2 omits
 
 
-# A block may start at an odd row.
-@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["columns", "logprob"])
-def finish_kernel(
+@triton.jit
+def finish_rows(
+    rows,  # (BLOCK_ROWS,)
+    is_row,
     target_logit,  # (R,) float32, as the next two
     reference,
     sum_of_others,
@@ -26,7 +27,6 @@ def finish_kernel(
     logprob,  # (R,) float32
     factor,  # (R,) float32, or unused
     direction,  # (R, V), or unused
-    row_count,
     vocabulary,
     direction_stride,
     scale,
@@ -34,10 +34,7 @@ def finish_kernel(
     softcap,
     HAS_SOFTCAP: tl.constexpr,
     STORE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = rows < row_count
     own = tl.load(target_logit + rows, mask=is_row, other=0.0)
     below = (own.to(tl.float64) - tl.load(reference + rows, mask=is_row, other=0.0).to(tl.float64)) * scale
     others = tl.load(sum_of_others + rows, mask=is_row, other=1.0).to(tl.float64)
@@ -56,6 +53,47 @@ def finish_kernel(
         is_here = (column >= 0) & (column < vocabulary)
         pointers = direction + rows.to(tl.int64) * direction_stride + tl.where(is_here, column, 0)
         tl.store(pointers, entry.to(tl.float32).to(direction.dtype.element_ty), mask=is_row & is_here)
+
+
+# A block may start at an odd row.
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["columns", "logprob"])
+def finish_kernel(
+    target_logit,
+    reference,
+    sum_of_others,
+    columns,
+    logprob,
+    factor,
+    direction,
+    row_count,
+    vocabulary,
+    direction_stride,
+    scale,
+    temperature,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+    STORE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    finish_rows(
+        rows,
+        rows < row_count,
+        target_logit,
+        reference,
+        sum_of_others,
+        columns,
+        logprob,
+        factor,
+        direction,
+        vocabulary,
+        direction_stride,
+        scale,
+        temperature,
+        softcap,
+        HAS_SOFTCAP,
+        STORE,
+    )
 
 
 def finish(

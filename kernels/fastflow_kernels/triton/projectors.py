@@ -24,7 +24,7 @@ from fastflow_kernels.triton.excess import Totals
 from fastflow_kernels.triton.finish import finish
 from fastflow_kernels.triton.logit import NATS_PER_BIT, bits_per_logit
 from fastflow_kernels.triton.project import project, project_tilted
-from fastflow_kernels.triton.rebase import rebase_
+from fastflow_kernels.triton.rebase import rebase_and_finish_
 from fastflow_kernels.triton.row import row_pass
 from fastflow_kernels.triton.row_tilt import tilt_rows
 from fastflow_kernels.triton.target_logit import target_logits
@@ -72,10 +72,11 @@ class TritonProjector(Projector):
         finish(statistics, self.head, columns, out, None, None)
 
     def _finish_directions(
-        self, statistics: RowStatistics, columns: Tensor, out: Tensor, panels: list[Panel]
+        self, exponentials: Exponentials, statistics: RowStatistics, columns: Tensor, out: Tensor
     ) -> Tensor:
+        self._rebase_(exponentials, statistics.reference)
         factor = torch.empty_like(out)
-        finish(statistics, self.head, columns, out, factor, panels[0].matrix)
+        finish(statistics, self.head, columns, out, factor, exponentials.panels[0].matrix)
         return factor
 
 
@@ -83,12 +84,10 @@ class FusedProjector(TritonProjector):
     """A Triton product whose epilogue leaves statistics and exponentials: logits never reach memory."""
 
     class Block(NamedTuple):
-        """What `rebase_` needs to know of a block's exponentials."""
+        """What `_finish_directions` needs to know of a block's exponentials."""
 
         totals: Totals
-        target_logit: Tensor  # (R,) bits
         hidden: Tensor  # (R, D)
-        columns: Tensor  # (R,) int64
 
     @staticmethod
     def entry_bytes(factor_dtype: torch.dtype) -> int:
@@ -108,24 +107,26 @@ class FusedProjector(TritonProjector):
     def _project(
         self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
     ) -> tuple[RowStatistics, "FusedProjector.Block"]:
-        head, target_logit = self.head, self._target_logit(hidden, columns)
-        totals = self._totals(hidden, columns, target_logit, matrix, with_moments=with_moments)
+        head = self.head
+        target_logit, totals = self._totals(hidden, columns, matrix, with_moments=with_moments)
         rows = combine(totals, target_logit, hidden, head, columns)
         moments = None
         if rows.weighted is not None and rows.logit_sum is not None:  # logits of RowStatistics are in bits here
             logit_sum = rows.logit_sum * bits_per_logit(head)
             moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
         statistics = RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
-        return statistics, self.Block(totals, target_logit, hidden, columns)
+        return statistics, self.Block(totals, hidden)
 
     def _totals(
-        self, hidden: Tensor, columns: Tensor, target_logit: Tensor, matrix: Tensor | None, *, with_moments: bool
-    ) -> Totals:
-        """Of each tile; and the exponentials, if there is a matrix for them."""
+        self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
+    ) -> tuple[Tensor, Totals]:
+        """The targets' logits (R,), bits, and the totals of each tile; and the exponentials, if there is a matrix."""
+        target_logit = self._target_logit(hidden, columns)
         launch = partial(
             project, hidden, self.head, columns, target_logit, exponentials=matrix, with_moments=with_moments
         )
-        return launch(tile=self._choose_tile(hidden, launch, stores=matrix is not None, has_moments=with_moments))
+        tile = self._choose_tile(hidden, launch, stores=matrix is not None, has_moments=with_moments)
+        return target_logit, launch(tile=tile)
 
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
         matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
@@ -156,9 +157,14 @@ class FusedProjector(TritonProjector):
             (default, *candidates_for(head.weight)),
         )
 
-    def _rebase_(self, exponentials: Exponentials, reference: Tensor) -> None:
-        totals, target_logit, hidden, columns = exponentials.block
-        rebase_(exponentials.panels[0].matrix, totals, target_logit, reference, hidden, self.head, columns)
+    def _finish_directions(
+        self, exponentials: Exponentials, statistics: RowStatistics, columns: Tensor, out: Tensor
+    ) -> Tensor:
+        totals, hidden = exponentials.block
+        factor = torch.empty_like(out)
+        matrix = exponentials.panels[0].matrix
+        rebase_and_finish_(matrix, totals, statistics, hidden, self.head, columns, out, factor)
+        return factor
 
 
 class RowsProjector(TritonProjector):

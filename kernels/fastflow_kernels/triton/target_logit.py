@@ -18,15 +18,19 @@ def target_logit_kernel(
     bias,  # (V,) float32, or unused
     targets,  # (R,) int64, columns of this head; outside of it where another shard has them
     out,  # (R,) float32, bits
+    part_columns,  # (P, R) int32, out: targets counted from the first column of each part; or unused
     width,
     vocabulary,
     hidden_stride,
     weight_stride,
+    part_stride,
+    part_width,
     scale,
     softcap,
     absent,
     HAS_BIAS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -46,10 +50,18 @@ def target_logit_kernel(
     if HAS_SOFTCAP:
         logit = soft_capped(logit, softcap)
     tl.store(out + row, tl.where(is_here, logit * scale, absent))
+    for part in tl.static_range(PARTS):
+        tl.store(part_columns + part * part_stride + row, (target - part * part_width).to(tl.int32))
 
 
-def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
-    """(R,) float32 logits of the targets, in bits; head.absent_logit for one that is not a column of this head."""
+def target_logits(
+    hidden: Tensor, head: Head, targets: Tensor, part_columns: Tensor | None = None, part_width: int = 0
+) -> Tensor:
+    """(R,) float32 logits of the targets, in bits; head.absent_logit for one that is not a column of this head.
+
+    part_columns: (P, R) int32, filled with the targets counted from the first column of each part of the head, where
+    such are wanted; part_width: columns of all parts but the last.
+    """
     out = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
     if hidden.shape[0]:
         target_logit_kernel[(hidden.shape[0],)](
@@ -58,15 +70,19 @@ def target_logits(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
             head.bias,
             targets,
             out,
+            part_columns,
             hidden.shape[1],
             head.vocabulary,
             hidden.stride(0),
             head.weight.stride(0),
+            0 if part_columns is None else part_columns.stride(0),
+            part_width,
             bits_per_logit(head),
             head.softcap or 0.0,
             head.absent_logit,
             HAS_BIAS=head.bias is not None,
             HAS_SOFTCAP=head.softcap is not None,
+            PARTS=0 if part_columns is None else part_columns.shape[0],
             BLOCK_WIDTH=min(BLOCK_WIDTH, triton.next_power_of_2(hidden.shape[1])),
         )
     return out

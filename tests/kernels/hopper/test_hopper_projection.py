@@ -26,12 +26,14 @@ def block(row_count: int, vocabulary: int, width: int = 64) -> tuple[torch.Tenso
 def totals_of(hidden: torch.Tensor, head: Head, targets: torch.Tensor, device: torch.device):
     """(totals, exponentials) of a block against the targets' logits, on the CPU."""
     there = Head(head.weight.to(device), None, temperature=head.temperature)
-    reference = (hidden.float() * head.weight[targets].float()).sum(1) * bits_per_logit(head)
     matrix = torch.full((len(hidden), head.vocabulary), torch.nan, dtype=torch.bfloat16, device=device)
     projector = HopperProjector(there, most_rows=len(hidden))
-    rows = hidden.to(device), targets.to(device), reference.to(device)
-    found = projector._totals(*rows, matrix, with_moments=False)
-    without = projector._totals(*rows, None, with_moments=False)
+    rows = hidden.to(device), targets.to(device)
+    target_logit, found = projector._totals(*rows, matrix, with_moments=False)
+    reference, without = projector._totals(*rows, None, with_moments=False)
+    assert torch.equal(reference, target_logit)
+    exact = (hidden.double() * head.weight[targets].double()).sum(1) * bits_per_logit(head)
+    torch.testing.assert_close(target_logit.double().cpu(), exact, rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(without.total, found.total, rtol=1e-6, atol=0)
     torch.testing.assert_close(without.target_product, found.target_product, rtol=1e-6, atol=1e-6)
     return found._replace(total=found.total.cpu(), target_product=found.target_product.cpu()), matrix.cpu()
