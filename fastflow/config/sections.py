@@ -13,6 +13,7 @@ from fastflow.config.methods import RESPONSE_FIELD, Average, KlEstimator, Method
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
+HeadPlace = Literal["gathered", "cut"]
 EVALUATED = "eval/"  # how the names of an evaluation's metrics begin
 GYM = "gym:"  # begins a data.path that names data sets of reasoning-gym
 Ratio = Literal["sequence", "token_mean"]
@@ -42,6 +43,11 @@ class ModelConfig(Section):
     compile: Literal["off", "layers"] = setting(
         "off",
         "layers: compile each decoder layer (torch.compile), once for all lengths; the first update waits for it",
+    )
+    head: HeadPlace = setting(
+        "gathered",
+        "On several ranks, gathered: each has the whole head for a micro-batch; cut: each keeps a part of it, and the "
+        "hidden states of all responses travel instead",
     )
     checkpoint_share: float = setting(
         0.0,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fastflow.config.schema import LoraConfig, ModelConfig
@@ -23,12 +23,15 @@ from fastflow.models.loading import load_causal_lm, loading, read_config
 from fastflow.models.parallel import Root, run_inside
 from fastflow.models.ranks import Ranks
 from fastflow.models.vocabulary import check_same_tokens
+from fastflow_kernels import FlowLoss, TokenStatistics, flow_loss, linear_logprob
 from fastflow_kernels.sampling import head_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from typing_extensions import TypeIs
+
+    from fastflow.models.cut_head import CutHead
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class PackedModel:
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
     transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
     the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see sharding.py).
+    cut_head: the head, where it is one of these parts for good.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class PackedModel:
         self.version = 0
         self.ranks = Ranks()
         self.root: Root | None = None
+        self.cut_head: CutHead | None = None
         self.causal_lm.config._attn_implementation = attention.NAME
 
     @property
@@ -118,13 +123,44 @@ class PackedModel:
         """Return hidden rows, head weight and bias as the fused ops take them.
 
         Under autocast the rows are bfloat16 and the head stays float32: the ops multiply in the narrower type, and the
-        head's gradient is not rounded.
+        head's gradient is not rounded. Raises FastflowError where the head is cut, which `logprobs` and `flow_loss`
+        take, too.
         """
+        if self.cut_head is not None:
+            raise FastflowError(
+                "model.head = cut leaves no rank the whole head; an objective of your own must call policy.logprobs or "
+                "policy.flow_loss in place of policy.head_inputs, or run with --model.head gathered"
+            )
         weight, bias = self.head()
-        return hidden.to(torch.bfloat16 if self.autocast else weight.dtype), weight, bias
+        return self.head_rows(hidden), weight, bias
+
+    def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Compute the log-probs of targets by `fastflow_kernels.linear_logprob`, also where the head is cut."""
+        if self.cut_head is not None:
+            return self.cut_head.logprobs(self.head_rows(hidden), targets)
+        rows, weight, bias = self.head_inputs(hidden)
+        return linear_logprob(rows, weight, targets, bias=bias)
+
+    def statistics(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> TokenStatistics:
+        """Compute entropy, logsumexp and mean logit of each row, also where the head is cut."""
+        if self.cut_head is not None:
+            return self.cut_head.statistics(self.head_rows(hidden), targets)
+        rows, weight, bias = self.head_inputs(hidden)
+        return linear_logprob(rows, weight, targets, bias=bias, statistics=True)[1]
+
+    def flow_loss(
+        self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"], cu_seqlens: Tensor, **terms: Any
+    ) -> FlowLoss:
+        """Compute `fastflow_kernels.flow_loss`, also where the head is cut. terms: the op's other arguments."""
+        if self.cut_head is not None:
+            return self.cut_head.flow_loss(self.head_rows(hidden), targets, cu_seqlens, **terms)
+        rows, weight, bias = self.head_inputs(hidden)
+        return flow_loss(rows, weight, targets, cu_seqlens, bias=bias, **terms)
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Compute logits of a few hidden rows in float32. Multiplies as the fused ops do."""
+        if self.cut_head is not None:
+            return self.cut_head.logits(self.head_rows(hidden))
         return head_logits(*self.head_inputs(hidden))
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -143,6 +179,10 @@ class PackedModel:
         finally:
             config._attn_implementation = attention.NAME
             self.model.train(was_training)
+
+    def head_rows(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Return hidden rows in the type that the fused ops take."""
+        return hidden.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if not self.autocast:
@@ -186,6 +226,9 @@ class AdaptersOff:
 
     def head_inputs(self, hidden: Float[Tensor, "N D"]) -> HeadInputs:
         return self.policy.head_inputs(hidden)
+
+    def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+        return self.policy.logprobs(hidden, targets)
 
 
 def has_adapters(model: PreTrainedModel | PeftModel) -> TypeIs[PeftModel]:

@@ -2,30 +2,34 @@
 
 A decoder layer is gathered when it runs. Embedding, last norm and head are one group, that of the root, which is
 gathered once for everything that runs inside its forward: so tied weights stay one tensor, and whoever reads the head
-there finds the whole of it. Gradients are summed over the ranks, never averaged: the objective divides by the
-trajectories of all ranks.
+there finds the whole of it. With model.head = cut, the head is not in that group (cut_head.py). Gradients are summed
+over the ranks, never averaged: the objective divides by the trajectories of all ranks.
 """
 
 from __future__ import annotations
 
 import torch
 
+from fastflow.config.sections import HeadPlace
+from fastflow.models.cut_head import CUT, CutHead
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 
 
-def shard_models(policy: PackedModel, base: PackedModel | AdaptersOff | None, ranks: Ranks) -> None:
+def shard_models(
+    policy: PackedModel, base: PackedModel | AdaptersOff | None, ranks: Ranks, *, head: HeadPlace = "gathered"
+) -> None:
     """Cut policy and base, where there is one, over the ranks, in place; nothing happens where there is one rank. Call
-    it after all that reads whole weights, and before the optimiser is made.
+    it after all that reads whole weights, and before the optimiser is made. head: model.head.
     """
     for model in (policy, base):
         if isinstance(model, PackedModel):
-            shard(model, ranks)
+            shard(model, ranks, head=head)
 
 
-def shard(model: PackedModel, ranks: Ranks) -> None:
+def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> None:
     """Cut one model over the ranks, in place.
 
     Under autocast, layers are gathered and multiplied in bfloat16 and their gradients summed in float32. Embedding and
@@ -44,7 +48,10 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
     for layer in model.causal_lm.get_decoder().layers:
         layer.register_forward_pre_hook(PULSE.beat)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
-    fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False)
+    if head == CUT:
+        model.cut_head = CutHead(model.causal_lm.get_output_embeddings(), mesh)
+    apart = model.cut_head.parameters if model.cut_head else None
+    fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False, ignored_params=apart)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

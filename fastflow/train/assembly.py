@@ -12,6 +12,7 @@ from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
+from fastflow.models.cut_head import CUT, check_head
 from fastflow.models.packed import (
     AdaptersOff,
     FrozenModel,
@@ -53,8 +54,10 @@ class Loaded(NamedTuple):
     base: PackedModel | AdaptersOff | None
 
 
-def load(config: Config) -> Loaded:
-    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together."""
+def load(config: Config, ranks: int = 1) -> Loaded:
+    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together, or does not work on so
+    many ranks.
+    """
     offline = config.objective.name in OFFLINE
     records = read_records(config.data)
     tokenizer = load_tokenizer(config.model)
@@ -67,6 +70,10 @@ def load(config: Config) -> Loaded:
     longest = context_for(policy, prompts, config.rollout.max_response_tokens)
     check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
     check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
+    if config.model.head == CUT and ranks > 1:
+        check_head(policy.causal_lm, config.model.path, ranks)
+        if isinstance(base, PackedModel):
+            check_head(base.causal_lm, config.model.base or config.model.path, ranks)
     judge.end_with(end_ids(policy, tokenizer))
     return Loaded(tokenizer, prompts, judge, policy, base)
 

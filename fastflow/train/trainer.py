@@ -120,7 +120,7 @@ class Trainer:
 
         with self.ranks.together():
             works = read_works(find_tasks(config), config, try_golds=self.ranks.is_first)
-            loaded = assembly.load(config)
+            loaded = assembly.load(config, self.ranks.count)
             if works:
                 self.evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, self.directory)
         policy, base, prompts = loaded.policy, loaded.base, loaded.prompts
@@ -142,7 +142,7 @@ class Trainer:
             beside = {"room": self.evaluation.room}
         with self.ranks.together():
             exporter, small_files = assembly.rehearse_save(loaded, config, self.directory, self.ranks)
-        shard_models(policy, base, self.ranks)
+        shard_models(policy, base, self.ranks, head=config.model.head)
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=total_updates, objective=self._make_objective)
         with self.ranks.together():

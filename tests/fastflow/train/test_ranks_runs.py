@@ -18,6 +18,7 @@ from evaluated_runs import rows_of, write_task
 from preloaded import Preloaded
 from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import check_same, metrics_of, newest_save, tensors_of
+from small_models import save_model
 
 pytestmark = pytest.mark.distributed
 
@@ -93,6 +94,24 @@ def test_a_run_goes_on_with_another_number_of_ranks(undisturbed, before, after):
     assert_like(run, undisturbed / "one")
     first = tensors_of(run / "checkpoints" / "step-2")
     assert first.keys() == weights.keys()
+
+
+def test_a_cut_head_goes_on_gathered_and_the_reverse(tmp_path):
+    save_model(tmp_path / "model", tied=False, vocab_size=41)  # which neither 2 nor 3 ranks cut evenly
+    finish(begin(tmp_path, name="one", **{"run.samples_every": 1, "run.steps": 4}))
+    cut = {"model.head": "cut", "run.samples_every": 1, "run.steps": 2}
+    said = finish(begin(tmp_path, "--devices=2", name="run", **cut))
+    assert "head cut over the ranks, at most 21 of its 41 rows on each" in said
+    for devices, head, steps in ((3, "gathered", 3), (2, "cut", 4)):
+        changed = [f"--run.steps={steps}", f"--model.head={head}", f"--devices={devices}"]
+        said = finish(start(["train", "--resume", str(tmp_path / "run"), *changed]))
+        assert "with another model.head the run goes on" in " ".join(said.split())
+    assert_like(tmp_path / "run", tmp_path / "one")
+
+
+def test_a_head_that_is_the_embedding_is_not_cut(tmp_path):
+    said = finish(begin(tmp_path, "--devices=2", **{"model.head": "cut"}), code=2)
+    assert said.count("model.head = cut needs a head of its own") == 1
 
 
 def test_dropout_goes_on_to_the_bit_on_as_many_ranks(tmp_path):
