@@ -16,6 +16,7 @@ from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
 from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
 from fastflow.plan.rows import size
+from fastflow.plan.trainer_rows import microbatch_tokens
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, invoke, rows_of
 from small_models import make_causal_lm
@@ -42,6 +43,36 @@ def test_what_is_divided_is_as_fsdp_cuts_it(models, changes):
     layer = sum(tensor.numel() for tensor in model.model.layers[0].parameters())
     assert two["trainer", "layers, gathered"].bytes == 2 * layer * 4
     assert ("trainer", "gradient of one layer, before it is divided") in two or changes
+
+
+def test_a_head_that_stays_cut(tmp_path):
+    """All that has the head's size is a part of it, and the hidden states are those of all ranks."""
+    make_causal_lm("llama", **LARGE, tied=False).config.save_pretrained(tmp_path / "untied")
+    config, cut = (configure(tmp_path / "untied", model__head=head) for head in ("gathered", "cut"))
+    three = replace(TWO, count=3)
+    before, after = (rows_of(one, three) for one in (config, cut))
+    most, tokens = -(-LARGE["vocab_size"] // 3), microbatch_tokens(config)
+    head = LARGE["vocab_size"] * LARGE["hidden_size"] * 4
+    assert before["trainer", "gradient of the head"].bytes == head
+    assert after["trainer", "gradient of the head"].bytes == most * LARGE["hidden_size"] * 4
+    gathered = before["trainer", "embedding and head, gathered"].bytes
+    assert after["trainer", "embedding, gathered"].bytes == gathered - head
+    rows = sum(
+        row.bytes for (_, name), row in after.items() if name.endswith(("of all ranks", "all ranks' hidden states"))
+    )
+    assert rows == 3 * tokens * LARGE["hidden_size"] * (4 + 4)
+    own, whole = (named["trainer", "hidden states and their gradient"].bytes for named in (after, before))
+    assert whole - own == tokens * LARGE["hidden_size"] * 4
+    for name in DIVIDED:
+        assert before.get(("trainer", name)) == after.get(("trainer", name))
+    (remark,) = [one for one in estimate(cut, three).remarks if "model.head" in one]
+    assert f"at most {most:,} of the head's {LARGE['vocab_size']:,} rows" in remark
+    assert rows_of(cut, GPU) == rows_of(config, GPU)
+
+
+def test_a_tied_head_is_an_obstacle_to_its_cut(models):
+    (obstacle,) = estimate(configure(models / "large", model__head="cut"), TWO).obstacles
+    assert "is its embedding" in obstacle
 
 
 def test_under_autocast_layers_are_gathered_in_bfloat16_and_not_copied(models):
