@@ -54,10 +54,8 @@ class Loaded(NamedTuple):
     base: PackedModel | AdaptersOff | None
 
 
-def load(config: Config, ranks: int = 1) -> Loaded:
-    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together, or does not work on so
-    many ranks.
-    """
+def load(config: Config, ranks: Ranks) -> Loaded:
+    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together, or not these ranks."""
     offline = config.objective.name in OFFLINE
     records = read_records(config.data)
     tokenizer = load_tokenizer(config.model)
@@ -70,10 +68,10 @@ def load(config: Config, ranks: int = 1) -> Loaded:
     longest = context_for(policy, prompts, config.rollout.max_response_tokens)
     check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
     check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
-    if config.model.head == CUT and ranks > 1:
-        check_head(policy.causal_lm, config.model.path, ranks)
+    if config.model.head == CUT and ranks.count > 1:
+        check_head(policy.causal_lm, config.model.path, ranks.count)
         if isinstance(base, PackedModel):
-            check_head(base.causal_lm, config.model.base or config.model.path, ranks)
+            check_head(base.causal_lm, config.model.base or config.model.path, ranks.count)
     judge.end_with(end_ids(policy, tokenizer))
     return Loaded(tokenizer, prompts, judge, policy, base)
 

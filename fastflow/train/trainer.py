@@ -120,7 +120,7 @@ class Trainer:
 
         with self.ranks.together():
             works = read_works(find_tasks(config), config, try_golds=self.ranks.is_first)
-            loaded = assembly.load(config, self.ranks.count)
+            loaded = assembly.load(config, self.ranks)
             if works:
                 self.evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, self.directory)
         policy, base, prompts = loaded.policy, loaded.base, loaded.prompts

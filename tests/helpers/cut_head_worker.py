@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, LoraConfig, ObjectiveConfig, OptimConfig
-from fastflow.data.packing import pack
 from fastflow.data.trajectory import Group, Trajectory
 from fastflow.models.cut_head import rows_of_each
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
@@ -26,7 +25,7 @@ VOCABULARY = 41  # which neither 2 nor 3 ranks cut evenly
 
 def make_learner(
     ranks: Ranks, head: str = "cut", *, name: str = "powerflow", log_z: str = "learned", rank: int = 0,
-    tokens: int = 40, autocast: bool = False,
+    tokens: int = 40, autocast: bool = False, bias: bool = False,
 ) -> Learner:  # fmt: skip
     alpha = 2.0 if name == "powerflow" else 1.0
     objective = ObjectiveConfig(name=name, alpha=alpha, log_z=log_z, reward="answer" if name == "grpo" else None)
@@ -37,6 +36,8 @@ def make_learner(
         optim=OptimConfig(lr=1e-3, max_grad_norm=1.0),
     )
     model = make_causal_lm(tied=False, vocab_size=VOCABULARY)
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
     if rank:
         model = with_adapters(model, LoraConfig(rank=rank))
         for of, parameter in model.named_parameters():
@@ -77,13 +78,14 @@ def all_cut_heads(ranks: Ranks) -> None:
     check_updates(ranks, groups=groups, rank=2, updates=2)
     check_updates(ranks, groups=groups, tokens=1)  # a micro-batch for each trajectory, uneven for most counts
     check_updates(ranks, groups=few(groups, 1))  # all ranks but one have nothing
-    check_updates(ranks, groups=with_an_empty_response(groups))
+    check_updates(ranks, groups=with_an_empty_response(groups), bias=True)
     reward = torch.linspace(-1, 1, 12, dtype=torch.float64)
     check_updates(ranks, groups=groups, name="grpo", reward=reward)
     check_updates(ranks, groups=few(groups, 2), name="grpo", reward=reward[:2])
     check_updates(ranks, groups=groups, name="distil")
     check_updates(ranks, groups=groups, name="rent")  # from the statistics of each token
-    check_logits(ranks, groups)
+    check_logits(ranks)
+    check_statistics(ranks)
     check_upstream(ranks)
     check_autocast(ranks, groups)
     several, one = make_learner(ranks), make_learner(Ranks())
@@ -123,14 +125,40 @@ def check_what_is_held(ranks: Ranks) -> None:
     assert seen == [own * row]
 
 
-def check_logits(ranks: Ranks, groups: list[Group]) -> None:
-    """Of a number of rows that differs from rank to rank, one rank having none."""
-    one, several = make_learner(Ranks()).policy, make_learner(ranks).policy
-    (batch, *_) = pack(groups, 40)
+def random_rows(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor, slice]:
+    """Hidden states and targets of all ranks, and the place of this rank's: none, 3, 6 and so on."""
+    starts = [3 * rank * (rank - 1) // 2 for rank in range(ranks.count + 1)]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(starts[-1], 32, generator=generator)
+    targets = torch.randint(VOCABULARY, (starts[-1],), generator=generator)
+    return hidden, targets, slice(starts[ranks.rank], starts[ranks.rank + 1])
+
+
+def check_logits(ranks: Ranks) -> None:
+    one, several = make_learner(Ranks(), bias=True).policy, make_learner(ranks, bias=True).policy
+    hidden, _, own = random_rows(ranks)
     with torch.no_grad():
-        hidden = one.hidden_states(batch)[: 3 * ranks.rank]
-        found = several.run(lambda: several.logits(hidden))
-        torch.testing.assert_close(found, one.logits(hidden), rtol=1e-5, atol=1e-5)
+        found = several.run(lambda: several.logits(hidden[own]))
+        torch.testing.assert_close(found, one.logits(hidden[own]), rtol=1e-5, atol=1e-5)
+
+
+def check_statistics(ranks: Ranks) -> None:
+    """Entropy and logsumexp have the gradient that they have with a whole head."""
+    one, several = make_learner(Ranks()).policy, make_learner(ranks).policy
+    hidden, targets, own = random_rows(ranks)
+    gradients = []
+    for policy, place in ((one, slice(0, len(hidden))), (several, own)):
+        rows = hidden[place].clone().requires_grad_()
+        found = policy.statistics(rows, targets[place])
+        upstream = torch.linspace(-1, 1, len(hidden))[place]
+        (found.entropy * upstream + found.logsumexp * upstream.square()).sum().backward()
+        weight = policy.causal_lm.lm_head.weight
+        gradients.append((found, rows.grad, whole(weight.grad)))
+    (expected, of_all, of_head), (found, of_own, cut) = gradients
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.detach(), theirs.detach()[own], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(of_own, of_all[own], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cut, of_head, rtol=1e-4, atol=1e-5)
 
 
 def check_upstream(ranks: Ranks) -> None:
