@@ -92,7 +92,7 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *
 
 
 def explain(hidden: torch.Tensor, weight: torch.Tensor, *, shard: VocabularyShard | None = None) -> str:
-    """Say which implementation a call with these inputs would take, and why, in one line.
+    """Say which implementation a call with these inputs would take, and why, in one line. shard: as in the call.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which would lose float64 precision'
