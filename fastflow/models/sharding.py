@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from fastflow.models.packed import AdaptersOff, PackedModel
+from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
@@ -26,7 +27,7 @@ def shard_models(policy: PackedModel, base: PackedModel | AdaptersOff | None, ra
 
 
 def shard(model: PackedModel, ranks: Ranks) -> None:
-    """Cut one model over the ranks, in place.
+    """Cut one model over the ranks, in place. Where its weights are still in their files, each rank reads its own rows.
 
     Under autocast, layers are gathered and multiplied in bfloat16 and their gradients summed in float32. Embedding and
     head stay float32: the head's gradient is not rounded.
@@ -40,7 +41,11 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
     mesh = init_device_mesh(model.device.type, (ranks.count,))
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    root = Root(model.model)
+    unread = model.unread
+    if unread is not None and isinstance(model, FrozenModel) and model.autocast:
+        hold_unread_in_bfloat16(model.model, unread, ranks)
+    root, device = Root(model.model), model.device
+    places = {} if unread is None else empty(root, unread)
     for layer in model.causal_lm.get_decoder().layers:
         layer.register_forward_pre_hook(PULSE.beat)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
@@ -49,4 +54,7 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+    if unread is not None:
+        fill(root, places, unread, device, ranks)
+        model.unread = None
     model.root = root

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.multiprocessing
 
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, LoraConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.trajectory import Group
@@ -21,6 +23,14 @@ from small_models import make_causal_lm, make_groups
 
 GRADIENT = 1e-5  # relative, of the whole gradient
 WEIGHTS = 1e-5  # relative, after five updates
+
+
+def spawn(count: int, work: Callable[[Ranks], None]) -> None:
+    """Do the work on `count` ranks of their own processes. Raises where one of them does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(run_rank, args=(count, port, work), nprocs=count)
 
 
 def run_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) -> None:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
-import torch.multiprocessing
 
 from fastflow.data.dealing import costs, deal
-from rank_worker import all_learners, run_rank
-
-
-def spawn(count: int, work) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, args=(count, port, work), nprocs=count)
+from rank_worker import all_learners, spawn
 
 
 @pytest.mark.distributed
