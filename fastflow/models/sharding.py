@@ -8,6 +8,8 @@ trajectories of all ranks.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
@@ -15,6 +17,9 @@ from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 def shard_models(policy: PackedModel, base: PackedModel | AdaptersOff | None, ranks: Ranks) -> None:
@@ -35,10 +40,9 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
     model.ranks = ranks
     if ranks.count == 1:
         return
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(model.device.type, (ranks.count,))
+    mesh = mesh_of(ranks, model.device)
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     unread = model.unread
@@ -58,3 +62,15 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
         fill(root, places, unread, device, ranks)
         model.unread = None
     model.root = root
+
+
+def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:
+    """Return the ranks as FSDP2 takes them: in one row, or in a row for each replica. Then weights are gathered in a
+    row, and gradients are summed in a row and after that over the rows.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if ranks.replicas == 1:
+        return init_device_mesh(device.type, (ranks.count,))
+    shape = (ranks.replicas, ranks.count // ranks.replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))

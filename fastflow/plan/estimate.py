@@ -73,7 +73,7 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
     """Estimate the memory of a run on models of these sizes."""
     model, adapters = sizes.model, sizes.adapters
     rows = trainer_rows(config, model, sizes.base, adapters, device)
-    remarks, obstacles = loading_obstacle(rows, device)
+    remarks, obstacles = loading_obstacle(rows, config, device)
     rows = divide_rows(rows, config, model, device)
     if config.rollout.engine == "vllm":
         more, its_remarks, its_obstacles = vllm_rows(config, model, adapters, device)
