@@ -63,7 +63,8 @@ def fill(
             PULSE.beat()
             start, stop = rows_of(parameter)
             rows = reader.rows(places[name], start, stop)
-            local = rows.to(parameter.dtype).to(device, copy=rows.dtype == parameter.dtype)
+            moved = rows.to(device)
+            local = moved.to(parameter.dtype, copy=moved is rows)  # rows share the memory of their file
             cut: Any = parameter
             if isinstance(parameter, DTensor):
                 local = DTensor.from_local(

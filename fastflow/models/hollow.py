@@ -57,7 +57,8 @@ def _build(
 ) -> tuple[PreTrainedModel, Unread]:
     from transformers import AutoModelForCausalLM
 
-    if config.model_type not in FAMILIES or getattr(config, "auto_map", None):
+    own_code = settings.trust_remote_code and getattr(config, "auto_map", None)
+    if config.model_type not in FAMILIES or own_code:
         raise OtherFiles("its code is its own")
     if getattr(config, "transformers_weights", None):
         raise OtherFiles("its config.json names the file of its weights")

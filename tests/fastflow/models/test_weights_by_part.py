@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.hollow import open_causal_lm
 from fastflow.models.loading import load_causal_lm
+from fastflow.models.packed import PackedModel
+from fastflow.models.ranks import Ranks
 from fastflow.models.stored import OtherFiles, Reader, find_weights
+from fastflow.train.digests import digest_of_start, digest_of_tensors
 from filled_models import check_all, write_models
 from rank_worker import spawn
 from small_models import save_model
@@ -143,7 +147,9 @@ def test_damaged_and_missing_files_are_not_read_by_part(model):
 
 def test_code_of_its_own_is_loaded_whole(model, caplog):
     change_config(model, auto_map={"AutoModelForCausalLM": "own.Model"})
-    open_causal_lm(str(model), ModelConfig(path=str(model), device="cpu"), CPU)
+    assert open_it(model)[1] is not None and not caplog.records  # nobody runs that code
+    with pytest.raises(FastflowError, match=r"own\.py"):  # which is not there
+        open_causal_lm(str(model), ModelConfig(path=str(model), device="cpu", trust_remote_code=True), CPU)
     assert f"every rank loads {model} whole before it keeps its part: its code is its own" in caplog.text
 
 
@@ -165,3 +171,48 @@ def test_quantised_weights_and_a_head_that_is_not_the_embedding_are_refused(mode
     change_config(model, tie_word_embeddings=True)
     with pytest.raises(FastflowError, match=r"tie_word_embeddings = true, but its weights have a lm_head.weight"):
         open_it(model)
+
+
+def test_the_first_rows_tell_models_apart(model, fine):
+    def digest(directory) -> str:
+        causal_lm, unread = open_it(directory)
+        packed = PackedModel(causal_lm)
+        packed.unread = unread
+        return digest_of_start(packed)
+
+    assert digest(model) == digest(fine)
+    change_weights(model, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"][0, 3].add_(1e-3))
+    assert digest(model) != digest(fine)
+
+
+def test_ranks_that_should_hold_the_same_rows_are_compared():
+    weight = torch.arange(12.0).reshape(4, 3)
+    assert digest_of_tensors([("w", weight)], Told(same=True)) == digest_of_tensors([("w", weight)])
+    with pytest.raises(FastflowError, match="rank 1 has other weights in w than the rank that should hold the same"):
+        digest_of_tensors([("w", weight)], Told(same=False))
+
+
+@dataclass(frozen=True)
+class Told(Ranks):
+    """Two ranks, of which the other says the same as this one, or something else."""
+
+    same: bool = True
+
+    def gather(self, value):
+        return [value, value if self.same else [(first, checksum + 1) for first, checksum in value]]
+
+
+def test_weights_of_a_hub_are_found_in_its_cache(fine, tmp_path, monkeypatch):
+    home = tmp_path / "hub"
+    snapshot = home / "models--some--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(fine, snapshot)
+    (home / "models--some--model" / "refs").mkdir()
+    (home / "models--some--model" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home))
+    found = find_weights("some/model")
+    assert found.keys() == find_weights(str(fine)).keys()
+    assert all(stored.file.parent == snapshot for stored in found.values())
+    with pytest.raises(OtherFiles):
+        find_weights("some/other-model")
