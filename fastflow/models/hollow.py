@@ -33,8 +33,10 @@ class Unread:
     reader: Reader = field(default_factory=Reader)
 
     def first_rows(self) -> list[tuple[str, torch.Tensor]]:
-        """Read the first row of each weight, by its name: enough to tell the files of two models apart."""
-        with self.reader.closing() as reader:
+        """Read the first row of each weight, by its name: enough to tell the files of two models apart. Raises
+        FastflowError for a file that cannot be read.
+        """
+        with loading(self.path, "model"), self.reader.closing() as reader:
             return [(stored.name, reader.rows(stored, 0, 1)) for stored in self.places.values()]
 
 

@@ -68,6 +68,8 @@ def changed(config: Config, setting: str, value: Any) -> Config:
 def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
     """Yield settings with the values to try, mildest first."""
     batch, rollout = config.batch, config.rollout
+    if config.run.replicas > 1:
+        yield "run.replicas", [fewer for fewer in range(config.run.replicas - 1, 0, -1) if not device.count % fewer]
     yield "batch.tokens_per_microbatch", _halvings(batch.tokens_per_microbatch, longest_sequence(config))
     if config.model.checkpoint_share < 1:
         yield "model.checkpoint_share", [share for share in SHARES if share > config.model.checkpoint_share]

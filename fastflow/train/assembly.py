@@ -12,7 +12,6 @@ from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
-from fastflow.models.loading import loading
 from fastflow.models.packed import (
     AdaptersOff,
     FrozenModel,
@@ -147,7 +146,7 @@ def check_same_everywhere(ranks: Ranks, loaded: Loaded, config: Config) -> None:
     ranks.check_same("versions of Python, torch, transformers or numpy", versions())
     prompts = digest_of_prompts(loaded.prompts, with_records=reads_records(config.objective))
     ranks.check_same("prompts", prompts)
-    with ranks.together(), loading(config.model.path, "model"):
+    with ranks.together():
         base = digest_of_start(loaded.base) if isinstance(loaded.base, PackedModel) else ""
         policy = digest_of_start(loaded.policy)
     ranks.check_same("weights in the base", base)

@@ -15,7 +15,8 @@ from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
 from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
-from fastflow.plan.rows import size
+from fastflow.plan.remedies import remedies
+from fastflow.plan.rows import PHASES, size
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, invoke, rows_of
 from small_models import make_causal_lm
@@ -131,6 +132,12 @@ def test_replicas_are_divided_among_their_own_ranks(models):
             assert found["trainer", name].bytes == two["trainer", name].bytes, name
     cache = "trainer", "KV cache of the local sampler"
     assert found[cache].bytes == rows_of(config, four)[cache].bytes
+    needed = max(estimate(config, four).peak(phase)[1] for phase in PHASES)
+    small = replace(four, memory=needed + GIB // 100)
+    (remedy,) = [
+        one for one in remedies(replicated, small, estimate(replicated, small)) if one.setting == "run.replicas"
+    ]
+    assert remedy.value == 1 and remedy.fits
 
 
 def test_ranks_share_the_ram_and_have_a_gpu_each(models, monkeypatch):

@@ -107,6 +107,7 @@ def test_a_run_goes_on_with_another_number_of_replicas(undisturbed):
     changes = {"run.samples_every": 1, "run.steps": 2, "run.replicas": 2}
     said = finish(begin(undisturbed, "--devices=4", name=run.name, **changes))
     assert "4 ranks in 2 replicas, each rank with 1/2 of every weight" in said
+    assert "before it keeps its part" not in said  # no rank loads a whole model
     finish(start(["train", "--resume", str(run), "--run.steps=3", "--run.replicas=1"]))
     finish(start(["train", "--resume", str(run), "--run.steps=4", "--run.replicas=2", "--devices=4"]))
     assert_like(run, undisturbed / "one", together=True)
