@@ -339,6 +339,13 @@ class RunConfig(Section):
     tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")
     wandb: str | None = setting(None, "Log to this Weights & Biases project (pip install 'fastflow[wandb]')")
     report: bool = setting(True, "Write report.html at the end")
+    replicas: int = setting(
+        1,
+        "Whole copies of the models, each cut over its own ranks (HSDP); as many as there are machines, where one "
+        "machine has room for the models: then layers travel inside a machine only",
+        unit="copies",
+        at_least=1,
+    )
     hang_after: float = setting(
         45.0,
         "End a run of several ranks when none moves on for so long, and for 3 times the longest so far",

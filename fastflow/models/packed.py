@@ -19,6 +19,7 @@ from fastflow.models.decoder_layers import arrange_layers, check_compiler
 from fastflow.models.files import check_files
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
+from fastflow.models.hollow import Unread, open_causal_lm
 from fastflow.models.loading import load_causal_lm, loading, read_config
 from fastflow.models.parallel import Root, run_inside
 from fastflow.models.ranks import Ranks
@@ -54,6 +55,7 @@ class PackedModel:
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
     transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
     the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see sharding.py).
+    unread: where its weights are, until it is cut; None where it has them.
     cut_head: the head, where it is one of these parts for good.
     """
 
@@ -73,6 +75,7 @@ class PackedModel:
         self.version = 0
         self.ranks = Ranks()
         self.root: Root | None = None
+        self.unread: Unread | None = None
         self.cut_head: CutHead | None = None
         self.causal_lm.config._attn_implementation = attention.NAME
 
@@ -248,35 +251,49 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, PackedModel | AdaptersOff]:
-    """Load policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
+def load_models(
+    settings: ModelConfig, lora: LoraConfig, *, to_be_cut: bool = False
+) -> tuple[PackedModel, PackedModel | AdaptersOff]:
+    """Load policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ.
+
+    to_be_cut: leave the weights in their files where that works, until sharding.py cuts the models over ranks.
+    """
     for path in filter(None, (settings.path, settings.base)):  # before weights load, which takes time
         read_config(path, trust_remote_code=settings.trust_remote_code)
     check_same_tokens(settings)
-    policy = load_policy(settings, lora)
+    policy = load_policy(settings, lora, to_be_cut=to_be_cut)
     if lora.rank:
         return policy, AdaptersOff(policy)
     device, kernel, autocast = policy.device, policy.kernel, settings.autocast
-    base_model = load_causal_lm(settings.base or settings.path, settings)
-    if autocast:
+    base_model, unread = _open(settings.base or settings.path, settings, device, to_be_cut)
+    if autocast and unread is None:
         hold_in_bfloat16(base_model)
     move(base_model, device)
     layers = prepare_layers(base_model, settings)
     base = FrozenModel(base_model, kernel=kernel, autocast=autocast, layers=layers)
+    base.unread = unread
     check_same_vocabulary(policy, base, settings)
     return policy, base
 
 
-def load_policy(settings: ModelConfig, lora: LoraConfig) -> PackedModel:
-    """Load the policy alone. Raises FastflowError for an unreadable model."""
+def load_policy(settings: ModelConfig, lora: LoraConfig, *, to_be_cut: bool = False) -> PackedModel:
+    """Load the policy alone. Raises FastflowError for an unreadable model. to_be_cut: see load_models."""
     device = resolve_device(settings.device)
     dtype, autocast = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype), settings.autocast
     kernel = attention.choose_kernel(settings.attention, device, dtype)
-    model = load_causal_lm(settings.path, settings)
+    model, unread = _open(settings.path, settings, device, to_be_cut)
     move(model, device)
     layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
     adapted = with_adapters(model, lora) if lora.rank else model
-    return PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
+    policy = PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
+    policy.unread = unread
+    return policy
+
+
+def _open(
+    path: str, settings: ModelConfig, device: torch.device, to_be_cut: bool
+) -> tuple[PreTrainedModel, Unread | None]:
+    return open_causal_lm(path, settings, device) if to_be_cut else (load_causal_lm(path, settings), None)
 
 
 def move(model: torch.nn.Module, device: torch.device) -> None:

@@ -74,7 +74,7 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
     """Estimate the memory of a run on models of these sizes."""
     model, adapters = sizes.model, sizes.adapters
     rows = trainer_rows(config, model, sizes.base, adapters, device)
-    remarks, obstacles = loading_obstacle(rows, device)
+    remarks, obstacles = loading_obstacle(rows, config, device)
     of_head = head_remarks(config, model, sizes.base, device)
     remarks, obstacles = [*remarks, *of_head[0]], [*obstacles, *of_head[1]]
     rows = divide_rows(rows, config, model, device)

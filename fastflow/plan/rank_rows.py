@@ -22,10 +22,12 @@ FLOAT = 4
 
 
 def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Device) -> list[Row]:
-    """Turn the trainer's rows of one device into those of one of device.count ranks."""
-    count = device.count
-    if count == 1:
+    """Turn the trainer's rows of one device into those of one of device.count ranks. With replicas, each of these is
+    divided among its own ranks.
+    """
+    if device.count == 1:
         return rows
+    count = device.count // config.run.replicas
     kept = [row for row in rows if row.name not in CAST_BY_FSDP]
     divided = [
         replace(row, bytes=-(-row.bytes // count), how=f"{row.how}; 1/{count} of it") if row.name in DIVIDED else row
@@ -52,15 +54,16 @@ def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Devi
     return [*divided, *gathered]
 
 
-def loading_obstacle(rows: list[Row], device: Device) -> tuple[list[str], list[str]]:
-    """Return a remark on what each rank loads before it is cut, or the obstacle that this is.
+def loading_obstacle(rows: list[Row], config: Config, device: Device) -> tuple[list[str], list[str]]:
+    """Return a remark on what each rank loads before it is cut, or the obstacle that this is. Ranks read only what they
+    keep of models whose code is transformers' own.
 
     rows: those of one device.
     """
-    if device.count == 1:
+    if device.count == 1 or not config.model.trust_remote_code:
         return [], []
     loaded = sum(row.bytes for row in rows if row.name in ("policy's parameters", "adapters", "frozen base"))
-    said = f"each rank loads the models whole, {size(loaded)}, before it keeps its part"
+    said = f"where the model has code of its own, each rank loads it whole, {size(loaded)}, before it keeps its part"
     if loaded > device.memory:
         return [], [f"{said}: more than the {size(device.memory)} of a device"]
     return [said], []

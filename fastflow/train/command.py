@@ -99,7 +99,7 @@ def describe(trainer: Trainer) -> str:
     responses = batch.prompts_per_step * batch.responses_per_prompt
     evaluation = trainer.evaluation
     evaluated = f"\nevaluated every {config.eval.every} steps on {evaluation.describe()}" if evaluation else ""
-    several = f"{trainer.ranks.count} ranks, each with a part of every weight\n" if trainer.ranks.count > 1 else ""
+    several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
     recorded = describe_recorded(known, batch.prompts_per_step, config.run.steps) + "\n" if known else ""
     return (
@@ -113,6 +113,17 @@ def describe(trainer: Trainer) -> str:
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
         f"{evaluated}"
     )
+
+
+def describe_ranks(ranks: Ranks) -> str:
+    """How the models are cut; nothing where they are not."""
+    if ranks.count == 1:
+        return ""
+    if ranks.replicas == 1:
+        return f"{ranks.count} ranks, each with a part of every weight\n"
+    part = ranks.count // ranks.replicas
+    share = f"1/{part} of every weight" if part > 1 else "all weights"
+    return f"{ranks.count} ranks in {ranks.replicas} replicas, each rank with {share}\n"
 
 
 def describe_head(policy: PackedModel) -> str:

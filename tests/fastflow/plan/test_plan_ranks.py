@@ -15,7 +15,8 @@ from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
 from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
-from fastflow.plan.rows import size
+from fastflow.plan.remedies import remedies
+from fastflow.plan.rows import PHASES, size
 from fastflow.plan.trainer_rows import microbatch_tokens
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, invoke, rows_of
@@ -141,12 +142,33 @@ def test_none_fits(models):
     assert found is not None and found.layers == 0 and "no model of these widths fits" in str(found)
 
 
-def test_the_models_are_loaded_whole_first(models):
-    config = configure(models / "large")
+def test_models_with_code_of_their_own_are_loaded_whole_first(models):
+    plain = estimate(configure(models / "large"), TWO)
+    assert not any("whole" in said for said in (*plain.remarks, *plain.obstacles))
+    config = configure(models / "large", model__trust_remote_code="true")
     whole = sum(rows_of(config, GPU)["trainer", name].bytes for name in ("policy's parameters", "frozen base"))
     result = estimate(config, Device("cuda", whole - 1, "a test", count=64))
-    assert any("loads the models whole" in obstacle for obstacle in result.obstacles)
-    assert any("loads the models whole" in remark for remark in estimate(config, TWO).remarks)
+    assert any("each rank loads it whole" in obstacle for obstacle in result.obstacles)
+    assert any("each rank loads it whole" in remark for remark in estimate(config, TWO).remarks)
+
+
+def test_replicas_are_divided_among_their_own_ranks(models):
+    """Two replicas of two ranks hold what two ranks hold, and sample as four."""
+    config = configure(models / "large", **SMALL_BATCH)
+    replicated = configure(models / "large", run__replicas=2, **SMALL_BATCH)
+    four = replace(TWO, count=4)
+    two, found = rows_of(config, TWO), rows_of(replicated, four)
+    for name in DIVIDED:
+        if ("trainer", name) in two:
+            assert found["trainer", name].bytes == two["trainer", name].bytes, name
+    cache = "trainer", "KV cache of the local sampler"
+    assert found[cache].bytes == rows_of(config, four)[cache].bytes
+    needed = max(estimate(config, four).peak(phase)[1] for phase in PHASES)
+    small = replace(four, memory=needed + GIB // 100)
+    (remedy,) = [
+        one for one in remedies(replicated, small, estimate(replicated, small)) if one.setting == "run.replicas"
+    ]
+    assert remedy.value == 1 and remedy.fits
 
 
 def test_ranks_share_the_ram_and_have_a_gpu_each(models, monkeypatch):
@@ -173,5 +195,7 @@ def test_the_command(capsys, models, tmp_path):
 def test_what_several_ranks_cannot_do_is_refused(capsys, models):
     code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=2", "--model.compile=layers")
     assert code == 2 and "does not work on 2 ranks yet" in err
+    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=3", "--run.replicas=2")
+    assert code == 2 and "run.replicas = 2 does not divide 3 ranks" in err
     code, _, err = invoke(capsys, "--model.path", models / "large", "--devices", "none")
     assert code == 2 and "--devices needs a number of devices" in err
