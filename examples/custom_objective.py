@@ -26,7 +26,6 @@ from fastflow.objectives.log_z import group_mean
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.run.console import make_console
 from fastflow.train.command import train
-from fastflow_kernels import linear_logprob
 
 
 class PolicyGradient:
@@ -49,8 +48,7 @@ class PolicyGradient:
 
         def loss(hidden: torch.Tensor, batch: PackedBatch) -> MicrobatchLoss:
             chosen = batch.sequences  # the responses of this micro-batch, S of n
-            rows, head, bias = policy.head_inputs(hidden[batch.rows])
-            token_logprob = linear_logprob(rows, head, batch.targets, bias=bias)  # (N,), no logits in memory
+            token_logprob = policy.logprobs(hidden[batch.rows], batch.targets)  # (N,), no logits in memory
             logprob = sum_per_sequence(token_logprob, batch)
             ratio = (logprob.detach() - facts.behaviour_logprob[chosen]).exp()
             weight = ratio.clamp(1 - self.importance.clip_low, 1 + self.importance.clip_high)

@@ -30,7 +30,8 @@ HARMLESS = {
 }  # fmt: skip
 ROUNDING = {  # the same to a reader, but sums in another order or responses by other random numbers
     "batch.tokens_per_microbatch", "model.device", "model.attention", "model.fused_layers", "model.compile",
-    "model.checkpoint_share", "run.threads", "rollout.engine", "rollout.max_sequences", "rollout.adapters",
+    "model.checkpoint_share", "model.head", "run.threads", "run.replicas", "rollout.engine", "rollout.max_sequences",
+    "rollout.adapters",
 }  # fmt: skip
 PLACES = {"model.path", "model.base", "data.path"}  # what lies there is compared instead
 

@@ -13,6 +13,7 @@ from fastflow.config.methods import RESPONSE_FIELD, Average, KlEstimator, Method
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
+HeadPlace = Literal["gathered", "cut"]
 EVALUATED = "eval/"  # how the names of an evaluation's metrics begin
 GYM = "gym:"  # begins a data.path that names data sets of reasoning-gym
 Ratio = Literal["sequence", "token_mean"]
@@ -42,6 +43,11 @@ class ModelConfig(Section):
     compile: Literal["off", "layers"] = setting(
         "off",
         "layers: compile each decoder layer (torch.compile), once for all lengths; the first update waits for it",
+    )
+    head: HeadPlace = setting(
+        "gathered",
+        "On several ranks, gathered: each has the whole head for a micro-batch; cut: each keeps a part of it, and the "
+        "hidden states of all responses travel instead",
     )
     checkpoint_share: float = setting(
         0.0,
@@ -333,6 +339,13 @@ class RunConfig(Section):
     tensorboard: bool = setting(False, "Also write TensorBoard events (pip install 'fastflow[tensorboard]')")
     wandb: str | None = setting(None, "Log to this Weights & Biases project (pip install 'fastflow[wandb]')")
     report: bool = setting(True, "Write report.html at the end")
+    replicas: int = setting(
+        1,
+        "Whole copies of the models, each cut over its own ranks (HSDP); as many as there are machines, where one "
+        "machine has room for the models: then layers travel inside a machine only",
+        unit="copies",
+        at_least=1,
+    )
     hang_after: float = setting(
         45.0,
         "End a run of several ranks when none moves on for so long, and for 3 times the longest so far",

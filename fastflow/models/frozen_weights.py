@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 
+def in_bfloat16(weight: torch.Tensor) -> torch.Tensor | None:
+    """Return float32 weights in bfloat16; None where that would change one of them."""
+    return narrow if torch.equal((narrow := weight.to(torch.bfloat16)).float(), weight) else None
+
+
 @torch.no_grad()
-def hold_in_bfloat16(model: torch.nn.Module) -> int:
+def hold_in_bfloat16(
+    model: torch.nn.Module, narrowed: Callable[[torch.Tensor], torch.Tensor | None] = in_bfloat16
+) -> int:
     """Store weights in bfloat16 where that changes no bit of a result. Returns how many parameters it stored so.
 
     Autocast rounds the weights of linear layers to bfloat16 before each product. Weights that are bfloat16 numbers
     already, as in a checkpoint of that type, need no wider type. The same holds for the embedding, whose output a hook
-    turns back into float32. Norms, biases and all weights that rounding would change stay as they are.
+    turns back into float32. Norms, biases and all weights that rounding would change stay as they are. narrowed: gives
+    a float32 weight in bfloat16; None where it stays.
     """
     stored: dict[int, int] = {}  # tied weights are one parameter
     for module in model.modules():
@@ -19,7 +29,7 @@ def hold_in_bfloat16(model: torch.nn.Module) -> int:
             continue
         weight, dtype = module.weight, module.weight.dtype
         if id(weight) not in stored:
-            if dtype != torch.float32 or not torch.equal((narrow := weight.to(torch.bfloat16)).float(), weight):
+            if dtype != torch.float32 or (narrow := narrowed(weight)) is None:
                 continue
             weight.data = narrow
             stored[id(weight)] = weight.numel()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fastflow.config.schema import LoraConfig, ModelConfig
@@ -19,16 +19,20 @@ from fastflow.models.decoder_layers import arrange_layers, check_compiler
 from fastflow.models.files import check_files
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
+from fastflow.models.hollow import Unread, open_causal_lm
 from fastflow.models.loading import load_causal_lm, loading, read_config
 from fastflow.models.parallel import Root, run_inside
 from fastflow.models.ranks import Ranks
 from fastflow.models.vocabulary import check_same_tokens
+from fastflow_kernels import FlowLoss, TokenStatistics, flow_loss, linear_logprob
 from fastflow_kernels.sampling import head_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from typing_extensions import TypeIs
+
+    from fastflow.models.cut_head import CutHead
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ class PackedModel:
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
     transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
     the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see sharding.py).
+    unread: where its weights are, until it is cut; None where it has them.
+    cut_head: the head, where it is one of these parts for good.
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class PackedModel:
         self.version = 0
         self.ranks = Ranks()
         self.root: Root | None = None
+        self.unread: Unread | None = None
+        self.cut_head: CutHead | None = None
         self.causal_lm.config._attn_implementation = attention.NAME
 
     @property
@@ -118,13 +126,44 @@ class PackedModel:
         """Return hidden rows, head weight and bias as the fused ops take them.
 
         Under autocast the rows are bfloat16 and the head stays float32: the ops multiply in the narrower type, and the
-        head's gradient is not rounded.
+        head's gradient is not rounded. Raises FastflowError where the head is cut, which `logprobs` and `flow_loss`
+        take, too.
         """
+        if self.cut_head is not None:
+            raise FastflowError(
+                "model.head = cut leaves no rank the whole head; an objective of your own must call policy.logprobs or "
+                "policy.flow_loss in place of policy.head_inputs, or run with --model.head gathered"
+            )
         weight, bias = self.head()
-        return hidden.to(torch.bfloat16 if self.autocast else weight.dtype), weight, bias
+        return self.head_rows(hidden), weight, bias
+
+    def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Compute the log-probs of targets by `fastflow_kernels.linear_logprob`, also where the head is cut."""
+        if self.cut_head is not None:
+            return self.cut_head.logprobs(self.head_rows(hidden), targets)
+        rows, weight, bias = self.head_inputs(hidden)
+        return linear_logprob(rows, weight, targets, bias=bias)
+
+    def statistics(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> TokenStatistics:
+        """Compute entropy, logsumexp and mean logit of each row, also where the head is cut."""
+        if self.cut_head is not None:
+            return self.cut_head.statistics(self.head_rows(hidden), targets)
+        rows, weight, bias = self.head_inputs(hidden)
+        return linear_logprob(rows, weight, targets, bias=bias, statistics=True)[1]
+
+    def flow_loss(
+        self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"], cu_seqlens: Tensor, **terms: Any
+    ) -> FlowLoss:
+        """Compute `fastflow_kernels.flow_loss`, also where the head is cut. terms: the op's other arguments."""
+        if self.cut_head is not None:
+            return self.cut_head.flow_loss(self.head_rows(hidden), targets, cu_seqlens, **terms)
+        rows, weight, bias = self.head_inputs(hidden)
+        return flow_loss(rows, weight, targets, cu_seqlens, bias=bias, **terms)
 
     def logits(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """Compute logits of a few hidden rows in float32. Multiplies as the fused ops do."""
+        if self.cut_head is not None:
+            return self.cut_head.logits(self.head_rows(hidden))
         return head_logits(*self.head_inputs(hidden))
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -143,6 +182,10 @@ class PackedModel:
         finally:
             config._attn_implementation = attention.NAME
             self.model.train(was_training)
+
+    def head_rows(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Return hidden rows in the type that the fused ops take."""
+        return hidden.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if not self.autocast:
@@ -187,6 +230,9 @@ class AdaptersOff:
     def head_inputs(self, hidden: Float[Tensor, "N D"]) -> HeadInputs:
         return self.policy.head_inputs(hidden)
 
+    def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+        return self.policy.logprobs(hidden, targets)
+
 
 def has_adapters(model: PreTrainedModel | PeftModel) -> TypeIs[PeftModel]:
     """Whether it is a peft model around a transformers model. Does not need peft to be installed."""
@@ -205,35 +251,49 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_models(settings: ModelConfig, lora: LoraConfig) -> tuple[PackedModel, PackedModel | AdaptersOff]:
-    """Load policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ."""
+def load_models(
+    settings: ModelConfig, lora: LoraConfig, *, to_be_cut: bool = False
+) -> tuple[PackedModel, PackedModel | AdaptersOff]:
+    """Load policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ.
+
+    to_be_cut: leave the weights in their files where that works, until sharding.py cuts the models over ranks.
+    """
     for path in filter(None, (settings.path, settings.base)):  # before weights load, which takes time
         read_config(path, trust_remote_code=settings.trust_remote_code)
     check_same_tokens(settings)
-    policy = load_policy(settings, lora)
+    policy = load_policy(settings, lora, to_be_cut=to_be_cut)
     if lora.rank:
         return policy, AdaptersOff(policy)
     device, kernel, autocast = policy.device, policy.kernel, settings.autocast
-    base_model = load_causal_lm(settings.base or settings.path, settings)
-    if autocast:
+    base_model, unread = _open(settings.base or settings.path, settings, device, to_be_cut)
+    if autocast and unread is None:
         hold_in_bfloat16(base_model)
     move(base_model, device)
     layers = prepare_layers(base_model, settings)
     base = FrozenModel(base_model, kernel=kernel, autocast=autocast, layers=layers)
+    base.unread = unread
     check_same_vocabulary(policy, base, settings)
     return policy, base
 
 
-def load_policy(settings: ModelConfig, lora: LoraConfig) -> PackedModel:
-    """Load the policy alone. Raises FastflowError for an unreadable model."""
+def load_policy(settings: ModelConfig, lora: LoraConfig, *, to_be_cut: bool = False) -> PackedModel:
+    """Load the policy alone. Raises FastflowError for an unreadable model. to_be_cut: see load_models."""
     device = resolve_device(settings.device)
     dtype, autocast = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype), settings.autocast
     kernel = attention.choose_kernel(settings.attention, device, dtype)
-    model = load_causal_lm(settings.path, settings)
+    model, unread = _open(settings.path, settings, device, to_be_cut)
     move(model, device)
     layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
     adapted = with_adapters(model, lora) if lora.rank else model
-    return PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
+    policy = PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
+    policy.unread = unread
+    return policy
+
+
+def _open(
+    path: str, settings: ModelConfig, device: torch.device, to_be_cut: bool
+) -> tuple[PreTrainedModel, Unread | None]:
+    return open_causal_lm(path, settings, device) if to_be_cut else (load_causal_lm(path, settings), None)
 
 
 def move(model: torch.nn.Module, device: torch.device) -> None:

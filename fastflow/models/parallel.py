@@ -62,6 +62,24 @@ def part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if local is None else local()
 
 
+def rows_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the rows of the whole that this rank's part of a tensor holds: from the first up to the second. FSDP cuts
+    along the first dimension, and the last ranks may have fewer rows or none.
+    """
+    if (mesh := getattr(tensor, "device_mesh", None)) is None:
+        return 0, len(tensor)
+    start, stop = 0, len(tensor)
+    for dimension, placement in enumerate(cast("Any", tensor).placements):
+        if placement.is_replicate():
+            continue
+        if not placement.is_shard(0):
+            raise ValueError(f"a tensor is cut by {placement}, not along its first dimension")
+        share = -(-(stop - start) // mesh.size(dimension))
+        start = min(start + mesh.get_local_rank(dimension) * share, stop)
+        stop = min(start + share, stop)
+    return start, stop
+
+
 @torch.no_grad()
 def copy_whole(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copy a whole tensor, which each rank has, into one that may be cut. No collective."""

@@ -35,11 +35,13 @@ class FailedElsewhere(FastflowError):
 class Ranks:
     """The ranks of a run. By default one alone, which asks nobody.
 
-    rank: this process, from 0. count: of all. Every method is a collective: all ranks call it, in the same order.
+    rank: this process, from 0. count: of all. replicas: whole copies of the models among them, each cut over
+    count / replicas ranks with successive numbers. Every method is a collective: all ranks call it, in the same order.
     """
 
     rank: int = 0
     count: int = 1
+    replicas: int = 1
 
     @property
     def is_first(self) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor
 from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
 from fastflow.models.packed import AdaptersOff, PackedModel
-from fastflow_kernels import linear_logprob
 
 
 @torch.no_grad()
@@ -20,9 +19,7 @@ def token_logprobs(model: PackedModel | AdaptersOff, batch: PackedBatch) -> Floa
     """Compute the log-probability of every response token of the batch, at temperature 1. A collective."""
 
     def forward() -> Float32[Tensor, " N"]:
-        hidden = model.hidden_states(batch)[batch.rows]
-        hidden, weight, bias = model.head_inputs(hidden)
-        return linear_logprob(hidden, weight, batch.targets, bias=bias)
+        return model.logprobs(model.hidden_states(batch)[batch.rows], batch.targets)
 
     return model.run(forward)
 

@@ -7,6 +7,7 @@ over 140 tokens.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -24,24 +25,40 @@ LENGTHS = (5, 96, 1, 33)
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
+def prepare_models(
+    policy: PackedModel, base: PackedModel | AdaptersOff | None, *, longest: int, names: tuple[str, str]
+) -> None:
+    """Prepare policy and base for sequences of up to `longest` tokens. Reads no weights.
+
+    Raises FastflowError, with the model's name, where its context is shorter. With LoRA the policy is the base.
+    """
+    for model, name in _apart(policy, base, names):
+        context = rope.context_of(model.causal_lm.config)
+        if context is not None and longest > context:
+            raise FastflowError(
+                f"the context of {name} is {context} tokens, but the longest prompt and "
+                f"rollout.max_response_tokens need {longest}; lower data.max_prompt_tokens or "
+                "rollout.max_response_tokens"
+            )
+        rope.fix_frequencies(model.causal_lm, longest)
+
+
 def check_models(
     policy: PackedModel, base: PackedModel | AdaptersOff | None, *, longest: int, names: tuple[str, str]
 ) -> None:
-    """Prepare policy and base for sequences of up to `longest` tokens, and prove that packing changes nothing.
+    """Prove on policy and base that packing changes nothing. Models that are cut over ranks do this together.
 
     Raises FastflowError, with the model's name, where packing changes something. With LoRA the policy is the base.
     """
-    for model, name in zip((policy, base), names, strict=True):
-        if model is policy or isinstance(model, FrozenModel):
-            context = rope.context_of(model.causal_lm.config)
-            if context is not None and longest > context:
-                raise FastflowError(
-                    f"the context of {name} is {context} tokens, but the longest prompt and "
-                    f"rollout.max_response_tokens need {longest}; lower data.max_prompt_tokens or "
-                    "rollout.max_response_tokens"
-                )
-            rope.fix_frequencies(model.causal_lm, longest)
-            check_packing(model, longest=longest, name=name)
+    for model, name in _apart(policy, base, names):
+        check_packing(model, longest=longest, name=name)
+
+
+def _apart(
+    policy: PackedModel, base: PackedModel | AdaptersOff | None, names: tuple[str, str]
+) -> list[tuple[PackedModel, str]]:
+    """Return the models that have weights of their own, with their names."""
+    return [(policy, names[0]), *([(base, names[1])] if isinstance(base, FrozenModel) else [])]
 
 
 def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
@@ -51,8 +68,9 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
     was_training = model.model.training
     model.model.eval()
     try:
-        packed = _packed(model, sequences, longest)
-        alone = [_alone(model, ids) for ids in sequences]
+        with torch.no_grad():
+            packed = model.run(lambda: _packed(model, sequences, longest))
+            alone = [model.run(functools.partial(_alone, model, ids)) for ids in sequences]
     except (FastflowError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model's own code may raise anything
@@ -93,8 +111,7 @@ def _packed(model: PackedModel, sequences: list[np.ndarray], longest: int) -> li
     (batch,) = pack(groups, tokens_per_microbatch=10**9)
     places = {index: place for place, index in enumerate(batch.sequences.tolist())}
     batch = _with_position(batch, places[len(sequences)], longest - 1).to(model.device)
-    with torch.no_grad():
-        hidden = model.hidden_states(batch).split(batch.lengths)
+    hidden = model.hidden_states(batch).split(batch.lengths)
     return [hidden[places[index]] for index in range(len(sequences))]
 
 
@@ -108,7 +125,7 @@ def _with_position(batch: PackedBatch, place: int, position: int) -> PackedBatch
 
 def _alone(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
     """Compute hidden states (n, D) of one sequence, as transformers does by itself."""
-    with torch.no_grad(), model.decoding() as plain:
+    with model.decoding() as plain:
         row = torch.from_numpy(ids)[None].to(model.device)
         positions = torch.arange(len(ids), device=model.device)[None]
         return plain.get_decoder()(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[0]

@@ -2,31 +2,41 @@
 
 A decoder layer is gathered when it runs. Embedding, last norm and head are one group, that of the root, which is
 gathered once for everything that runs inside its forward: so tied weights stay one tensor, and whoever reads the head
-there finds the whole of it. Gradients are summed over the ranks, never averaged: the objective divides by the
-trajectories of all ranks.
+there finds the whole of it. With model.head = cut, the head is not in that group (cut_head.py). Gradients are summed
+over the ranks, never averaged: the objective divides by the trajectories of all ranks.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from fastflow.models.packed import AdaptersOff, PackedModel
+from fastflow.config.sections import HeadPlace
+from fastflow.models.cut_head import CUT, CutHead
+from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-def shard_models(policy: PackedModel, base: PackedModel | AdaptersOff | None, ranks: Ranks) -> None:
+
+def shard_models(
+    policy: PackedModel, base: PackedModel | AdaptersOff | None, ranks: Ranks, *, head: HeadPlace = "gathered"
+) -> None:
     """Cut policy and base, where there is one, over the ranks, in place; nothing happens where there is one rank. Call
-    it after all that reads whole weights, and before the optimiser is made.
+    it after all that reads whole weights, and before the optimiser is made. head: model.head.
     """
     for model in (policy, base):
         if isinstance(model, PackedModel):
-            shard(model, ranks)
+            shard(model, ranks, head=head)
 
 
-def shard(model: PackedModel, ranks: Ranks) -> None:
-    """Cut one model over the ranks, in place.
+def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> None:
+    """Cut one model over the ranks, in place. Where its weights are still in their files, each rank reads its own rows.
 
     Under autocast, layers are gathered and multiplied in bfloat16 and their gradients summed in float32. Embedding and
     head stay float32: the head's gradient is not rounded.
@@ -34,19 +44,40 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
     model.ranks = ranks
     if ranks.count == 1:
         return
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(model.device.type, (ranks.count,))
+    mesh = mesh_of(ranks, model.device)
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    root = Root(model.model)
+    unread = model.unread
+    if unread is not None and isinstance(model, FrozenModel) and model.autocast:
+        hold_unread_in_bfloat16(model.model, unread, ranks)
+    root, device = Root(model.model), model.device
+    places = {} if unread is None else empty(root, unread)
     for layer in model.causal_lm.get_decoder().layers:
         layer.register_forward_pre_hook(PULSE.beat)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
-    fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False)
+    if head == CUT:
+        model.cut_head = CutHead(model.causal_lm.get_output_embeddings(), mesh)
+    apart = model.cut_head.parameters if model.cut_head else None
+    fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False, ignored_params=apart)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+    if unread is not None:
+        fill(root, places, unread, device, ranks)
+        model.unread = None
     model.root = root
+
+
+def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:
+    """Return the ranks as FSDP2 takes them: in one row, or in a row for each replica. Then weights are gathered in a
+    row, and gradients are summed in a row and after that over the rows.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if ranks.replicas == 1:
+        return init_device_mesh(device.type, (ranks.count,))
+    shape = (ranks.replicas, ranks.count // ranks.replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))

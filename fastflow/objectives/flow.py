@@ -14,7 +14,6 @@ from fastflow.models.packed import PackedModel
 from fastflow.objectives.log_z import LearnedLogZ, group_mean
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.objectives.trajectory_balance import OBJECTIVES
-from fastflow_kernels import flow_loss
 
 
 class FlowObjective:
@@ -45,10 +44,8 @@ class FlowObjective:
         def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
             chosen = batch.sequences
             log_z = optimum[chosen].float() if self.log_z_head is None else self.log_z_head(hidden, batch)
-            response_hidden, weight, bias = policy.head_inputs(hidden[batch.rows])
-            output = flow_loss(
-                response_hidden,
-                weight,
+            output = policy.flow_loss(
+                hidden[batch.rows],
                 batch.targets,
                 batch.response_cu_seqlens,
                 log_z=log_z,
@@ -59,7 +56,6 @@ class FlowObjective:
                 clip_high=clip_high,
                 ratio=importance.ratio,
                 normaliser=len(facts.length),
-                bias=bias,
             )
             return MicrobatchLoss(**output._asdict(), log_z=log_z.detach())
 

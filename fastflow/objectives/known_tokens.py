@@ -16,7 +16,7 @@ from fastflow.data.trajectory import Group, flatten
 from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import sum_per_sequence
 from fastflow.models.share import Share
-from fastflow_kernels import TokenStatistics, linear_logprob
+from fastflow_kernels import TokenStatistics
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class KnownTokens:
         """Entropy and self-certainty, summed over each response of a batch."""
 
         def forward() -> TokenStatistics:
-            rows, head, bias = self.policy.head_inputs(self.policy.hidden_states(batch)[batch.rows])
-            return linear_logprob(rows, head, batch.targets, bias=bias, statistics=True)[1]
+            return self.policy.statistics(self.policy.hidden_states(batch)[batch.rows], batch.targets)
 
         found = self.policy.run(forward)
         return sum_per_sequence(found.entropy, batch), sum_per_sequence(found.logsumexp - found.mean_logit, batch)

@@ -21,7 +21,6 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import sum_per_sequence
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.objectives.policy_gradient import token_share
-from fastflow_kernels import linear_logprob
 
 
 class MaximumLikelihood:
@@ -46,8 +45,7 @@ class MaximumLikelihood:
 
         def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
             chosen = batch.sequences
-            rows, head, bias = policy.head_inputs(hidden[batch.rows])
-            logprob = linear_logprob(rows, head, batch.targets, bias=bias)
+            logprob = policy.logprobs(hidden[batch.rows], batch.targets)
             counts = torch.tensor(batch.response_lengths, dtype=torch.int64).to(logprob.device, non_blocking=True)
             per_token = share[chosen].to(logprob.dtype).repeat_interleave(counts, output_size=len(logprob))
             total = sum_per_sequence(logprob.detach(), batch)

@@ -24,7 +24,6 @@ from fastflow.models.scoring import sum_per_sequence
 from fastflow.objectives.log_z import group_mean
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.objectives.policy_rewards import POLICY_REWARDS
-from fastflow_kernels import linear_logprob
 
 SMALLEST_STD = 1e-6  # is added to the deviation of a group's rewards
 LARGEST_LOG = 20.0  # of a ratio: beyond, float32 sums hold nothing else, and zero times infinity is no number
@@ -77,8 +76,7 @@ class PolicyGradient:
 
         def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
             chosen, lengths = batch.sequences, batch.response_lengths
-            rows, head, bias = policy.head_inputs(hidden[batch.rows])
-            logprob = linear_logprob(rows, head, batch.targets, bias=bias)
+            logprob = policy.logprobs(hidden[batch.rows], batch.targets)
 
             def per_token(values: Float64[Tensor, " n"]) -> Float[Tensor, " N"]:
                 return _repeat(values[chosen].to(logprob.dtype), lengths)

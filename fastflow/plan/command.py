@@ -61,9 +61,10 @@ def run(request: Request) -> int:
     from fastflow.plan.remedies import combination, remedies
     from fastflow.plan.speed import expected_speed
     from fastflow.plan.table import as_json, print_plan
-    from fastflow.train.launch import check_several_ranks
+    from fastflow.train.launch import check_replicas, check_several_ranks
 
     output = None if request.json is None else writable(request.json)
+    check_replicas(request.config, request.devices)
     if request.devices > 1:
         check_several_ranks(request.config, request.devices)
     config, device = request.config, find_device(request.config.model, request.memory, request.devices)

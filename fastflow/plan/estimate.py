@@ -8,6 +8,7 @@ from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.models.packed import check_same_vocabulary
 from fastflow.plan.device import Device
+from fastflow.plan.head_rows import head_remarks
 from fastflow.plan.rank_rows import divide_rows, loading_obstacle
 from fastflow.plan.rows import PHASES, Row, peak, size
 from fastflow.plan.sizes import Adapters, ModelSizes, count_adapters, read_sizes
@@ -73,7 +74,9 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
     """Estimate the memory of a run on models of these sizes."""
     model, adapters = sizes.model, sizes.adapters
     rows = trainer_rows(config, model, sizes.base, adapters, device)
-    remarks, obstacles = loading_obstacle(rows, device)
+    remarks, obstacles = loading_obstacle(rows, config, device)
+    of_head = head_remarks(config, model, sizes.base, device)
+    remarks, obstacles = [*remarks, *of_head[0]], [*obstacles, *of_head[1]]
     rows = divide_rows(rows, config, model, device)
     if config.rollout.engine == "vllm":
         more, its_remarks, its_obstacles = vllm_rows(config, model, adapters, device)

@@ -1,7 +1,8 @@
 """Count the memory of one of several ranks: what FSDP divides among them, and what it gathers for a while.
 
-Embedding, last norm and head are one group, whole during a micro-batch. A layer is whole while it runs, and the next
-one is gathered meanwhile. These rows are FSDP2's rules as formulas; they have not been measured.
+Embedding, last norm and head are one group, whole during a micro-batch; a head that stays cut is not in it
+(head_rows.py). A layer is whole while it runs, and the next one is gathered meanwhile. These rows are FSDP2's rules as
+formulas; they have not been measured.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import replace
 
 from fastflow.config.schema import Config
 from fastflow.plan.device import Device
+from fastflow.plan.head_rows import cut_head_rows, is_cut
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row, size
 from fastflow.plan.sizes import ModelSizes
 
@@ -20,10 +22,12 @@ FLOAT = 4
 
 
 def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Device) -> list[Row]:
-    """Turn the trainer's rows of one device into those of one of device.count ranks."""
-    count = device.count
-    if count == 1:
+    """Turn the trainer's rows of one device into those of one of device.count ranks. With replicas, each of these is
+    divided among its own ranks.
+    """
+    if device.count == 1:
         return rows
+    count = device.count // config.run.replicas
     kept = [row for row in rows if row.name not in CAST_BY_FSDP]
     divided = [
         replace(row, bytes=-(-row.bytes // count), how=f"{row.how}; 1/{count} of it") if row.name in DIVIDED else row
@@ -31,9 +35,12 @@ def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Devi
     ]
     whole = 2 if config.model.dtype == "bfloat16" else FLOAT
     product = 2 if config.model.autocast else whole
-    outer, layer = outer_parameters(model), layer_parameters(model)
+    outer, layer, gathered_ends = outer_parameters(model), layer_parameters(model), "embedding and head"
+    if is_cut(config, device):
+        divided = cut_head_rows(divided, config, model, device)
+        outer, gathered_ends = outer - model.vocab_size * model.hidden, "embedding"
     gathered = [
-        Row("embedding and head, gathered", "trainer", outer * whole, f"{outer:,} x {whole} B, for a micro-batch",
+        Row(f"{gathered_ends}, gathered", "trainer", outer * whole, f"{outer:,} x {whole} B, for a micro-batch",
             (SAMPLING, FORWARD, LOSS, BACKWARD, EMBEDDING)),
         Row("layers, gathered", "trainer", GATHERED_LAYERS * layer * product,
             f"{GATHERED_LAYERS} of {layer:,} x {product} B, one that runs and the next", (SAMPLING, FORWARD, BACKWARD)),
@@ -47,15 +54,16 @@ def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Devi
     return [*divided, *gathered]
 
 
-def loading_obstacle(rows: list[Row], device: Device) -> tuple[list[str], list[str]]:
-    """Return a remark on what each rank loads before it is cut, or the obstacle that this is.
+def loading_obstacle(rows: list[Row], config: Config, device: Device) -> tuple[list[str], list[str]]:
+    """Return a remark on what each rank loads before it is cut, or the obstacle that this is. Ranks read only what they
+    keep of models whose code is transformers' own.
 
     rows: those of one device.
     """
-    if device.count == 1:
+    if device.count == 1 or not config.model.trust_remote_code:
         return [], []
     loaded = sum(row.bytes for row in rows if row.name in ("policy's parameters", "adapters", "frozen base"))
-    said = f"each rank loads the models whole, {size(loaded)}, before it keeps its part"
+    said = f"where the model has code of its own, each rank loads it whole, {size(loaded)}, before it keeps its part"
     if loaded > device.memory:
         return [], [f"{said}: more than the {size(device.memory)} of a device"]
     return [said], []

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
+from fastflow.models.cut_head import CUT
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate
 from fastflow.plan.rows import PHASES
@@ -68,11 +69,15 @@ def changed(config: Config, setting: str, value: Any) -> Config:
 def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
     """Yield settings with the values to try, mildest first."""
     batch, rollout = config.batch, config.rollout
+    if config.run.replicas > 1:
+        yield "run.replicas", [fewer for fewer in range(config.run.replicas - 1, 0, -1) if not device.count % fewer]
     yield "batch.tokens_per_microbatch", _halvings(batch.tokens_per_microbatch, longest_sequence(config))
     if config.model.checkpoint_share < 1:
         yield "model.checkpoint_share", [share for share in SHARES if share > config.model.checkpoint_share]
     if not config.model.autocast and config.model.dtype == "float32":
         yield "model.autocast", [True]
+    if device.count > 1 and config.run.replicas == 1 and config.model.head != CUT:
+        yield "model.head", [CUT]
     if not config.lora.rank and config.model.base is None and importlib.util.find_spec("peft"):
         yield "lora.rank", [LORA_RANK]
     if config.lora.rank and config.model.dtype == "float32":

@@ -29,7 +29,7 @@ def trainer_rows(
     """
     rows = [*_weights(config, model, base, adapters), *_optimiser(config, model, adapters, device)]
     rows += _forward_and_backward(config, model, device)
-    rows += _loss(config, model, device)
+    rows += loss_rows(config, model, device, tokens=microbatch_tokens(config))
     if config.rollout.engine == "local" and config.objective.name not in OFFLINE:
         rows += _local_sampler(config, model, device)
     return [row for row in [*rows, context_row("trainer", device)] if row.bytes]
@@ -140,12 +140,12 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
     return [*rows, Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,))]
 
 
-def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
+def loss_rows(config: Config, model: ModelSizes, device: Device, *, tokens: int) -> list[Row]:
     """Return the rows of flow_loss's workspace; all tokens of a micro-batch count as response tokens."""
-    tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
+    numbers = numbers_of(config, model, device)
     factor = 2 if numbers.product == 2 and (device.is_gpu or cpu_multiplies_bfloat16()) else FLOAT
     vocabulary, head = model.vocab_size, model.vocab_size * model.hidden
-    workspace = _workspace_on_gpu(config, model, factor) if device.is_gpu else None
+    workspace = _workspace_on_gpu(config, model, factor, tokens) if device.is_gpu else None
     if workspace:
         block_bytes = workspace.block
     else:
@@ -185,9 +185,9 @@ def _loss(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     return [*rows, Row("gradient of the embedding", "trainer", dense, "dense, before it is added", (EMBEDDING,))]
 
 
-def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int) -> Workspace:
+def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int, tokens: int) -> Workspace:
     """Return the workspace of a micro-batch of the longest responses. factor: bytes of the products' type."""
-    tokens, longest = microbatch_tokens(config), config.rollout.max_response_tokens
+    longest = config.rollout.max_response_tokens
     return flow_loss_workspace(
         [*range(0, tokens, longest), tokens],
         model.hidden,

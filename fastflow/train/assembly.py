@@ -12,6 +12,7 @@ from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
+from fastflow.models.cut_head import CUT, check_head
 from fastflow.models.packed import (
     AdaptersOff,
     FrozenModel,
@@ -23,7 +24,8 @@ from fastflow.models.packed import (
     load_tokenizer,
 )
 from fastflow.models.ranks import Ranks
-from fastflow.models.self_check import check_models
+from fastflow.models.self_check import check_models, prepare_models
+from fastflow.models.sharding import shard_models
 from fastflow.objectives.judging import Judge, needs_answers
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.recorded import RecordedResponses
@@ -32,10 +34,11 @@ from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
 from fastflow.train.answers import GradedAnswers, check_answers, grader_for
 from fastflow.train.checkpoint import named_parameters
-from fastflow.train.digests import digest_of_tensors
+from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_start
 from fastflow.train.export import Exporter
 from fastflow.train.learner import Learner
 from fastflow.train.rehearsal import rehearse
+from fastflow.train.resume import versions
 from fastflow.train.save_room import check_disk, save_size
 from fastflow.train.state import Identity
 
@@ -44,17 +47,23 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """What the settings name, read and checked. base: None where the method reads none."""
+    """What the settings name, read and checked. base: None where the method reads none. longest: tokens of the longest
+    prompt with the longest response.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     prompts: list[Prompt]
     judge: Judge
     policy: PackedModel
     base: PackedModel | AdaptersOff | None
+    longest: int
 
 
-def load(config: Config) -> Loaded:
-    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together."""
+def load(config: Config, ranks: Ranks) -> Loaded:
+    """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together, or not these ranks.
+
+    Where there are several ranks, weights stay in their files until `cut`.
+    """
     offline = config.objective.name in OFFLINE
     records = read_records(config.data)
     tokenizer = load_tokenizer(config.model)
@@ -62,13 +71,35 @@ def load(config: Config) -> Loaded:
     judge = make_judge(config.objective, tokenizer, prompts)
     for text in config.rollout.stop:
         check_spelling(tokenizer, "rollout.stop", text)
-    policy, base = (load_policy(config.model, config.lora), None) if offline else load_models(config.model, config.lora)
+    several, base = ranks.count > 1, None
+    if offline:
+        policy = load_policy(config.model, config.lora, to_be_cut=several)
+    else:
+        policy, base = load_models(config.model, config.lora, to_be_cut=several)
     check_tokenizer_fits(tokenizer, policy, config.model)
     longest = context_for(policy, prompts, config.rollout.max_response_tokens)
-    check_models(policy, base, longest=longest, names=(config.model.path, config.model.base or config.model.path))
+    prepare_models(policy, base, longest=longest, names=names_of(config))
     check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
+    if config.model.head == CUT and several:
+        check_head(policy.causal_lm, config.model.path, ranks.count)
+        if isinstance(base, PackedModel):
+            check_head(base.causal_lm, config.model.base or config.model.path, ranks.count)
     judge.end_with(end_ids(policy, tokenizer))
-    return Loaded(tokenizer, prompts, judge, policy, base)
+    return Loaded(tokenizer, prompts, judge, policy, base, longest)
+
+
+def cut(loaded: Loaded, config: Config, ranks: Ranks) -> None:
+    """Cut the models over the ranks, and prove on them that packing changes nothing. Raises FastflowError for weights
+    that cannot be read, and for models that cannot read packed batches.
+    """
+    shard_models(loaded.policy, loaded.base, ranks, head=config.model.head)
+    with ranks.together():  # a proof that fails does so on all of them
+        check_models(loaded.policy, loaded.base, longest=loaded.longest, names=names_of(config))
+
+
+def names_of(config: Config) -> tuple[str, str]:
+    """Return the names of policy and base."""
+    return config.model.path, config.model.base or config.model.path
 
 
 def read_prompts(config: Config, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -102,15 +133,29 @@ def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, pr
     return Judge(settings, tokenizer, GradedAnswers(grader, settings.answer_field))
 
 
-def check_same_everywhere(ranks: Ranks, policy: PackedModel, identity: Identity) -> None:
-    """Raise FastflowError where the ranks have not loaded the same."""
+def identify(loaded: Loaded, config: Config, total_updates: int) -> Identity:
+    """Say what the run may not change. A collective, once the models are cut."""
+    prompts = digest_of_prompts(loaded.prompts, with_records=reads_records(config.objective))
+    return Identity(prompts, digest_of_base(loaded.base, loaded.policy), total_updates, versions())
+
+
+def reads_records(settings: ObjectiveConfig) -> bool:
+    """Whether a reward or a format check reads the prompts' records."""
+    return settings.reward is not None or settings.format_check is not None
+
+
+def check_same_everywhere(ranks: Ranks, loaded: Loaded, config: Config) -> None:
+    """Raise FastflowError where the ranks have not loaded the same. The models are not cut yet."""
     if ranks.count == 1:
         return
-    tensors = [*policy.model.named_parameters(), *policy.model.named_buffers()]
-    ranks.check_same("versions of Python, torch, transformers or numpy", identity.versions)
-    ranks.check_same("prompts", identity.prompts)
-    ranks.check_same("weights in the base", identity.base)
-    ranks.check_same("weights or buffers in the policy", digest_of_tensors(tensors))
+    ranks.check_same("versions of Python, torch, transformers or numpy", versions())
+    prompts = digest_of_prompts(loaded.prompts, with_records=reads_records(config.objective))
+    ranks.check_same("prompts", prompts)
+    with ranks.together():
+        base = digest_of_start(loaded.base) if isinstance(loaded.base, PackedModel) else ""
+        policy = digest_of_start(loaded.policy)
+    ranks.check_same("weights in the base", base)
+    ranks.check_same("weights or buffers in the policy", policy)
 
 
 def rehearse_save(loaded: Loaded, config: Config, directory: Path, ranks: Ranks) -> tuple[Exporter, int]:

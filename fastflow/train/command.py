@@ -18,7 +18,7 @@ from fastflow.config.schema import Config
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.recorded import describe as describe_recorded
 from fastflow.models.decoder_layers import recomputed_layers
-from fastflow.models.packed import FrozenModel
+from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.objectives.by_name import make_objective
@@ -97,23 +97,42 @@ def describe(trainer: Trainer) -> str:
     batch = config.batch
     trained = sum(parameter.numel() for parameter in policy.parameters())
     responses = batch.prompts_per_step * batch.responses_per_prompt
-    rows, head, _ = policy.head_inputs(torch.empty(0, policy.hidden_size, device=policy.device))
     evaluation = trainer.evaluation
     evaluated = f"\nevaluated every {config.eval.every} steps on {evaluation.describe()}" if evaluation else ""
-    several = f"{trainer.ranks.count} ranks, each with a part of every weight\n" if trainer.ranks.count > 1 else ""
+    several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
     recorded = describe_recorded(known, batch.prompts_per_step, config.run.steps) + "\n" if known else ""
     return (
         f"{several}{describe_objective(trainer)} on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
         f"{describe_body(trainer)}\n"
-        f"kernels {explain(rows, head)}\n"
+        f"{describe_head(policy)}\n"
         f"{recorded}"
         f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
         f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
         f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
         f"{evaluated}"
     )
+
+
+def describe_ranks(ranks: Ranks) -> str:
+    """How the models are cut; nothing where they are not."""
+    if ranks.count == 1:
+        return ""
+    if ranks.replicas == 1:
+        return f"{ranks.count} ranks, each with a part of every weight\n"
+    part = ranks.count // ranks.replicas
+    share = f"1/{part} of every weight" if part > 1 else "all weights"
+    return f"{ranks.count} ranks in {ranks.replicas} replicas, each rank with {share}\n"
+
+
+def describe_head(policy: PackedModel) -> str:
+    """Which kernels multiply by the head, and how much of it this rank has."""
+    rows, cut = policy.head_rows(torch.empty(0, policy.hidden_size, device=policy.device)), policy.cut_head
+    if cut is None:
+        return f"kernels {explain(rows, policy.head()[0])}"
+    kept = f"head cut over the ranks, at most {max(cut.sizes):,} of its {policy.vocab_size:,} rows on each"
+    return f"{kept}\nkernels {explain(rows, cut.weight.detach(), shard=cut.shard)}"
 
 
 def describe_best(trainer: Trainer, best: Best) -> str:

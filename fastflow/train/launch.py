@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
+from fastflow.models.cut_head import CUT
 from fastflow.models.packed import resolve_device
 from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
 
@@ -24,6 +25,7 @@ def meet(config: Config) -> tuple[Config, Ranks]:
     Raises FastflowError for what one rank only can do. Where there is one rank, nothing happens.
     """
     count = launched_ranks()
+    check_replicas(config, count)
     if count == 1:
         return config, Ranks()
     check_several_ranks(config, count)
@@ -41,6 +43,7 @@ def meet(config: Config) -> tuple[Config, Ranks]:
     rollout = config.rollout
     waits = rollout.startup + rollout.silence * (rollout.restarts + 1)  # of others, for a rank whose engine hangs
     ranks = join(on_cuda=device.type == "cuda", timeout=max(SHORTEST_TIMEOUT, waits))
+    ranks = replace(ranks, replicas=config.run.replicas)
     return replace(config, model=replace(config.model, device=str(device))), ranks
 
 
@@ -55,10 +58,29 @@ def check_several_ranks(config: Config, count: int) -> None:
             raise FastflowError(f"{setting} does not work on {count} ranks yet; use {remedy}, or one rank")
 
 
+def check_replicas(config: Config, count: int) -> None:
+    """Raise FastflowError where the ranks do not divide into run.replicas equal parts, or several replicas are to share
+    one head.
+    """
+    replicas = config.run.replicas
+    if replicas > 1 and config.model.head == CUT:
+        raise FastflowError(
+            f"model.head = cut does not work with run.replicas = {replicas} yet, since each replica would have a head "
+            "of its own and nobody adds their gradients up; use --model.head gathered, or --run.replicas 1"
+        )
+    if count % replicas:
+        ranks = "one rank" if count == 1 else f"{count} ranks"
+        raise FastflowError(
+            f"run.replicas = {replicas} does not divide {ranks}; start a multiple of {replicas} ranks, or set "
+            "--run.replicas 1"
+        )
+
+
 def check_devices(config: Config, count: int) -> None:
     """Raise FastflowError where this machine cannot give `count` ranks a device each."""
     if launched_ranks() > 1:
         raise FastflowError("--devices and torchrun both start ranks; leave one of them out")
+    check_replicas(config, count)
     check_several_ranks(config, count)
     device = resolve_device(config.model.device)
     if device.type == "cuda":

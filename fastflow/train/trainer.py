@@ -23,7 +23,6 @@ from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
-from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.objective import MakeObjective
@@ -38,7 +37,6 @@ from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
 from fastflow.train import assembly, resume
-from fastflow.train.digests import digest_of_base, digest_of_prompts
 from fastflow.train.evaluation import Evaluation, find_tasks, read_works
 from fastflow.train.finite import all_skipped
 from fastflow.train.learner import Learner
@@ -47,7 +45,7 @@ from fastflow.train.rescue import cause, rescue, stops_all_ranks
 from fastflow.train.restore import Saved, restore
 from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
-from fastflow.train.state import Identity, Position, UnderWay
+from fastflow.train.state import Position, UnderWay
 from fastflow.train.updates import Update, Updates, first_done
 
 if TYPE_CHECKING:
@@ -120,29 +118,23 @@ class Trainer:
 
         with self.ranks.together():
             works = read_works(find_tasks(config), config, try_golds=self.ranks.is_first)
-            loaded = assembly.load(config)
+            loaded = assembly.load(config, self.ranks)
             if works:
                 self.evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, self.directory)
         policy, base, prompts = loaded.policy, loaded.base, loaded.prompts
         self.tokenizer, self.judge = loaded.tokenizer, loaded.judge
-        reads_records = config.objective.reward is not None or config.objective.format_check is not None
         total_updates = config.run.steps * config.batch.updates_per_rollout
         if self._saved is not None:
             total_updates = self._saved.state["identity"]["total_updates"]
-        identity = Identity(
-            digest_of_prompts(prompts, with_records=reads_records),
-            digest_of_base(base, policy),
-            total_updates,
-            resume.versions(),
-        )
-        assembly.check_same_everywhere(self.ranks, policy, identity)
+        assembly.check_same_everywhere(self.ranks, loaded, config)
         beside = {}
         if self.evaluation is not None:
             self.ranks.check_same("questions in eval.tasks", self.evaluation.digest)
             beside = {"room": self.evaluation.room}
         with self.ranks.together():
             exporter, small_files = assembly.rehearse_save(loaded, config, self.directory, self.ranks)
-        shard_models(policy, base, self.ranks)
+        assembly.cut(loaded, config, self.ranks)
+        identity = assembly.identify(loaded, config, total_updates)
         self.prompts = PromptStream(prompts, seed=config.run.seed, shuffle=config.data.shuffle)
         self.learner = Learner(policy, base, config, total_updates=total_updates, objective=self._make_objective)
         with self.ranks.together():

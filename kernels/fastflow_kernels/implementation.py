@@ -25,6 +25,7 @@ from fastflow_kernels.head import Head
 from fastflow_kernels.hopper import support
 from fastflow_kernels.matmul import factor_dtype
 from fastflow_kernels.projector import Projector
+from fastflow_kernels.shard import VocabularyShard
 
 FORCE = "FASTFLOW_KERNELS"
 NAMES = ("torch", "native", "rows", "cuda", "fused", "hopper")
@@ -90,13 +91,13 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *
     return Choice(forced, f"{FORCE} asks for it")
 
 
-def explain(hidden: torch.Tensor, weight: torch.Tensor) -> str:
-    """Say which implementation a call with these inputs would take, and why, in one line.
+def explain(hidden: torch.Tensor, weight: torch.Tensor, *, shard: VocabularyShard | None = None) -> str:
+    """Say which implementation a call with these inputs would take, and why, in one line. shard: as in the call.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which would lose float64 precision'
     """
-    return str(choose(hidden.device, factor_dtype(hidden, weight), Head(weight, bias=None)))
+    return str(choose(hidden.device, factor_dtype(hidden, weight), Head(weight, bias=None, shard=shard)))
 
 
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.multiprocessing
 
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, LoraConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.trajectory import Group
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
-from fastflow.models.parallel import whole
+from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks, join, leave
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
@@ -21,6 +23,14 @@ from small_models import make_causal_lm, make_groups
 
 GRADIENT = 1e-5  # relative, of the whole gradient
 WEIGHTS = 1e-5  # relative, after five updates
+
+
+def spawn(count: int, work: Callable[[Ranks], None]) -> None:
+    """Do the work on `count` ranks, each in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(run_rank, args=(count, port, work), nprocs=count)
 
 
 def run_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) -> None:
@@ -131,6 +141,18 @@ def all_learners(ranks: Ranks) -> None:
     check_autocast(ranks, groups)
     check_recomputed(ranks, groups)
     check_non_finite(ranks, groups)
+
+
+def replicated_learners(ranks: Ranks) -> None:
+    """Two replicas: what differs from one is where gradients are summed, and where weights are."""
+    ranks, groups = replace(ranks, replicas=2), make_groups(np.random.default_rng(0))
+    check_updates(ranks, groups=groups, log_z="learned", tied=False, updates=5)
+    check_updates(ranks, groups=groups, log_z="learned", rank=2)
+    check_updates(ranks, groups=few(groups, 1))  # one replica has nothing at all
+    check_updates(replace(ranks, replicas=ranks.count), groups=groups)  # nothing is cut
+    weight = make_learner(ranks).policy.parameters()[0]
+    assert len(part(weight)) == len(weight) // (ranks.count // 2)
+    check_autocast(ranks, groups)
 
 
 def check_recomputed(ranks: Ranks, groups: list[Group]) -> None:

@@ -13,7 +13,7 @@ from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
 from fastflow.models import attention
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
-from fastflow.models.self_check import TOLERANCE, check_models, check_packing
+from fastflow.models.self_check import TOLERANCE, check_models, check_packing, prepare_models
 from small_models import FAMILIES, make_causal_lm, save_model
 
 # A Llama of its own, as it may come with a model: attention over the whole row, boundaries or not.
@@ -127,7 +127,7 @@ def test_damaged_weights_are_named():
 def test_a_base_is_checked_too(monkeypatch):
     policy, base = PackedModel(make_causal_lm()), FrozenModel(make_causal_lm(max_position_embeddings=64))
     with pytest.raises(FastflowError, match=r"context of base is 64 tokens, but .* need 65"):
-        check_models(policy, base, longest=65, names=("policy", "base"))
+        prepare_models(policy, base, longest=65, names=("policy", "base"))
     monkeypatch.setattr(base, "hidden_states", lambda batch: torch.zeros(batch.tokens, 32))
     with pytest.raises(FastflowError, match=r"^base gives hidden states"):
         check_models(policy, base, longest=64, names=("policy", "base"))

@@ -15,7 +15,9 @@ from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
 from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
-from fastflow.plan.rows import size
+from fastflow.plan.remedies import remedies
+from fastflow.plan.rows import PHASES, size
+from fastflow.plan.trainer_rows import microbatch_tokens
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, invoke, rows_of
 from small_models import make_causal_lm
@@ -42,6 +44,36 @@ def test_what_is_divided_is_as_fsdp_cuts_it(models, changes):
     layer = sum(tensor.numel() for tensor in model.model.layers[0].parameters())
     assert two["trainer", "layers, gathered"].bytes == 2 * layer * 4
     assert ("trainer", "gradient of one layer, before it is divided") in two or changes
+
+
+def test_a_head_that_stays_cut(tmp_path):
+    """All that has the head's size is a part of it, and the hidden states are those of all ranks."""
+    make_causal_lm("llama", **LARGE, tied=False).config.save_pretrained(tmp_path / "untied")
+    config, cut = (configure(tmp_path / "untied", model__head=head) for head in ("gathered", "cut"))
+    three = replace(TWO, count=3)
+    before, after = (rows_of(one, three) for one in (config, cut))
+    most, tokens = -(-LARGE["vocab_size"] // 3), microbatch_tokens(config)
+    head = LARGE["vocab_size"] * LARGE["hidden_size"] * 4
+    assert before["trainer", "gradient of the head"].bytes == head
+    assert after["trainer", "gradient of the head"].bytes == most * LARGE["hidden_size"] * 4
+    gathered = before["trainer", "embedding and head, gathered"].bytes
+    assert after["trainer", "embedding, gathered"].bytes == gathered - head
+    rows = sum(
+        row.bytes for (_, name), row in after.items() if name.endswith(("of all ranks", "all ranks' hidden states"))
+    )
+    assert rows == 3 * tokens * LARGE["hidden_size"] * (4 + 4)
+    own, whole = (named["trainer", "hidden states and their gradient"].bytes for named in (after, before))
+    assert whole - own == tokens * LARGE["hidden_size"] * 4
+    for name in DIVIDED:
+        assert before.get(("trainer", name)) == after.get(("trainer", name))
+    (remark,) = [one for one in estimate(cut, three).remarks if "model.head" in one]
+    assert f"at most {most:,} of the head's {LARGE['vocab_size']:,} rows" in remark
+    assert rows_of(cut, GPU) == rows_of(config, GPU)
+
+
+def test_a_tied_head_is_an_obstacle_to_its_cut(models):
+    (obstacle,) = estimate(configure(models / "large", model__head="cut"), TWO).obstacles
+    assert "is its embedding" in obstacle
 
 
 def test_under_autocast_layers_are_gathered_in_bfloat16_and_not_copied(models):
@@ -110,12 +142,33 @@ def test_none_fits(models):
     assert found is not None and found.layers == 0 and "no model of these widths fits" in str(found)
 
 
-def test_the_models_are_loaded_whole_first(models):
-    config = configure(models / "large")
+def test_models_with_code_of_their_own_are_loaded_whole_first(models):
+    plain = estimate(configure(models / "large"), TWO)
+    assert not any("whole" in said for said in (*plain.remarks, *plain.obstacles))
+    config = configure(models / "large", model__trust_remote_code="true")
     whole = sum(rows_of(config, GPU)["trainer", name].bytes for name in ("policy's parameters", "frozen base"))
     result = estimate(config, Device("cuda", whole - 1, "a test", count=64))
-    assert any("loads the models whole" in obstacle for obstacle in result.obstacles)
-    assert any("loads the models whole" in remark for remark in estimate(config, TWO).remarks)
+    assert any("each rank loads it whole" in obstacle for obstacle in result.obstacles)
+    assert any("each rank loads it whole" in remark for remark in estimate(config, TWO).remarks)
+
+
+def test_replicas_are_divided_among_their_own_ranks(models):
+    """Two replicas of two ranks hold what two ranks hold, and sample as four."""
+    config = configure(models / "large", **SMALL_BATCH)
+    replicated = configure(models / "large", run__replicas=2, **SMALL_BATCH)
+    four = replace(TWO, count=4)
+    two, found = rows_of(config, TWO), rows_of(replicated, four)
+    for name in DIVIDED:
+        if ("trainer", name) in two:
+            assert found["trainer", name].bytes == two["trainer", name].bytes, name
+    cache = "trainer", "KV cache of the local sampler"
+    assert found[cache].bytes == rows_of(config, four)[cache].bytes
+    needed = max(estimate(config, four).peak(phase)[1] for phase in PHASES)
+    small = replace(four, memory=needed + GIB // 100)
+    (remedy,) = [
+        one for one in remedies(replicated, small, estimate(replicated, small)) if one.setting == "run.replicas"
+    ]
+    assert remedy.value == 1 and remedy.fits
 
 
 def test_ranks_share_the_ram_and_have_a_gpu_each(models, monkeypatch):
@@ -142,5 +195,7 @@ def test_the_command(capsys, models, tmp_path):
 def test_what_several_ranks_cannot_do_is_refused(capsys, models):
     code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=2", "--model.compile=layers")
     assert code == 2 and "does not work on 2 ranks yet" in err
+    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=3", "--run.replicas=2")
+    assert code == 2 and "run.replicas = 2 does not divide 3 ranks" in err
     code, _, err = invoke(capsys, "--model.path", models / "large", "--devices", "none")
     assert code == 2 and "--devices needs a number of devices" in err

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
-import torch.multiprocessing
 
 from fastflow.data.dealing import costs, deal
-from rank_worker import all_learners, run_rank
-
-
-def spawn(count: int, work) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(run_rank, args=(count, port, work), nprocs=count)
+from rank_worker import all_learners, replicated_learners, spawn
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("count", [2, 3])
 def test_updates_equal_those_of_one_rank(count):
     spawn(count, all_learners)
+
+
+@pytest.mark.distributed
+def test_updates_of_two_replicas_equal_those_of_one_rank():
+    spawn(4, replicated_learners)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

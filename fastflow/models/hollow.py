@@ -1,0 +1,147 @@
+"""Builds a model whose weights stay in their files: one number stands in the place of each, until it is cut.
+
+What is made of a model before it is cut (adapters, fused and checkpointed layers, its frozen twin) sees a device, a
+type and a shape, as of loaded weights. filling.py then reads, on each rank, the rows that this rank keeps.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fastflow.config.schema import ModelConfig
+from fastflow.models.files import check_names, check_tie
+from fastflow.models.loading import FAMILIES, load_causal_lm, loading, read_config
+from fastflow.models.stored import OtherFiles, Reader, StoredWeight, find_weights
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Unread:
+    """Where the weights of a hollow model are. places: by parameter, of which tied ones are one."""
+
+    path: str
+    places: dict[nn.Parameter, StoredWeight]
+    reader: Reader = field(default_factory=Reader)
+
+    def first_rows(self) -> list[tuple[str, torch.Tensor]]:
+        """Read the first row of each weight, by its name: enough to tell the files of two models apart. Raises
+        FastflowError for a file that cannot be read.
+        """
+        with loading(self.path, "model"), self.reader.closing() as reader:
+            return [(stored.name, reader.rows(stored, 0, 1)) for stored in self.places.values()]
+
+
+def open_causal_lm(path: str, settings: ModelConfig, device: torch.device) -> tuple[PreTrainedModel, Unread | None]:
+    """Build a causal LM on a device with its weights left in their files.
+
+    Where they cannot stay there, the model is loaded whole into the host's memory, a line says why, and there is no
+    Unread. Raises FastflowError as load_causal_lm does.
+    """
+    config = read_config(path, trust_remote_code=settings.trust_remote_code)
+    try:
+        return _build(path, config, settings, device)
+    except OtherFiles as why:
+        logger.warning("every rank loads %s whole before it keeps its part: %s", path, why)
+        return load_causal_lm(path, settings), None
+
+
+def _build(
+    path: str, config: PretrainedConfig, settings: ModelConfig, device: torch.device
+) -> tuple[PreTrainedModel, Unread]:
+    from transformers import AutoModelForCausalLM
+
+    own_code = settings.trust_remote_code and getattr(config, "auto_map", None)
+    if config.model_type not in FAMILIES or own_code:
+        raise OtherFiles("its code is its own")
+    if getattr(config, "transformers_weights", None):
+        raise OtherFiles("its config.json names the file of its weights")
+    found = find_weights(path)
+    with loading(path, "model"), torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
+    model.tie_weights()
+    places = {parameter: _place(found, name, parameter) for name, parameter in model.named_parameters()}
+    _check_leftovers(path, model, found)
+    places = _give_one_number(model, places, device)
+    _make_buffers(model)
+    with loading(path, "model"):
+        _read_generation(path, model)
+    model.config.name_or_path = path
+    return model.eval(), Unread(path, places)
+
+
+def _place(found: dict[str, StoredWeight], name: str, parameter: nn.Parameter) -> StoredWeight:
+    stored = found.get(name)
+    if stored is None:
+        raise OtherFiles(f"its files have no {name}")
+    if stored.shape != tuple(parameter.shape):
+        raise OtherFiles(f"{name} has the shape {stored.shape} in its file, not {tuple(parameter.shape)}")
+    return stored
+
+
+def _check_leftovers(path: str, model: PreTrainedModel, found: dict[str, StoredWeight]) -> None:
+    """Check the weights of the files that the model has no place for, as load_causal_lm does."""
+    unexpected = found.keys() - model.state_dict().keys()
+    check_names(path, unexpected)
+    check_tie(path, model.config, missing=())
+    if strange := sorted(name for name in unexpected if not name.endswith(".rotary_emb.inv_freq")):  # of old releases
+        logger.warning(
+            "%s has %d weights that its model has no place for (first: %s); they are not used",
+            path, len(strange), strange[0],
+        )  # fmt: skip
+
+
+def _give_one_number(
+    model: PreTrainedModel, places: dict[nn.Parameter, StoredWeight], device: torch.device
+) -> dict[nn.Parameter, StoredWeight]:
+    """Put, in the place of each weight on the meta device, one number that looks as large. Returns their places."""
+    hollow = {
+        parameter: nn.Parameter(hollow_tensor(parameter, parameter.dtype, device), parameter.requires_grad)
+        for parameter in places
+    }
+    exchange(model, hollow)
+    return {hollow[parameter]: stored for parameter, stored in places.items()}
+
+
+def hollow_tensor(like: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros of the shape of `like` in the memory of one."""
+    return torch.zeros((), dtype=dtype, device=device).expand(like.shape)
+
+
+def exchange(model: nn.Module, others: dict[nn.Parameter, nn.Parameter]) -> None:
+    """Put other parameters into the places of these, in place; tied ones stay tied."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter in others:
+                setattr(module, name, others[parameter])
+
+
+def _make_buffers(model: PreTrainedModel) -> None:
+    """Compute buffers, which no file holds. Only rotary embeddings have any in these families."""
+    for name, module in list(model.named_modules()):
+        own = [buffer for buffer in module.buffers(recurse=False) if buffer.is_meta]
+        if not own:
+            continue
+        if not name.endswith("rotary_emb") or next(module.parameters(), None) is not None:
+            raise OtherFiles(f"its {name} has buffers that no file holds")
+        model.set_submodule(name, type(module)(model.config))
+
+
+def _read_generation(path: str, model: PreTrainedModel) -> None:
+    """Give the model the generation settings of its files, as from_pretrained does."""
+    from transformers import GenerationConfig
+
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    except OSError:
+        model.generation_config = GenerationConfig.from_pretrained(
+            path, config_file_name="config.json", _from_model_config=True
+        )

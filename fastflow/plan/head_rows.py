@@ -1,0 +1,78 @@
+"""Count the memory of one of several ranks that keep the head cut (model.head = cut): what replaces the whole head.
+
+Each rank multiplies the response rows of all ranks by its rows of the head. So a block of logits and all that has the
+head's size are 1 / N of what they were, and hidden states and their gradient N times. These rows are formulas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastflow.config.schema import Config
+from fastflow.errors import FastflowError
+from fastflow.models.cut_head import CUT, check_rows, rows_of_each
+from fastflow.plan.device import Device
+from fastflow.plan.rows import BACKWARD, LOSS, SAMPLING, Row, size
+from fastflow.plan.sizes import ModelSizes
+from fastflow.plan.trainer_rows import loss_rows, microbatch_tokens, numbers_of, parameter_bytes, sequences_at_once
+
+OF_THE_HEAD = (
+    "a block of logits", "copy of the head", "gradient of the head", "its sum over blocks",
+    "the same for long sequences",
+)  # fmt: skip
+HIDDEN = "hidden states and their gradient"
+LOGITS = "logits and cumulative sums"
+FLOAT = 4
+
+
+def is_cut(config: Config, device: Device) -> bool:
+    return config.model.head == CUT and device.count > 1
+
+
+def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: Device) -> list[Row]:
+    """Turn the rows of a rank with a whole head into those of one with the largest part of it."""
+    count, most = device.count, max(rows_of_each(model.vocab_size, device.count))
+    tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
+    own = loss_rows(config, replace(model, vocab_size=most), device, tokens=count * tokens)
+    of_part = {row.name: row for row in own if row.name in OF_THE_HEAD}
+    summed = FLOAT if numbers.product < FLOAT else 0  # apart from the gradient, which is rounded at the end
+    kept = [row for row in rows if row.name not in OF_THE_HEAD]
+    own_sum, note = tokens * model.hidden * FLOAT, f"{FLOAT} B of them below"
+    changed = [
+        replace(row, bytes=row.bytes - own_sum, how=f"{row.how}, {note}") if row.name == HIDDEN else row for row in kept
+    ]
+    changed += [replace(row, how=f"{row.how}; {most:,} of {model.vocab_size:,} entries") for row in of_part.values()]
+    rows_of_all, shown = count * tokens * model.hidden, f"{count} x {tokens:,} tokens x {model.hidden:,}"
+    changed += [
+        Row("hidden states of all ranks", "trainer", rows_of_all * (numbers.product + summed),
+            f"{shown} x {numbers.product + summed} B", (LOSS,)),
+        Row("gradient of all ranks' hidden states", "trainer", rows_of_all * numbers.product,
+            f"{shown} x {numbers.product} B", (LOSS, BACKWARD)),
+    ]  # fmt: skip
+    if any(row.name == LOGITS for row in rows):
+        sequences = sequences_at_once(config, count)
+        changed.append(
+            Row("logits on their way between ranks", "trainer", 2 * sequences * model.vocab_size * FLOAT,
+                f"2 x {sequences:,} sequences x {model.vocab_size:,} entries x {FLOAT} B", (SAMPLING,)),
+        )  # fmt: skip
+    return changed
+
+
+def head_remarks(
+    config: Config, model: ModelSizes, base: ModelSizes | None, device: Device
+) -> tuple[list[str], list[str]]:
+    """Return a remark on the rows of the head that a rank keeps, or the obstacle to that."""
+    if not is_cut(config, device):
+        return [], []
+    try:
+        check_rows(config.model.path, model.tied, model.vocab_size, device.count)
+        if base is not None:
+            check_rows(config.model.base or config.model.path, base.tied, base.vocab_size, device.count)
+    except FastflowError as error:
+        return [], [str(error)]
+    most = max(rows_of_each(model.vocab_size, device.count))
+    bytes_ = size(most * model.hidden * parameter_bytes(config))
+    return [
+        f"model.head = cut: each rank keeps at most {most:,} of the head's {model.vocab_size:,} rows, {bytes_} of the "
+        "policy's parameters, and gathers the hidden states of all responses in a micro-batch"
+    ], []
