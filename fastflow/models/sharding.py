@@ -9,6 +9,7 @@ trajectories of all ranks.
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.parallel import Root
@@ -42,11 +43,20 @@ def shard(model: PackedModel, ranks: Ranks) -> None:
     narrow = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     root = Root(model.model)
     for layer in model.causal_lm.get_decoder().layers:
-        layer.register_forward_pre_hook(PULSE.beat)
+        layer.register_forward_pre_hook(_beat)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
+        PULSE.work()
     fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
     model.root = root
+
+
+def _beat(_: nn.Module, inputs: tuple[object, ...]) -> None:
+    """Count a layer that begins to run, forward now and backward later."""
+    PULSE.beat()
+    for one in inputs:
+        if isinstance(one, torch.Tensor) and one.requires_grad:
+            one.register_hook(PULSE.beat)

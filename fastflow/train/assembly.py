@@ -22,6 +22,7 @@ from fastflow.models.packed import (
     load_policy,
     load_tokenizer,
 )
+from fastflow.models.pulse import PULSE, Beating
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models
 from fastflow.objectives.judging import Judge, needs_answers
@@ -56,7 +57,8 @@ class Loaded(NamedTuple):
 def load(config: Config) -> Loaded:
     """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together."""
     offline = config.objective.name in OFFLINE
-    records = read_records(config.data)
+    with PULSE.patient():  # a library may make or fetch them
+        records = Beating(read_records(config.data))
     tokenizer = load_tokenizer(config.model)
     prompts = read_prompts(config, records, tokenizer)
     judge = make_judge(config.objective, tokenizer, prompts)

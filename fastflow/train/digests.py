@@ -11,6 +11,7 @@ import torch
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.trajectory import Prompt
 from fastflow.models.packed import AdaptersOff, PackedModel
+from fastflow.models.pulse import PULSE
 
 _CHUNK = 2**24  # numbers that are weighted at once
 
@@ -59,6 +60,7 @@ def _checksum(tensor: torch.Tensor) -> int:
     bits = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[flat.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, len(bits), _CHUNK):
+        PULSE.work()
         part = bits[start : start + _CHUNK].long()
         place = torch.arange(start, start + len(part), device=tensor.device)
         total += (part * (place * 0x5851F42D4C957F2D | 1)).sum()

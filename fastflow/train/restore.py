@@ -12,6 +12,7 @@ import torch
 
 from fastflow.errors import FastflowError
 from fastflow.models.parallel import copy_whole
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
 from fastflow.train.finite import Skips
@@ -104,6 +105,7 @@ def _restore_weights(directory: Path, learner: Learner) -> None:
         if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
         copy_whole(parameter, tensor)
+        PULSE.work()
     if (head := log_z_head(learner)) is not None:
         targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
     read_tensors(tensors, targets)
