@@ -111,6 +111,7 @@ def check_same_everywhere(ranks: Ranks, policy: PackedModel, identity: Identity)
     tensors = [*policy.model.named_parameters(), *policy.model.named_buffers()]
     ranks.check_same("versions of Python, torch, transformers or numpy", identity.versions)
     ranks.check_same("prompts", identity.prompts)
+    ranks.check_same("tokens in the tokenizer", identity.tokenizer)
     ranks.check_same("weights in the base", identity.base)
     ranks.check_same("weights or buffers in the policy", digest_of_tensors(tensors))
 

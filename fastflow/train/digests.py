@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,9 @@ from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.trajectory import Prompt
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.pulse import PULSE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _CHUNK = 2**24  # numbers that are weighted at once
 
@@ -43,6 +47,12 @@ def digest_of_base(base: PackedModel | AdaptersOff | None, policy: PackedModel) 
     if any(not one.requires_grad for _, one in named):
         named = [(name, one) for name, one in named if not one.requires_grad]
     return digest_of_tensors(named)
+
+
+def digest_of_tokenizer(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> str:
+    """Of the text of every token id, and of the ids that end a response."""
+    meaning = {"vocabulary": tokenizer.get_vocab(), "ends": sorted(end_ids)}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 @torch.no_grad()

@@ -60,6 +60,11 @@ def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
             f"{name} = {path} does not hold the base's weights that the run was started with (their digest differs); "
             "bring the old ones back, or start a new run"
         )
+    if before.tokenizer not in ("", identity.tokenizer):
+        raise FastflowError(
+            f"the tokenizer of model.path = {config.model.path} is not that which the run was started with (the texts "
+            "of its tokens or its end tokens differ); bring the old one back, or start a new run"
+        )
     changed = [
         f"{name} {version} (was {before.versions.get(name)})"
         for name, version in identity.versions.items()

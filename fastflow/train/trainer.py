@@ -21,6 +21,7 @@ from fastflow.data import PromptStream
 from fastflow.data.trajectory import Group
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
+from fastflow.models.packed import end_ids
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.models.sharding import shard_models
@@ -38,7 +39,7 @@ from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
 from fastflow.train import assembly, resume
-from fastflow.train.digests import digest_of_base, digest_of_prompts
+from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_tokenizer
 from fastflow.train.evaluation import Evaluation, find_tasks, read_works
 from fastflow.train.finite import all_skipped
 from fastflow.train.learner import Learner
@@ -134,6 +135,7 @@ class Trainer:
             digest_of_base(base, policy),
             total_updates,
             resume.versions(),
+            digest_of_tokenizer(self.tokenizer, end_ids(policy, self.tokenizer)),
         )
         assembly.check_same_everywhere(self.ranks, policy, identity)
         beside = {}

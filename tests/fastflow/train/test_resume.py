@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -176,6 +177,23 @@ class TestWhatMayChange:
         with (tmp_path / "prompts.jsonl").open("a") as file:
             file.write('{"prompt": "zz"}\n')
         with pytest.raises(FastflowError, match=r"data\.path = .* does not give the prompts"):
+            self.resume(run, "--run.steps=3")
+
+    def test_another_tokenizer_with_the_same_prompts(self, run, tmp_path):
+        file = tmp_path / "model" / "tokenizer.json"
+        content = json.loads(file.read_text())
+        vocabulary = content["model"]["vocab"]
+        vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
+        file.write_text(json.dumps(content))
+        with pytest.raises(FastflowError, match=r"the tokenizer of model\.path = .* is not that which"):
+            self.resume(run, "--run.steps=3")
+
+    def test_other_end_tokens(self, run, tmp_path):
+        file = tmp_path / "model" / "generation_config.json"
+        content = json.loads(file.read_text())
+        content["eos_token_id"] = [content["eos_token_id"], 5]
+        file.write_text(json.dumps(content))
+        with pytest.raises(FastflowError, match="its end tokens differ"):
             self.resume(run, "--run.steps=3")
 
     def test_another_base(self, run, tmp_path):
