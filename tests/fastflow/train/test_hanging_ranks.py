@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -170,20 +169,6 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, hangs, how):
 
 
 @pytest.mark.distributed
-def test_a_rank_that_is_stopped_ends_the_run(tmp_path):
-    process = begin(tmp_path, hangs=-1, how="", **{"run.steps": 10000})
-    wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 3, process)
-    ranks = ranks_of(process)
-    os.kill(ranks[1], signal.SIGSTOP)
-    before = time.monotonic()
-    said = finish(process, code=2)
-    assert f"error: rank 1 (process {ranks[1]} on " in said and "no sign for 10 seconds" in said
-    assert said.count(" hangs: ") == 1 and "lost another rank" not in said
-    assert time.monotonic() - before < WITHIN
-    assert_gone(ranks, 1)
-
-
-@pytest.mark.distributed
 def test_a_rank_without_memory_ends_the_run_and_says_so(tmp_path):
     process = begin(tmp_path, hangs=1, how="take_all_memory")
     said = finish(process, code=2)
@@ -206,17 +191,18 @@ def test_a_hang_in_the_first_step_or_in_a_save_is_found_as_soon(tmp_path, hangs,
     process = begin(tmp_path, hangs=hangs, how=how, variables=variables)
     wait_for(lambda: len(ranks_of(process)) == 2, process)
     ranks = ranks_of(process)
-    said = finish(process, code=2)
+    said = finish(process, code=2, seconds=300)
     assert f"error: rank {hangs} (process {ranks[hangs]} on " in said
+    assert said.count(" hangs: ") == 1 and "lost another rank" not in said
     assert f"{'no sign' if how == 'stop' else 'nothing has moved on'} for {LEAST} seconds" in said
     assert_gone(ranks, 1)
 
 
 @pytest.mark.distributed
 def test_a_slow_disk_is_no_hang(tmp_path):
-    seconds = 0.7  # for each weight and each file: models and a save take longer than run.hang_after
+    seconds = 0.35  # for each weight and each file: models and a save take longer than run.hang_after
     process = begin(
         tmp_path, hangs=-1, how="", variables={"SLOW": str(seconds)}, **{"run.steps": 1, "run.hang_after": 5}
     )
-    finish(process)
+    finish(process, seconds=300)
     assert len(metrics_of(tmp_path / "run")) == 1
