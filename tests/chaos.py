@@ -252,7 +252,9 @@ def main() -> int:
                 for _ in chaos.every_operation(kind, options.first, options.stride):
                     hits["operations"] += 1
             else:
-                hits.update(chaos.random_kills(options.kills))
+                for number, hit in enumerate(chaos.random_kills(options.kills), start=1):
+                    hits[hit] += 1
+                    print(f"kill {number} of {options.kills}: {hit}", file=sys.stderr, flush=True)
         except (AssertionError, Exception) as failure:
             print(f"after {sum(hits.values())} kills: {type(failure).__name__}: {failure}")
             return 1

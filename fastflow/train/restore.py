@@ -20,6 +20,10 @@ from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE
 from fastflow.train.tensors import catalogue, read_tensors
 
+NEEDED = (
+    "step", "updates", "version", "prompts", "records", "alarms", "under_way", "identity", "ranks", "without_moments",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -42,8 +46,14 @@ class Saved:
 
 
 def read(directory: Path) -> Saved:
-    """The save in a directory that has proved itself."""
-    return Saved(directory, json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8")))
+    """The save in a directory that has proved itself. Raises FastflowError where another fastflow wrote less."""
+    state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
+    if missing := [name for name in NEEDED if name not in state]:
+        raise FastflowError(
+            f"the save in {directory} says nothing about {', '.join(missing)} in trainer/state.json; another fastflow "
+            "wrote it: go on with that one"
+        )
+    return Saved(directory, state)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import platform
 
@@ -48,7 +49,8 @@ def settings_of(saved: Saved) -> Config:
 
 def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
     """Raise FastflowError where prompts or base are not those of the save; name versions that changed."""
-    before = Identity(**saved.state["identity"])
+    known = {entry.name for entry in dataclasses.fields(Identity)}  # a later fastflow may add more
+    before = Identity(**{name: value for name, value in saved.state["identity"].items() if name in known})
     if before.prompts != identity.prompts:
         raise FastflowError(
             f"data.path = {config.data.path} does not give the prompts that the run was started with (the digest of "

@@ -20,6 +20,7 @@ from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
 from fastflow.run.manifest import write_manifest
 from fastflow.train.checkpoint import stage
+from fastflow.train.restore import NEEDED, read
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,
@@ -292,6 +293,14 @@ class TestRecords:
         first = metrics_of(tmp_path / "run")[0]
         assert trainer.alarms.state()["first"]["length_mean"] == first["length_mean"]
         trainer.close()
+
+
+def test_a_save_that_says_too_little_is_refused(tmp_path):
+    (tmp_path / "trainer").mkdir()
+    state = dict.fromkeys(set(NEEDED) - {"prompts", "ranks"}, 1)
+    (tmp_path / "trainer" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(FastflowError, match=r"says nothing about prompts, ranks in trainer/state\.json; another fastf"):
+        read(tmp_path)
 
 
 class TestTensorsByName:
