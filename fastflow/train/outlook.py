@@ -130,15 +130,16 @@ class Outlook:
         if self._still < self.limit or any(sign.has_left for sign in self._last):
             return None
         behind, limit = self._behind(), self.limit
-        if len(behind) == len(self._last):
+        if all(sign.waits for sign in self._last):
             sentence = (
                 f"all ranks wait for each other since {limit:.0f} seconds (rank 0 is in {self._last[0].at}); check the "
                 "network between them, and that all have the same settings"
             )
         else:
             sentence = (
-                f"{_hang(behind)}: nothing has moved on for {limit:.0f} seconds (now in {behind[0].at}), and the "
-                "others wait; raise run.hang_after where that may take so long"
+                f"{_hang(behind)}: nothing has moved on for {limit:.0f} seconds (now in {behind[0].at})"
+                f"{', and the others wait' if len(behind) < len(self._last) else ''}; raise run.hang_after where that "
+                "may take so long"
             )
         return Hang([sign.rank for sign in behind], sentence, is_silent=False)
 

@@ -60,6 +60,12 @@ class TestOutlook:
         found = [outlook.after(1, [sign(rank, n, 7, waits=True) for rank in (0, 1)]) for n in range(8)][-1]
         assert found is not None and "all ranks wait for each other" in found.sentence
 
+    def test_all_hang_and_none_waits_for_another(self):
+        outlook = Outlook(least=5)
+        found = [outlook.after(1, [sign(rank, n, 7, at="disk.py:1, read") for rank in (0, 1)]) for n in range(8)][-1]
+        assert found is not None and found.ranks == [0, 1]
+        assert "hang: nothing has moved on for 5 seconds (now in disk.py:1, read); raise" in found.sentence
+
     def test_the_limit_grows_with_what_the_run_has_taken_before(self):
         outlook = Outlook(least=15)
         for number in range(41):
