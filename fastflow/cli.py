@@ -23,6 +23,7 @@ from fastflow.visible import one_sentence, visible
 
 def command() -> NoReturn:
     """Run `main` and end the process with its exit code."""
+    _open_missing_streams()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":  # torch's threads may abort a rank at exit, where another ended first
         os._exit(code)  # all files are closed, and `main` has flushed what was printed
@@ -262,6 +263,19 @@ def _quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def _open_missing_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr an empty one: otherwise a file that is opened
+    first would take its place, and what is printed would land in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
 def _leave_dead_streams() -> None:

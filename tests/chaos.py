@@ -2,15 +2,15 @@
 
     python -m tests.chaos --kills 100 --seed 0
     python -m tests.chaos --kills 20 --seed 0 --engine vllm
-    python -m tests.chaos --kills 20 --seed 0 --ranks 2
+    python -m tests.chaos --kills 20 --seed 0 --ranks 2 [--engine vllm]
     python -m tests.chaos --every-operation        one kill at each file operation of a run, in their order
 
 A run counts as survived when its last save equals the undisturbed run's to the bit, with its metrics (but for times)
 and its samples, and when no save with a final name was ever damaged. Exits with 1 otherwise. Runs are forked from this
 process, which has everything imported, so that a kill costs a second and not ten.
 
-With --ranks, a kill hits a random rank or their launcher. No process may be left, and a run counts as survived when its
-weights equal the undisturbed run's to 1e-6.
+With --ranks, a kill hits a random rank, an engine or the launcher. No process may be left, and a run counts as survived
+when its weights equal the undisturbed run's to 1e-6. An engine is restarted; its kill counts where it ends the run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fastflow.config.schema import Config  # noqa: E402
 from fastflow.run.manifest import verify  # noqa: E402
 from fastflow.train.progress import RunProgress  # noqa: E402
 from fastflow.train.saver import Saver  # noqa: E402
-from forked_ranks import Pids, end_of, launch  # noqa: E402
+from forked_ranks import Pids, children_of, end_of, launch  # noqa: E402
 from resumed_runs import check_same, configure, metrics_of, newest_save, run_to_the_end, tensors_of  # noqa: E402
 from small_models import save_model  # noqa: E402
 
@@ -170,10 +170,10 @@ class Chaos:
 
 
 class ChaosOfRanks(Chaos):
-    """The same with several ranks, of which one is killed, or their launcher."""
+    """The same with several ranks, of which one is killed, or the process of its engine, or their launcher."""
 
-    def __init__(self, home: Path, seed: int, ranks: int):
-        super().__init__(home, "local", seed)
+    def __init__(self, home: Path, engine: str, seed: int, ranks: int):
+        super().__init__(home, engine, seed)
         self.ranks, self.pids = ranks, Pids()
         self.to_the_bit = self.runs = 0
         self._values: dict[str, dict[str, object]] = {}  # of each run, by its directory
@@ -190,7 +190,7 @@ class ChaosOfRanks(Chaos):
         return in_a_child(lambda: launch(self.ranks, [*options(values), "--resume=auto"], begin), output=self.log)
 
     def config(self, kind: str, output: Path) -> Config:
-        changes = {**COMMON, **self.kinds[kind], "run__output": output, "run__hang_after": 40}
+        changes = {**COMMON, **self.kinds[kind], **self.engine, "run__output": output, "run__hang_after": 40}
         self._values[str(output)] = settings(self.home, **changes)
         return configure(self.home, **changes)
 
@@ -198,9 +198,12 @@ class ChaosOfRanks(Chaos):
         ranks = self.pids.of(self.ranks)
         number = self.random.randrange(-1, len(ranks))
         victim, pid = (" (the launcher)", child) if number < 0 else (f" (rank {number})", ranks[number])
+        engines = [engine for rank in ranks for engine in children_of(rank)]
+        if engines and self.random.random() < 0.2:
+            victim, pid = " (an engine)", self.random.choice(engines)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        return None if end_of(child, self.pids.of(self.ranks)) == 0 else victim
+        return None if end_of(child, [*self.pids.of(self.ranks), *engines]) == 0 else victim
 
     def check(self, kind: str, output: Path) -> None:
         expected = self.undisturbed(kind)[0]
@@ -233,14 +236,14 @@ def main() -> int:
     parser.add_argument("--every-operation", action="store_true", help="kill at each file operation instead")
     parser.add_argument("--first", type=int, default=1, help="of the operations")
     parser.add_argument("--stride", type=int, default=1, help="between the operations")
-    parser.add_argument("--ranks", type=int, default=1, help="of each run, with the local engine")
+    parser.add_argument("--ranks", type=int, default=1, help="of each run")
     options = parser.parse_args()
-    if options.ranks > 1 and (options.every_operation or options.engine != "local"):
-        parser.error("--ranks goes with random kills of the local engine alone")
+    if options.ranks > 1 and options.every_operation:
+        parser.error("--ranks goes with random kills alone")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastflow-chaos-") as folder:
         home = Path(folder)
-        several = ChaosOfRanks(home, options.seed, options.ranks) if options.ranks > 1 else None
+        several = ChaosOfRanks(home, options.engine, options.seed, options.ranks) if options.ranks > 1 else None
         chaos = several or Chaos(home, options.engine, options.seed)
         hits: collections.Counter[str] = collections.Counter()
         try:
@@ -249,7 +252,9 @@ def main() -> int:
                 for _ in chaos.every_operation(kind, options.first, options.stride):
                     hits["operations"] += 1
             else:
-                hits.update(chaos.random_kills(options.kills))
+                for number, hit in enumerate(chaos.random_kills(options.kills), start=1):
+                    hits[hit] += 1
+                    print(f"kill {number} of {options.kills}: {hit}", file=sys.stderr, flush=True)
         except (AssertionError, Exception) as failure:
             print(f"after {sum(hits.values())} kills: {type(failure).__name__}: {failure}")
             return 1

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.files import check_files, check_names, check_quantisation, check_tie
+from fastflow.models.pulse import PULSE
 from fastflow.models.rope import check_kinds
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     config = read_config(path, trust_remote_code=settings.trust_remote_code)
-    with loading(path, "model"):
+    with loading(path, "model"), _beating():
         model_and_names = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
             use_safetensors=True, output_loading_info=True,
@@ -89,3 +91,13 @@ def loading(path: str, what: str) -> Iterator[None]:
         plain = isinstance(error, (OSError, ValueError, RuntimeError))
         reason = " ".join(f"{'' if plain else f'{type(error).__name__}: '}{error}".split())[:300]
         raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error
+
+
+@contextlib.contextmanager
+def _beating() -> Iterator[None]:
+    """Have each weight that is put into a module count as work, for the other ranks' watch."""
+    hook = register_module_parameter_registration_hook(lambda *_: PULSE.work())
+    try:
+        yield
+    finally:
+        hook.remove()

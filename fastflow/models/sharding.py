@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from fastflow.config.sections import HeadPlace
 from fastflow.models.cut_head import CUT, CutHead
@@ -55,8 +56,9 @@ def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> 
     root, device = Root(model.model), model.device
     places = {} if unread is None else empty(root, unread)
     for layer in model.causal_lm.get_decoder().layers:
-        layer.register_forward_pre_hook(PULSE.beat)
+        layer.register_forward_pre_hook(_beat)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
+        PULSE.work()
     if head == CUT:
         model.cut_head = CutHead(model.causal_lm.get_output_embeddings(), mesh)
     apart = model.cut_head.parameters if model.cut_head else None
@@ -81,3 +83,11 @@ def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:
         return init_device_mesh(device.type, (ranks.count,))
     shape = (ranks.replicas, ranks.count // ranks.replicas)
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def _beat(_: nn.Module, inputs: tuple[object, ...]) -> None:
+    """Count a layer that begins to run, forward now and backward later."""
+    PULSE.beat()
+    for one in inputs:
+        if isinstance(one, torch.Tensor) and one.requires_grad:
+            one.register_hook(PULSE.beat)

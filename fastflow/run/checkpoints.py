@@ -55,7 +55,7 @@ class Checkpoints:
     def newest_whole(self) -> Save | None:
         """The newest save that proves itself; damaged ones are named and set aside. None where there are none at all.
 
-        Raises FastflowError where there are saves and none is whole.
+        Raises FastflowError where there are saves and none is whole, and where this user may not read one.
         """
         reasons = []
         for path in sorted(self._named(), key=_order, reverse=True):
@@ -64,6 +64,11 @@ class Checkpoints:
                 if path.name != name_of(save.manifest.step, save.manifest.updates, inside=_is_inside(path)):
                     raise Damaged(f"it holds step {save.manifest.step}, update {save.manifest.updates}")
             except Damaged as damage:
+                if isinstance(damage.__cause__, PermissionError):  # it may be whole
+                    raise FastflowError(
+                        f"the save in {path} may not be read: {damage}; correct the permissions of its files (chown, "
+                        "chmod), or move it away to go on with the one before it"
+                    ) from damage
                 logger.warning("the save in %s is damaged: %s; the one before it is tried", path, damage)
                 reasons.append((path, damage))
                 continue
@@ -131,11 +136,13 @@ class Checkpoints:
                 going = path.with_name(path.name + _OLD)  # or a kill could leave half of it under its name
                 with contextlib.suppress(OSError):
                     path.rename(going)
-                    shutil.rmtree(going)
+                    remove(going)
 
     def discard(self) -> None:
         """Drop what a save, or a deletion, that never came to its end has left."""
         for path in (*self.directory.glob(f"*{FRESH}"), *self.directory.glob(f"*{_OLD}")):
+            if path.is_symlink():
+                path.unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 
     def _best_one(self) -> set[Path]:

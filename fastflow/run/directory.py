@@ -38,6 +38,7 @@ _OURS = (
     SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, STACKS, BAD, *SHOWN, EARLIER_STATE, RESCUED,
     CHECKPOINTS, CONFIG_FILE,
 )  # fmt: skip
+_SAMPLES_NAME = re.compile(r"step-(\d+)\.txt")
 _BAD_NAME = re.compile(r"step-(\d+)(?:-update-(\d+))?\.safetensors")
 _PASSING = {
     LOCK_FILE,
@@ -117,11 +118,14 @@ def cut_back(directory: Path, config: Config, *, step: int, sizes: Mapping[str, 
         for name, size in sizes.items():
             _cut(directory / name, size)
         for path in (directory / SAMPLES).glob("step-*.txt"):
-            if int(path.stem.removeprefix("step-")) > step:
+            found = _SAMPLES_NAME.fullmatch(path.name)  # other files are not ours
+            if found is not None and int(found[1]) > step:
                 path.unlink()
         for path in (directory / BAD).glob("step-*"):
-            found = _BAD_NAME.fullmatch(path.name)
-            if found is None or (int(found[1]), int(found[2] or 1)) > (step + 1, updates):
+            found = _BAD_NAME.fullmatch(path.name.removesuffix(FRESH))
+            if found is None:
+                continue
+            if path.name.endswith(FRESH) or (int(found[1]), int(found[2] or 1)) > (step + 1, updates):
                 path.unlink()
         replace_text(directory / CONFIG_FILE, to_yaml(config))
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import sys
 from pathlib import Path
 
+from fastflow.models.pulse import PULSE
+
 FRESH = ".new"  # at the end of a name: not complete yet
+PIECE = 2**28  # bytes that are waited for at once: a slow disk takes seconds for them
+_WRITTEN = 7  # of sync_file_range: whatever was begun, then these pages, and their end
 _UMASK = os.umask(0o077)  # can only be read by being set: once, while nothing else runs
 os.umask(_UMASK)
 
@@ -32,10 +39,14 @@ def publish_file(fresh: Path, path: Path) -> None:
 
 
 def flush_file(path: Path) -> None:
-    """Have the disk take one file. Raises OSError."""
+    """Have the disk take one file, piece by piece where it is large, so that others see it move. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        for start in range(0, os.fstat(descriptor).st_size - PIECE, PIECE):
+            _begin_with(descriptor, start)
+            PULSE.work()
         os.fsync(descriptor)
+        PULSE.work()
     finally:
         os.close(descriptor)
 
@@ -56,3 +67,20 @@ def replace_text(path: Path, text: str) -> None:
     flush_file(fresh)
     fresh.replace(path)
     flush_directory(path.parent)
+
+
+def _begin_with(descriptor: int, start: int) -> None:
+    """Have the disk take one piece of a file, where the system can; the whole is taken by fsync later. Raises OSError,
+    which fsync would not report a second time.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None, use_errno=True)
+    take = getattr(library, "sync_file_range", None)
+    if take is None:
+        return
+    place, size = ctypes.c_int64(start), ctypes.c_int64(PIECE)
+    if take(ctypes.c_int(descriptor), place, size, ctypes.c_uint(_WRITTEN)) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number))

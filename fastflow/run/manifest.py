@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastflow.models.pulse import PULSE
+
 MANIFEST = "manifest.json"
 FORMAT = 1
 _CHUNK = 2**22  # bytes
@@ -94,6 +96,7 @@ def _fingerprint(path: Path) -> tuple[int, str]:
         while count := file.readinto(buffer):
             digest.update(view[:count])
             size += count
+            PULSE.work()
     return size, digest.hexdigest()
 
 

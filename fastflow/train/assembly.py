@@ -23,6 +23,7 @@ from fastflow.models.packed import (
     load_policy,
     load_tokenizer,
 )
+from fastflow.models.pulse import PULSE, Beating
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models, prepare_models
 from fastflow.models.sharding import shard_models
@@ -34,7 +35,7 @@ from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
 from fastflow.run import directory as run_directory
 from fastflow.train.answers import GradedAnswers, check_answers, grader_for
 from fastflow.train.checkpoint import named_parameters
-from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_start
+from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_start, digest_of_tokenizer
 from fastflow.train.export import Exporter
 from fastflow.train.learner import Learner
 from fastflow.train.rehearsal import rehearse
@@ -65,7 +66,8 @@ def load(config: Config, ranks: Ranks) -> Loaded:
     Where there are several ranks, weights stay in their files until `cut`.
     """
     offline = config.objective.name in OFFLINE
-    records = read_records(config.data)
+    with PULSE.patient():  # a library may make or fetch them
+        records = Beating(read_records(config.data))
     tokenizer = load_tokenizer(config.model)
     prompts = read_prompts(config, records, tokenizer)
     judge = make_judge(config.objective, tokenizer, prompts)
@@ -136,7 +138,8 @@ def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, pr
 def identify(loaded: Loaded, config: Config, total_updates: int) -> Identity:
     """Say what the run may not change. A collective, once the models are cut."""
     prompts = digest_of_prompts(loaded.prompts, with_records=reads_records(config.objective))
-    return Identity(prompts, digest_of_base(loaded.base, loaded.policy), total_updates, versions())
+    tokenizer = digest_of_tokenizer(loaded.tokenizer, end_ids(loaded.policy, loaded.tokenizer))
+    return Identity(prompts, digest_of_base(loaded.base, loaded.policy), total_updates, versions(), tokenizer)
 
 
 def reads_records(settings: ObjectiveConfig) -> bool:
@@ -151,6 +154,8 @@ def check_same_everywhere(ranks: Ranks, loaded: Loaded, config: Config) -> None:
     ranks.check_same("versions of Python, torch, transformers or numpy", versions())
     prompts = digest_of_prompts(loaded.prompts, with_records=reads_records(config.objective))
     ranks.check_same("prompts", prompts)
+    tokenizer = digest_of_tokenizer(loaded.tokenizer, end_ids(loaded.policy, loaded.tokenizer))
+    ranks.check_same("tokens in the tokenizer", tokenizer)
     with ranks.together():
         base = digest_of_start(loaded.base) if isinstance(loaded.base, PackedModel) else ""
         policy = digest_of_start(loaded.policy)

@@ -30,6 +30,7 @@ from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
+from fastflow.models.pulse import PULSE
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
 from fastflow.train.export import Exporter, ExportReport
@@ -117,6 +118,7 @@ def write(
     finite, else whatever keeps it from being written.
     """
     for name, tensor in {**staged.weights, **staged.others}.items():
+        PULSE.work()
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise SaveFailed(f"{name} is no longer finite and was not saved")
     model = skeleton.holding(staged)
@@ -211,6 +213,7 @@ def _exactly_held(directory: Path, weights: Mapping[str, torch.Tensor]) -> Itera
 
     files = places(directory)
     for name, tensor in weights.items():
+        PULSE.work()
         for candidate in exported_names(name):
             if candidate in files:
                 with safe_open(files[candidate], "pt") as file:

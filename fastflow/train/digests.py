@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +14,11 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.parallel import part, rows_of
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ALONE = Ranks()
 _CHUNK = 2**24  # numbers that are weighted at once
@@ -61,6 +66,12 @@ def digest_of_start(model: PackedModel) -> str:
     return "first rows " + digest_of_tensors([*named, *own, *model.unread.first_rows()])
 
 
+def digest_of_tokenizer(tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> str:
+    """Of the text of every token id, and of the ids that end a response."""
+    meaning = {"vocabulary": tokenizer.get_vocab(), "ends": sorted(end_ids)}
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+
 @torch.no_grad()
 def digest_of_tensors(named: Iterable[tuple[str, torch.Tensor]], ranks: Ranks = ALONE) -> str:
     """Of names, types, shapes and bits. One changed bit changes it; it is no defence against an attacker.
@@ -97,6 +108,7 @@ def _checksum(tensor: torch.Tensor, first: int = 0) -> int:
     bits = flat.view({8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}[flat.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, len(bits), _CHUNK):
+        PULSE.work()
         numbers = bits[start : start + _CHUNK].long()
         place = torch.arange(first + start, first + start + len(numbers), device=tensor.device)
         total += (numbers * (place * 0x5851F42D4C957F2D | 1)).sum()

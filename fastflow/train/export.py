@@ -14,6 +14,7 @@ import torch
 from fastflow.config.schema import Config
 from fastflow.models.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
 from fastflow.models.packed import PackedModel, has_adapters
+from fastflow.models.pulse import Beating
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -66,7 +67,7 @@ class Exporter:
         else:
             report = self._round(model)
         dtype = getattr(torch, report.dtype)
-        for parameter in model.parameters():
+        for parameter in Beating(model.parameters()):
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
         model.config._attn_implementation = "sdpa"  # users of the export do not have fastflow_packed
@@ -75,7 +76,7 @@ class Exporter:
         return report
 
     def _merge(self, model: PeftModel) -> ExportReport:
-        layers = [layer for _, layer in adapted_layers(model)]
+        layers = Beating(layer for _, layer in adapted_layers(model))
         dtype, in_bfloat16 = _dtype_of(model.get_base_model()), None
         if self.dtype == "auto" and dtype == torch.bfloat16:
             loss = RoundingLoss()
@@ -97,7 +98,7 @@ class Exporter:
         if dtype.itemsize >= live.itemsize or self.start is None:
             return ExportReport(_name(dtype))
         loss, start = RoundingLoss(), dict(self.start.named_parameters())
-        for name, weight in model.named_parameters():
+        for name, weight in Beating(model.named_parameters()):
             if name in start:
                 before = start[name].detach().to("cpu", torch.float64)
                 loss.add(before, weight.double() - before, weight.to(dtype))

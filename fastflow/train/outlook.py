@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 
 SILENT_SECONDS = 20.0
 PATIENT_SECONDS = 600.0
+FIRST_MULTIPLE = 4  # of the limit, for a rank that computes and shows no progress before the second step
+COMPUTES = 0.2  # seconds of processor time a second: more than threads take that only wait and look
 MULTIPLE = 3  # of the longest that the run has stood still and gone on
 
 
@@ -19,8 +21,9 @@ MULTIPLE = 3  # of the longest that the run has stood still and gone on
 class Sign:
     """What a rank tells of itself about once a second.
 
-    number: of the sign. place, steps, is_patient, attended: see Pulse. at: the line that its main thread is in. waits:
-    whether that is inside a collective. has_left: whether it is at its end.
+    number: of the sign. place, steps, is_patient: see Pulse. at: the line that its main thread is in. waits: whether
+    that is inside a collective. has_left: whether it is at its end. attended: see Pulse; with the pieces of files that
+    it has moved. computed: seconds of processor time.
     """
 
     rank: int
@@ -34,6 +37,7 @@ class Sign:
     host: str
     has_left: bool = False
     attended: int = 0
+    computed: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -69,11 +73,13 @@ class Outlook:
         self._silent: list[float] = []
         self._still = 0.0
         self._longest = 0.0
+        self._computed: list[float] = []  # by each rank, when it began to stand still
 
     def after(self, seconds: float, signs: Sequence[Sign]) -> Hang | None:
         """Take in the ranks' newest signs, so long after those before. Returns the hang, where there is one."""
         if not self._last:
             self._last, self._silent = list(signs), [0.0] * len(signs)
+            self._computed = [sign.computed for sign in signs]
             return None
         pairs = list(zip(self._last, signs, strict=True))
         self._silent = [
@@ -85,18 +91,23 @@ class Outlook:
                 self._longest = max(self._longest, self._still)
             self._still = 0.0
         elif any(before.attended != now.attended for before, now in pairs):
-            self._still = 0.0  # an engine is no standstill, and says nothing about how long one may take
+            self._still = 0.0  # this is no standstill, and says nothing about how long one may take
         else:
             self._still += seconds
+        if not self._still:
+            self._computed = [sign.computed for sign in signs]
         self._last = list(signs)
         return self._silence() or self._standstill()
 
     @property
     def limit(self) -> float:
         """Seconds of standing still that are a hang. A first step compiles kernels, and tells how long others take."""
-        if min(sign.steps for sign in self._last) < 2 or any(sign.is_patient for sign in self._behind()):
-            return max(PATIENT_SECONDS, self._least)
-        return max(self._least, MULTIPLE * self._longest)
+        usual, behind = max(self._least, MULTIPLE * self._longest), self._behind()
+        if any(sign.is_patient for sign in behind):
+            return max(PATIENT_SECONDS, usual)
+        if min(sign.steps for sign in self._last) < 2 and any(map(self._computes, behind)):
+            return max(FIRST_MULTIPLE * self._least, usual)
+        return usual
 
     def _silence(self) -> Hang | None:
         """Nobody is ended for a silence that keeps nobody from moving on."""
@@ -119,17 +130,22 @@ class Outlook:
         if self._still < self.limit or any(sign.has_left for sign in self._last):
             return None
         behind, limit = self._behind(), self.limit
-        if len(behind) == len(self._last):
+        if all(sign.waits for sign in self._last):
             sentence = (
                 f"all ranks wait for each other since {limit:.0f} seconds (rank 0 is in {self._last[0].at}); check the "
                 "network between them, and that all have the same settings"
             )
         else:
             sentence = (
-                f"{_hang(behind)}: nothing has moved on for {limit:.0f} seconds (now in {behind[0].at}), and the "
-                "others wait; raise run.hang_after where that may take so long"
+                f"{_hang(behind)}: nothing has moved on for {limit:.0f} seconds (now in {behind[0].at})"
+                f"{', and the others wait' if len(behind) < len(self._last) else ''}; raise run.hang_after where that "
+                "may take so long"
             )
         return Hang([sign.rank for sign in behind], sentence, is_silent=False)
+
+    def _computes(self, sign: Sign) -> bool:
+        """Whether a rank has used the processor while it stood still."""
+        return sign.computed - self._computed[sign.rank] > COMPUTES * self._still
 
     def _behind(self) -> list[Sign]:
         """The ranks that the others wait for; all of them, where nobody is behind."""

@@ -12,12 +12,17 @@ import torch
 
 from fastflow.errors import FastflowError
 from fastflow.models.parallel import copy_whole
+from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
 from fastflow.train.finite import Skips
 from fastflow.train.learner import Learner
 from fastflow.train.state import GROUPS_FILE
 from fastflow.train.tensors import catalogue, read_tensors
+
+NEEDED = (
+    "step", "updates", "version", "prompts", "records", "alarms", "under_way", "identity", "ranks", "without_moments",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,14 @@ class Saved:
 
 
 def read(directory: Path) -> Saved:
-    """The save in a directory that has proved itself."""
-    return Saved(directory, json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8")))
+    """The save in a directory that has proved itself. Raises FastflowError where another fastflow wrote less."""
+    state = json.loads((directory / "trainer" / "state.json").read_text(encoding="utf-8"))
+    if missing := [name for name in NEEDED if name not in state]:
+        raise FastflowError(
+            f"the save in {directory} says nothing about {', '.join(missing)} in trainer/state.json; another fastflow "
+            "wrote it: go on with that one"
+        )
+    return Saved(directory, state)
 
 
 @torch.no_grad()
@@ -104,6 +115,7 @@ def _restore_weights(directory: Path, learner: Learner) -> None:
         if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
         copy_whole(parameter, tensor)
+        PULSE.work()
     if (head := log_z_head(learner)) is not None:
         targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
     read_tensors(tensors, targets)

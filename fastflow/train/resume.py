@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import platform
 
@@ -48,7 +49,8 @@ def settings_of(saved: Saved) -> Config:
 
 def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
     """Raise FastflowError where prompts or base are not those of the save; name versions that changed."""
-    before = Identity(**saved.state["identity"])
+    known = {entry.name for entry in dataclasses.fields(Identity)}  # a later fastflow may add more
+    before = Identity(**{name: value for name, value in saved.state["identity"].items() if name in known})
     if before.prompts != identity.prompts:
         raise FastflowError(
             f"data.path = {config.data.path} does not give the prompts that the run was started with (the digest of "
@@ -59,6 +61,11 @@ def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
         raise FastflowError(
             f"{name} = {path} does not hold the base's weights that the run was started with (their digest differs); "
             "bring the old ones back, or start a new run"
+        )
+    if before.tokenizer not in ("", identity.tokenizer):
+        raise FastflowError(
+            f"the tokenizer of model.path = {config.model.path} is not that which the run was started with (the texts "
+            "of its tokens or its end tokens differ); bring the old one back, or start a new run"
         )
     changed = [
         f"{name} {version} (was {before.versions.get(name)})"

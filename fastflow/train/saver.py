@@ -7,7 +7,6 @@ import logging
 import threading
 
 from fastflow.config.schema import Config
-from fastflow.models.pulse import PULSE
 from fastflow.run.checkpoints import Checkpoints, name_of
 from fastflow.run.directory import GROWING
 from fastflow.run.durable import flush_file
@@ -83,8 +82,7 @@ class Saver:
         position = self._writing
         if position is None:
             return
-        with PULSE.patient():
-            self._done.wait()
+        self._done.wait()
         self._end_thread()
         self._writing = None
         failure, self._failure = self._failure, None

@@ -63,15 +63,17 @@ class Position:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run may not change without being another: digests of the prompts' token ids and of the base's weights.
+    """What a run may not change without being another: digests of the prompts' token ids, of the base's weights and of
+    the tokenizer.
 
-    total_updates: that the learning rate's course spans.
+    total_updates: that the learning rate's course spans. tokenizer: "" in saves of an earlier fastflow.
     """
 
     prompts: str
     base: str
     total_updates: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str = ""
 
 
 def write_rollout(directory: Path, position: Position) -> None:

@@ -28,6 +28,7 @@ from fastflow.interrupt import tell
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.run.directory import STACKS
+from fastflow.train import effort
 from fastflow.train.outlook import SILENT_SECONDS, Hang, Outlook, Sign
 
 TICK_SECONDS = 1.0
@@ -99,7 +100,7 @@ class Watch:
         at, waits = where(sys._current_frames().get(self._main or 0))
         own = Sign(
             self._ranks.rank, self._number, PULSE.place, PULSE.steps, PULSE.is_patient, at, waits,
-            os.getpid(), socket.gethostname(), has_left, PULSE.attended,
+            os.getpid(), socket.gethostname(), has_left, PULSE.attended + effort.moved(), effort.computed(),
         )  # fmt: skip
         self._store.set(SIGN.format(own.rank), own.to_json())
 

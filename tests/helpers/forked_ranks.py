@@ -8,6 +8,7 @@ import struct
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dying import exit_status
 from rank_runs import is_gone
@@ -53,6 +54,15 @@ def _be_a_rank(arguments: list[str], begin: Callable[[int], None]) -> int:
     if code := main(arguments):
         os._exit(code)
     return 0
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a rank has started, such as its engine; none where it is gone."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except FileNotFoundError:
+        return []
 
 
 def end_of(launcher: int, ranks: Sequence[int]) -> int:

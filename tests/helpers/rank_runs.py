@@ -9,8 +9,8 @@ from pathlib import Path
 from preloaded import Preloaded
 
 
-def finish(process: subprocess.Popen | Preloaded, code: int = 0) -> str:
-    output, errors = process.communicate(timeout=120)
+def finish(process: subprocess.Popen | Preloaded, code: int = 0, seconds: float = 120) -> str:
+    output, errors = process.communicate(timeout=seconds)
     assert process.returncode == code, (process.returncode, output, errors)
     assert "Traceback" not in errors, errors
     return output + errors

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from command_line import check_refused, invoke, write
@@ -74,3 +77,10 @@ class TestSettingsFile:
 
     def test_an_unknown_preset(self, capsys):
         check_refused(invoke(capsys, "train", "--preset", "demmo"), "demmo", "did you mean demo?")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_process_without_streams(closed):
+    line = f'exec "{sys.executable}" -m fastflow --version {closed}'
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""

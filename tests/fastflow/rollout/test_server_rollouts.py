@@ -51,6 +51,14 @@ def test_groups_come_in_order_from_the_weights_last_loaded(transfers, model, fak
 
 
 @needs_httpx
+def test_a_proxy_is_not_for_these_servers(model, fakes, running, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody listens
+    requests = make_requests()
+    assert_answered(running(model, fakes()).sample(requests, PARAMS), requests)
+
+
+@needs_httpx
 def test_a_request_says_all_that_shapes_the_distribution(model, fakes, running, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     fake = fakes()

@@ -83,6 +83,17 @@ class TestDamage:
         assert found is not None and found.path == saves[0]
         assert "it holds step 1, update 1" in caplog.text
 
+    def test_one_that_this_user_may_not_read_is_kept(self, saves, tmp_path, monkeypatch):
+        from fastflow.run import manifest
+
+        def refused(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(manifest, "_fingerprint", refused)  # root may read everything
+        with pytest.raises(FastflowError, match=r"step-2 may not be read: .* \(Permission denied\); correct the perm"):
+            Checkpoints(tmp_path).newest_whole()
+        assert names(tmp_path) == ["step-1", "step-2"]
+
     def test_a_newer_format(self, saves):
         content = json.loads((saves[1] / MANIFEST).read_text())
         (saves[1] / MANIFEST).write_text(json.dumps({**content, "format": 2}))
@@ -136,6 +147,15 @@ class TestKept:
         assert names(tmp_path) == ["step-1", "step-2", "step-3", "step-4"]
         save(checkpoints, 5)
         assert names(tmp_path) == ["step-4", "step-5"]
+
+    def test_a_save_that_was_moved_and_linked_goes_as_a_link(self, tmp_path):
+        first = save(Checkpoints(tmp_path, keep=1), 1)
+        first.rename(tmp_path / "elsewhere")
+        first.symlink_to(tmp_path / "elsewhere")
+        checkpoints = Checkpoints(tmp_path, keep=1)
+        assert checkpoints.newest_whole() is not None
+        save(checkpoints, 2)
+        assert names(tmp_path) == ["step-2"] and verify(tmp_path / "elsewhere")
 
     @pytest.mark.parametrize(("best", "kept"), [("highest", "step-2"), ("lowest", "step-3")])
     def test_the_best_one(self, best, kept, tmp_path):

@@ -67,6 +67,14 @@ def test_records_are_cut_to_what_they_were(run):
     (run / "samples").mkdir()
     for step in (2, 3):
         (run / "samples" / f"step-{step:06d}.txt").touch()
+    (run / "bad").mkdir()
+    for name in ("step-2.safetensors", "step-9.safetensors", "step-2.safetensors.new"):
+        (run / "bad" / name).touch()
+    of_the_user = [run / "samples" / "step-000003 (copy).txt", run / "bad" / "step-9.notes"]
+    for path in of_the_user:
+        path.touch()
     cut_back(run, config(run), step=2, sizes={**sizes, "metrics.jsonl": 6})
     assert lengths(run) == {"metrics.jsonl": 6, "samples.jsonl": 0}
-    assert [path.name for path in (run / "samples").iterdir()] == ["step-000002.txt"]
+    assert all(path.exists() for path in of_the_user)
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-000002.txt", of_the_user[0].name]
+    assert sorted(path.name for path in (run / "bad").iterdir()) == ["step-2.safetensors", of_the_user[1].name]

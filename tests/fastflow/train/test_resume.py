@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -19,6 +20,7 @@ from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
 from fastflow.run.manifest import write_manifest
 from fastflow.train.checkpoint import stage
+from fastflow.train.restore import NEEDED, read
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,
@@ -178,6 +180,23 @@ class TestWhatMayChange:
         with pytest.raises(FastflowError, match=r"data\.path = .* does not give the prompts"):
             self.resume(run, "--run.steps=3")
 
+    def test_another_tokenizer_with_the_same_prompts(self, run, tmp_path):
+        file = tmp_path / "model" / "tokenizer.json"
+        content = json.loads(file.read_text())
+        vocabulary = content["model"]["vocab"]
+        vocabulary["x"], vocabulary["y"] = vocabulary["y"], vocabulary["x"]
+        file.write_text(json.dumps(content))
+        with pytest.raises(FastflowError, match=r"the tokenizer of model\.path = .* is not that which"):
+            self.resume(run, "--run.steps=3")
+
+    def test_other_end_tokens(self, run, tmp_path):
+        file = tmp_path / "model" / "generation_config.json"
+        content = json.loads(file.read_text())
+        content["eos_token_id"] = [content["eos_token_id"], 5]
+        file.write_text(json.dumps(content))
+        with pytest.raises(FastflowError, match="its end tokens differ"):
+            self.resume(run, "--run.steps=3")
+
     def test_another_base(self, run, tmp_path):
         save_model(tmp_path / "model", seed=1)
         with pytest.raises(FastflowError, match=r"model\.path = .* does not hold the base's weights"):
@@ -274,6 +293,14 @@ class TestRecords:
         first = metrics_of(tmp_path / "run")[0]
         assert trainer.alarms.state()["first"]["length_mean"] == first["length_mean"]
         trainer.close()
+
+
+def test_a_save_that_says_too_little_is_refused(tmp_path):
+    (tmp_path / "trainer").mkdir()
+    state = dict.fromkeys(set(NEEDED) - {"prompts", "ranks"}, 1)
+    (tmp_path / "trainer" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(FastflowError, match=r"says nothing about prompts, ranks in trainer/state\.json; another fastf"):
+        read(tmp_path)
 
 
 class TestTensorsByName:
