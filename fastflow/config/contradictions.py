@@ -106,7 +106,7 @@ def check_rollout(rollout: RolloutConfig, importance: ImportanceConfig) -> None:
         )
     if rollout.engine == "vllm-server" and not rollout.servers:
         raise FastflowError(
-            "rollout.engine = vllm-server needs rollout.servers, a list of addresses such as [localhost:8000]"
+            "rollout.engine = vllm-server needs rollout.servers: addresses such as localhost:8000,other:8000"
         )
 
 
@@ -115,8 +115,8 @@ def check_evaluation(evaluation: EvalConfig, run: RunConfig, rollout: RolloutCon
     best = run.best_metric or ""
     if evaluation.every and not evaluation.tasks:
         raise FastflowError(
-            f"eval.every = {evaluation.every} needs eval.tasks, a list of tasks such as [math500], or of JSONL "
-            "files with `prompt` and `answer`"
+            f"eval.every = {evaluation.every} needs eval.tasks: tasks such as math500,aime24, or JSONL files "
+            "with `prompt` and `answer`"
         )
     if evaluation.temperature == 0 and evaluation.samples > 1:
         raise FastflowError(f"eval.temperature = 0 gives {evaluation.samples} equal responses; set eval.samples = 1")

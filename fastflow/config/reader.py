@@ -11,18 +11,18 @@ import argparse
 import dataclasses
 import json
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from fastflow.config import yaml_file
+from fastflow.config import lists, yaml_file
 from fastflow.config.parser import CommandParser
 from fastflow.config.presets import PRESETS
 from fastflow.config.schema import Config, sections
 from fastflow.config.setting import help_text, suggest
-from fastflow.config.synonyms import meaning
+from fastflow.config.settings_file import is_known, read_settings_file, setting_names, suggest_setting
 from fastflow.errors import FastflowError
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
@@ -42,8 +42,9 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
         if sum(entry == option or entry.startswith(f"{option}=") for entry in arguments) > 1:
             raise FastflowError(f"{option} is given twice, and only one of them would count; leave one out")
     file, preset, options = _peek(arguments)
+    options = lists.in_options(options, lists.list_settings(sections()))
     if file is not None:
-        tree = _read_yaml(file)
+        tree = read_settings_file(file, sections(), ("preset",), such_as="'optim:'")
         preset = preset or tree.pop("preset", None)
         options = ["--config", yaml_file.dump(tree), *options]  # first: the command line overrides it
     if preset is not None:
@@ -106,15 +107,15 @@ def to_yaml(config: Config) -> str:
 
 def known_settings() -> list[str]:
     """Return the dotted names of all settings."""
-    return [f"{name}.{entry.name}" for name, section in sections().items() for entry in dataclasses.fields(section)]
+    return setting_names(sections())
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     known = [*known_settings(), *_OWN_OPTIONS]
     for argument in arguments:
         name = argument[2:].split("=", 1)[0]
-        if argument.startswith("--") and not _is_known(name, known):
-            raise FastflowError(f"unknown option --{name}: {_suggest_setting(name, known)}")
+        if argument.startswith("--") and not is_known(name, known, sections()):
+            raise FastflowError(f"unknown option --{name}: {suggest_setting(name, known)}")
 
 
 def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
@@ -124,65 +125,6 @@ def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]
     peek.add_argument("--preset")
     found, rest = peek.parse_known_args(list(arguments))
     return found.config, found.preset, rest
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    """Read the file's settings, without its empty sections. Raises FastflowError for a bad file or an unknown key."""
-    tree = yaml_file.read_sections(file, such_as="'optim:'")
-    known = [*known_settings(), "preset"]
-    for key in _dotted_keys(tree):
-        if not _is_known(key, known):
-            raise FastflowError(f"{file}: unknown setting {key}: {_suggest_setting(key, known)}")
-    tree = _with_off_as_word(tree, _settings_with_off())
-    return {key: value for key, value in tree.items() if not (value is None and key in sections())}
-
-
-def _suggest_setting(name: str, known: list[str]) -> str:
-    """Suggest a setting by the word that other trainers have for it, otherwise by its letters."""
-    meant = meaning(name)
-    return f"did you mean {' or '.join(meant)}?" if meant else suggest(name, known)
-
-
-def _is_known(name: str, known: Iterable[str]) -> bool:
-    """Whether the name is a setting, or an entry of a setting that maps names to values."""
-    return name in known or name.startswith(tuple(f"{mapping}." for mapping in _mappings()))
-
-
-def _mappings() -> list[str]:
-    return [
-        f"{name}.{entry}"
-        for name, section in sections().items()
-        for entry, hint in typing.get_type_hints(section).items()
-        if any(typing.get_origin(choice) is Mapping for choice in typing.get_args(hint))
-    ]
-
-
-def _settings_with_off() -> set[str]:
-    return {
-        f"{name}.{entry}"
-        for name, section in sections().items()
-        for entry, hint in typing.get_type_hints(section).items()
-        if "off" in typing.get_args(hint)
-    }
-
-
-def _with_off_as_word(tree: dict[str, Any], names: set[str], prefix: str = "") -> dict[str, Any]:
-    """Turn an unquoted `off`, which YAML reads as false, back into the word."""
-    changed = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            value = _with_off_as_word(value, names, f"{name}.")
-        changed[key] = "off" if value is False and name in names else value
-    return changed
-
-
-def _dotted_keys(tree: dict[str, Any]) -> Iterable[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from (f"{key}.{inner}" for inner in _dotted_keys(value))
-        elif not (value is None and key in sections()):
-            yield str(key)
 
 
 def _one_line(error: Exception, file: Path | None) -> str:

@@ -119,7 +119,8 @@ class RolloutConfig(Section):
         0, "Draw no end-of-sequence token before N other tokens", unit="tokens", at_least=0
     )
     stop: tuple[str, ...] = setting(
-        (), "Texts that end a response and belong to it: a list such as [END]; a special token counts by its text"
+        (),
+        "Texts that end a response and belong to it: one, or a list such as [END]; a special token counts by its text",
     )
     max_sequences: int = setting(256, "Responses that the engine decodes at once", unit="sequences", at_least=1)
     ahead: int = setting(
@@ -145,7 +146,7 @@ class RolloutConfig(Section):
         "vllm: merge LoRA adapters into the weights that vLLM gets, or let vLLM apply them; auto: apply where a merge "
         "would be rounded to bfloat16",
     )
-    servers: tuple[str, ...] = setting((), "vllm-server: addresses, a list such as [localhost:8000,other:8000]")
+    servers: tuple[str, ...] = setting((), "vllm-server: addresses, such as localhost:8000,other:8000")
     shared_folder: str | None = setting(
         None, "vllm-server: directory through which weights travel; the servers see it under the same path"
     )
@@ -361,7 +362,7 @@ class EvalConfig(Section):
     every: int = setting(0, "Evaluate every N steps, and after the last; 0 never does", unit="steps", at_least=0)
     tasks: tuple[str, ...] = setting(
         (),
-        "Names, YAML files or JSONL files as `fastflow evaluate --tasks` takes them: a list such as [aime24,own.jsonl]",
+        "Names, YAML files or JSONL files as `fastflow evaluate --tasks` takes them, such as aime24,own.jsonl",
     )
     samples: int = setting(4, "Responses to each question", unit="responses", at_least=1, at_most=4096)
     limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)

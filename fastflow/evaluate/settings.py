@@ -8,12 +8,15 @@ import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 
+from fastflow.config import lists, yaml_file
 from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
 from fastflow.config.setting import Section, help_text, setting, suggest
+from fastflow.config.settings_file import read_settings_file
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
@@ -117,8 +120,6 @@ _LEFT_OUT = {  # of training, or said by a setting of `eval`
     "model": {"path", "base", "checkpoint_share", "compile"},
     "rollout": {"temperature", "top_p", "max_response_tokens", "ahead", "sleep"},
 }
-_LISTS = ("models", "tasks")
-_NUMBERS = ("adapter_scale",)
 
 
 def read_settings(arguments: Sequence[str]) -> EvaluateConfig:
@@ -166,16 +167,18 @@ def _entries(name: str) -> list[str]:
 
 
 def _expand(arguments: Sequence[str]) -> list[str]:
-    """Models in front as --eval.models, short names with their section, lists with commas as lists."""
+    """Models in front as --eval.models, short names with their section, the file of --config as its content, and
+    lists as lists.
+    """
     rest, models = list(arguments), []
     while rest and not rest[0].startswith("-"):
         models.append(rest.pop(0))
     known = [f"{name}.{entry}" for name in SECTIONS for entry in _entries(name)]
-    options, waits = [], ""
+    options, waits = [f"--eval.models={json.dumps(models)}"] if models else [], False
     for argument in rest:
         if waits:
-            options.append(_as_setting(waits, argument))
-            waits = ""
+            options[-1] += f"={argument}"
+            waits = False
             continue
         if not argument.startswith("--"):
             raise FastflowError(f"unexpected {argument!r}: models stand in front, before the first option")
@@ -184,21 +187,16 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         full = f"eval.{short}" if short in _entries("eval") else name
         if full not in known and name not in ("config", "help"):
             raise FastflowError(f"unknown option --{name}: {suggest(full, [*known, *_entries('eval'), 'config'])}")
-        last = full.removeprefix("eval.")
-        options.append(f"--{full}" + (f"={_as_setting(last, value)}" if equals else ""))
-        waits = "" if equals else last
-    return [*([f"--eval.models={_listed(models)}"] if models else []), *options]
+        options.append(f"--{full}" + (f"={value}" if equals else ""))
+        waits = not equals and name != "help"
+    options = lists.in_options(options, lists.list_settings(SECTIONS))
+    options.sort(key=lambda option: not option.startswith("--config="))  # first: the command line overrides it
+    return [_with_content(option) for option in options]
 
 
-def _as_setting(name: str, value: str) -> str:
-    if name in _NUMBERS:
-        return value if value.startswith("[") else f"[{value}]"
-    return _as_list(value) if name in _LISTS else value
-
-
-def _as_list(value: str) -> str:
-    return value if value.startswith("[") else _listed([part for part in value.split(",") if part])
-
-
-def _listed(values: list[str]) -> str:
-    return json.dumps(values)
+def _with_content(option: str) -> str:
+    """Replace the file that --config names by what it holds."""
+    if not option.startswith("--config="):
+        return option
+    tree = read_settings_file(Path(option.removeprefix("--config=")), SECTIONS, such_as="'eval:'")
+    return f"--config={yaml_file.dump(tree)}"

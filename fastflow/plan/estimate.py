@@ -9,6 +9,7 @@ from fastflow.config.schema import Config
 from fastflow.models.packed import check_same_vocabulary
 from fastflow.plan.device import Device
 from fastflow.plan.head_rows import head_remarks
+from fastflow.plan.lengths import samplings
 from fastflow.plan.rank_rows import divide_rows, loading_obstacle
 from fastflow.plan.rows import PHASES, Row, peak, size
 from fastflow.plan.sizes import Adapters, ModelSizes, count_adapters, read_sizes
@@ -92,20 +93,23 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
 
 
 def _judge_lengths(result: Estimate, config: Config, model: ModelSizes) -> None:
-    """Compare the longest prompt and response with the model's context."""
-    prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
-    if model.context is None or prompt + response <= model.context:
-        return
-    if response + 1 > model.context:
-        result.obstacles.append(
-            f"rollout.max_response_tokens = {response:,} leaves no room for a prompt in the model's context of "
-            f"{model.context:,} tokens; lower it"
-        )
-    else:
-        result.remarks.append(
-            f"the model's context is {model.context:,} tokens; with rollout.max_response_tokens = {response:,}, a "
-            f"prompt of more than {model.context - response:,} tokens ends the run"
-        )
+    """Compare the longest prompt and response with the model's context, and those of an evaluation too."""
+    told: set[str] = set()
+    for sampled in samplings(config):
+        setting, limit = sampled.setting, sampled.limit
+        if model.context is None or sampled.length <= model.context or setting in told:
+            continue
+        told.add(setting)
+        if limit + 1 > model.context:
+            result.obstacles.append(
+                f"{setting} = {limit:,} leaves no room for a prompt in the model's context of {model.context:,} "
+                "tokens; lower it"
+            )
+        else:
+            result.remarks.append(
+                f"the model's context is {model.context:,} tokens; with {setting} = {limit:,}, a prompt of more than "
+                f"{model.context - limit:,} tokens ends the run"
+            )
 
 
 def _judge(result: Estimate, config: Config, shared: int) -> None:

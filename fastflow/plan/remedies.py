@@ -13,8 +13,8 @@ from fastflow.config.schema import Config
 from fastflow.models.cut_head import CUT
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate
+from fastflow.plan.lengths import longest_sequence, sequences_at_once
 from fastflow.plan.rows import PHASES
-from fastflow.plan.trainer_rows import longest_sequence, sequences_at_once
 
 LORA_RANK = 16
 FEWEST_SEQUENCES = 8

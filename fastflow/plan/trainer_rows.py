@@ -12,6 +12,7 @@ from fastflow.models.fused_layers import LIGER, choose_layers
 from fastflow.objectives.log_z import LearnedLogZ
 from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device
+from fastflow.plan.lengths import Sampled, longest_sequence, most
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Row
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow_kernels.memory import Workspace, cpu_block_rows, cpu_multiplies_bfloat16, flow_loss_workspace
@@ -38,11 +39,6 @@ def trainer_rows(
 def context_row(side: str, device: Device) -> Row:
     what = "CUDA context of the process" if device.is_gpu else "Python and its libraries"
     return Row(what, side, CONTEXT_BYTES[device.type], "an assumption, not computed")
-
-
-def longest_sequence(config: Config) -> int:
-    """Return the tokens of the longest prompt and response that a model reads: the last one predicts nothing."""
-    return config.data.max_prompt_tokens + config.rollout.max_response_tokens - 1
 
 
 def microbatch_tokens(config: Config) -> int:
@@ -200,28 +196,30 @@ def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int, tokens: in
 
 def _local_sampler(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     each = 2 if config.model.autocast else parameter_bytes(config)
-    sequences, length = sequences_at_once(config, device.count), longest_sequence(config) + 1
+    cached = most(config, device.count, lambda sampled: sampled.tokens)
     per_token = cache_bytes_per_token(model, each)
-    # measured: drawing holds the logits and their sums in float64, and a nucleus also their order
-    logits = (20 if config.rollout.top_p == 1 else 36) * sequences * model.vocab_size
+    drawn = most(config, device.count, lambda sampled: _drawing_bytes(sampled) * sampled.sequences)
+    held = f"{cached.sequences:,} sequences x {cached.length:,} tokens"
     # one layer's at a time; not all versions of transformers repeat, but those for vLLM 0.32 do
     widths, what = 2 * model.key, "longer by one token"
     if model.heads > model.key_value_heads:
         widths, what = widths + 2 * model.query, f"{what}, and repeated to all {model.heads} heads"
     return [
-        Row("KV cache of the local sampler", "trainer", sequences * length * per_token,
-            f"{sequences:,} sequences x {length:,} tokens x {per_token:,} B", (SAMPLING,)),
-        Row("copies of one layer's cache", "trainer", sequences * length * widths * each,
-            f"{sequences:,} sequences x {length:,} tokens x {widths:,} x {each} B: {what}", (SAMPLING,)),
-        Row("logits and cumulative sums", "trainer", logits,
-            f"{sequences:,} sequences x {model.vocab_size:,} entries x 24 B", (SAMPLING,)),
+        Row("KV cache of the local sampler", "trainer", cached.tokens * per_token,
+            f"{held} x {per_token:,} B{cached.note}", (SAMPLING,)),
+        Row("copies of one layer's cache", "trainer", cached.tokens * widths * each,
+            f"{held} x {widths:,} x {each} B: {what}", (SAMPLING,)),
+        Row("logits and cumulative sums", "trainer", drawn.sequences * model.vocab_size * _drawing_bytes(drawn),
+            f"{drawn.sequences:,} sequences x {model.vocab_size:,} entries x {_drawing_bytes(drawn)} B{drawn.note}",
+            (SAMPLING,)),
     ]  # fmt: skip
 
 
-def sequences_at_once(config: Config, ranks: int = 1) -> int:
-    """Return the number of responses that one rank decodes together."""
-    responses = config.batch.prompts_per_step * config.batch.responses_per_prompt
-    return min(config.rollout.max_sequences, -(-responses // ranks))
+def _drawing_bytes(sampled: Sampled) -> int:
+    """Bytes for each entry of the vocabulary while a token is drawn, measured: the logits and their sums in float64,
+    and with a nucleus also their order.
+    """
+    return 20 if sampled.top_p == 1 else 36
 
 
 def cache_bytes_per_token(model: ModelSizes, element_bytes: int) -> int:

@@ -6,15 +6,10 @@ import os
 
 from fastflow.config.schema import Config
 from fastflow.plan.device import GIB, Device
+from fastflow.plan.lengths import most
 from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row, size
 from fastflow.plan.sizes import Adapters, ModelSizes
-from fastflow.plan.trainer_rows import (
-    cache_bytes_per_token,
-    context_row,
-    longest_sequence,
-    parameter_bytes,
-    sequences_at_once,
-)
+from fastflow.plan.trainer_rows import cache_bytes_per_token, context_row, parameter_bytes
 from fastflow.rollout.vllm.adapters import RANKS, room_for
 
 BUCKET_BYTES = 256 * 2**20
@@ -30,8 +25,9 @@ def vllm_rows(
     weights = model.parameters * each
     share = int(config.rollout.memory_fraction * device.memory)
     cache = share - weights - WORKSPACE_BYTES if device.is_gpu else _cpu_cache()
-    per_token, length = cache_bytes_per_token(model, each), longest_sequence(config) + 1
-    sequences, wanted = max(cache, 0) // (per_token * length), sequences_at_once(config, device.count)
+    longest = most(config, device.count, lambda sampled: sampled.length)
+    per_token, length = cache_bytes_per_token(model, each), longest.length
+    sequences, wanted = max(cache, 0) // (per_token * length), longest.sequences
 
     sleeps = sleeps_while_training(config, device)
     moments = (SAMPLING,) if sleeps else ALWAYS
@@ -61,9 +57,10 @@ def vllm_rows(
         remedy = "raise rollout.memory_fraction" if device.is_gpu else "set VLLM_CPU_KVCACHE_SPACE to more GiB"
         obstacles.append(
             f"vLLM would not start: its KV cache of {size(max(cache, 0))} cannot hold one sequence of {length:,} "
-            f"tokens, which takes {size(per_token * length)}; {remedy}, or lower rollout.max_response_tokens"
+            f"tokens, which takes {size(per_token * length)}; {remedy}, or lower {longest.setting}"
         )
-    remarks = [f"{wanted:,} sequences at full length need {size(wanted * length * per_token)} of KV cache; "
+    full = size(wanted * length * per_token)
+    remarks = [f"{wanted:,} sequences at full length{longest.note} need {full} of KV cache; "
                + (f"{sequences:,} fit, the others wait" if sequences < wanted else "all fit")]  # fmt: skip
     return rows, remarks, obstacles
 

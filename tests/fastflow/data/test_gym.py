@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from fastflow.cli import main
 from fastflow.config.schema import Config, DataConfig
 from fastflow.data import gym, read_records
 from fastflow.errors import FastflowError
@@ -16,6 +17,7 @@ from fastflow.evaluate.questions import read_questions
 from fastflow.evaluate.task import find_task
 from fastflow.grade.records import read_items
 from fastflow.train.answers import GradedAnswers
+from small_models import save_model
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,25 @@ class TestGradeLines:
         path.write_text(json.dumps({"grader": "gym", "response": "4", **line}))
         with pytest.raises(FastflowError, match=r"lines\.jsonl:1: .*(entry|JSON)"):
             read_items(path)
+
+
+def test_train_and_evaluate(records, tmp_path):
+    """A step of GRPO on the data set's own verifier, asked its questions before and after, then by `evaluate`."""
+    settings = {
+        "model.path": save_model(tmp_path / "model", max_position_embeddings=1024), "model.device": "cpu",
+        "data.path": "gym:coin_flip", "data.gym": "{size: 3}", "objective.name": "grpo", "objective.reward": "answer",
+        "rollout.max_response_tokens": 6, "batch.prompts_per_step": 2, "batch.responses_per_prompt": 2,
+        "run.steps": 1, "run.output": tmp_path / "run", "run.report": "false",
+        "eval.every": 1, "eval.tasks": "gym:coin_flip", "eval.limit": 2, "eval.samples": 2,
+    }  # fmt: skip
+    assert main(["train", *(f"--{name}={value}" for name, value in settings.items())]) == 0
+    (step,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert step["reward_mean"] == step["eval/gym_coin_flip/avg@2"] == 0  # it spells no answer, and both know that
+
+    options = ["--samples", "2", "--limit", "2", "--max-tokens", "6", "--model.device", "cpu"]
+    output = tmp_path / "evaluation"
+    run = str(tmp_path / "run")
+    assert main(["evaluate", run, "--tasks", "gym:coin_flip", *options, "--output", str(output)]) == 0
+    (task,) = json.loads((output / "results.json").read_text())["tasks"]
+    (model,) = task["models"]
+    assert model["scores"]["avg@2"]["value"] == 0 and task["grader"] == "gym"

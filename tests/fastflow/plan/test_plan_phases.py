@@ -13,6 +13,13 @@ from fastflow.plan.rows import ALWAYS, BACKWARD, PHASES, SAMPLING
 from fastflow.plan.table import verdict
 from fastflow.rollout.vllm.weights import SharedWeights
 from plans import CPU, GPU, configure, rows_of, total_bytes
+from small_models import VOCABULARY
+
+EVALUATION = {
+    "data__max_prompt_tokens": 30, "rollout__max_response_tokens": 70, "rollout__max_sequences": 12,
+    "batch__prompts_per_step": 2, "batch__responses_per_prompt": 4, "eval__tasks": "own.jsonl",
+}  # fmt: skip
+OF_SAMPLER = ("KV cache of the local sampler", "copies of one layer's cache", "logits and cumulative sums")
 
 
 class TestLoss:
@@ -125,6 +132,53 @@ class TestSampling:
         assert not judged(28, 100).obstacles and not any("context" in remark for remark in judged(28, 100).remarks)
         assert not judged(29, 100).obstacles and any("more than 28 tokens" in text for text in judged(29, 100).remarks)
         assert not judged(1, 127).obstacles and "context of 128 tokens" in judged(1, 128).obstacles[0]
+
+    @pytest.mark.parametrize(
+        ("changes", "sequences", "length", "drawing"),
+        [
+            ({}, 8, 100, 20),  # training alone
+            ({"every": 0, "max_response_tokens": 500}, 8, 100, 20),
+            ({"every": 5}, 12, 100, 20),  # as many questions as are decoded at once
+            ({"every": 5, "max_response_tokens": 500}, 12, 530, 20),
+            ({"every": 5, "max_response_tokens": 500, "limit": 1, "samples": 4}, 4, 530, 20),
+            ({"every": 5, "max_response_tokens": 20, "limit": 1, "samples": 4}, 8, 100, 20),  # shorter: training's
+            ({"every": 5, "top_p": 0.9}, 12, 100, 36),
+            ({"every": 5, "top_p": 0.9, "temperature": 0, "samples": 1}, 12, 100, 20),  # greedy orders nothing
+        ],
+    )
+    def test_an_evaluation_counts_where_it_needs_more(self, models, changes, sequences, length, drawing):
+        config = configure(models / "llama", **EVALUATION, **{f"eval__{name}": to for name, to in changes.items()})
+        rows = rows_of(config)
+        cache, copies, logits = (rows["trainer", name].bytes for name in OF_SAMPLER)
+        assert cache == sequences * length * (2 * 2 * 2 * 16 * 4)
+        assert copies == sequences * length * (2 * 2 * 16 + 2 * 4 * 16) * 4
+        evaluated = max(sequences, 8) if "limit" in changes else sequences  # training draws for 8
+        assert logits == evaluated * VOCABULARY * drawing
+        plain = rows_of(configure(models / "llama", **EVALUATION))
+        assert [row for key, row in rows.items() if key[1] not in OF_SAMPLER] == [
+            row for key, row in plain.items() if key[1] not in OF_SAMPLER
+        ]  # an evaluation's responses are never trained on
+
+    def test_vllm_has_room_for_an_evaluations_longest(self, models):
+        def judged(**changes):
+            config = configure(models / "large", rollout__engine="vllm", rollout__memory_fraction=0.2, **changes)
+            return estimate(config, Device("cuda", 11 * GIB // 2, "a test"))
+
+        evaluation = {"eval__every": 5, "eval__tasks": "own.jsonl", "eval__max_response_tokens": 15000}
+        assert not judged().obstacles
+        (obstacle,) = judged(**evaluation).obstacles
+        assert "one sequence of 16,024 tokens" in obstacle and "lower eval.max_response_tokens" in obstacle
+
+    def test_an_evaluations_responses_longer_than_the_models_context(self, models):
+        def judged(limit, **changes):
+            asked = {"eval__every": 5, "eval__max_response_tokens": limit}
+            return estimate(configure(models / "llama", **(EVALUATION | asked | changes)), CPU)
+
+        assert not judged(98).obstacles and not any("context" in remark for remark in judged(98).remarks)
+        assert any("eval.max_response_tokens = 99, a prompt of more than 29" in text for text in judged(99).remarks)
+        assert "eval.max_response_tokens = 128 leaves no room" in judged(128).obstacles[0]
+        told = [remark for remark in judged(0, data__max_prompt_tokens=100).remarks if "context" in remark]
+        assert len(told) == 1 and "rollout.max_response_tokens = 70, a prompt of more than 58" in told[0]  # for both
 
     @pytest.mark.parametrize(
         ("device", "changes", "words"),

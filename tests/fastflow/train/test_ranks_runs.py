@@ -81,6 +81,21 @@ def test_three_ranks_have_less_than_one_response_each(tmp_path):
     assert_like(tmp_path / "three", tmp_path / "one")
 
 
+@pytest.mark.parametrize("method", ["ttrl", "distil"])
+def test_a_compared_method_on_two_devices_is_that_on_one(tmp_path, method):
+    """The first rank reads the answers, all of which vote; recorded responses need neither sampler nor base."""
+    changes = {"objective.name": method, "run.samples_every": 1, "run.steps": 2}
+    if method == "ttrl":
+        changes |= {"objective.grader": "exact", "batch.responses_per_prompt": 6, "objective.ttrl_trained": 3}
+    else:
+        changes["data.path"] = tmp_path / "recorded.jsonl"
+        records = [{"prompt": f"ab{n}", "response": text} for n in range(10) for text in (f"x{n}", f"y{n}z", "q")]
+        changes["data.path"].write_text("".join(json.dumps(record) + "\n" for record in records))
+    for name, more in (("one", []), ("two", ["--devices=2"])):
+        finish(begin(tmp_path, *more, name=name, **changes))
+    assert_like(tmp_path / "two", tmp_path / "one")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     home = tmp_path_factory.mktemp("undisturbed")
