@@ -12,9 +12,10 @@ from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.models.cut_head import CUT, check_rows, rows_of_each
 from fastflow.plan.device import Device
+from fastflow.plan.lengths import sequences_at_once
 from fastflow.plan.rows import BACKWARD, LOSS, SAMPLING, Row, size
 from fastflow.plan.sizes import ModelSizes
-from fastflow.plan.trainer_rows import loss_rows, microbatch_tokens, numbers_of, parameter_bytes, sequences_at_once
+from fastflow.plan.trainer_rows import loss_rows, microbatch_tokens, numbers_of, parameter_bytes
 
 OF_THE_HEAD = (
     "a block of logits", "copy of the head", "gradient of the head", "its sum over blocks",
