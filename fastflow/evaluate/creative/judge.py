@@ -102,7 +102,8 @@ class Judge:
                 await asyncio.gather(*tasks, return_exceptions=True)
         if refusals and not cost.requests:
             raise FastflowError(
-                f"the judge at {self.settings.address} refused all {len(refusals)} requests; it {refusals[0]}"
+                f"the judge at {self.settings.address} refused all {len(refusals)} requests; it {refusals[0]}; change "
+                "judge.max_tokens or judge.extra, or name a judge with a longer context"
             )
         cost.ungraded = sum(value is None for value in values)
         return values

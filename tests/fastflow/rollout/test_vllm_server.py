@@ -15,6 +15,11 @@ from fastflow.config.reader import read_config
 from fastflow.data.response_text import spell
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
+from fastflow.evaluate.creative.judge import Judge
+from fastflow.evaluate.creative.judging import grade_quality
+from fastflow.evaluate.creative.replies import Replies
+from fastflow.evaluate.creative.rubric import find_rubric
+from fastflow.evaluate.creative.settings import KEY_VARIABLE, JudgeConfig
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.server import plugin, weights
@@ -25,6 +30,8 @@ from small_models import make_causal_lm, save_model
 from special_tokens import TURN, TURN_ID, make_chat_tokenizer
 from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, perturb
 from vllm_server import VllmServer
+
+CHAT = {"reloading": "{{ messages[-1]['content'][-12:] }}"}  # of the judge; its context has 40 tokens
 
 
 def test_the_plugin_never_keeps_vllm_from_starting(monkeypatch, caplog):
@@ -52,7 +59,9 @@ def real(tmp_path_factory):
     try:
         for name, tied, transfers in (("tied", True, True), ("untied", False, True), ("reloading", False, False)):
             directory = save_model(folder / name, family="qwen3", tied=tied, head_dim=HEAD_DIM)
-            make_chat_tokenizer().save_pretrained(directory)
+            tokenizer = make_chat_tokenizer()
+            tokenizer.chat_template = CHAT.get(name)
+            tokenizer.save_pretrained(directory)
             servers[name] = VllmServer(directory, transfers=transfers, log=folder / f"{name}.log")
         for server in servers.values():
             server.wait()
@@ -220,3 +229,33 @@ def test_of_two_real_servers_one_is_killed(real, running, caplog):
     sampler.load_weights(model)
     assert_agrees(sampler.sample(requests, PARAMS), model)
     assert f"the server at {doomed.address} does not answer" in caplog.text
+
+
+@needs_vllm
+def test_a_judge_whose_replies_are_no_grades(real, tmp_path, monkeypatch):
+    """A model of random weights: each reply is kept, counted and read as no grade, and none is asked twice."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    settings = JudgeConfig(
+        address=f"{real['reloading'].address}/v1", votes=2, temperature=0.7, max_tokens=9, concurrency=4
+    )
+    rows = [[{"question": 0, "sample": n, "prompt": "ab", "response": text} for n, text in enumerate(("cd", "ef"))]]
+    rubric, file = find_rubric("poem"), tmp_path / "replies.jsonl"
+    judge = Judge(settings)
+    assert judge.model == "policy"
+    found = grade_quality(judge, rubric, rows, Replies(file))
+    assert found.quality == [None] and set(found.criteria) == set(rubric.names)
+    asked = 2 * 2 * 2  # responses, votes, and once more with a reminder
+    assert (found.cost.ungraded, found.cost.requests, found.cost.new) == (4, asked, asked)
+    assert 0 < found.cost.completion_tokens <= 9 * asked and found.cost.prompt_tokens > 0
+    again = grade_quality(judge, rubric, rows, Replies(file))
+    assert again.cost.new == 0 and again.cost.as_json() == found.cost.as_json()
+
+
+@needs_vllm
+def test_a_judge_that_refuses_is_quoted(real, tmp_path, monkeypatch):
+    """judge.max_tokens is over its context."""
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    rows = [[{"question": 0, "sample": 0, "prompt": "ab", "response": "cd"}]]
+    judge = Judge(JudgeConfig(address=f"{real['reloading'].address}/v1"))
+    with pytest.raises(FastflowError, match=r"refused all 1 requests; it answered .* with 400: max_tokens=1024 cannot"):
+        grade_quality(judge, find_rubric("poem"), rows, Replies(tmp_path / "replies.jsonl"))
