@@ -9,7 +9,6 @@ from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import sequence_lengths
 from fastflow.data.trajectory import Group
 from fastflow.models.packed import load_models
-from fastflow.objectives import flow as flow_module
 from fastflow.train.learner import Learner
 
 TOTAL_UPDATES = 1000
@@ -41,8 +40,9 @@ class PackedContestant:
 @contextlib.contextmanager
 def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
     """The learner's steps, each with the mark of a phase before or after it; nothing else is changed."""
-    hidden_states, flow_loss, step = learner.policy.hidden_states, flow_module.flow_loss, learner._step
-    sum_own_gradients = learner._sum_own_gradients
+    policy = learner.policy
+    hidden_states, flow_loss = policy.hidden_states, policy.flow_loss
+    step, sum_own_gradients = learner._step, learner._sum_own_gradients
 
     def timed_hidden_states(batch):
         clock.enter("forward")
@@ -66,8 +66,8 @@ def _marks(learner: Learner, clock: PhaseClock) -> Iterator[None]:
         return found
 
     with (
-        mock.patch.object(learner.policy, "hidden_states", timed_hidden_states),
-        mock.patch.object(flow_module, "flow_loss", timed_flow_loss),
+        mock.patch.object(policy, "hidden_states", timed_hidden_states),
+        mock.patch.object(policy, "flow_loss", timed_flow_loss),
         mock.patch.object(learner, "_sum_own_gradients", timed_sum),
         mock.patch.object(learner, "_step", timed_step),
     ):
