@@ -23,9 +23,9 @@ class Told(Ranks):
 
 
 def test_a_rank_that_holds_something_else_is_named():
-    Told(0, 3, (7, 7)).check_same("weights or buffers in the policy", 7)
+    Told(0, 3, others=(7, 7)).check_same("weights or buffers in the policy", 7)
     with pytest.raises(FastflowError, match="rank 2 has other weights or buffers in the policy than rank 0; give all"):
-        Told(0, 3, (7, 8)).check_same("weights or buffers in the policy", 7)
+        Told(0, 3, others=(7, 8)).check_same("weights or buffers in the policy", 7)
 
 
 @pytest.mark.parametrize("local", ["1", "2"])
