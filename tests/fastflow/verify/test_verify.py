@@ -100,14 +100,14 @@ def test_a_wrong_gradient_is_noticed(monkeypatch):
 
 
 def test_averaging_over_the_micro_batch_is_noticed(monkeypatch):
-    from fastflow.objectives import flow
+    from fastflow.models import packed
 
     def averages_locally(*inputs, normaliser, log_z, **others):
         return right(*inputs, normaliser=len(log_z), log_z=log_z, **others)
 
-    right = flow.flow_loss
+    right = packed.flow_loss
     assert checks.microbatch_check(seed=1).passed
-    monkeypatch.setattr(flow, "flow_loss", averages_locally)
+    monkeypatch.setattr(packed, "flow_loss", averages_locally)
     assert not checks.microbatch_check(seed=1).passed
 
 
