@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, LoraConfig, ObjectiveConfig, OptimConfig
+from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.trajectory import Group, Trajectory
 from fastflow.models.cut_head import rows_of_each
-from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import whole
 from fastflow.models.ranks import Ranks
 from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
 from fastflow.train.learner import Learner
-from rank_worker import GRADIENT, WEIGHTS, assert_close, few, state_of
+from rank_worker import GRADIENT, WEIGHTS, adapted, assert_close, few, state_of
 from small_models import make_causal_lm, make_groups
 
 VOCABULARY = 41  # which neither 2 nor 3 ranks cut evenly
@@ -39,10 +39,7 @@ def make_learner(
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
     if rank:
-        model = with_adapters(model, LoraConfig(rank=rank))
-        for of, parameter in model.named_parameters():
-            if "lora_B" in of:  # they start at zero, and the adapters would be the base
-                torch.nn.init.normal_(parameter, std=0.1)
+        model = adapted(model, rank)
     policy = PackedModel(model, autocast=autocast)
     base: FrozenModel | AdaptersOff | None = AdaptersOff(policy) if rank else None
     if not rank and name != "distil":

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ from fastflow.objectives.answers import NO_ANSWER
 from fastflow.objectives.label_free_rewards import empo
 from fastflow.train.learner import Learner, NonFiniteError
 from small_models import make_causal_lm, make_groups
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 GRADIENT = 1e-5  # relative, of the whole gradient
 WEIGHTS = 1e-5  # relative, after five updates
@@ -60,6 +65,15 @@ def run_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) ->
         leave()
 
 
+def adapted(model: PreTrainedModel, rank: int) -> PeftModel:
+    """Add adapters that are not the base: LoRA starts them at zero."""
+    found = with_adapters(model, LoraConfig(rank=rank))
+    for name, parameter in found.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return found
+
+
 def make_learner(
     ranks: Ranks,
     *,
@@ -85,10 +99,7 @@ def make_learner(
 
         arrange_layers(model, checkpoint_share=0.5)
     if rank:
-        model = with_adapters(model, LoraConfig(rank=rank))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # they start at zero, and the adapters would be the base
-                torch.nn.init.normal_(parameter, std=0.1)
+        model = adapted(model, rank)
     policy = PackedModel(model, autocast=autocast)
     base = AdaptersOff(policy) if rank else FrozenModel(make_causal_lm(tied=tied, seed=1), autocast=autocast)
     if config.objective.name in OFFLINE:
