@@ -15,13 +15,12 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from bench.memory import cuda_peak
 from bench.options import count, parse_shape
+from bench.peak import peak_of
 from bench.problem import Problem, make_problems
 from bench.shapes import Shape
 
@@ -38,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device")
     measured = {way: in_a_process(way, options) for way in WAYS}
+    if any(peak is None for _, peak in measured.values()):
+        parser.error("--device cpu: this system does not tell a process's peak memory; Linux does")
     head = options.shape.vocabulary * options.shape.width
     print(f"{options.shape}, {options.dtype}, {options.device}: 4 V D = {4 * head / 2**20:.0f} MiB")
     for way, (seconds, peak) in measured.items():
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(spared <= 0)
 
 
-def in_a_process(way: str, options: argparse.Namespace) -> tuple[list[float], int]:
+def in_a_process(way: str, options: argparse.Namespace) -> tuple[list[float], int | None]:
     """Seconds of each call, and bytes of the first beyond inputs and gradients."""
     receive, send = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=measure, args=(way, options, send))
@@ -68,9 +69,7 @@ def measure(way: str, options: argparse.Namespace, pipe: Any) -> None:
     total = make_gradients(problem, way)
     if options.device == "cuda":
         micro_batch(problem, total)  # the vendor's library takes memory of its own
-        peak = cuda_peak(lambda problem: micro_batch(problem, total), problem)
-    else:
-        peak = resident_peak(lambda: micro_batch(problem, total))
+    peak = peak_of(lambda: micro_batch(problem, total), torch.device(options.device))
     seconds = []
     for _ in range(options.repeats):
         started = time.perf_counter()
@@ -91,15 +90,6 @@ def make_gradients(problem: Problem, way: str) -> torch.Tensor | None:
         return problem.weight.grad
     problem.weight.grad = None
     return torch.full_like(problem.weight, 0.0, dtype=torch.float32, requires_grad=False)
-
-
-def resident_peak(call: Callable[[], object]) -> int:
-    """Bytes by which a call raises the resident maximum of this process."""
-    import resource  # not on Windows
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 def micro_batch(problem: Problem, total: torch.Tensor | None) -> dict:

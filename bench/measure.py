@@ -12,6 +12,7 @@ from bench import errors, limits, memory
 from bench.environment import pin_float32_products
 from bench.exact import exact_answer
 from bench.ops import Step
+from bench.peak import peak_of
 from bench.problem import Problem, problems_of
 from bench.providers.provider import Provider, Unavailable, why_not
 from bench.rows import enter_peak, enter_times, failure, new_row
@@ -135,7 +136,7 @@ def _first_calls(
             row["error"] = errors.errors_of(outputs, exact)
         outputs.clear()
         if settings.memory and group.device == "cuda":
-            enter_peak(row, group, memory.cuda_peak(step, problem))
+            enter_peak(row, group, peak_of(lambda: step(problem), torch.device(group.device)))
         elif settings.memory:
             enter_peak(row, group, memory.cpu_peak(provider, group, settings.mean_length))
     except Unavailable as reason:

@@ -1,37 +1,25 @@
 """Peak memory of one call above that with the inputs made, and memory filled with NaN before the first call."""
 
 import contextlib
-import importlib.util
 import multiprocessing
 from collections.abc import Iterator
 
 import torch
 
-from bench.ops import Step
-from bench.problem import Problem, make_problems, problems_of
+from bench.peak import peak_of
+from bench.problem import make_problems, problems_of
 from bench.providers.provider import Provider
 from bench.shapes import Group, Shape
 
 TINY = Shape(8, 8, 8)
 
 
-def cuda_peak(step: Step, problem: Problem) -> int:
-    """Bytes by which one call raises the allocated maximum. Call it once before, for libraries' workspaces."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step(problem)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def cpu_peak(provider: Provider, group: Group, mean_length: int | None) -> int | None:
     """Bytes by which one call raises the resident maximum of a fresh process; None where that cannot be read.
 
-    The process is forked from a server that has imported torch and nothing else: it starts at the server's size,
-    where a child of this process would start at this process's maximum.
+    The process is forked from a server that has imported torch and nothing else: the allocator has nothing to reuse.
     """
-    if importlib.util.find_spec("resource") is None or not provider.cpu_peak:
+    if not provider.cpu_peak:
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.memory", "bench.providers"])
@@ -49,8 +37,6 @@ def cpu_peak(provider: Provider, group: Group, mean_length: int | None) -> int |
 
 
 def _send_peak(name: str, group: Group, mean_length: int | None, threads: int, pipe) -> None:
-    import resource
-
     from bench.providers import select
 
     torch.set_num_threads(threads)
@@ -58,9 +44,7 @@ def _send_peak(name: str, group: Group, mean_length: int | None, threads: int, p
     tiny = make_problems(TINY, getattr(torch, group.dtype), "cpu")[0]
     provider.make(group.op, tiny)(tiny)  # loads the libraries' code, which is not the provider's memory
     problem = problems_of(group, mean_length=mean_length)[0]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    provider.make(group.op, problem)(problem)
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    pipe.send(peak_of(lambda: provider.make(group.op, problem)(problem), torch.device("cpu")))
 
 
 @contextlib.contextmanager

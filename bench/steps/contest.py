@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bench.peak import peak_bytes, reset_peak
 from bench.providers.provider import Unavailable, is_installed
 from bench.providers.trl import chunked_logprob
 from bench.rows import failure
 from bench.steps.clock import PHASES, PhaseClock
 from bench.steps.packed import PackedContestant
 from bench.steps.padded import PaddedContestant
-from bench.steps.peak import peak_bytes, reset_peak
 from bench.steps.settings import Contestant, Outcome, StepSettings
 from bench.steps.trl import trl_head
 from bench.timing import summarise

@@ -6,7 +6,6 @@ import doctest
 import importlib
 
 import pytest
-import torch
 
 from bench import limits, memory, providers
 from bench.ops import LIMIT_FLOPS, bytes_moved
@@ -81,10 +80,3 @@ def test_peak_memory_sees_the_logits():
     if peak is None:
         pytest.skip("this system does not tell the resident maximum")
     assert 32 * 2**20 <= peak <= 128 * 2**20
-
-
-@pytest.mark.gpu
-def test_peak_memory_on_cuda():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device, and torch sees none")
-    assert memory.cuda_peak(lambda problem: torch.empty(2**20, dtype=torch.uint8, device="cuda"), None) == 2**20

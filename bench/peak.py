@@ -1,10 +1,12 @@
-"""The most memory that was in use at once, models and optimiser included."""
+"""The most memory that was in use at once: what tensors hold on CUDA, the whole process on the CPU."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+# getrusage's maximum would begin at what the parent process held, and cannot be reset.
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -27,3 +29,15 @@ def peak_bytes(device: torch.device) -> int | None:
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
+
+
+def peak_of(call: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes by which one call raises the peak above what stands before it; None where nobody tells.
+
+    Make the call once before: libraries load their code and take their workspaces in the first.
+    """
+    reset_peak(device)
+    before = peak_bytes(device)
+    call()
+    after = peak_bytes(device)
+    return None if before is None or after is None else after - before
