@@ -1,5 +1,7 @@
 """What a save costs: how long training waits for it, beside a plain copy of the same tensors, and its bytes.
 
+It also says how long another thread stands still while the save is written: no longer than without a save.
+
     python -m bench.saves [--layers 8] [--width 768] [--lora 0]
 
 Exits with 1 where training waits over 1.3 times the plain copy, or the save takes over 1.02 times state and policy.
@@ -11,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,10 +50,11 @@ def main() -> int:
             lambda: [tensor.detach().to("cpu", copy=True) for tensor in tensors],
             lambda: checkpoint.stage(trainer.learner, trainer.position.generators),
         )
-        started = time.perf_counter()
-        trainer.saver.save(replace(trainer.position, step=2, updates=2))
-        trainer.saver.wait()
-        whole = time.perf_counter() - started
+        with Pauses() as beside:
+            trainer.saver.save(replace(trainer.position, step=2, updates=2))
+            trainer.saver.wait()
+        with Pauses() as alone:
+            time.sleep(beside.seconds)
         save = (Path(folder) / "run" / "policy").resolve().parent
         state = sum(tensor.nbytes for tensor in tensors)
         exported = sum(file.stat().st_size for file in (save / "policy").glob("*.safetensors"))
@@ -60,8 +64,32 @@ def main() -> int:
     waiting, bytes_ = staged / plain, written / (state + exported)
     print(f"training waits {staged * 1e3:.0f} ms, a plain copy takes {plain * 1e3:.0f} ms: {waiting:.2f} times")
     print(f"a save has {written / 1e6:.1f} MB, state and policy {(state + exported) / 1e6:.1f} MB: {bytes_:.3f} times")
-    print(f"it is whole after {whole:.2f} s, beside the training")
+    print(f"it is whole after {beside.seconds:.2f} s, beside the training")
+    print(
+        f"the longest pause of another thread is {beside.longest * 1e3:.0f} ms then, {alone.longest * 1e3:.0f} without"
+    )
     return int(waiting > MOST_WAITING or bytes_ > MOST_BYTES)
+
+
+class Pauses:
+    """A thread of small operations, as they launch a model on a GPU, and the longest time that it stood still."""
+
+    def __enter__(self) -> Pauses:
+        self.longest, self._ends, self._started = 0.0, threading.Event(), time.perf_counter()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self._ends.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        tensor, before = torch.zeros(64), time.perf_counter()
+        while not self._ends.is_set():
+            tensor.add_(1)
+            self.longest, before = max(self.longest, (now := time.perf_counter()) - before), now
 
 
 def waits(*copies: Callable[[], object]) -> list[float]:

@@ -12,18 +12,20 @@ from pathlib import Path
 
 import torch
 
-FILE_BYTES = 2**30  # of one file, which is put together in memory
+FILE_BYTES = 2**30  # of one file
 
 
 def write_tensors(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors of the host to a directory of their own, as files of about FILE_BYTES. Raises OSError."""
     from torch.distributed import checkpoint as dcp
 
+    from fastflow.train.tensor_files import TensorFilesWriter
+
     directory.mkdir()
     if not tensors:
         return
     state = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    writer = dcp.HuggingFaceStorageWriter(str(directory), fqn_to_index_mapping=_files_of(state))
+    writer = TensorFilesWriter(str(directory), fqn_to_index_mapping=_files_of(state))
     with _alone():
         _raising_causes(lambda: dcp.save(state, storage_writer=writer, no_dist=True))
 
