@@ -11,6 +11,7 @@ from fastflow.config.methods import (
     RESPONSE_FIELD,
     TAKE_A_REWARD,
 )
+from fastflow.config.model_sections import LoraConfig, ModelConfig
 from fastflow.config.sections import (
     EVALUATED,
     GYM,
@@ -18,8 +19,6 @@ from fastflow.config.sections import (
     DataConfig,
     EvalConfig,
     ImportanceConfig,
-    LoraConfig,
-    ModelConfig,
     ObjectiveConfig,
     RolloutConfig,
     RunConfig,
@@ -63,11 +62,21 @@ def check_data(data: DataConfig) -> None:
 
 
 def check_models(model: ModelConfig, lora: LoraConfig) -> None:
-    """Raise FastflowError for two kinds of layers, or two bases."""
+    """Raise FastflowError for two kinds of layers, a type that the residual stream cannot take, or two bases."""
     if model.fused_layers == "liger" and model.compile == "layers":
         raise FastflowError(
             "model.fused_layers = liger and model.compile = layers both replace the decoder layers' own code; keep "
             "one of them"
+        )
+    if model.residual_stream == "bfloat16" and model.dtype == "bfloat16":
+        raise FastflowError(
+            "model.residual_stream = bfloat16 adds nothing to model.dtype = bfloat16, whose residual stream has that "
+            "type already; leave it out, or set model.dtype = float32 and model.autocast = true"
+        )
+    if model.residual_stream == "bfloat16" and not model.autocast:
+        raise FastflowError(
+            "model.residual_stream = bfloat16 needs model.autocast = true, under which layers put out bfloat16; set "
+            "it, or leave model.residual_stream out"
         )
     if lora.rank and model.base is not None:
         raise FastflowError(

@@ -10,13 +10,12 @@ import typing
 from dataclasses import dataclass, field
 
 from fastflow.config import contradictions
+from fastflow.config.model_sections import LoraConfig, ModelConfig
 from fastflow.config.sections import (
     BatchConfig,
     DataConfig,
     EvalConfig,
     ImportanceConfig,
-    LoraConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
     RolloutConfig,

@@ -148,6 +148,8 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
                  settings.chat_template, settings.system, settings.prompts_per_part, settings.timeout],
         "rollout": [config.rollout.engine, config.rollout.min_response_tokens, config.rollout.stop],
     }  # fmt: skip
+    if config.model.residual_stream != "float32":  # with that, files keep the key that they had before the setting
+        content["residual_stream"] = config.model.residual_stream
     if config.method.name != PLAIN:  # whose files keep the key that they had before there were methods
         content["method"] = config.method.as_json()
     directory = Path(settings.output) / RESPONSES

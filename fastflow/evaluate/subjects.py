@@ -89,7 +89,7 @@ def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrain
         if subject.scale is not None:
             scale_adapters(model, subject.scale)
     model.requires_grad_(False).eval()
-    packed = PackedModel(model, autocast=settings.autocast, layers=layers)
+    packed = PackedModel(model, autocast=settings.autocast, residual_stream=settings.residual_stream, layers=layers)
     check_tokenizer_fits(tokenizer, packed, settings)
     return packed, tokenizer
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from fastflow.config.model_sections import ResidualStream
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError, need
@@ -23,6 +24,7 @@ from fastflow.models.hollow import Unread, open_causal_lm
 from fastflow.models.loading import load_causal_lm, loading, read_config
 from fastflow.models.parallel import Root, run_inside
 from fastflow.models.ranks import Ranks
+from fastflow.models.residual_stream import BFLOAT16, in_bfloat16
 from fastflow.models.vocabulary import check_same_tokens
 from fastflow_kernels import FlowLoss, TokenStatistics, flow_loss, linear_logprob
 from fastflow_kernels.sampling import head_logits
@@ -53,10 +55,10 @@ class PackedModel:
     """A causal LM that reads PackedBatches: hidden states without the head, and the head apart.
 
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
-    transformer body in bfloat16. layers: the kind of its layers, for the announcement. version: optimiser updates that
-    the weights have seen. ranks, root: those that it is cut over, and what holds its parts together (see sharding.py).
-    unread: where its weights are, until it is cut; None where it has them.
-    cut_head: the head, where it is one of these parts for good.
+    transformer body in bfloat16. residual_stream: its type under autocast, see residual_stream.py. layers: the kind of
+    its layers, for the announcement. version: optimiser updates that the weights have seen. ranks, root: those that it
+    is cut over, and what holds its parts together (see sharding.py). unread: where its weights are, until it is cut;
+    None where it has them. cut_head: the head, where it is one of these parts for good.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class PackedModel:
         *,
         kernel: str = "sdpa",
         autocast: bool = False,
+        residual_stream: ResidualStream = "float32",
         layers: str = PLAIN,
     ):
         attention.register()
         self.model = model
         self.kernel = kernel
         self.autocast = autocast
+        self.residual_stream = residual_stream
         self.layers = layers
         self.version = 0
         self.ranks = Ranks()
@@ -187,17 +191,21 @@ class PackedModel:
         """Return hidden rows in the type that the fused ops take."""
         return hidden.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if not self.autocast:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with contextlib.ExitStack() as settings:
+            if self.autocast:
+                settings.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+                if self.residual_stream == BFLOAT16:
+                    settings.enter_context(in_bfloat16(self.causal_lm))
+            yield
 
 
 class FrozenModel(PackedModel):
-    """A separate copy of the weights that never changes."""
+    """A separate copy of the weights that never changes. settings: those of PackedModel."""
 
-    def __init__(self, model: PreTrainedModel, *, kernel: str = "sdpa", autocast: bool = False, layers: str = PLAIN):
-        super().__init__(model, kernel=kernel, autocast=autocast, layers=layers)
+    def __init__(self, model: PreTrainedModel, **settings: Any):
+        super().__init__(model, **settings)
         model.requires_grad_(False).eval()
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
@@ -264,13 +272,12 @@ def load_models(
     policy = load_policy(settings, lora, to_be_cut=to_be_cut)
     if lora.rank:
         return policy, AdaptersOff(policy)
-    device, kernel, autocast = policy.device, policy.kernel, settings.autocast
-    base_model, unread = _open(settings.base or settings.path, settings, device, to_be_cut)
-    if autocast and unread is None:
+    base_model, unread = _open(settings.base or settings.path, settings, policy.device, to_be_cut)
+    if settings.autocast and unread is None:
         hold_in_bfloat16(base_model)
-    move(base_model, device)
+    move(base_model, policy.device)
     layers = prepare_layers(base_model, settings)
-    base = FrozenModel(base_model, kernel=kernel, autocast=autocast, layers=layers)
+    base = FrozenModel(base_model, layers=layers, **_arithmetic(settings, policy.kernel))
     base.unread = unread
     check_same_vocabulary(policy, base, settings)
     return policy, base
@@ -279,15 +286,20 @@ def load_models(
 def load_policy(settings: ModelConfig, lora: LoraConfig, *, to_be_cut: bool = False) -> PackedModel:
     """Load the policy alone. Raises FastflowError for an unreadable model. to_be_cut: see load_models."""
     device = resolve_device(settings.device)
-    dtype, autocast = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype), settings.autocast
+    dtype = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype)
     kernel = attention.choose_kernel(settings.attention, device, dtype)
     model, unread = _open(settings.path, settings, device, to_be_cut)
     move(model, device)
     layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
     adapted = with_adapters(model, lora) if lora.rank else model
-    policy = PackedModel(adapted, kernel=kernel, autocast=autocast, layers=layers)
+    policy = PackedModel(adapted, layers=layers, **_arithmetic(settings, kernel))
     policy.unread = unread
     return policy
+
+
+def _arithmetic(settings: ModelConfig, kernel: str) -> dict[str, Any]:
+    """Return what policy and base have in common of PackedModel's settings."""
+    return {"kernel": kernel, "autocast": settings.autocast, "residual_stream": settings.residual_stream}
 
 
 def _open(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fastflow.config.sections import HeadPlace
+from fastflow.config.model_sections import HeadPlace
 from fastflow.models.cut_head import CUT, CutHead
 from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel

@@ -1,13 +1,13 @@
 """Count the bytes that autograd keeps for the backward pass, per packed token, from what each operation saves.
 
 For the layers of Llama, Qwen2 and Qwen3. D hidden, I intermediate, Q and K the widths of queries and of keys; p bytes
-of a number in a product, r in the residual stream (2 and 4 under autocast of float32 parameters). On a CPU the tests
-find exactly these bytes among the saved tensors; with LoRA's dropout they differ by up to 15 %. For CUDA the bytes come
-from the kernels' signatures and have not been measured.
+of a number in a product, r in the residual stream (under autocast of float32 parameters 2 and 4, and r is 2 with
+model.residual_stream = bfloat16). On a CPU the tests find exactly these bytes among the saved tensors; with LoRA's
+dropout they differ by up to 15 %. For CUDA the bytes come from the kernels' signatures and have not been measured.
 
     two norms       the input in float32, 4 D, one number a token, and r D normalised where the norm's scale is trained
-    linear inputs   of q, k, v together and of gate, up together, r D; autocast, and LoRA on bfloat16 parameters, make
-                    a copy for each
+    linear inputs   of q, k, v together and of gate, up together, what the norm puts out, r D; autocast, where that is
+                    float32, and LoRA on bfloat16 parameters make a copy for each
     attention       p (2 Q + 2 K) of queries, keys, values and output and 4 a head; what o_proj reads, p Q, where the
                     kernel's output is gathered first (sdpa); keys and values as wide as the queries (varlen of
                     torch below 2.13, and sdpa in float32 on CUDA)
@@ -32,7 +32,10 @@ SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
 
 @dataclass(frozen=True)
 class Numbers:
-    """The types and layers of a forward pass. kernel: sdpa, WIDE_SDPA, varlen, SHARING_VARLEN or flash_attn."""
+    """The types and layers of a forward pass. kernel: sdpa, WIDE_SDPA, varlen, SHARING_VARLEN or flash_attn.
+
+    bfloat16_stream: model.residual_stream is bfloat16. bfloat16_norms: ranks round the weights of the layers' norms.
+    """
 
     bfloat16: bool
     autocast: bool
@@ -40,6 +43,8 @@ class Numbers:
     fused_layers: bool = False
     lora_rank: int = 0
     lora_dropout: bool = False
+    bfloat16_stream: bool = False
+    bfloat16_norms: bool = False
 
     @property
     def product(self) -> int:
@@ -47,12 +52,22 @@ class Numbers:
 
     @property
     def residual(self) -> int:
-        return 2 if self.bfloat16 else FLOAT
+        return 2 if self.bfloat16 or self.bfloat16_stream else FLOAT
+
+    @property
+    def normalised(self) -> int:
+        """Bytes of a number that a layer's norm puts out: the wider type of stream and weight; by Liger the stream's."""
+        return self.residual if self.bfloat16_norms else self.last_normalised
+
+    @property
+    def last_normalised(self) -> int:
+        """The same of the last norm, whose weight no rank rounds."""
+        return self.residual if self.bfloat16 or self.fused_layers else FLOAT
 
     @property
     def input_copy(self) -> int | None:
         """Bytes of a number in a linear layer's own copy of its input; None where it reads the input itself."""
-        if self.autocast and (self.lora_rank or not self.bfloat16):
+        if self.autocast and (self.lora_rank or self.normalised == FLOAT):
             return 2
         return FLOAT if self.lora_rank and self.bfloat16 else None
 
@@ -73,7 +88,8 @@ def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
 
 def outer_bytes(model: ModelSizes, numbers: Numbers) -> int:
     """Return the saved bytes outside of the layers per token: last norm, rotary tables, token ids and positions."""
-    return _norm(model, numbers) + 2 * numbers.residual * model.head_dim + 3 * 8
+    rotary = 2 if numbers.bfloat16 else FLOAT
+    return _norm(model, numbers) + 2 * rotary * model.head_dim + 3 * 8
 
 
 def in_flight_bytes(model: ModelSizes, numbers: Numbers) -> int:
@@ -89,7 +105,7 @@ def _norm(model: ModelSizes, numbers: Numbers) -> int:
 
 def _inputs(width: int, readers: int, numbers: Numbers) -> int:
     """Return what `readers` linear layers keep of the input that they share."""
-    return numbers.residual * width if numbers.input_copy is None else readers * numbers.input_copy * width
+    return numbers.normalised * width if numbers.input_copy is None else readers * numbers.input_copy * width
 
 
 def _output_read_on(width: int, numbers: Numbers) -> int:

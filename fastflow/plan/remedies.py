@@ -11,6 +11,7 @@ from typing import Any
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.models.cut_head import CUT
+from fastflow.models.residual_stream import BFLOAT16
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate
 from fastflow.plan.lengths import longest_sequence, sequences_at_once
@@ -76,11 +77,14 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
         yield "model.checkpoint_share", [share for share in SHARES if share > config.model.checkpoint_share]
     if not config.model.autocast and config.model.dtype == "float32":
         yield "model.autocast", [True]
+    narrows = config.model.residual_stream == BFLOAT16
+    if config.model.autocast and config.model.dtype == "float32" and not narrows:
+        yield "model.residual_stream", [BFLOAT16]
     if device.count > 1 and config.run.replicas == 1 and config.model.head != CUT:
         yield "model.head", [CUT]
     if not config.lora.rank and config.model.base is None and importlib.util.find_spec("peft"):
         yield "lora.rank", [LORA_RANK]
-    if config.lora.rank and config.model.dtype == "float32":
+    if config.lora.rank and config.model.dtype == "float32" and not narrows:
         yield "model.dtype", ["bfloat16"]
     if config.objective.name in OFFLINE:
         return

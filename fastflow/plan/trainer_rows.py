@@ -9,6 +9,7 @@ from fastflow.config.schema import Config
 from fastflow.models import attention
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.fused_layers import LIGER, choose_layers
+from fastflow.models.residual_stream import BFLOAT16
 from fastflow.objectives.log_z import LearnedLogZ
 from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device
@@ -70,6 +71,8 @@ def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations
         fused_layers=layers == LIGER,
         lora_rank=config.lora.rank,
         lora_dropout=config.lora.dropout > 0,
+        bfloat16_stream=settings.residual_stream == BFLOAT16,
+        bfloat16_norms=settings.autocast and device.count > 1,
     )
 
 
@@ -149,8 +152,8 @@ def loss_rows(config: Config, model: ModelSizes, device: Device, *, tokens: int)
         block_rows = cpu_block_rows(vocabulary, factor, head_gradient_bytes=beside)
         block_bytes = min(block_rows, tokens) * -(-vocabulary // 8) * 8 * factor
     shown_rows = block_bytes // (-(-vocabulary // 8) * 8 * factor)
-    narrowed = numbers.product if numbers.product != numbers.residual else 0
-    each = 2 * numbers.residual + narrowed + FLOAT
+    narrowed = numbers.product if numbers.product != numbers.last_normalised else 0
+    each = 2 * numbers.last_normalised + narrowed + FLOAT
     rows = [
         Row("hidden states and their gradient", "trainer", tokens * model.hidden * each,
             f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD)),

@@ -21,6 +21,7 @@ from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
+from fastflow.models.residual_stream import BFLOAT16
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.likelihood import MaximumLikelihood
@@ -169,12 +170,14 @@ def describe_resumption(trainer: Trainer) -> str:
 
 
 def describe_body(trainer: Trainer) -> str:
-    """How the models' layers run, and in what the base is held."""
+    """How the models' layers run, in what their residual stream is, and in what the base is held."""
     learner, share = trainer.learner, trainer.config.model.checkpoint_share
     parts = [f"layers {learner.policy.layers}"]
     if share:
         layers = learner.policy.causal_lm.config.num_hidden_layers
         parts.append(f"{recomputed_layers(layers, share)} of {layers} recomputed in the backward pass")
+    if learner.policy.residual_stream == BFLOAT16:
+        parts.append("residual stream in bfloat16")
     if isinstance(learner.base, FrozenModel):
         weights = list(learner.base.model.parameters())
         narrow = sum(weight.numel() for weight in weights if weight.dtype == torch.bfloat16)

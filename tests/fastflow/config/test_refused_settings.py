@@ -140,6 +140,11 @@ class TestContradictions:
             (["--objective.name=flowrl"], ("objective.reward", "package.module:function")),
             (["--data.system=Be brief."], ("data.system", "data.chat_template")),
             (["--lora.rank=4", "--model.base=other"], ("model.base", "lora.rank")),
+            (["--model.residual_stream=bfloat16"], ("model.residual_stream", "model.autocast = true")),
+            (
+                ["--model.residual_stream=bfloat16", "--model.autocast=true", "--model.dtype=bfloat16"],
+                ("model.residual_stream", "model.dtype = bfloat16"),
+            ),
             (["--rollout.min_response_tokens=2"], ("rollout.min_response_tokens", "importance.source")),
             (
                 [*RECOMPUTE, "--rollout.min_response_tokens=9", "--rollout.max_response_tokens=8"],
@@ -177,6 +182,7 @@ class TestContradictions:
             ["--objective.name=flowrl", "--objective.reward=a:b"],
             ["--data.system=Be brief.", "--data.chat_template=true"],
             ["--model.base=other"],
+            ["--model.residual_stream=bfloat16", "--model.autocast=true", "--lora.rank=4"],
             [*RECOMPUTE, "--rollout.min_response_tokens=8", "--rollout.max_response_tokens=8"],
             ["--rollout.stop=[END, '```']"],
             AHEAD,

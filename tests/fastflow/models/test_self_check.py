@@ -58,6 +58,8 @@ def test_the_families_pass_with_room_to_spare(family, dtype):
 
 def test_autocast_and_adapters_pass():
     assert check_packing(PackedModel(make_causal_lm(), autocast=True), longest=128, name="it") < 0.03
+    narrow = PackedModel(make_causal_lm(), autocast=True, residual_stream="bfloat16")
+    assert check_packing(narrow, longest=128, name="it") < 0.03
     adapted = PackedModel(with_adapters(make_causal_lm(), LoraConfig(rank=2)))
     check_models(adapted, AdaptersOff(adapted), longest=128, names=("policy", "base"))
 

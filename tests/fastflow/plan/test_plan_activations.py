@@ -75,20 +75,24 @@ class TestCounts:
         assert rows["trainer", "frozen base"].bytes > rows["trainer", "policy's parameters"].bytes
 
 
+NARROW = {"model__autocast": "true", "model__residual_stream": "bfloat16"}
 CASES = [
     ({}, 1.0),
     ({"model__dtype": "bfloat16"}, 1.0),
     ({"model__autocast": "true"}, 1.0),
     ({"model__autocast": "true", "model__dtype": "bfloat16"}, 1.0),
+    (NARROW, 1.0),
     ({"lora__rank": 4}, 1.0),
     ({"lora__rank": 4, "model__dtype": "bfloat16"}, 1.0),
     ({"lora__rank": 4, "model__autocast": "true"}, 1.02),  # the adapters' own bfloat16 copies are left out
     ({"lora__rank": 4, "model__autocast": "true", "model__dtype": "bfloat16"}, 1.02),
+    ({"lora__rank": 4, **NARROW}, 1.02),
     ({"lora__rank": 4, "lora__dropout": 0.1}, 1.15),  # a mask takes one byte on CUDA and four on a CPU
     ({"lora__rank": 4, "lora__dropout": 0.1, "model__autocast": "true"}, 1.15),
     ({"lora__rank": 4, "lora__dropout": 0.1, "model__dtype": "bfloat16"}, 1.15),
     ({"model__checkpoint_share": 1}, 1.0),
     ({"model__checkpoint_share": 1, "model__autocast": "true"}, 1.0),
+    ({"model__checkpoint_share": 1, **NARROW}, 1.0),
     ({"model__checkpoint_share": 1, "lora__rank": 4}, 1.0),
 ]
 
@@ -135,7 +139,7 @@ class TestActivations:
         config = configure(models / "llama", model__device="cuda", **changes)
         assert numbers_of(config, read_sizes(config.model.path, config.model), GPU).kernel == kernel
 
-    @pytest.mark.parametrize("changes", [{}, {"model__autocast": "true"}], ids=str)
+    @pytest.mark.parametrize("changes", [{}, {"model__autocast": "true"}, NARROW], ids=str)
     def test_the_row_of_a_share_that_recomputes(self, tmp_path, changes):
         path = save_model(tmp_path / "model", num_hidden_layers=4, **WIDTHS)
         config = configure(path, model__checkpoint_share=0.5, data__max_prompt_tokens=9,

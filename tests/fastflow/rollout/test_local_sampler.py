@@ -42,6 +42,21 @@ def test_logprobs_equal_the_trainers(family, tied, rng):
         np.testing.assert_allclose(trajectory.behaviour_logprobs, logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_in_bfloat16_are_as_near_the_trainers_whatever_the_residual_stream(family, rng):
+    """Cached passes round as packed ones do: the two are nearer to each other than to float32."""
+    model = make_causal_lm(family)
+    for stream in ("float32", "bfloat16"):
+        policy = PackedModel(model, autocast=True, residual_stream=stream)
+        groups = LocalSampler(policy, eos_ids=[0]).sample(requests_for(make_prompts(rng), 12, seed=0, step=1), PARAMS)
+        (batch,) = pack(groups, tokens_per_microbatch=10**6)
+        trained, exact = token_logprobs(policy, batch), token_logprobs(PackedModel(model), batch)
+        flat = flatten(groups)
+        sampled = np.concatenate([flat[place].behaviour_logprobs for place in batch.sequences.tolist()])
+        apart = (torch.from_numpy(sampled) - trained).square().mean().sqrt()
+        assert 0 < apart < 0.6 * (trained - exact).square().mean().sqrt()
+
+
 def test_under_autocast_logits_are_not_rounded_and_the_cache_is_half(rng, monkeypatch):
     """bfloat16 has 8 bits: rounded logits would show as log-probs far from the trainer's."""
     from transformers import DynamicCache

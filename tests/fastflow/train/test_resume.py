@@ -45,6 +45,7 @@ KINDS = {
     "recomputed": {"importance__source": "recompute", "rollout__temperature": 0.8},
     "an export that rounds": {"run__export_dtype": "bfloat16"},
     "bfloat16": {"model__dtype": "bfloat16", "lora__rank": 2},
+    "a bfloat16 residual stream": {"model__autocast": "true", "model__residual_stream": "bfloat16"},
     "dropped": {"objective__truncated": "drop", "rollout__max_response_tokens": 30},
 }
 COMMON = {"run__steps": 6, "run__save_every": 2, "run__samples_every": 1}

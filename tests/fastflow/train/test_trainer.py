@@ -274,8 +274,10 @@ def test_the_announcement_names_what_the_layers_do(settings, tmp_path):
     full = Trainer(configure(settings, model__base=tmp_path / "base", **changes), Console(quiet=True))
     found = describe_body(full)
     assert found == "layers plain, 1 of 2 recomputed in the backward pass, 99% of the base in bfloat16"
-    adapters = Trainer(configure(settings, lora__rank=2, **changes), Console(quiet=True))
-    assert describe_body(adapters) == "layers plain, 1 of 2 recomputed in the backward pass"
+    narrow = {**changes, "model__residual_stream": "bfloat16"}
+    adapters = Trainer(configure(settings, lora__rank=2, **narrow), Console(quiet=True))
+    expected = "layers plain, 1 of 2 recomputed in the backward pass, residual stream in bfloat16"
+    assert describe_body(adapters) == expected
 
 
 def test_an_earlier_run_is_never_overwritten_unasked(settings):
