@@ -56,7 +56,7 @@ class Numbers:
 
     @property
     def normalised(self) -> int:
-        """Bytes of a number that a layer's norm puts out: the wider type of stream and weight; by Liger the stream's."""
+        """Bytes of a number that a layer's norm puts out: the wider type of stream and weight; Liger's the stream's."""
         return self.residual if self.bfloat16_norms else self.last_normalised
 
     @property

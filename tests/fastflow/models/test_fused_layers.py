@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from types import MethodType, ModuleType
 
 import numpy as np
@@ -179,6 +180,7 @@ class TestPatching:
             assert all("forward" in vars(module) for module in fused)
 
 
+TYPES = ({}, {"autocast": True}, {"autocast": True, "residual_stream": "bfloat16"})
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
         "head_dim": 64, "num_hidden_layers": 3, "max_position_embeddings": 1024}  # fmt: skip
 
@@ -206,17 +208,17 @@ class TestOnAGpu:
     pytestmark = on_a_gpu
 
     @pytest.mark.parametrize("share", [0.0, 1.0])
-    @pytest.mark.parametrize("autocast", [False, True])
+    @pytest.mark.parametrize("types", TYPES, ids=str)
     @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["full", "lora"])
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_hidden_states_and_gradients(self, family, lora, autocast, share, rng):
+    def test_hidden_states_and_gradients(self, family, lora, types, share, rng):
         """In bfloat16, no further from the plain layers than twice these are from float32."""
         (batch,) = pack(make_groups(rng), 10**6)
         batch = batch.to(CUDA)
         exact = outcome(make_model(family, fused=False, lora=lora), batch)
-        expected = outcome(make_model(family, fused=False, lora=lora), batch, autocast=autocast)
-        found = outcome(make_model(family, fused=True, lora=lora, share=share), batch, autocast=autocast)
-        assert_near(found, expected, exact, tolerance=2e-3 if autocast else 1e-4)
+        expected = outcome(make_model(family, fused=False, lora=lora), batch, **types)
+        found = outcome(make_model(family, fused=True, lora=lora, share=share), batch, **types)
+        assert_near(found, expected, exact, tolerance=2e-3 if types else 1e-4)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_many_short_rows(self, dtype, rng):
@@ -232,8 +234,9 @@ class TestOnAGpu:
         )
         assert_near(found, expected, exact, tolerance=1e-4 if dtype == torch.float32 else 2e-3)
 
+    @pytest.mark.parametrize("types", TYPES[1:], ids=str)
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_a_bfloat16_base_changes_no_bit(self, family, rng):
+    def test_a_bfloat16_base_changes_no_bit(self, family, types, rng):
         (batch,) = pack(make_groups(rng), 10**6)
         batch, logprobs = batch.to(CUDA), []
         for narrow in (False, True):
@@ -242,24 +245,24 @@ class TestOnAGpu:
                 for parameter in model.parameters():
                     parameter.copy_(parameter.bfloat16())
             assert not narrow or hold_in_bfloat16(model) > 0
-            logprobs.append(token_logprobs(FrozenModel(model, autocast=True), batch))
+            logprobs.append(token_logprobs(FrozenModel(model, **types), batch))
         assert torch.equal(*logprobs)
 
-    @pytest.mark.parametrize("autocast", [False, True])
+    @pytest.mark.parametrize("types", TYPES, ids=str)
     @pytest.mark.parametrize("family", ["llama", "qwen3"])
-    def test_layers_save_as_much_less_as_the_plan_says(self, family, autocast, rng, tmp_path):
+    def test_layers_save_as_much_less_as_the_plan_says(self, family, types, rng, tmp_path):
         (batch,) = pack(make_groups(rng, 4, 8), 10**6)
         saved = {}
         for fused in (False, True):
             for layers in (2, 4):
                 model = make_model(family, fused=fused, num_hidden_layers=layers)
-                saved[fused, layers] = saved_bytes(PackedModel(model, autocast=autocast), batch.to(CUDA))
+                saved[fused, layers] = saved_bytes(PackedModel(model, **types), batch.to(CUDA))
         model.config.save_pretrained(tmp_path)
         sizes = read_sizes(str(tmp_path), ModelConfig())
-        plain, fused = (
-            layer_bytes(sizes, Numbers(bfloat16=False, autocast=autocast, kernel="sdpa", fused_layers=fused))
-            for fused in (False, True)
+        numbers = Numbers(
+            bfloat16=False, autocast=bool(types), kernel="sdpa", bfloat16_stream="residual_stream" in types
         )
+        plain, fused = (layer_bytes(sizes, replace(numbers, fused_layers=fused)) for fused in (False, True))
         less = (saved[False, 4] - saved[False, 2] - saved[True, 4] + saved[True, 2]) / 2
         assert less == pytest.approx(batch.tokens * (plain - fused), rel=0.05)
 

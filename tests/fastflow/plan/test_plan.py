@@ -60,6 +60,13 @@ class TestRemedies:
             "batch.tokens_per_microbatch", "model.checkpoint_share", "model.autocast", "lora.rank",
             "rollout.sleep",
         }  # fmt: skip
+        assert "model.residual_stream" not in settings  # which needs autocast
+        config = changed(config, "model.autocast", True)
+        assert "model.residual_stream" in {one.setting for one in remedies(config, device, estimate(config, device))}
+        narrow = changed(changed(config, "model.residual_stream", "bfloat16"), "lora.rank", 2)
+        assert not {"model.residual_stream", "model.dtype"} & {  # a narrower type would contradict it
+            one.setting for one in remedies(narrow, device, estimate(narrow, device))
+        }
 
     def test_several_together_where_none_is_enough(self, models):
         config, device = configure(models / "large"), Device("cpu", int(0.75 * GIB), "a test")

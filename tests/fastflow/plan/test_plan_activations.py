@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -119,6 +121,21 @@ class TestActivations:
         measured = (saved[4] - saved[2]) / 2
         assert expected / factor <= measured <= expected * factor
 
+    @pytest.mark.parametrize("family", ["llama", "qwen3"])
+    @pytest.mark.parametrize("changes", [{"model__autocast": "true"}, NARROW], ids=["float32", "bfloat16"])
+    def test_a_layer_of_a_rank(self, tmp_path, family, changes):
+        """Ranks gather layers in bfloat16, so that their norms put out what the residual stream is."""
+        saved = {}
+        for layers in (2, 4):
+            path = save_model(tmp_path / str(layers), family=family, num_hidden_layers=layers, **WIDTHS)
+            config = configure(path, **changes)
+            saved[layers], tokens = saved_bytes(config, prepare=lambda policy: policy.get_decoder().layers.bfloat16())
+        model = read_sizes(str(path), config.model)
+        several = numbers_of(config, model, replace(CPU, count=2))
+        assert (saved[4] - saved[2]) / 2 == tokens * layer_bytes(model, several)
+        shared = 3 * 2 * model.hidden if changes is NARROW else 0  # five copies of two inputs are two
+        assert layer_bytes(model, numbers_of(config, model, CPU)) - layer_bytes(model, several) == shared
+
     def test_the_whole_row_of_a_full_fine_tuning(self, tmp_path):
         path = save_model(tmp_path / "model", **WIDTHS)
         config = configure(path, data__max_prompt_tokens=9, rollout__max_response_tokens=56,
@@ -167,6 +184,12 @@ class TestActivations:
             size, normalised = (4, 0) if dtype == "float32" else (2, model.query + model.key)
             less = 2 * 4 * model.hidden + size * model.intermediate + 4 * normalised
             assert layer_bytes(model, plain) - layer_bytes(model, numbers) == less
+        wide = configure(models / "llama", model__device="cuda", model__autocast="true")
+        of_wide, of_narrow = (
+            layer_bytes(model, numbers_of(changed(wide, "model.residual_stream", stream), model, GPU))
+            for stream in ("float32", "bfloat16")
+        )
+        assert of_wide - of_narrow == 10 * model.hidden  # two inputs of norms, and three of five linear inputs
 
     def test_tokens_of_the_largest_microbatch(self, models):
         lengths = {"data__max_prompt_tokens": 10, "rollout__max_response_tokens": 91}
@@ -181,9 +204,10 @@ WIDTHS = {
 }  # fmt: skip
 
 
-def saved_bytes(config) -> tuple[int, int]:
+def saved_bytes(config, prepare=lambda model: None) -> tuple[int, int]:
     """Bytes that autograd saves in one forward pass, parameters and buffers aside; and the tokens of the batch."""
     policy, _ = load_models(config.model, config.lora)
+    prepare(policy.causal_lm)
     policy.model.train()
     rng = np.random.default_rng(0)
     answers = tuple(Trajectory(rng.integers(1, 40, 56), np.zeros(56, np.float32), "length") for _ in range(4))
