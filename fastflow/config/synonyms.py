@@ -7,6 +7,7 @@ _WORDS = {
     "model.base": "ref reference ref_model reference_model base_model",
     "model.autocast model.dtype": "bf16 fp16 precision mixed_precision",
     "model.dtype": "torch_dtype",
+    "model.residual_stream": "residual residual_dtype fp32_residual_connection",
     "model.attention": "attn_implementation",
     "model.fused_layers": "use_liger use_liger_kernel",
     "model.compile": "torch_compile",

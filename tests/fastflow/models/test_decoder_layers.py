@@ -23,15 +23,18 @@ from fastflow.rollout.sampler import SamplingParams, requests_for
 from small_models import FAMILIES, assert_near, hidden_and_gradients, make_causal_lm, make_groups
 
 LAYERS = 4
+NARROW = {"autocast": True, "residual_stream": "bfloat16"}
 
 
-def make_policy(family="llama", *, lora=None, autocast=False, device="cpu", **arrangement) -> PackedModel:
+def make_policy(
+    family="llama", *, lora=None, autocast=False, residual_stream="float32", device="cpu", **arrangement
+) -> PackedModel:
     model = make_causal_lm(family, num_hidden_layers=LAYERS).to(device)
     arrange_layers(model, **arrangement)
     if lora is not None:
         torch.manual_seed(0)
         model = with_adapters(model, lora)
-    policy = PackedModel(model, autocast=autocast)
+    policy = PackedModel(model, autocast=autocast, residual_stream=residual_stream)
     policy.model.train()
     return policy
 
@@ -41,19 +44,19 @@ def batches_of(rng, device="cpu", **options):
 
 
 class TestRecomputation:
-    @pytest.mark.parametrize("autocast", [False, True])
+    @pytest.mark.parametrize("types", [{}, {"autocast": True}, NARROW], ids=str)
     @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_it_changes_no_bit(self, device, family, share, autocast, rng):
+    def test_it_changes_no_bit(self, device, family, share, types, rng):
         batches = batches_of(rng, device)
-        plain = make_policy(family, autocast=autocast, device=device)
-        recomputed = make_policy(family, autocast=autocast, device=device, checkpoint_share=share)
+        plain = make_policy(family, device=device, **types)
+        recomputed = make_policy(family, device=device, checkpoint_share=share, **types)
         expected, found = (hidden_and_gradients(policy, batches) for policy in (plain, recomputed))
         if device.type == "cpu":
             assert all(torch.equal(*pair) for pair in zip(expected[0], found[0], strict=True))
             assert all(torch.equal(*pair) for pair in zip(expected[1], found[1], strict=True))
         else:  # where sums have no fixed order
-            assert_near(found, expected, tolerance=1e-2 if autocast else 1e-4)
+            assert_near(found, expected, tolerance=1e-2 if types else 1e-4)
 
     def test_dropout_of_adapters_is_drawn_again(self, rng):
         lora, batches = LoraConfig(rank=2, dropout=0.5), batches_of(rng)
