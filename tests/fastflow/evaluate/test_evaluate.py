@@ -7,12 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fastflow.cli import main
 from fastflow.demo import command as demo
 from fastflow.demo.tasks import SUMS
+from fastflow.evaluate.command import _store
+from fastflow.evaluate.settings import read_settings
+from fastflow.evaluate.subjects import Subject
 
 pytest.importorskip("pyarrow")
 HELD_OUT = 12
@@ -120,6 +124,16 @@ def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_
     assert file.stat().st_mtime_ns == written
     assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3", "--temperature", "0.5")) == 0
     assert len(list((tmp_path / "responses").glob("*.parquet"))) == 2
+
+
+def test_responses_of_other_rounding_are_kept_apart(tmp_path):
+    def key(*options):
+        config = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path), *options])
+        work = SimpleNamespace(task=SimpleNamespace(name="own", asked=lambda: "own"), questions=[])
+        return _store(config, Subject("model", "model"), "digest", work).key
+
+    streams = {key("--model.autocast", "true", "--model.residual_stream", one) for one in ("float32", "bfloat16")}
+    assert len(streams | {key()}) == 3
 
 
 def test_two_models_stand_side_by_side_with_a_paired_difference(sums, tmp_path):
