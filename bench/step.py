@@ -92,7 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--longest-response", type=count, help="responses are cut here (default: cuda 3072, cpu 256)")
     add("--tokens-per-microbatch", type=count, help="token slots of a forward pass (default: cuda 16384, cpu 1024)")
     add("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
-    add("--ours", type=assignment, action="append", default=[], metavar="NAME=VALUE", help="model.NAME of the trainer")
+    add("--ours", type=assignment, action="append", default=[], metavar="NAME=VALUE",
+        help="model.NAME of the trainer, such as residual_stream=bfloat16; may be repeated")  # fmt: skip
     add("--repeats", type=count, help="timed updates of each contestant (default: cuda 5, cpu 3)")
     add("--seconds", type=float, help="start nothing that would end after this time (default: cuda 70, cpu 600)")
     add("--seed", type=int, default=0, help="of weights, lengths and tokens (default: 0)")

@@ -193,11 +193,11 @@ class PackedModel:
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
-        with contextlib.ExitStack() as settings:
+        with contextlib.ExitStack() as entered:
             if self.autocast:
-                settings.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+                entered.enter_context(torch.autocast(self.device.type, torch.bfloat16))
                 if self.residual_stream == BFLOAT16:
-                    settings.enter_context(in_bfloat16(self.causal_lm))
+                    entered.enter_context(in_bfloat16(self.causal_lm))
             yield
 
 

@@ -6,8 +6,8 @@ model.residual_stream = bfloat16). On a CPU the tests find exactly these bytes a
 dropout they differ by up to 15 %. For CUDA the bytes come from the kernels' signatures and have not been measured.
 
     two norms       the input in float32, 4 D, one number a token, and r D normalised where the norm's scale is trained
-    linear inputs   of q, k, v together and of gate, up together, what the norm puts out, r D; autocast, where that is
-                    float32, and LoRA on bfloat16 parameters make a copy for each
+    linear inputs   of q, k, v together and of gate, up together, what the norm puts out, r D; autocast of float32, and
+                    LoRA on bfloat16, make a copy for each
     attention       p (2 Q + 2 K) of queries, keys, values and output and 4 a head; what o_proj reads, p Q, where the
                     kernel's output is gathered first (sdpa); keys and values as wide as the queries (varlen of
                     torch below 2.13, and sdpa in float32 on CUDA)

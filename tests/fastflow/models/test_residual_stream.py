@@ -91,7 +91,7 @@ def test_the_model_is_as_before(batch, device):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_beside_exact_ones(family, batch, device):
-    """A stream in bfloat16 takes them less than twice as far as autocast alone, and about as far as a bfloat16 model."""
+    """A bfloat16 stream takes them less than twice as far as autocast alone, and about as far as a bfloat16 model."""
     model = make_causal_lm(family, **DEEP).to(device)
     exact = exact_logprobs(model, batch)
 
