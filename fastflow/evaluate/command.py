@@ -16,6 +16,8 @@ from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import Answers, Study, base_scores
+from fastflow.evaluate.earlier import check_directory, check_earlier
+from fastflow.evaluate.elsewhere import own_names
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.methods.catalogue import PLAIN
@@ -43,6 +45,11 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     Raises FastflowError for unknown tasks, rows that are no questions, gold answers that do not equal themselves and
     models that cannot be loaded, before anything is sampled.
     """
+    with own_names():
+        return _evaluate(config, console)
+
+
+def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     settings, output = config.eval, Path(config.eval.output)
     for module in ("pyarrow", "pyarrow.parquet"):
         need(module, extra="eval", purpose="keeping the responses")
@@ -55,12 +62,16 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     needs_math = any(task.grader == "math" for task in tasks)
     needs_gym = any(task.grader == "gym" for task in tasks)
     pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math, needs_gym=needs_gym)
+    check_directory(output)
     with pool, RunLock(output, "--output"):
         works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
         for work in works:
             check_golds(work, pool)
         identities = {model: subjects.digest(model, config.model) for model in models}
         stores = {model: [_store(config, model, identities[model], work) for work in works] for model in models}
+        files = {work.task.name: {model.name: _file(stores[model][place]) for model in models}
+                 for place, work in enumerate(works)}  # fmt: skip
+        check_earlier(output, _conditions(config), files)
         found = {model: _respond(config, model, works, stores[model], pool, console) for model in models}
         results = _summary(config, models, works, stores, found, study)
         with writing(output):
@@ -171,7 +182,7 @@ def _summary(
             rows_of = found[model][place]
             entry: dict[str, Any] = {
                 "name": model.name, "scores": base_scores(rows_of) if task.is_creative else scores.score(rows_of),
-                "responses": f"{RESPONSES}/{stores[model][place].file.name}",
+                "responses": _file(stores[model][place]),
             }  # fmt: skip
             if model is not models[0] and not task.is_creative:
                 entry["difference"] = scores.difference(rows_of, found[models[0]][place])
@@ -179,12 +190,19 @@ def _summary(
         study.complete(task, answers)
         plotted = {"plot": study.plot(task, answers), "models": [model.entry for model in answers]}
         tasks.append(facts(task) | plotted)
-    names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
-    settings = {name: getattr(config.eval, name) for name in names} | {
-        "engine": config.rollout.engine, "method": config.method.as_json(), **study.facts,
-    }  # fmt: skip
     conventions = scores.CONVENTIONS | study.conventions
-    return {"settings": settings, "conventions": conventions, "tasks": tasks}
+    return {"settings": _conditions(config) | study.facts, "conventions": conventions, "tasks": tasks}
+
+
+def _conditions(config: EvaluateConfig) -> dict[str, Any]:
+    """How responses are drawn, as the results say it."""
+    names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
+    drawn = {"engine": config.rollout.engine, "method": config.method.as_json()}
+    return {name: getattr(config.eval, name) for name in names} | drawn
+
+
+def _file(store: responses.Store) -> str:
+    return f"{RESPONSES}/{store.file.name}"
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:

@@ -16,7 +16,7 @@ from fastflow.config.schema import DataConfig
 from fastflow.config.sections import GYM
 from fastflow.config.setting import suggest
 from fastflow.data.gym import make_entries
-from fastflow.data.records import read_records
+from fastflow.data.records import Record, read_records
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.grader import Item
@@ -26,6 +26,7 @@ from fastflow.evaluate.task import OWN, Task
 logger = logging.getLogger(__name__)
 
 GYM_SEED = 1_000_000  # far from the seeds of training, since entry i comes from seed + i
+_OTHER_FIELDS = "rename it, or write a task in YAML that names the fields"
 LETTERS = string.ascii_uppercase
 
 
@@ -53,7 +54,7 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
         return asked[: limit or None]
     if task.gym:
         return _made(task, limit)
-    records = read_records(_located(task, folder))
+    records = _read(task, _located(task, folder))
     made = [_question(task, place, record, number) for number, (place, record) in enumerate(records)]
     questions = [question for question in made if question is not None]
     if len(questions) < len(made):
@@ -62,6 +63,19 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
     if not questions:
         raise FastflowError(f"task {task.name} has no question left")
     return questions[: limit or None]
+
+
+def _read(task: Task, source: DataConfig) -> list[Record]:
+    """Rows with a question, whose mistakes are told in the words of a task."""
+    try:
+        return read_records(source)
+    except FastflowError as error:
+        reason, _, _ = str(error).partition("; give data.path")
+        if reason != str(error):
+            form = f"{{{json.dumps(task.question)}: ..., {json.dumps(task.gold)}: ...}}"
+            reason = f"task {task.name}: {reason}; write one question a line, such as {form}"
+        error.args = (reason.replace("data.prompt_field", f"the question of task {task.name}; {_OTHER_FIELDS}"),)
+        raise
 
 
 def _made(task: Task, limit: int) -> list[Question]:
@@ -112,7 +126,9 @@ def _gold(task: Task, place: str, record: Mapping[str, Any]) -> str | None:
     if isinstance(value, list):
         value = ", ".join(str(entry) for entry in value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
-        raise FastflowError(f"{place}: field {task.gold!r} is {value!r}, which is no gold answer")
+        raise FastflowError(
+            f"{place}: field {task.gold!r} is {value!r}, which is no gold answer; fill it in, or remove the row"
+        )
     text = str(value)
     if task.gold_after:
         if task.gold_after not in text:
@@ -144,7 +160,9 @@ def _choices(task: Task, place: str, record: Mapping[str, Any], number: int) -> 
 
 def _field(task: Task, place: str, record: Mapping[str, Any], name: str) -> Any:
     if name not in record:
-        raise FastflowError(f"{place}: no field {name!r}, which task {task.name} reads: {suggest(name, record)}")
+        raise FastflowError(
+            f"{place}: no field {name!r}, which task {task.name} reads: {suggest(name, record)}; {_OTHER_FIELDS}"
+        )
     return record[name]
 
 

@@ -18,6 +18,7 @@ from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, Rollou
 from fastflow.config.setting import Section, help_text, setting, suggest
 from fastflow.config.settings_file import read_settings_file
 from fastflow.errors import FastflowError
+from fastflow.evaluate import elsewhere
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
 from fastflow.evaluate.task import names
@@ -166,6 +167,10 @@ def _entries(name: str) -> list[str]:
     return [entry.name for entry in dataclasses.fields(SECTIONS[name]) if entry.name not in _LEFT_OUT.get(name, ())]
 
 
+def _taken() -> list[str]:
+    return [f"{name}.{entry}" for name in SECTIONS for entry in _entries(name)]
+
+
 def _expand(arguments: Sequence[str]) -> list[str]:
     """Models in front as --eval.models, short names with their section, the file of --config as its content, and
     lists as lists.
@@ -173,7 +178,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
     rest, models = list(arguments), []
     while rest and not rest[0].startswith("-"):
         models.append(rest.pop(0))
-    known = [f"{name}.{entry}" for name in SECTIONS for entry in _entries(name)]
+    known = _taken()
     options, waits = [f"--eval.models={json.dumps(models)}"] if models else [], False
     for argument in rest:
         if waits:
@@ -186,7 +191,8 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         short = name.replace("-", "_")
         full = f"eval.{short}" if short in _entries("eval") else name
         if full not in known and name not in ("config", "help"):
-            raise FastflowError(f"unknown option --{name}: {suggest(full, [*known, *_entries('eval'), 'config'])}")
+            unknown = f"unknown option --{name}: {suggest(full, [*known, *_entries('eval'), 'config'])}"
+            raise FastflowError(elsewhere.refusal(short, known) or unknown)
         options.append(f"--{full}" + (f"={value}" if equals else ""))
         waits = not equals and name != "help"
     options = lists.in_options(options, lists.list_settings(SECTIONS))
@@ -198,5 +204,10 @@ def _with_content(option: str) -> str:
     """Replace the file that --config names by what it holds."""
     if not option.startswith("--config="):
         return option
-    tree = read_settings_file(Path(option.removeprefix("--config=")), SECTIONS, such_as="'eval:'")
+    file, taken = Path(option.removeprefix("--config=")), _taken()
+    tree = read_settings_file(file, SECTIONS, elsewhere.training_settings(), such_as="'eval:'")
+    for section, values in tree.items():
+        for name in (f"{section}.{entry}" for entry in values if isinstance(values, dict)):
+            if name not in taken and (refused := elsewhere.refusal(name, taken)):
+                raise FastflowError(f"{file}: {refused}")
     return f"--config={yaml_file.dump(tree)}"

@@ -49,12 +49,27 @@ def find_subject(name: str) -> Subject:
             raise FastflowError(f"the run {name} has saved no policy yet; give a model, or wait for run.save_every")
         return Subject(name, str(directory / "policy"))
     if (directory / _ADAPTER_FILE).is_file():
-        try:
-            base = json.loads((directory / _ADAPTER_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise FastflowError(f"{directory / _ADAPTER_FILE} names no base_model_name_or_path") from error
-        return Subject(name, str(base), name)
+        return Subject(name, _base_of(directory / _ADAPTER_FILE), name)
     return Subject(name, name)
+
+
+def _base_of(file: Path) -> str:
+    """The model that adapters were trained on."""
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise FastflowError(f"{file} cannot be read as JSON ({error}); copy the adapters again") from error
+    if not isinstance(base, str) or not base:
+        raise FastflowError(
+            f"{file} names no base_model_name_or_path; write there the directory or hub id of the model that the "
+            "adapters were trained on"
+        )
+    if base.startswith(("/", ".")) and not Path(base).is_dir():
+        raise FastflowError(
+            f"the adapters {file.parent} belong to {base}, which does not exist; write the base's place into {file}, "
+            "base_model_name_or_path"
+        )
+    return base
 
 
 def digest(subject: Subject, settings: ModelConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ FOLDER = Path(__file__).parent / "tasks"
 GYM_GRADER = "gym"
 OWN = (".jsonl", ".json", ".ndjson", ".parquet")  # endings of files with a user's own questions
 BOX = r"\\boxed\{[^}]"
+_NO_FILE_NAME = set("/\\\0\n")
 GRADED, CREATIVE = KINDS = ("graded", "creative")
 
 
@@ -63,8 +65,18 @@ class Task:
 
     def __post_init__(self) -> None:
         where = f"task {self.name}"
+        if not self.name or self.name.startswith(".") or set(self.name) & _NO_FILE_NAME:
+            raise FastflowError(
+                f"{where}: the entry name is {self.name!r}, which names its files too; write letters, digits, - and _"
+            )
         if self.kind not in KINDS:
             raise FastflowError(f"{where}: kind is {self.kind!r}: {suggest(self.kind, KINDS)}")
+        try:
+            re.compile(self.format)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise FastflowError(
+                f"{where}: the entry format, {self.format!r}, is no regular expression ({error}); correct it"
+            ) from error
         if self.kind == CREATIVE:
             self._check_creative(where)
             return

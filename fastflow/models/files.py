@@ -1,4 +1,4 @@
-"""Refuses files of a model: quantised weights, pickles, and weights that contradict tie_word_embeddings."""
+"""Refuses files of a model: no tokenizer, quantised weights, pickles, weights that contradict tie_word_embeddings."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ROWS = 4096  # that are compared at once
 QUANTISED = re.compile(  # GPTQ and AWQ, compressed-tensors and fp8, bitsandbytes, mxfp4
     r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|absmax|quant_map|quant_state\..*|SCB|\w+_blocks)$"
 )
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.py")  # every kind of tokenizer has one of them
 CONVERT = (
     "import sys, transformers; "
     'transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[1])'
@@ -45,6 +46,23 @@ def check_files(path: str) -> None:
             f"python -c {shlex.quote(CONVERT)} {shlex.quote(path)}"
         )
     check_names(path, _weights(directory))
+
+
+def check_tokenizer_files(path: str) -> None:
+    """Raise FastflowError for a local directory without a model, and for a model without a tokenizer. Reads only names.
+
+    Accepts every path that is not a local directory.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return
+    if not (directory / "config.json").is_file():
+        raise FastflowError(f"cannot load the model {path}: the directory has no config.json; check the path")
+    if not any(file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)):
+        raise FastflowError(
+            f"cannot load the tokenizer {path}: the model's directory holds none; copy tokenizer.json and "
+            "tokenizer_config.json of the model that it was trained from into it"
+        )
 
 
 def check_names(path: str, names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError, need
 from fastflow.models import attention, rope
 from fastflow.models.decoder_layers import arrange_layers, check_compiler
-from fastflow.models.files import check_files
+from fastflow.models.files import check_files, check_tokenizer_files
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, PLAIN, choose_layers, fits, fuse_layers
 from fastflow.models.hollow import Unread, open_causal_lm
@@ -252,6 +252,7 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     check_files(settings.path)
+    check_tokenizer_files(settings.path)
     with loading(settings.path, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
     if tokenizer.eos_token_id is None:

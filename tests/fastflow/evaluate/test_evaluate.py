@@ -122,7 +122,12 @@ def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_
     assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3")) == 0
     assert "all responses are there already" in capsys.readouterr().out
     assert file.stat().st_mtime_ns == written
-    assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3", "--temperature", "0.5")) == 0
+    other = ["--samples", "2", "--limit", "3", "--temperature", "0.5"]
+    results = (tmp_path / "results.json").read_bytes()
+    assert main(arguments(sums, tmp_path, *other)) == 2
+    assert (tmp_path / "results.json").read_bytes() == results and file.stat().st_mtime_ns == written
+    (tmp_path / "results.json").unlink()
+    assert main(arguments(sums, tmp_path, *other)) == 0
     assert len(list((tmp_path / "responses").glob("*.parquet"))) == 2
 
 
