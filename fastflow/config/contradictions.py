@@ -12,6 +12,7 @@ from fastflow.config.methods import (
     TAKE_A_REWARD,
 )
 from fastflow.config.model_sections import LoraConfig, ModelConfig
+from fastflow.config.released import ReleasedConfig
 from fastflow.config.sections import (
     EVALUATED,
     GYM,
@@ -20,6 +21,7 @@ from fastflow.config.sections import (
     EvalConfig,
     ImportanceConfig,
     ObjectiveConfig,
+    OptimConfig,
     RolloutConfig,
     RunConfig,
     SurrogateConfig,
@@ -33,6 +35,7 @@ _SERVES = {  # of the objective's settings
     "ttrl_trained": "ttrl",
     "distil_average": "distil",
 }
+_POWERFLOW_ALONE = ("token_mask", "log_z_offset")  # of the released code's switches
 _READ_OFFLINE = ("max_response_tokens",)  # of the rollout's settings
 
 
@@ -186,6 +189,30 @@ def check_method(
                     f"surrogate.{entry.name} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and "
                     f"objective.name = {name} is none of them; leave it out"
                 )
+
+
+def check_released(released: ReleasedConfig, objective: ObjectiveConfig, optim: OptimConfig) -> None:
+    """Raise FastflowError for switches of the released code that the method does not read."""
+    name, has_network = objective.name, objective.log_z == "learned"
+    for entry in fields(released):
+        if getattr(released, entry.name) == entry.default:
+            continue
+        if entry.name in _POWERFLOW_ALONE and name != "powerflow":
+            raise FastflowError(
+                f"released.{entry.name} serves powerflow alone, and objective.name is {name}; leave it out, or set "
+                "objective.name = powerflow"
+            )
+        if entry.name.startswith("log_z") and (not has_network or name in (*POLICY_GRADIENTS, *OFFLINE)):
+            held = f"objective.log_z = {objective.log_z}" if not has_network else f"objective.name = {name}"
+            raise FastflowError(
+                f"released.{entry.name} serves the learned log_z, which {held} does not have; leave one of them out"
+            )
+    rates = {entry.name: entry.default for entry in fields(optim)}
+    if released.log_z_rate == "policy" and optim.log_z_lr != rates["log_z_lr"]:
+        raise FastflowError(
+            f"released.log_z_rate = policy takes optim.lr for log_z, so that optim.log_z_lr = {optim.log_z_lr:g} would "
+            "be ignored; leave one of them out"
+        )
 
 
 def check_offline(

@@ -1,4 +1,4 @@
-"""Named starting points: the three set-ups of the paper, that of the demo, and one for each compared method.
+"""Named starting points: those of the paper, its released code, the demo, and one for each compared method.
 
 The paper fixes alpha, psi, models and data. Batch, lengths and optimiser follow EMPO's recipe, on which it builds. The
 presets `compare-*` are the first set-up with another method: nothing else differs.
@@ -76,6 +76,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run.output": "runs/demo/sums/alpha_4",
         "run.samples_every": 25,
     },
+}
+
+# All that the method's released code is known to do in another way than its paper.
+RELEASED: dict[str, Any] = {
+    "released.token_mask": True,
+    "released.log_z_offset": 0.36,
+    "released.log_z_prompt": "without_last",
+    "released.log_z_dropout": 0.1,
+    "released.log_z_rate": "policy",
+    "importance.source": "recompute",  # pi_old is the trainer's own
+}
+
+PRESETS["powerflow-released"] = {
+    **PRESETS["paper-reasoning-base"],
+    **RELEASED,
+    "run.output": "runs/powerflow-released",
 }
 
 # What names a method, and nothing else. FlowRL and TBA get GRPO's reward. Dr. GRPO is GRPO with two switches.

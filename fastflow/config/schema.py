@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fastflow.config import contradictions
 from fastflow.config.model_sections import LoraConfig, ModelConfig
+from fastflow.config.released import ReleasedConfig
 from fastflow.config.sections import (
     BatchConfig,
     DataConfig,
@@ -27,7 +28,8 @@ from fastflow.errors import FastflowError
 
 __all__ = [
     "BatchConfig", "Config", "DataConfig", "EvalConfig", "ImportanceConfig", "LoraConfig", "ModelConfig",
-    "ObjectiveConfig", "OptimConfig", "RolloutConfig", "RunConfig", "Section", "SurrogateConfig", "sections",
+    "ObjectiveConfig", "OptimConfig", "ReleasedConfig", "RolloutConfig", "RunConfig", "Section",
+    "SurrogateConfig", "sections",
 ]  # fmt: skip
 
 
@@ -42,6 +44,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     importance: ImportanceConfig = field(default_factory=ImportanceConfig)
     surrogate: SurrogateConfig = field(default_factory=SurrogateConfig)
+    released: ReleasedConfig = field(default_factory=ReleasedConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -53,6 +56,7 @@ class Config:
         contradictions.check_rollout(self.rollout, self.importance)
         contradictions.check_evaluation(self.eval, self.run, self.rollout)
         contradictions.check_method(self.objective, self.surrogate, self.importance, self.batch)
+        contradictions.check_released(self.released, self.objective, self.optim)
         contradictions.check_data(self.data)
         contradictions.check_models(self.model, self.lora)
 

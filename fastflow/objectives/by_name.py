@@ -7,6 +7,7 @@ from fastflow.config.schema import Config
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.likelihood import MaximumLikelihood
+from fastflow.objectives.masked_flow import MaskedFlow
 from fastflow.objectives.objective import Objective
 from fastflow.objectives.policy_gradient import PolicyGradient
 
@@ -17,5 +18,6 @@ def make_objective(config: Config, policy: PackedModel) -> Objective:
     """
     if config.objective.name in OFFLINE:
         return MaximumLikelihood(config, policy)
-    made = PolicyGradient if config.objective.name in POLICY_GRADIENTS else FlowObjective.of
-    return made(config, policy)
+    if config.objective.name in POLICY_GRADIENTS:
+        return PolicyGradient(config, policy)
+    return (MaskedFlow if config.released.token_mask else FlowObjective).of(config, policy)

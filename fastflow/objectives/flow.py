@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from fastflow.config.schema import Config, ImportanceConfig, ObjectiveConfig
+from fastflow.config.schema import Config, ImportanceConfig, ObjectiveConfig, ReleasedConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
-from fastflow.objectives.log_z import LearnedLogZ, group_mean
+from fastflow.objectives.log_z import LearnedLogZ, LogZForm, group_mean
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.objectives.trajectory_balance import OBJECTIVES
 
@@ -19,31 +20,38 @@ from fastflow.objectives.trajectory_balance import OBJECTIVES
 class FlowObjective:
     """PowerFlow and its relatives. log_z_head: the network of log_z; None where log_z is the group's mean."""
 
-    def __init__(self, settings: ObjectiveConfig, importance: ImportanceConfig, policy: PackedModel):
+    def __init__(
+        self,
+        settings: ObjectiveConfig,
+        importance: ImportanceConfig,
+        policy: PackedModel,
+        released: ReleasedConfig | None = None,
+    ):
         self._settings = settings
         self._importance = importance
-        self.log_z_head = LearnedLogZ(policy.hidden_size).to(policy.device) if settings.log_z == "learned" else None
+        self.log_z_head = None
+        if settings.log_z == "learned":
+            form = LogZForm() if released is None else LogZForm.of(released, settings.alpha)
+            self.log_z_head = LearnedLogZ(policy.hidden_size, form).to(policy.device)
 
     @classmethod
     def of(cls, config: Config, policy: PackedModel) -> FlowObjective:
         """The objective that a run's settings name."""
-        return cls(config.objective, config.importance, policy)
+        return cls(config.objective, config.importance, policy, config.released)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return [] if self.log_z_head is None else list(self.log_z_head.parameters())
 
     def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
-        """Compute the known terms of every residual. Starts a learned log_z at the first update's optimum."""
+        """Compute the known terms of every residual."""
         importance = self._importance
         clip_low, clip_high = clip_bounds(self._settings, importance)
         length_scale, log_target = OBJECTIVES[self._settings.name](facts, self._settings)
-        optimum = group_mean(log_target - length_scale * facts.behaviour_logprob, facts.group)
-        if self.log_z_head is not None:
-            self.log_z_head.calibrate(optimum)
+        log_z_of = self.log_z(facts, log_target - length_scale * facts.behaviour_logprob)
 
         def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
             chosen = batch.sequences
-            log_z = optimum[chosen].float() if self.log_z_head is None else self.log_z_head(hidden, batch)
+            log_z = log_z_of(hidden, batch)
             output = policy.flow_loss(
                 hidden[batch.rows],
                 batch.targets,
@@ -60,6 +68,20 @@ class FlowObjective:
             return MicrobatchLoss(**output._asdict(), log_z=log_z.detach())
 
         return loss
+
+    def log_z(
+        self, facts: Facts, negated_rest: Float64[Tensor, " n"]
+    ) -> Callable[[Float[Tensor, "T D"], PackedBatch], Float32[Tensor, " S"]]:
+        """Make what gives the log_z of a batch's sequences. Starts a learned one at the first update's optimum.
+
+        negated_rest: log_target - length_scale * log pi_old of each trajectory.
+        """
+        optimum, head = group_mean(negated_rest, facts.group), self.log_z_head
+        if head is None:
+            return lambda hidden, batch: optimum[batch.sequences].float()
+        head.calibrate(optimum)
+        seeds = facts.known_tokens().seeds if head.form.dropout else None
+        return lambda hidden, batch: head(hidden, batch, None if seeds is None else seeds[batch.sequences])
 
 
 def clip_bounds(settings: ObjectiveConfig, importance: ImportanceConfig) -> tuple[float, float]:

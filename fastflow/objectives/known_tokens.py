@@ -55,6 +55,11 @@ class KnownTokens:
         return self._on_device(self.share.split(self.base_logprobs))
 
     @cached_property
+    def seeds(self) -> Int64[Tensor, " n"]:
+        """The seed of each response."""
+        return torch.tensor([trajectory.seed for trajectory in flatten(self.groups)]).to(self.share.device)
+
+    @cached_property
     def certainty(self) -> Certainty:
         """That of the policy as it is now, from one more pass over the responses, without gradient."""
         self.policy.model.eval()

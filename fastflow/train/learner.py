@@ -63,7 +63,7 @@ class Learner:
         optim = config.optim
         trained = [{"params": policy.parameters(), "lr": optim.lr}]
         if own := self.objective.parameters():
-            trained.append({"params": own, "lr": optim.log_z_lr})
+            trained.append({"params": own, "lr": optim.log_z_lr if self._own_rate else optim.lr})
         self.optimizer = torch.optim.AdamW(
             trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
             fused=True,  # one pass over each parameter, on CUDA and on a CPU, and no temporaries
@@ -202,12 +202,25 @@ class Learner:
 
     def _step(self, norms: list[torch.Tensor]) -> None:
         """Clip and step. norms: of the gradient, for each of the optimiser's groups."""
-        for trained, norm in zip(self.optimizer.param_groups, norms, strict=True):
-            torch.nn.utils.clip_grads_with_norm_(trained["params"], self.config.optim.max_grad_norm, norm)
+        for trained, norm, limit in zip(self.optimizer.param_groups, norms, self._limits(norms), strict=True):
+            torch.nn.utils.clip_grads_with_norm_(trained["params"], limit, norm)
         self.optimizer.step()
         self.schedule.step()
         self.policy.version += 1
         self.skips = self.skips.ended()
+
+    @property
+    def _own_rate(self) -> bool:
+        """Whether what trains beside the policy has a learning rate and a gradient bound of its own."""
+        return self.config.released.log_z_rate == "own"
+
+    def _limits(self, norms: list[torch.Tensor]) -> list[float]:
+        """The largest norm that each of the optimiser's groups may have; its share of one bound where they share it."""
+        bound = self.config.optim.max_grad_norm
+        if self._own_rate:
+            return [bound] * len(norms)
+        of_groups = [float(whole(norm)) for norm in norms]
+        return [bound * norm / max(math.hypot(*of_groups), 1e-30) for norm in of_groups]
 
     def _skip(self, result: UpdateResult) -> None:
         """Leave everything as it was. Raises NonFiniteError for the last straw."""

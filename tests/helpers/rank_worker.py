@@ -21,6 +21,7 @@ from fastflow.config.schema import (
     LoraConfig,
     ObjectiveConfig,
     OptimConfig,
+    ReleasedConfig,
     SurrogateConfig,
 )
 from fastflow.config.setting import Section
@@ -223,6 +224,12 @@ def check_methods(ranks: Ranks, groups: list[Group]) -> None:
     check(ObjectiveConfig(name="empo"), surrogate=per_response, reward=torch.tensor(shares))
     check(ObjectiveConfig(name="intuitor"), updates=2)
     check(ObjectiveConfig(name="intuitor"), few(groups, 2), tokens=1)  # the third of three ranks has nothing
+    released = ReleasedConfig(
+        token_mask=True, log_z_offset=0.36, log_z_prompt="without_last", log_z_dropout=0.1, log_z_rate="policy"
+    )
+    for of in (groups, few(groups, 1)):
+        method: dict[str, Section] = {"objective": ObjectiveConfig(alpha=2.0), "released": released}
+        check_updates(ranks, groups=of, method=method, updates=3)
     check(ObjectiveConfig(name="distil"), updates=2)
     check(ObjectiveConfig(name="distil", distil_average="sequence_mean"), few(groups, 1))
 
