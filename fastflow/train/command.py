@@ -7,6 +7,7 @@ import faulthandler
 import logging
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,7 +150,12 @@ def describe_objective(trainer: Trainer) -> str:
     """Which loss is taken: that of the settings, or another one's name."""
     objective, settings = trainer.learner.objective, trainer.config.objective
     if isinstance(objective, FlowObjective):
-        return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z})"
+        released = [
+            entry.name for entry in fields(trainer.config.released)
+            if getattr(trainer.config.released, entry.name) != entry.default
+        ]  # fmt: skip
+        form = f"; as released: {', '.join(released)}" if released else ""
+        return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z}{form})"
     if isinstance(objective, MaximumLikelihood):
         return f"{settings.name}, maximum likelihood ({settings.distil_average}) of recorded responses, no base"
     if isinstance(objective, PolicyGradient):

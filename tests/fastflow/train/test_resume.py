@@ -46,6 +46,15 @@ KINDS = {
     "an export that rounds": {"run__export_dtype": "bfloat16"},
     "bfloat16": {"model__dtype": "bfloat16", "lora__rank": 2},
     "a bfloat16 residual stream": {"model__autocast": "true", "model__residual_stream": "bfloat16"},
+    "released": {
+        "released__token_mask": "true",
+        "released__log_z_offset": 0.36,
+        "released__log_z_dropout": 0.1,
+        "released__log_z_rate": "policy",
+        "released__log_z_prompt": "without_last",
+        "batch__updates_per_rollout": 2,
+        "optim__lr": 1e-2,
+    },
     "dropped": {"objective__truncated": "drop", "rollout__max_response_tokens": 30},
 }
 COMMON = {"run__steps": 6, "run__save_every": 2, "run__samples_every": 1}
