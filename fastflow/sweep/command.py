@@ -108,7 +108,12 @@ def carry_out(request: Request, console: Console, ledger: Ledger, done: Sequence
 def conclude(request: Request, console: Console, failed: dict[str, str]) -> int:
     """Write the page, print verdicts and failures. Returns the exit code."""
     results, notes = read_results([entry for entry in request.runs if entry.directory.exists()])
-    verdicts = request.study.judge(results) if request.study is not None else []
+    finished = {result.name for result in results} - set(failed)
+    unfinished: dict[str, list[str]] = {}
+    for entry in request.runs:
+        if entry.name not in finished:
+            unfinished.setdefault(entry.group, []).append(entry.name)
+    verdicts = request.study.judge(results, unfinished) if request.study is not None else []
     states = [
         (entry.name, "failed" if entry.name in failed else "done", failed.get(entry.name, "")) for entry in request.runs
     ]

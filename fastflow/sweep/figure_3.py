@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_text
 from fastflow.run.output_file import writing
 from fastflow.sweep.results import RunResult, by_group, estimate, evaluated
-from fastflow.sweep.verdict import Verdict
+from fastflow.sweep.verdict import Unfinished, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +44,7 @@ SETTINGS: dict[str, Any] = {
 PRETRAINING_SEED = 0  # of the base, which all runs share
 COLLAPSED_BY, COLLAPSED = 40, 0.5  # step, and share of the base's mean length
 HOLDS = (0.8, 1.4)  # shares of the base's mean length
+_BASE = "base"  # among the methods of a table
 BASE, PROMPTS, BASE_EVALUATION = "base", "prompts.jsonl", "base.json"
 
 
@@ -69,31 +71,50 @@ def make_inputs(output: Path, console: Console) -> None:
 
 
 def measure(run: Path, output: Path) -> None:
-    """Evaluate a trained policy on sums that were held out, beside the base. Does nothing where that is done."""
+    """Evaluate a trained policy on sums that were held out, beside the base. Does nothing where that is done since the
+    policy was saved.
+    """
     file = run / EVALUATION_FILE
-    if file.exists():
+    saved = [weights.stat().st_mtime_ns for weights in (run / "policy").glob("*")]
+    if file.exists() and file.stat().st_mtime_ns >= max(saved, default=0):
         return
     base = json.loads((output / BASE_EVALUATION).read_text(encoding="utf-8"))
     with writing(run):
         replace_text(file, json.dumps({"base": base, "policy": _evaluate(run / "policy")}, indent=1))
 
 
-def judge(results: Sequence[RunResult]) -> list[Verdict]:
-    """Check what the figure shows. A method without results misses its claim."""
+def judge(results: Sequence[RunResult], unfinished: Unfinished) -> list[Verdict]:
+    """Check what the figure shows. A claim about a run without results, or one that did not finish, is missed."""
     groups = by_group(results)
     base = fmean([run.base["mean_length"] for run in results if run.base] or [float("nan")])
-    verdicts = [_collapses(name, groups.get(name, []), base) for name in COLLAPSING]
-    return [*verdicts, _holds(groups.get(POWERFLOW, []), base), _is_best(groups)]
+    verdicts = [
+        *(_collapses(name, groups.get(name, []), base) for name in COLLAPSING),
+        _holds(groups.get(POWERFLOW, []), base),
+        _is_best(groups),
+    ]
+    subjects = [*([name] for name in COLLAPSING), [POWERFLOW], [*METHODS]]
+    return [
+        _with_all_runs(verdict, [run for name in names for run in unfinished.get(name, [])])
+        for verdict, names in zip(verdicts, subjects, strict=True)
+    ]
+
+
+def _with_all_runs(verdict: Verdict, unfinished: Sequence[str]) -> Verdict:
+    """The verdict, missed where runs that it is about did not finish."""
+    if not unfinished:
+        return verdict
+    return replace(verdict, met=False, found=f"{verdict.found}; unfinished: {', '.join(unfinished)}")
 
 
 def _collapses(name: str, runs: Sequence[RunResult], base: float) -> Verdict:
     """A method's mean length is below half of the base's, around step 40 and in every seed."""
-    lengths = [run.at(COLLAPSED_BY, "length_mean") for run in runs]
-    shares = [length / base for length in lengths if length is not None]
-    met = bool(shares) and len(shares) == len(runs) and max(shares) < COLLAPSED
+    lengths = {run.name: run.at(COLLAPSED_BY, "length_mean") for run in runs}
+    shares = [length / base for length in lengths.values() if length is not None]
+    short = [run for run, length in lengths.items() if length is None]
+    met = bool(shares) and not short and max(shares) < COLLAPSED
     return Verdict(
         f"{name} collapses in length by step {COLLAPSED_BY}",
-        _spread(shares, "of the base's length"),
+        _spread(shares, "of the base's length") + _without(f"no step {COLLAPSED_BY}", short),
         f"below {COLLAPSED:g} in every seed",
         met,
     )
@@ -107,10 +128,11 @@ def _holds(runs: Sequence[RunResult], base: float) -> Verdict:
         length / base for length in [*courses, *(run.evaluation["mean_length"] for run in runs if run.evaluation)]
     ]
     low, high = HOLDS
-    met = bool(shares) and all(low <= share <= high for share in shares)
+    untested = [run.name for run in runs if not run.evaluation]
+    met = bool(shares) and not untested and all(low <= share <= high for share in shares)
     return Verdict(
         f"{POWERFLOW} keeps its length in all steps",
-        _spread(shares, "of the base's length"),
+        _spread(shares, "of the base's length") + _without("no evaluation", untested),
         f"{low:g} to {high:g}",
         met,
     )
@@ -118,15 +140,27 @@ def _holds(runs: Sequence[RunResult], base: float) -> Verdict:
 
 def _is_best(groups: Mapping[str, Sequence[RunResult]]) -> Verdict:
     """PowerFlow has the best accuracy of all methods and of the base: mean over seeds."""
-    found = {name: entry.value for name, runs in groups.items() if (entry := evaluated(runs, "accuracy")) is not None}
-    if base := estimate([run.base["accuracy"] for runs in groups.values() for run in runs if run.base]):
-        found["base"] = base.value
-    others = [name for name in METHODS if name not in found]
-    met = not others and found[POWERFLOW] > max(value for name, value in found.items() if name != POWERFLOW)
+    runs = [run for name in METHODS for run in groups.get(name, [])]
+    found = {name: entry.value for name in METHODS if (entry := evaluated(groups.get(name, []), "accuracy"))}
+    if base := estimate([run.base["accuracy"] for run in runs if run.base]):
+        found[_BASE] = base.value
+    absent = [name for name in (*METHODS, _BASE) if name not in found]
+    untested = [run.name for run in runs if not run.evaluation]
+    others = [value for name, value in found.items() if name != POWERFLOW]
+    met = not absent and not untested and found[POWERFLOW] > max(others)
     told = ", ".join(
         f"{name} {100 * value:.1f} %" for name, value in sorted(found.items(), key=lambda entry: -entry[1])
     )
-    return Verdict(f"{POWERFLOW} has the best accuracy of all", told or "nothing was measured", "the highest", met)
+    return Verdict(
+        f"{POWERFLOW} has the best accuracy of all",
+        (told or "nothing was measured") + _without("no evaluation", [*absent, *untested] if found else []),
+        "the highest",
+        met,
+    )
+
+
+def _without(what: str, names: Sequence[str]) -> str:
+    return f"; {what}: {', '.join(names)}" if names else ""
 
 
 def _spread(shares: Sequence[float], of: str) -> str:

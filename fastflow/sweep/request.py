@@ -88,6 +88,11 @@ def read_request(arguments: Sequence[str]) -> Request:
         raise FastflowError(
             f"--preset {own.preset} is a whole sweep, and --config names another; leave one of them out"
         )
+    if study is not None and own.grid:
+        raise FastflowError(
+            f"--preset {own.preset} is a whole sweep whose claims are about its own groups, and --grid makes others; "
+            "leave one of them out (--seeds may be given)"
+        )
     tree = _read_file(own.config)
     if study is not None:
         tree = study.tree()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastflow.sweep import figure_3
-from fastflow.sweep.verdict import Verdict
+from fastflow.sweep.verdict import Unfinished, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,8 @@ class Study:
 
     settings: of every run, by dotted name. variants: what differs. seeds: of the runs. inputs: model and data of the
     runs in a sweep's directory. make_inputs: writes them there. measure: evaluates the policy of a run that is done.
-    judge: what the study claims of its results.
+    judge: what the study claims of its results, and of runs
+    that did not finish.
     """
 
     title: str
@@ -32,7 +33,7 @@ class Study:
     inputs: Callable[[Path], dict[str, Any]]
     make_inputs: Callable[[Path, Console], None]
     measure: Callable[[Path, Path], None]
-    judge: Callable[[Sequence[RunResult]], list[Verdict]]
+    judge: Callable[[Sequence[RunResult], Unfinished], list[Verdict]]
 
     def tree(self) -> dict[str, Any]:
         """Return the sweep as its YAML file would have it."""

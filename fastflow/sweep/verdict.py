@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+Unfinished = Mapping[str, Sequence[str]]  # runs of a sweep that failed or wrote nothing, by their group
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,14 @@ def test_every_setting_of_a_study_reaches_its_runs(tmp_path):
         assert found | {"run.output": ""} == own | {"run.output": ""}
 
 
+def test_a_study_takes_seeds_and_no_grid(tmp_path):
+    study = ["--preset=figure-3", f"--output={tmp_path}"]
+    found = read_request([*study, "--seeds=7,8"])
+    assert set(values(found, "run", "seed")) == {7, 8} and len(found.runs) == 10
+    with pytest.raises(FastflowError, match=r"--preset figure-3 is a whole sweep .*--grid .*leave one of them out"):
+        read_request([*study, "--grid", "objective.alpha=2,4"])
+
+
 def test_seeds_of_the_command_line_replace_those_of_the_file(tmp_path):
     (tmp_path / "sweep.yaml").write_text(FILE)
     found = read_request(["--config", str(tmp_path / "sweep.yaml"), "--seeds", "8,9"])
