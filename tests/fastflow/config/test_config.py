@@ -112,7 +112,7 @@ class TestYaml:
 
     @pytest.mark.parametrize("name", PRESETS)
     def test_round_trip_of_a_preset(self, yaml_file, name):
-        config, _ = read_config(["--preset", name, "--optim.log_z_lr", "3e-5", "--data.suffix", '\nµ: "yes" # no'])
+        config, _ = read_config(["--preset", name, "--optim.lr", "3e-5", "--data.suffix", '\nµ: "yes" # no'])
         assert read_config(yaml_file(to_yaml(config)))[0] == config
 
     def test_round_trip_of_awkward_values(self, yaml_file):

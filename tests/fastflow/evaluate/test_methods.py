@@ -89,6 +89,7 @@ def test_every_method_answers_and_says_what_it_cost(letters, tmp_path, name, mon
 def test_methods_and_their_settings_have_files_of_their_own(letters, tmp_path):
     for name, more in (("sample", ()), ("low_temperature", ()), ("low_temperature", ("--alpha", "2"))):
         assert main(arguments(letters, tmp_path, name, *more)) == 0
+        (tmp_path / "results.json").unlink()  # or the next would be refused: it would replace these results
     assert len(list((tmp_path / "responses").glob("*.parquet"))) == 3
 
 

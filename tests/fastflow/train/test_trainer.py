@@ -268,6 +268,15 @@ def test_the_announcement_names_what_computes_the_loss(settings):
     assert f"attention sdpa\nlayers plain, 0% of the base in bfloat16\nkernels {kernels}\n" in announcement
 
 
+def test_the_announcement_names_the_switches_of_the_released_code(settings):
+    plain, switched = (
+        describe(Trainer(configure(settings, **changes), Console(quiet=True)))
+        for changes in ({}, {"released__token_mask": "true", "released__log_z_dropout": 0.1})
+    )
+    assert "as released" not in plain
+    assert "(log_z learned; as released: token_mask, log_z_dropout) on " in switched
+
+
 def test_the_announcement_names_what_the_layers_do(settings, tmp_path):
     make_causal_lm(tied=False).bfloat16().save_pretrained(tmp_path / "base")
     changes = {"model__checkpoint_share": 0.5, "model__autocast": "true"}
