@@ -16,7 +16,8 @@ from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, we
 from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
 from fastflow.rollout.vllm.messages import Attach, Place
-from fastflow.rollout.vllm.weights import ADAPTED, BUCKET_BYTES, Named, fill, require_room, shared
+from fastflow.rollout.vllm.room import require_room
+from fastflow.rollout.vllm.weights import ADAPTED, BUCKET_BYTES, Named, fill, shared
 
 Source = tuple[str, torch.nn.Parameter, torch.Tensor]  # name, the policy's parameter, its place in the bucket
 
@@ -24,7 +25,8 @@ Source = tuple[str, torch.nn.Parameter, torch.Tensor]  # name, the policy's para
 class GatheredWeights:
     """All weights of the policy's causal LM, round after round in one bucket. Takes the place of SharedWeights.
 
-    attach, engine_dtype, merge: as there. copies: ranks of this machine, which need a bucket each.
+    attach, engine_dtype, merge: as there. Making it is a collective: the ranks of one machine need a bucket each, in
+    one shared memory. Raises FastflowError on all ranks where some have no room for it.
     """
 
     def __init__(
@@ -34,7 +36,6 @@ class GatheredWeights:
         *,
         engine_dtype: torch.dtype | None = None,
         merge: bool = True,
-        copies: int = 1,
     ):
         self._policy = policy
         self._engine_dtype = engine_dtype
@@ -49,8 +50,9 @@ class GatheredWeights:
         room = {dtype: 0 for dtype, _ in by_dtype}
         for part in rounds:
             room[part[0][1].dtype] = max(room[part[0][1].dtype], sum(one.numel() for _, one in part))
-        require_room(policy.device, copies * sum(count * dtype.itemsize for dtype, count in room.items()))
-        blocks = {dtype: shared(torch.empty(0, dtype=dtype, device=policy.device), room[dtype]) for dtype in room}
+        require_room(policy.device, sum(count * dtype.itemsize for dtype, count in room.items()), policy.ranks)
+        with policy.ranks.together():
+            blocks = {dtype: shared(torch.empty(0, dtype=dtype, device=policy.device), room[dtype]) for dtype in room}
         numbers = {dtype: number for number, dtype in enumerate(blocks)}
         places: list[tuple[Place, ...]] = []
         self._sources: list[list[Source]] = []

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +89,8 @@ class VllmSampler:
             check_installed()
             self._check_device(sleep)
             self._applies_adapters = applies_adapters(policy, adapters, self._dtype)
-            self._weights = self._hold_weights()
+        self._weights = self._hold_weights()
+        with self._ranks.together():
             self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
             self._write_model(tokenizer)
         settings = messages.EngineSettings(
@@ -203,9 +203,7 @@ class VllmSampler:
         merge = not self._applies_adapters
         if not self._is_shared:
             return SharedWeights(self._policy, engine_dtype=self._dtype, merge=merge)
-        return GatheredWeights(
-            self._policy, engine_dtype=self._dtype, merge=merge, copies=int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        )
+        return GatheredWeights(self._policy, engine_dtype=self._dtype, merge=merge)
 
     def _groups(self, sampled: messages.Sampled) -> list[Group]:
         ends = sampled.length.cumsum()[:-1]

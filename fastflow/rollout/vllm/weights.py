@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -16,10 +15,10 @@ from fastflow.errors import FastflowError
 from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm.messages import Attach, Place
+from fastflow.rollout.vllm.room import require_room
 
 BUCKET_BYTES = 256 * 2**20
 ADAPTED = ".base_layer.weight"
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 Named = tuple[str, torch.nn.Parameter]
 
 
@@ -139,17 +138,3 @@ def shared(like: torch.Tensor, count: int) -> torch.Tensor:
                 "sample with --rollout.engine local"
             )
     return memory  # CUDA shares it by its handle
-
-
-def require_room(device: torch.device, needed: int) -> None:
-    """Refuse weights without room in shared memory: the first write beyond it would kill the process silently."""
-    if device.type != "cpu" or not _SHARED_MEMORY.is_dir():
-        return
-    statistics = os.statvfs(_SHARED_MEMORY)
-    free = statistics.f_bavail * statistics.f_frsize
-    if needed > free:
-        raise FastflowError(
-            f"the policy's weights need {needed / 2**20:.0f} MiB of shared memory, and {_SHARED_MEMORY} has "
-            f"{free / 2**20:.0f} MiB left; enlarge it (docker run --shm-size=..., or --ipc=host), or sample with "
-            "--rollout.engine local"
-        )
