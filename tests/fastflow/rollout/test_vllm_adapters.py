@@ -14,7 +14,7 @@ from fastflow.config.reader import read_config
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
 from fastflow.models.merging import adapted_layers
-from fastflow.models.packed import PackedModel, load_models, with_adapters
+from fastflow.models.packed import AdaptersOff, PackedModel, load_models, with_adapters
 from fastflow.plan.device import Device
 from fastflow.plan.sizes import count_adapters, read_sizes
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
@@ -23,7 +23,9 @@ from fastflow.rollout.server.weights import WeightFolder
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
 from fastflow.rollout.vllm.adapters import applies_adapters, room_for, write_adapters
+from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
+from fastflow.train.digests import digest_of_base
 from small_models import make_causal_lm
 from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, make_requests, needs_vllm, start
 
@@ -182,6 +184,32 @@ class TestMergesThatLose:
         folder.write(model)
         folder.write(model)
         assert caplog.text.count("vLLM samples from merged weights in bfloat16") == 1
+        folder.close()
+
+
+@pytest.mark.parametrize("way", ["shared", "gathered", "server"])
+def test_the_frozen_base_is_the_same_after_100_loads(way, tmp_path):
+    """Merging, and taking the merge back, would round the base in bfloat16 a little further each time."""
+    model = make(dtype=torch.bfloat16, scale=0.2)
+    if way == "server":
+        folder = WeightFolder(str(tmp_path))
+
+        def load() -> None:
+            folder.keep_only(folder.write(model))
+    else:
+        weights = (SharedWeights if way == "shared" else GatheredWeights)(model, engine_dtype=torch.bfloat16)
+
+        def load() -> None:
+            for number in weights.due(is_complete=False):
+                weights.prepare(number)
+
+    base = AdaptersOff(model)
+    before = digest_of_base(base, model)
+    for _ in range(100):
+        set_adapters(model, 0.2)
+        load()
+        assert digest_of_base(base, model) == before
+    if way == "server":
         folder.close()
 
 
