@@ -136,14 +136,13 @@ def _train(arguments: list[str]) -> int:
     _quiet_libraries()
     from fastflow.run.console import make_console
     from fastflow.train.command import train
-    from fastflow.train.launch import meet, naming_lost_ranks, watch_launcher
-    from fastflow.train.watch import watched
+    from fastflow.train.launch import naming_lost_ranks, watch_launcher
+    from fastflow.train.meeting import meeting
 
     watch_launcher()
-    config, ranks = meet(request.config)
-    if not ranks.is_first:  # what they say, the first says too
-        logging.getLogger("fastflow").setLevel(logging.ERROR)
-    with watched(config, ranks), naming_lost_ranks(ranks):
+    with meeting(request.config) as (config, ranks), naming_lost_ranks(ranks):
+        if not ranks.is_first:  # what they say, the first says too
+            logging.getLogger("fastflow").setLevel(logging.ERROR)
         train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
         ranks.max(0)  # nobody leaves before the others are done
     return 0

@@ -20,6 +20,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.pulse import PULSE
 
 AnyObject = TypeVar("AnyObject")
+PATIENCE = 7 * 86400.0  # seconds that a collective waits while a watch says which rank hangs (train/watch.py)
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PLACES = {f"{of}_{what}" for of in ("LOCAL", "GROUP", "ROLE") for what in ("RANK", "WORLD_SIZE", "NAME")}
 
@@ -146,7 +147,8 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
 def join(*, on_cuda: bool, timeout: float) -> Ranks:
     """Meet the other ranks that torchrun started: over gloo, and tensors of a GPU over NCCL.
 
-    timeout: seconds that a rank waits for the others. Raises FastflowError where they do not meet.
+    timeout: seconds that a rank waits for the others, here and in each collective later. Raises FastflowError where
+    they do not meet.
     """
     count = launched_ranks()
     if count == 1:

@@ -8,9 +8,11 @@ over the ranks, never averaged: the objective divides by the trajectories of all
 
 from __future__ import annotations
 
+import datetime
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fastflow.config.model_sections import HeadPlace
@@ -19,7 +21,7 @@ from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
-from fastflow.models.ranks import Ranks
+from fastflow.models.ranks import PATIENCE, Ranks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -77,12 +79,19 @@ def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:
     """Return the ranks as FSDP2 takes them: in one row, or in a row for each replica. Then weights are gathered in a
     row, and gradients are summed in a row and after that over the rows.
     """
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     if ranks.replicas == 1:
         return init_device_mesh(device.type, (ranks.count,))
-    shape = (ranks.replicas, ranks.count // ranks.replicas)
-    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    rows = torch.arange(ranks.count).view(ranks.replicas, -1)
+    groups = [_own_group(parts.tolist()) for parts in (rows.T, rows)]
+    return DeviceMesh.from_group(groups, device.type, rows, mesh_dim_names=("replicate", "shard"))
+
+
+def _own_group(parts: list[list[int]]) -> dist.ProcessGroup:
+    """Divide the ranks into groups, and return this rank's. A mesh that makes its own waits for ten minutes only."""
+    timeout = datetime.timedelta(seconds=PATIENCE)
+    return dist.new_subgroups_by_enumeration(parts, timeout=timeout)[0]
 
 
 def _beat(_: nn.Module, inputs: tuple[object, ...]) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from fastflow.models.pulse import PULSE
 from fastflow.report.numbers import number
 from fastflow.report.panels import Panel
 
@@ -66,6 +67,7 @@ def to_svg(figure: Any, prefix: str) -> str:
     """Turn the figure into inline SVG: CSS variables for colours, the page's font, ids that start with `prefix`."""
     from matplotlib import rc_context
 
+    PULSE.work()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}), io.StringIO() as buffer:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

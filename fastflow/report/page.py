@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.errors import FastflowError
+from fastflow.models.pulse import PULSE
 from fastflow.report import side_by_side
 from fastflow.report.comparison import describe_settings, describe_task
 from fastflow.report.evaluations import Evaluation, TaskResult
@@ -48,7 +49,12 @@ def render(title: str, runs: Sequence[tuple[str, RunFiles]], evaluations: Sequen
     }
     template, card = environment.get_template("page.html.j2"), environment.get_template("card.html.j2")
     taken = len(template.render(page).encode()) if places else 0
-    _fill(places, MOST_BYTES - taken, lambda entry: card.render(card=entry))
+
+    def draw(entry: dict[str, Any]) -> str:
+        PULSE.work()
+        return card.render(card=entry)
+
+    _fill(places, MOST_BYTES - taken, draw)
     return template.render(page)
 
 

@@ -45,6 +45,7 @@ _PASSING = {
     HOLDER_FILE,
     REHEARSAL,
     f"{CONFIG_FILE}{FRESH}",
+    STACKS,
 }  # what a run that was killed before its first step leaves
 
 

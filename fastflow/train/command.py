@@ -20,7 +20,6 @@ from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.recorded import describe as describe_recorded
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.packed import FrozenModel, PackedModel
-from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.models.residual_stream import BFLOAT16
 from fastflow.objectives.by_name import make_objective
@@ -68,8 +67,7 @@ def train(
     if config.run.report and trainer.ranks.is_first:
         from fastflow.report.command import write_report
 
-        with PULSE.patient():
-            report = write_report(trainer.directory)
+        report = write_report(trainer.directory)
         console.print(f"report written to {report}", markup=False, highlight=False, soft_wrap=True)
     return policy
 

@@ -20,6 +20,7 @@ from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.tables import markdown
 from fastflow.evaluate.task import Task
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
+from fastflow.models.pulse import PULSE
 from fastflow.run.directory import EVALUATIONS
 from fastflow.run.durable import replace_text
 from fastflow.run.evaluated import metrics_of
@@ -59,6 +60,7 @@ class Curve:
         of_task = {}
         with writing(self._directory):
             for name, of_one in rows.items():
+                PULSE.work()
                 store = self._store(name, step, questions[name])
                 responses.write(store.file, of_one)
                 of_task[name] = {

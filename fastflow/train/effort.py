@@ -1,15 +1,12 @@
-"""What the system says that this process does, where nothing in it can tell: bytes of files it moves, and time it
-computes.
+"""What the system says that this process does, where nothing in it can tell: bytes of files that it moves.
 
-A library that writes one large file, or a compiler, enters no line of fastflow for long. A process that is stuck does
-neither.
+A library that writes one large file enters no line of fastflow for long. A process that is stuck moves none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import resource
-import time
 from pathlib import Path
 
 PIECE = 2**20  # bytes that count as one piece of work; a console's lines take hours for as many
@@ -25,12 +22,6 @@ def moved() -> int:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     blocks = (usage.ru_inblock + usage.ru_oublock) * _BLOCK
     return blocks // PIECE + usage.ru_majflt // _FAULTS + _by_calls() // PIECE
-
-
-def computed() -> float:
-    """Return the seconds of processor time that this process, and those that it has waited for, have taken."""
-    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + of_children.ru_utime + of_children.ru_stime
 
 
 def _by_calls() -> int:

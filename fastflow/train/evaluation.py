@@ -26,7 +26,6 @@ from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.task import Task, find_task
 from fastflow.evaluate.work import UNLIMITED, Work, check_golds
 from fastflow.models.packed import PackedModel, end_ids
-from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.models.rope import context_of
 from fastflow.rollout.sampler import Request, SamplingParams
@@ -162,14 +161,14 @@ class Evaluation:
             groups = schedule.draw(requests, self._params)
             answers = [[answer_of(one, self._text, sampled=len(one)) for one in group.trajectories] for group in groups]
             progress.phase(f"grading {work.task.name}", 0)
-            with ranks.together(), PULSE.patient():
+            with ranks.together():
                 if ranks.is_first:
                     entries: list[Entry] = list(zip(range(len(prompts)), work.questions, prompts, strict=True))
                     rows[work.task.name] = responses.answer_part(
                         _Given(answers), self._pool, work.task, entries, requests
                     )
         stop_if_asked()
-        with ranks.together(), PULSE.patient():
+        with ranks.together():
             if ranks.is_first:
                 asked = {work.task.name: [as_json(question) for question in work.questions] for work in self._works}
                 self.curve.add(step, rows, asked)

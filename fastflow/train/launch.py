@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from fastflow.config.schema import Config
@@ -19,16 +19,30 @@ SHORTEST_TIMEOUT = 600.0  # seconds
 WATCH_SECONDS = 1.0
 
 
-def meet(config: Config) -> tuple[Config, Ranks]:
-    """Meet the other ranks that torchrun started. Returns the settings of this one, with its device.
-
-    Raises FastflowError for what one rank only can do. Where there is one rank, nothing happens.
-    """
-    count = launched_ranks()
+def claim(config: Config, environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Return which rank torchrun started this process as. Raises FastflowError for what one rank only can do."""
+    count = launched_ranks(environment)
     check_replicas(config, count)
     if count == 1:
-        return config, Ranks()
+        return Ranks()
     check_several_ranks(config, count)
+    return Ranks(int(environment["RANK"]), count, config.run.replicas)
+
+
+def longest_wait(config: Config) -> float:
+    """Seconds that a rank waits for another whose engine starts, or hangs, as often as it may."""
+    rollout = config.rollout
+    return max(SHORTEST_TIMEOUT, rollout.startup + rollout.silence * (rollout.restarts + 1))
+
+
+def meet(config: Config, ranks: Ranks, *, timeout: float) -> Config:
+    """Meet the other ranks that torchrun started. Returns the settings of this one, with its device.
+
+    timeout: see `join`. Raises FastflowError where they do not meet, or a rank has no device of its own. Where there is
+    one rank, nothing happens.
+    """
+    if ranks.count == 1:
+        return config
     device = resolve_device(config.model.device)
     if device.type == "cuda":
         import torch
@@ -40,11 +54,8 @@ def meet(config: Config) -> tuple[Config, Ranks]:
             )
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
-    rollout = config.rollout
-    waits = rollout.startup + rollout.silence * (rollout.restarts + 1)  # of others, for a rank whose engine hangs
-    ranks = join(on_cuda=device.type == "cuda", timeout=max(SHORTEST_TIMEOUT, waits))
-    ranks = replace(ranks, replicas=config.run.replicas)
-    return replace(config, model=replace(config.model, device=str(device))), ranks
+    join(on_cuda=device.type == "cuda", timeout=timeout)
+    return replace(config, model=replace(config.model, device=str(device)))
 
 
 def check_several_ranks(config: Config, count: int) -> None:

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 
 SILENT_SECONDS = 20.0
 PATIENT_SECONDS = 600.0
-FIRST_MULTIPLE = 4  # of the limit, for a rank that computes and shows no progress before the second step
-COMPUTES = 0.2  # seconds of processor time a second: more than threads take that only wait and look
+COMING_SECONDS = 180.0
 MULTIPLE = 3  # of the longest that the run has stood still and gone on
 
 
@@ -23,7 +22,7 @@ class Sign:
 
     number: of the sign. place, steps, is_patient: see Pulse. at: the line that its main thread is in. waits: whether
     that is inside a collective. has_left: whether it is at its end. attended: see Pulse; with the pieces of files that
-    it has moved. computed: seconds of processor time.
+    it has moved.
     """
 
     rank: int
@@ -37,7 +36,6 @@ class Sign:
     host: str
     has_left: bool = False
     attended: int = 0
-    computed: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -73,13 +71,12 @@ class Outlook:
         self._silent: list[float] = []
         self._still = 0.0
         self._longest = 0.0
-        self._computed: list[float] = []  # by each rank, when it began to stand still
+        self._awaited = 0.0
 
     def after(self, seconds: float, signs: Sequence[Sign]) -> Hang | None:
         """Take in the ranks' newest signs, so long after those before. Returns the hang, where there is one."""
         if not self._last:
             self._last, self._silent = list(signs), [0.0] * len(signs)
-            self._computed = [sign.computed for sign in signs]
             return None
         pairs = list(zip(self._last, signs, strict=True))
         self._silent = [
@@ -94,20 +91,29 @@ class Outlook:
             self._still = 0.0  # this is no standstill, and says nothing about how long one may take
         else:
             self._still += seconds
-        if not self._still:
-            self._computed = [sign.computed for sign in signs]
         self._last = list(signs)
         return self._silence() or self._standstill()
 
+    def without(self, seconds: float, missing: Sequence[int]) -> Hang | None:
+        """Take in that some ranks have given no sign yet, so long after the last look. Returns the hang, where they
+        are overdue.
+        """
+        self._awaited += seconds
+        if self._awaited < COMING_SECONDS:
+            return None
+        names = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        sentence = (
+            f"{names} did not come within {COMING_SECONDS:.0f} seconds; the process is stopped, its machine is gone, "
+            "or it reads its packages from a disk that does not answer"
+        )
+        return Hang(list(missing), sentence, is_silent=True)
+
     @property
     def limit(self) -> float:
-        """Seconds of standing still that are a hang. A first step compiles kernels, and tells how long others take."""
-        usual, behind = max(self._least, MULTIPLE * self._longest), self._behind()
-        if any(sign.is_patient for sign in behind):
-            return max(PATIENT_SECONDS, usual)
-        if min(sign.steps for sign in self._last) < 2 and any(map(self._computes, behind)):
-            return max(FIRST_MULTIPLE * self._least, usual)
-        return usual
+        """Seconds of standing still that are a hang. The first step tells how long others take."""
+        usual = max(self._least, MULTIPLE * self._longest)
+        is_patient = any(sign.is_patient for sign in self._behind())
+        return max(PATIENT_SECONDS, usual) if is_patient else usual
 
     def _silence(self) -> Hang | None:
         """Nobody is ended for a silence that keeps nobody from moving on."""
@@ -133,7 +139,8 @@ class Outlook:
         if all(sign.waits for sign in self._last):
             sentence = (
                 f"all ranks wait for each other since {limit:.0f} seconds (rank 0 is in {self._last[0].at}); check the "
-                "network between them, and that all have the same settings"
+                "network between them (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name its interface), and that all have "
+                "the same settings"
             )
         else:
             sentence = (
@@ -142,10 +149,6 @@ class Outlook:
                 "may take so long"
             )
         return Hang([sign.rank for sign in behind], sentence, is_silent=False)
-
-    def _computes(self, sign: Sign) -> bool:
-        """Whether a rank has used the processor while it stood still."""
-        return sign.computed - self._computed[sign.rank] > COMPUTES * self._still
 
     def _behind(self) -> list[Sign]:
         """The ranks that the others wait for; all of them, where nobody is behind."""

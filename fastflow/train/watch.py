@@ -21,15 +21,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+import torch
 import torch.distributed as dist
 
 from fastflow.config.schema import Config
 from fastflow.interrupt import tell
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
-from fastflow.run.directory import STACKS
+from fastflow.run.directory import CONFIG_FILE, STACKS
 from fastflow.train import effort
 from fastflow.train.outlook import SILENT_SECONDS, Hang, Outlook, Sign
+from fastflow.train.signs import give_signs
 
 TICK_SECONDS = 1.0
 STORE_SECONDS = 5.0  # for an answer of the store
@@ -73,6 +75,7 @@ class Watch:
 
     def start(self) -> None:
         """Give a first sign before anything can hang: a rank that never gave one is taken for one that is to come."""
+        give_signs(compiles=torch.cuda.is_available())
         with contextlib.suppress(RuntimeError):  # without the store, the thread says so
             self._tell()
         self._thread.start()
@@ -103,7 +106,7 @@ class Watch:
         at, waits = where(sys._current_frames().get(self._main or 0))
         own = Sign(
             self._ranks.rank, self._number, PULSE.place, PULSE.steps, PULSE.is_patient, at, waits,
-            os.getpid(), socket.gethostname(), has_left, PULSE.attended + effort.moved(), effort.computed(),
+            os.getpid(), socket.gethostname(), has_left, PULSE.attended + effort.moved(),
         )  # fmt: skip
         self._store.set(SIGN.format(own.rank), own.to_json())
 
@@ -112,10 +115,12 @@ class Watch:
         if self._store.check([HANG]):
             return _read_claim(self._store.get(HANG))
         keys = [SIGN.format(rank) for rank in range(self._ranks.count)]
-        if not self._store.check(keys):  # some have not come yet
-            return None, 0
-        self._signs = [Sign.from_json(text) for text in self._store.multi_get(keys)]
-        hang = self._outlook.after(passed, self._signs)
+        if self._signs or self._store.check(keys):
+            self._signs = [Sign.from_json(text) for text in self._store.multi_get(keys)]
+            hang = self._outlook.after(passed, self._signs)
+        else:
+            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            hang = self._outlook.without(passed, missing)
         if hang is None:
             return None, 0
         claim = json.dumps([self._ranks.rank, hang.ranks, hang.sentence, hang.is_silent])
@@ -133,9 +138,10 @@ class Watch:
     def _end(self, hang: Hang, *, speaks: bool) -> None:
         """Say what happened, write the stacks, and end the process when the other ranks have written theirs."""
         if speaks:
+            again = " with --resume" if (self._directory.parent / CONFIG_FILE).exists() else ""
             tell(
                 f"fastflow: error: {hang.sentence}; the stacks of all ranks that answer are in {self._directory}; "
-                "start the run again with --resume"
+                f"start the run again{again}"
             )
             self._ask_for_stacks(hang)
         self._write_stacks()

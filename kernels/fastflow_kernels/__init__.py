@@ -4,6 +4,7 @@
     flow_loss        the sequence-level trajectory-balance loss, its gradient taken in the same pass over the
                      vocabulary
     explain          which implementation a call would take, and why
+    on_block         have a function called at every block of rows, for those who watch that a long call moves on
 
 With `statistics=True` both ops also report each token's entropy, logsumexp and mean logit, from the same pass over the
 vocabulary. Neither op ever holds the (rows, vocabulary) matrix of logits. Both are operators of torch
@@ -17,10 +18,11 @@ These modules are public, too, by the names in their `__all__`; all others may c
     `fastflow_kernels.cpu.native`   whether the CPU's native library is loaded, and why not
 """
 
+from fastflow_kernels.blocks import on_block
 from fastflow_kernels.flow_loss import flow_loss
 from fastflow_kernels.implementation import explain
 from fastflow_kernels.linear_logprob import linear_logprob
 from fastflow_kernels.reference import FlowLoss, TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 
-__all__ = ["FlowLoss", "TokenStatistics", "VocabularyShard", "explain", "flow_loss", "linear_logprob"]
+__all__ = ["FlowLoss", "TokenStatistics", "VocabularyShard", "explain", "flow_loss", "linear_logprob", "on_block"]

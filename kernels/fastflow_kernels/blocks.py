@@ -2,8 +2,8 @@
 
 import bisect
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 # Memory of one block. On a CPU a block in bfloat16 sends its share of the head's gradient through one sweep over the
 # float32 sum, so that fewer and larger blocks are faster; what stands beside the block anyway sets the measure. On CUDA
@@ -41,6 +41,25 @@ def default_block_rows(
     budget = block_bytes or max(LEAST_BLOCK_BYTES[kind], int(SHARE_OF_BESIDE[kind] * bytes_beside))
     rows = min(budget // (entry_bytes * vocabulary), MOST_ROWS[kind])
     return max(FEWEST_ROWS, rows - rows % ROW_QUANTUM[kind])
+
+
+Block = TypeVar("Block")
+_listeners: list[Callable[[], None]] = []
+
+
+def on_block(listener: Callable[[], None]) -> None:
+    """Have the ops of this process call a function whenever they begin a block of rows, forward or backward. It tells
+    those who look from outside that a call moves on which takes minutes, such as one on a CPU.
+    """
+    _listeners.append(listener)
+
+
+def told(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Go over blocks, and tell who listens."""
+    for block in blocks:
+        for listener in _listeners:
+            listener()
+        yield block
 
 
 class HeadSum(NamedTuple):

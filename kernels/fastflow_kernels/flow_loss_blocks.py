@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import SequenceBlock
+from fastflow_kernels.blocks import SequenceBlock, told
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient, spend_directions
 from fastflow_kernels.implementation import Choice
@@ -95,7 +95,7 @@ class FlowLossOverBlocks:
         if any(block.is_part for block in blocks):
             long_d_head = HeadGradient(self.head, *self.parameters, block_count=len(blocks))
         long_row_start = 0
-        for block in blocks:
+        for block in told(blocks):
             if block.opens:
                 long_row_start = block.row_start
             if self.need.hidden or self.need.head:

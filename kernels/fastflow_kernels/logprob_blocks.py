@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import row_blocks
+from fastflow_kernels.blocks import row_blocks, told
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient, spend_directions
 from fastflow_kernels.implementation import Choice
@@ -30,7 +30,7 @@ def logprobs(
     blocks = row_blocks(hidden.shape[0], rows_at_once)
     projector = projector_class(head, most_rows=_longest(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))
-    for rows in blocks:
+    for rows in told(blocks):
         own = None if statistics is None else statistics.rows(rows)
         projector.logprobs(hidden[rows], targets[rows], logprob[rows], own)
     return logprob
@@ -65,7 +65,7 @@ def gradients(
     d_head = HeadGradient(head, weight, bias, block_count=len(blocks))
     logprob = hidden.new_empty(hidden.shape[0], dtype=accumulator_dtype(hidden.dtype))  # as in the forward pass
     sums = SumsUnderWay(head.shard)
-    for rows in blocks:
+    for rows in told(blocks):
         if isinstance(upstream, Tilt):
             direction = projector.tilted_directions(hidden[rows], targets[rows], upstream.rows(rows))
             row_factor = direction.factor

@@ -22,11 +22,13 @@ from fastflow.evaluate.graders import gym, symbolic
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.graders.worker import READY
+from fastflow.models.pulse import PULSE
 
 TIMEOUT = 5.0  # seconds an answer
 MEMORY = 2 * 2**30  # bytes of address space a worker
 STARTUP = 120.0  # seconds until a worker is ready, on a machine that is busy
 AHEAD = 64  # items read from the input beyond those in work
+LOOK = 5.0  # seconds between two looks at the workers, which say that this process waits within limits
 
 
 class GraderPool:
@@ -105,9 +107,9 @@ class GraderPool:
 
     def _next_results(self, selector: selectors.BaseSelector) -> Iterator[tuple[int, tuple[Verdict, str]]]:
         """What workers answer until the nearest deadline, and timed_out for those that passed theirs."""
-        now = time.monotonic()
+        PULSE.attend()
         nearest = min(worker.deadline for worker in self._workers)
-        for key, _ in selector.select(max(0.0, nearest - now) if nearest < float("inf") else None):
+        for key, _ in selector.select(min(max(0.0, nearest - time.monotonic()), LOOK)):
             worker = key.data
             line = worker.read()
             if line is None:  # it died: of its memory limit, or of a library's own abort

@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from cli_runs import ROOT, lines_in, options, settings, start, wait_for
-from fastflow.train.outlook import PATIENT_SECONDS, SILENT_SECONDS, Outlook, Sign
-from fastflow.train.watch import where
+from fastflow.models.ranks import Ranks
+from fastflow.train.outlook import COMING_SECONDS, PATIENT_SECONDS, SILENT_SECONDS, Outlook, Sign
+from fastflow.train.watch import Watch, where
 from preloaded import Preloaded
 from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import metrics_of
@@ -67,10 +69,9 @@ class TestOutlook:
         assert "hang: nothing has moved on for 5 seconds (now in disk.py:1, read); raise" in found.sentence
 
     def test_the_limit_grows_with_what_the_run_has_taken_before(self):
-        outlook = Outlook(least=15)
+        outlook = Outlook(least=45)
         for number in range(41):
-            first = [sign(rank, number, 7, steps=1, computed=number) for rank in (0, 1)]
-            assert outlook.after(1, first) is None
+            assert outlook.after(1, [sign(rank, number, 7, steps=1) for rank in (0, 1)]) is None
         assert outlook.after(1, [sign(rank, 99, 8) for rank in (0, 1)]) is None
         assert outlook.limit == 120
         assert all(outlook.after(1, [sign(rank, n, 8) for rank in (0, 1)]) is None for n in range(100, 215))
@@ -81,21 +82,24 @@ class TestOutlook:
         outlook.after(1, [sign(0, 1, 7, is_patient=True), sign(1, 1, 8, waits=True)])
         assert outlook.limit == PATIENT_SECONDS
 
-    @pytest.mark.parametrize(("steps", "share", "limit"), [(0, 0.5, 20), (1, 0.5, 20), (1, 0.01, 5), (2, 0.5, 5)])
-    def test_a_rank_that_computes_before_the_second_step_may_be_compiling(self, steps, share, limit):
+    @pytest.mark.parametrize("steps", [0, 1, 2])
+    def test_the_first_step_has_the_limit_of_the_others(self, steps):
         outlook = Outlook(least=5)
-        found = []
-        for n in range(30):
-            signs = [sign(0, n, 7, steps=steps, computed=90 + share * n), sign(1, n, 8, steps=steps, waits=True)]
-            found.append(outlook.after(1, signs))
-        assert next(n for n, hang in enumerate(found) if hang) == limit
+        signs = [[sign(0, n, 7, steps=steps), sign(1, n, 8, steps=steps, waits=True)] for n in range(30)]
+        assert next(n for n, both in enumerate(signs) if outlook.after(1, both)) == 5
 
-    def test_what_was_computed_before_says_nothing(self):
+    def test_kernels_that_are_compiled_one_after_another_are_no_standstill(self):
         outlook = Outlook(least=5)
-        for n in range(100):
-            assert outlook.after(1, [sign(r, n, n, steps=1, computed=n) for r in (0, 1)]) is None
-        found = [outlook.after(1, [sign(r, n, 100, steps=1, computed=100) for r in (0, 1)]) for n in range(100, 108)]
-        assert found[-1] is not None
+        for n in range(60):
+            compiling = sign(0, n, 7, steps=1, attended=n // 4)
+            assert outlook.after(1, [compiling, sign(1, n, 8, steps=1, waits=True)]) is None
+
+    def test_ranks_that_never_come_are_named(self):
+        outlook = Outlook(least=5)
+        assert all(outlook.without(1, [1, 3]) is None for _ in range(int(COMING_SECONDS) - 1))
+        hang = outlook.without(1, [1, 3])
+        assert hang is not None and hang.ranks == [1, 3] and hang.is_silent
+        assert "ranks 1, 3 did not come within 180 seconds" in hang.sentence
 
     def test_an_engine_that_a_rank_attends_is_no_standstill_and_says_nothing_of_later_ones(self):
         outlook = Outlook(least=5)
@@ -126,6 +130,30 @@ def test_a_line_of_ones_own_is_named_rather_than_of_a_library(tmp_path):
     sorted([1], key=score)
     assert found[0][0].startswith("test_hanging_ranks.py:") and found[0][0].endswith(", score")
     assert where(None) == ("no Python code", False)
+
+
+def test_a_watch_waits_for_all_and_then_watches_all(tmp_path):
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    first, second = (Watch(Ranks(rank, 2), 5.0, tmp_path, at) for rank in (0, 1))
+    first._tell()
+    assert first._look(COMING_SECONDS - 1) == (None, 0)
+    second._tell()
+    for _ in range(2):
+        assert first._look(1) == (None, 0)
+    first._tell()
+    hang, speaker = first._look(5)
+    assert hang is not None and hang.ranks == [1] and speaker == 0
+    assert second._look(1) == (hang, 0)
+
+
+def test_a_watch_ends_a_wait_for_ranks_that_never_come(tmp_path):
+    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    watch = Watch(Ranks(1, 3), 5.0, tmp_path, at)
+    watch._tell()
+    hang, _ = watch._look(COMING_SECONDS)
+    assert hang is not None and hang.ranks == [0, 2]
 
 
 def environment(**more: str) -> dict[str, str]:
