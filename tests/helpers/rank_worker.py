@@ -28,8 +28,8 @@ from fastflow.config.setting import Section
 from fastflow.data.trajectory import Group
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
 from fastflow.models.parallel import part, whole
-from fastflow.models.ranks import Ranks, join, leave
-from fastflow.models.sharding import shard_models
+from fastflow.models.ranks import PATIENCE, Ranks, join, leave
+from fastflow.models.sharding import mesh_of, shard_models
 from fastflow.models.share import rescore
 from fastflow.objectives.answers import NO_ANSWER
 from fastflow.objectives.label_free_rewards import empo
@@ -189,6 +189,15 @@ def replicated_learners(ranks: Ranks) -> None:
     weight = make_learner(ranks).policy.parameters()[0]
     assert len(part(weight)) == len(weight) // (ranks.count // 2)
     check_autocast(ranks, groups)
+    check_patience(ranks)
+
+
+def check_patience(ranks: Ranks) -> None:
+    """The groups of replicas wait as long as the watch wants, not as long as torch's default."""
+    mesh = mesh_of(ranks, torch.device("cpu"))
+    for dimension in range(mesh.ndim):
+        backend = mesh.get_group(dimension)._get_backend(torch.device("cpu"))
+        assert backend.options._timeout.total_seconds() == PATIENCE
 
 
 def near_policy(groups: list[Group]) -> list[Group]:
