@@ -4,6 +4,9 @@ In its place the response rows travel: each rank gathers those of all ranks, mul
 and the ranks add up what each row needs of all (fastflow_kernels.VocabularyShard). So the head's gradient is complete
 where its rows are, and is not reduced. Callers see their own rows only, in and out.
 
+With replicas, all of this happens inside each of them: "all ranks" are those of one replica. What each of them finds
+for its rows of the head is then summed over the replicas.
+
 The rows are a DTensor beside FSDP's, cut as FSDP cuts: norms, the optimiser and saves find no difference.
 """
 
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from fastflow.errors import FastflowError
 from fastflow.models.parallel import part
 from fastflow.models.pulse import PULSE
-from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks
+from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks, SummedGradient
 from fastflow_kernels import FlowLoss, TokenStatistics, VocabularyShard, flow_loss, linear_logprob
 from fastflow_kernels.sampling import head_logits
 
@@ -34,17 +37,20 @@ class CutHead:
     """The rows [start, start + V_r) of a head on this rank, of V in all.
 
     Each method is a collective: all ranks call it together, with any number of rows of their own. Cuts the weight of
-    `head`, and its bias where there is one, in place. mesh: of all ranks, in one dimension.
+    `head`, and its bias where there is one, in place. mesh: of all ranks, in one dimension, or in two, of which the
+    first numbers the replicas.
     """
 
     def __init__(self, head: nn.Module, mesh: DeviceMesh):
         self._head = head
-        vocabulary, self._rank = len(head.get_parameter("weight")), mesh.get_local_rank()
-        self.sizes = rows_of_each(vocabulary, mesh.size())  # V_r of every rank
+        self._replicas = mesh.get_group(0) if mesh.ndim == 2 else None  # the ranks that have the same rows
+        vocabulary, self._rank = len(head.get_parameter("weight")), mesh.get_local_rank(mesh.ndim - 1)
+        self.sizes = rows_of_each(vocabulary, mesh.size(mesh.ndim - 1))  # V_r of every rank
         start = sum(self.sizes[: self._rank])
         for name, parameter in list(head.named_parameters(recurse=False)):
             head.register_parameter(name, _cut(parameter, slice(start, start + self.sizes[self._rank]), mesh))
-        self.shard = VocabularyShard(start, _all_ranks(), largest=max(self.sizes))
+        group = _all_ranks() if self._replicas is None else mesh.get_group(1)
+        self.shard = VocabularyShard(start, group, largest=max(self.sizes))
 
     @property
     def parameters(self) -> set[nn.Parameter]:
@@ -54,12 +60,12 @@ class CutHead:
     @property
     def weight(self) -> Float[Tensor, "V_r D"]:
         """This rank's rows, whose gradient reaches the parameter."""
-        return part(self._head.get_parameter("weight"))
+        return self._own(self._head.get_parameter("weight"))
 
     @property
     def bias(self) -> Float[Tensor, " V_r"] | None:
         bias = getattr(self._head, "bias", None)
-        return None if bias is None else part(bias)
+        return None if bias is None else self._own(bias)
 
     def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float32[Tensor, " N"]:
         """Compute the log-probs of this rank's targets, nats, with gradient."""
@@ -138,6 +144,10 @@ class CutHead:
         parts = found.split([mine * size for size in self.sizes])
         return torch.cat([one.view(mine, size) for one, size in zip(parts, self.sizes, strict=True)], dim=1)
 
+    def _own(self, parameter: Tensor) -> Tensor:
+        own = part(parameter)
+        return own if self._replicas is None else SummedGradient.apply(own, self._replicas)
+
     def _gathered(
         self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]
     ) -> tuple[RowsOfRanks, Tensor, Tensor]:
@@ -152,7 +162,7 @@ def rows_of_each(vocabulary: int, ranks: int) -> list[int]:
 
 
 def check_head(model: PreTrainedModel, path: str, ranks: int) -> None:
-    """Raise FastflowError for a head that cannot be cut over the ranks."""
+    """Raise FastflowError for a head that cannot be cut over the ranks, those of one replica."""
     weight = model.get_output_embeddings().get_parameter("weight")
     check_rows(path, weight is model.get_input_embeddings().get_parameter("weight"), len(weight), ranks)
 
@@ -181,8 +191,8 @@ def _all_ranks() -> dist.ProcessGroup:
 
 def _cut(parameter: nn.Parameter, rows: slice, mesh: DeviceMesh) -> nn.Parameter:
     """Keep a copy of some rows; the others' memory can go."""
-    from torch.distributed.tensor import DTensor, Shard
+    from torch.distributed.tensor import DTensor, Replicate, Shard
 
-    own = parameter.detach()[rows].clone()
-    cut = DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=parameter.shape, stride=parameter.stride())
+    own, places = parameter.detach()[rows].clone(), [*[Replicate()] * (mesh.ndim - 1), Shard(0)]
+    cut = DTensor.from_local(own, mesh, places, run_check=False, shape=parameter.shape, stride=parameter.stride())
     return nn.Parameter(cut, requires_grad=parameter.requires_grad)

@@ -93,6 +93,22 @@ class _Own(torch.autograd.Function):
         return ctx.rows.together(upstream[0]), None
 
 
+class SummedGradient(torch.autograd.Function):
+    """Returns a tensor that all ranks of a group have. Gradient: the sum of theirs, which all of them pass."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        PULSE.beat()
+        total = upstream[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
 class OwnPart(torch.autograd.Function):
     """Puts this rank's part of a sum in the sum's place. Gradient: the upstream gradient of the ranks that have rows,
     which must be one number; NaN where they differ.

@@ -30,9 +30,15 @@ def is_cut(config: Config, device: Device) -> bool:
     return config.model.head == CUT and device.count > 1
 
 
+def ranks_of_a_head(config: Config, device: Device) -> int:
+    """Return how many ranks keep a head together: those of one replica."""
+    return device.count // config.run.replicas
+
+
 def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: Device) -> list[Row]:
     """Turn the rows of a rank with a whole head into those of one with the largest part of it."""
-    count, most = device.count, max(rows_of_each(model.vocab_size, device.count))
+    count = ranks_of_a_head(config, device)
+    most = max(rows_of_each(model.vocab_size, count))
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
     own = loss_rows(config, replace(model, vocab_size=most), device, tokens=count * tokens)
     of_part = {row.name: row for row in own if row.name in OF_THE_HEAD}
@@ -51,7 +57,7 @@ def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: De
             f"{shown} x {numbers.product} B", (LOSS, BACKWARD)),
     ]  # fmt: skip
     if any(row.name == LOGITS for row in rows):
-        sequences = sequences_at_once(config, count)
+        sequences = sequences_at_once(config, device.count)
         changed.append(
             Row("logits on their way between ranks", "trainer", 2 * sequences * model.vocab_size * FLOAT,
                 f"2 x {sequences:,} sequences x {model.vocab_size:,} entries x {FLOAT} B", (SAMPLING,)),
@@ -66,12 +72,13 @@ def head_remarks(
     if not is_cut(config, device):
         return [], []
     try:
-        check_rows(config.model.path, model.tied, model.vocab_size, device.count)
+        count = ranks_of_a_head(config, device)
+        check_rows(config.model.path, model.tied, model.vocab_size, count)
         if base is not None:
-            check_rows(config.model.base or config.model.path, base.tied, base.vocab_size, device.count)
+            check_rows(config.model.base or config.model.path, base.tied, base.vocab_size, count)
     except FastflowError as error:
         return [], [str(error)]
-    most = max(rows_of_each(model.vocab_size, device.count))
+    most = max(rows_of_each(model.vocab_size, count))
     bytes_ = size(most * model.hidden * parameter_bytes(config))
     return [
         f"model.head = cut: each rank keeps at most {most:,} of the head's {model.vocab_size:,} rows, {bytes_} of the "

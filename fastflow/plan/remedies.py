@@ -80,7 +80,7 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
     narrows = config.model.residual_stream == BFLOAT16
     if config.model.autocast and config.model.dtype == "float32" and not narrows:
         yield "model.residual_stream", [BFLOAT16]
-    if device.count > 1 and config.run.replicas == 1 and config.model.head != CUT:
+    if device.count > config.run.replicas and config.model.head != CUT:
         yield "model.head", [CUT]
     if not config.lora.rank and config.model.base is None and importlib.util.find_spec("peft"):
         yield "lora.rank", [LORA_RANK]

@@ -83,9 +83,10 @@ def load(config: Config, ranks: Ranks) -> Loaded:
     prepare_models(policy, base, longest=longest, names=names_of(config))
     check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
     if config.model.head == CUT and several:
-        check_head(policy.causal_lm, config.model.path, ranks.count)
+        each = ranks.count // ranks.replicas
+        check_head(policy.causal_lm, config.model.path, each)
         if isinstance(base, PackedModel):
-            check_head(base.causal_lm, config.model.base or config.model.path, ranks.count)
+            check_head(base.causal_lm, config.model.base or config.model.path, each)
     judge.end_with(end_ids(policy, tokenizer))
     return Loaded(tokenizer, prompts, judge, policy, base, longest)
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
-from fastflow.models.cut_head import CUT
 from fastflow.models.packed import resolve_device
 from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
 
@@ -70,15 +69,8 @@ def check_several_ranks(config: Config, count: int) -> None:
 
 
 def check_replicas(config: Config, count: int) -> None:
-    """Raise FastflowError where the ranks do not divide into run.replicas equal parts, or several replicas are to share
-    one head.
-    """
+    """Raise FastflowError where the ranks do not divide into run.replicas equal parts."""
     replicas = config.run.replicas
-    if replicas > 1 and config.model.head == CUT:
-        raise FastflowError(
-            f"model.head = cut does not work with run.replicas = {replicas} yet, since each replica would have a head "
-            "of its own and nobody adds their gradients up; use --model.head gathered, or --run.replicas 1"
-        )
     if count % replicas:
         ranks = "one rank" if count == 1 else f"{count} ranks"
         raise FastflowError(

@@ -73,11 +73,12 @@ class VocabularyShard:
 
     def gathered(self, values: Tensor) -> Tensor:
         """Return the values of all ranks, in their order, along a dimension ahead of their own."""
-        found = values.new_empty(dist.get_world_size(self.group) * len(values), *values.shape[1:])
+        ranks = dist.get_world_size(self.group)
+        found = values.new_empty(ranks * len(values), *values.shape[1:])
         # torch 2.13 has another name for it, and warns of this one
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         gather(found, values, group=self.group)
-        return found.view(-1, *values.shape)
+        return found.view(ranks, *values.shape)
 
     def sum_(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, op=dist.ReduceOp.SUM, group=self.group)

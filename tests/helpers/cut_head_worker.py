@@ -13,7 +13,7 @@ from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, Object
 from fastflow.data.trajectory import Group, Trajectory
 from fastflow.models.cut_head import rows_of_each
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
-from fastflow.models.parallel import whole
+from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
 from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks
 from fastflow.models.sharding import shard_models
@@ -93,6 +93,21 @@ def all_cut_heads(ranks: Ranks) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         for left, right in zip(mine.trajectories, theirs.trajectories, strict=True):
             np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=1e-5, atol=1e-5)
+
+
+def replicated_cut_heads(ranks: Ranks) -> None:
+    """Two replicas, each with a head cut over its two ranks, whose gradients are summed over the replicas."""
+    ranks, groups = replace(ranks, replicas=2), make_groups(np.random.default_rng(0), vocab_size=VOCABULARY)
+    check_updates(ranks, groups=groups, updates=5)
+    check_updates(ranks, groups=groups, rank=2)
+    check_updates(ranks, groups=groups, tokens=1, bias=True)
+    check_updates(ranks, groups=few(groups, 1))  # one replica has nothing at all
+    check_updates(ranks, groups=groups, name="rent")
+    check_updates(replace(ranks, replicas=ranks.count), groups=groups)  # nothing is cut
+    check_logits(ranks)
+    learner, sizes = make_learner(ranks), rows_of_each(VOCABULARY, 2)
+    own = [len(part(one.lm_head.weight)) for one in (learner.policy.causal_lm, learner.base.causal_lm)]
+    assert own == [sizes[ranks.rank % 2]] * 2
 
 
 def with_an_empty_response(groups: list[Group]) -> list[Group]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from cut_head_worker import all_cut_heads
-from fastflow.config.schema import Config, ModelConfig, RunConfig
+from cut_head_worker import all_cut_heads, replicated_cut_heads
 from fastflow.errors import FastflowError
 from fastflow.models.cut_head import check_head, check_rows, rows_of_each
 from fastflow.models.packed import PackedModel
-from fastflow.train.launch import check_replicas
 from rank_worker import spawn
 from small_models import make_causal_lm
 
@@ -22,6 +19,11 @@ from small_models import make_causal_lm
 @pytest.mark.parametrize("count", [2, 3])
 def test_updates_equal_those_of_one_rank(count):
     spawn(count, all_cut_heads)
+
+
+@pytest.mark.distributed
+def test_updates_of_two_replicas_equal_those_of_one_rank():
+    spawn(4, replicated_cut_heads)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 40, 41])
@@ -38,13 +40,6 @@ def test_a_head_that_cannot_be_cut():
     check_head(make_causal_lm(tied=False), "my-model", 2)
     with pytest.raises(FastflowError, match=r"gives 2 of the 5 rows .* none are left for the last of 4 ranks"):
         check_rows("my-model", False, 5, 4)
-
-
-def test_replicas_of_a_head_that_is_cut():
-    config = Config(model=ModelConfig(head="cut"), run=RunConfig(replicas=2))
-    with pytest.raises(FastflowError, match=r"model.head = cut does not work with run.replicas = 2 yet"):
-        check_replicas(config, 4)
-    check_replicas(replace(config, model=ModelConfig()), 4)
 
 
 def test_an_objective_that_asks_for_the_whole_head():
