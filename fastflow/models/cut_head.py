@@ -58,14 +58,19 @@ class CutHead:
         return set(self._head.parameters(recurse=False))
 
     @property
+    def parameter(self) -> nn.Parameter:
+        """The weight as the optimiser and saves see it."""
+        return self._head.get_parameter("weight")
+
+    @property
     def weight(self) -> Float[Tensor, "V_r D"]:
         """This rank's rows, whose gradient reaches the parameter."""
-        return self._own(self._head.get_parameter("weight"))
+        return self.own(self.parameter)
 
     @property
     def bias(self) -> Float[Tensor, " V_r"] | None:
         bias = getattr(self._head, "bias", None)
-        return None if bias is None else self._own(bias)
+        return None if bias is None else self.own(bias)
 
     def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float32[Tensor, " N"]:
         """Compute the log-probs of this rank's targets, nats, with gradient."""
@@ -144,7 +149,8 @@ class CutHead:
         parts = found.split([mine * size for size in self.sizes])
         return torch.cat([one.view(mine, size) for one, size in zip(parts, self.sizes, strict=True)], dim=1)
 
-    def _own(self, parameter: Tensor) -> Tensor:
+    def own(self, parameter: Tensor) -> Tensor:
+        """Return this rank's rows of a parameter, whose gradient is summed over the replicas where there are any."""
         own = part(parameter)
         return own if self._replicas is None else SummedGradient.apply(own, self._replicas)
 
@@ -161,19 +167,13 @@ def rows_of_each(vocabulary: int, ranks: int) -> list[int]:
     return [min(most, max(vocabulary - most * rank, 0)) for rank in range(ranks)]
 
 
-def check_head(model: PreTrainedModel, path: str, ranks: int) -> None:
-    """Raise FastflowError for a head that cannot be cut over the ranks, those of one replica."""
-    weight = model.get_output_embeddings().get_parameter("weight")
-    check_rows(path, weight is model.get_input_embeddings().get_parameter("weight"), len(weight), ranks)
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head is the embedding."""
+    return model.get_output_embeddings().get_parameter("weight") is model.get_input_embeddings().get_parameter("weight")
 
 
-def check_rows(path: str, is_tied: bool, vocabulary: int, ranks: int) -> None:
-    """Raise FastflowError where a head of V rows is the embedding, or gives some rank no row."""
-    if is_tied:
-        raise FastflowError(
-            f"model.head = cut needs a head of its own, and the head of {path} is its embedding "
-            "(tie_word_embeddings), which every rank reads whole; use --model.head gathered"
-        )
+def check_rows(path: str, vocabulary: int, ranks: int) -> None:
+    """Raise FastflowError where a head of V rows gives some rank no row. ranks: of one replica."""
     if not all(rows_of_each(vocabulary, ranks)):
         raise FastflowError(
             f"model.head = cut gives {-(-vocabulary // ranks)} of the {vocabulary} rows in the head of {path} to a "

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 
 from fastflow.config.model_sections import HeadPlace
-from fastflow.models.cut_head import CUT, CutHead
+from fastflow.models.cut_embedding import CutEmbedding
+from fastflow.models.cut_head import CUT, CutHead, is_tied
 from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
@@ -25,6 +26,7 @@ from fastflow.models.ranks import PATIENCE, Ranks
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
 
 
 def shard_models(
@@ -62,7 +64,7 @@ def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> 
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
         PULSE.work()
     if head == CUT:
-        model.cut_head = CutHead(model.causal_lm.get_output_embeddings(), mesh)
+        model.cut_head = cut_head_of(model.causal_lm, mesh)
     apart = model.cut_head.parameters if model.cut_head else None
     fully_shard(root, mesh=mesh, mp_policy=plain, reshard_after_forward=False, ignored_params=apart)
     for module in root.modules():
@@ -73,6 +75,15 @@ def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> 
         fill(root, places, unread, device, ranks)
         model.unread = None
     model.root = root
+
+
+def cut_head_of(model: PreTrainedModel, mesh: DeviceMesh) -> CutHead:
+    """Cut the head of a model for good, and its embedding with it where that is the same weight."""
+    embedding, has_one_weight = model.get_input_embeddings(), is_tied(model)
+    head = CutHead(model.get_output_embeddings(), mesh)
+    if has_one_weight:
+        model.set_input_embeddings(CutEmbedding(embedding, head))
+    return head
 
 
 def mesh_of(ranks: Ranks, device: torch.device) -> DeviceMesh:

@@ -13,7 +13,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.cut_head import CUT, check_rows, rows_of_each
 from fastflow.plan.device import Device
 from fastflow.plan.lengths import sequences_at_once
-from fastflow.plan.rows import BACKWARD, LOSS, SAMPLING, Row, size
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row, size
 from fastflow.plan.sizes import ModelSizes
 from fastflow.plan.trainer_rows import loss_rows, microbatch_tokens, numbers_of, parameter_bytes
 
@@ -21,6 +21,7 @@ OF_THE_HEAD = (
     "a block of logits", "copy of the head", "gradient of the head", "its sum over blocks",
     "the same for long sequences",
 )  # fmt: skip
+OF_THE_EMBEDDING = "gradient of the embedding"
 HIDDEN = "hidden states and their gradient"
 LOGITS = "logits and cumulative sums"
 FLOAT = 4
@@ -41,9 +42,10 @@ def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: De
     most = max(rows_of_each(model.vocab_size, count))
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
     own = loss_rows(config, replace(model, vocab_size=most), device, tokens=count * tokens)
-    of_part = {row.name: row for row in own if row.name in OF_THE_HEAD}
+    names = (*OF_THE_HEAD, OF_THE_EMBEDDING) if model.tied else OF_THE_HEAD
+    of_part = {row.name: row for row in own if row.name in names}
     summed = FLOAT if numbers.product < FLOAT else 0  # apart from the gradient, which is rounded at the end
-    kept = [row for row in rows if row.name not in OF_THE_HEAD]
+    kept = [row for row in rows if row.name not in names]
     own_sum, note = tokens * model.hidden * FLOAT, f"{FLOAT} B of them below"
     changed = [
         replace(row, bytes=row.bytes - own_sum, how=f"{row.how}, {note}") if row.name == HIDDEN else row for row in kept
@@ -56,6 +58,12 @@ def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: De
         Row("gradient of all ranks' hidden states", "trainer", rows_of_all * numbers.product,
             f"{shown} x {numbers.product} B", (LOSS, BACKWARD)),
     ]  # fmt: skip
+    if model.tied:
+        each = parameter_bytes(config)
+        changed.append(
+            Row("rows of the embedding on their way", "trainer", 3 * tokens * model.hidden * each,
+                f"3 x {tokens:,} tokens x {model.hidden:,} x {each} B", (FORWARD, EMBEDDING)),
+        )  # fmt: skip
     if any(row.name == LOGITS for row in rows):
         sequences = sequences_at_once(config, device.count)
         changed.append(
@@ -73,9 +81,9 @@ def head_remarks(
         return [], []
     try:
         count = ranks_of_a_head(config, device)
-        check_rows(config.model.path, model.tied, model.vocab_size, count)
+        check_rows(config.model.path, model.vocab_size, count)
         if base is not None:
-            check_rows(config.model.base or config.model.path, base.tied, base.vocab_size, count)
+            check_rows(config.model.base or config.model.path, base.vocab_size, count)
     except FastflowError as error:
         return [], [str(error)]
     most = max(rows_of_each(model.vocab_size, count))

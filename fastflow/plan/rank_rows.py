@@ -38,7 +38,7 @@ def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Devi
     outer, layer, gathered_ends = outer_parameters(model), layer_parameters(model), "embedding and head"
     if is_cut(config, device):
         divided = cut_head_rows(divided, config, model, device)
-        outer, gathered_ends = outer - model.vocab_size * model.hidden, "embedding"
+        outer, gathered_ends = outer - model.vocab_size * model.hidden, "last norm" if model.tied else "embedding"
     gathered = [
         Row(f"{gathered_ends}, gathered", "trainer", outer * whole, f"{outer:,} x {whole} B, for a micro-batch",
             (SAMPLING, FORWARD, LOSS, BACKWARD, EMBEDDING)),

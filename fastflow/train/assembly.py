@@ -12,7 +12,7 @@ from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
-from fastflow.models.cut_head import CUT, check_head
+from fastflow.models.cut_head import CUT, check_rows
 from fastflow.models.packed import (
     AdaptersOff,
     FrozenModel,
@@ -84,9 +84,9 @@ def load(config: Config, ranks: Ranks) -> Loaded:
     check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
     if config.model.head == CUT and several:
         each = ranks.count // ranks.replicas
-        check_head(policy.causal_lm, config.model.path, each)
+        check_rows(config.model.path, policy.vocab_size, each)
         if isinstance(base, PackedModel):
-            check_head(base.causal_lm, config.model.base or config.model.path, each)
+            check_rows(config.model.base or config.model.path, base.vocab_size, each)
     judge.end_with(end_ids(policy, tokenizer))
     return Loaded(tokenizer, prompts, judge, policy, base, longest)
 

@@ -28,6 +28,7 @@ VOCABULARY = 41  # which neither 2 nor 3 ranks cut evenly
 def make_learner(
     ranks: Ranks, head: str = "cut", *, name: str = "powerflow", log_z: str = "learned", rank: int = 0,
     tokens: int = 40, autocast: bool = False, residual_stream: ResidualStream = "float32", bias: bool = False,
+    tied: bool = False,
 ) -> Learner:  # fmt: skip
     alpha = 2.0 if name == "powerflow" else 1.0
     objective = ObjectiveConfig(name=name, alpha=alpha, log_z=log_z, reward="answer" if name == "grpo" else None)
@@ -37,7 +38,7 @@ def make_learner(
         importance=ImportanceConfig(ratio="token_mean") if name == "powerflow" else ImportanceConfig(),
         optim=OptimConfig(lr=1e-3, max_grad_norm=1.0),
     )
-    model = make_causal_lm(tied=False, vocab_size=VOCABULARY)
+    model = make_causal_lm(tied=tied, vocab_size=VOCABULARY)
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
     if rank:
@@ -46,7 +47,7 @@ def make_learner(
     policy = PackedModel(model, **types)
     base: FrozenModel | AdaptersOff | None = AdaptersOff(policy) if rank else None
     if not rank and name != "distil":
-        base = FrozenModel(make_causal_lm(tied=False, vocab_size=VOCABULARY, seed=1), **types)
+        base = FrozenModel(make_causal_lm(tied=tied, vocab_size=VOCABULARY, seed=1), **types)
     shard_models(policy, base, ranks, head=head)
     torch.manual_seed(0)  # the log_z head
     return Learner(policy, base, config, total_updates=10)
@@ -84,6 +85,10 @@ def all_cut_heads(ranks: Ranks) -> None:
     check_updates(ranks, groups=few(groups, 2), name="grpo", reward=reward[:2])
     check_updates(ranks, groups=groups, name="distil")
     check_updates(ranks, groups=groups, name="rent")  # from the statistics of each token
+    check_updates(ranks, groups=groups, updates=5, tied=True)
+    check_updates(ranks, groups=groups, rank=2, tied=True)
+    check_updates(ranks, groups=few(groups, 1), tied=True)
+    check_lookups(ranks)
     check_logits(ranks)
     check_statistics(ranks)
     check_upstream(ranks)
@@ -103,7 +108,8 @@ def replicated_cut_heads(ranks: Ranks) -> None:
     check_updates(ranks, groups=groups, tokens=1, bias=True)
     check_updates(ranks, groups=few(groups, 1))  # one replica has nothing at all
     check_updates(ranks, groups=groups, name="rent")
-    check_updates(replace(ranks, replicas=ranks.count), groups=groups)  # nothing is cut
+    check_updates(ranks, groups=groups, updates=2, tied=True)
+    check_updates(replace(ranks, replicas=ranks.count), groups=groups, tied=True)  # nothing is cut
     check_logits(ranks)
     learner, sizes = make_learner(ranks), rows_of_each(VOCABULARY, 2)
     own = [len(part(one.lm_head.weight)) for one in (learner.policy.causal_lm, learner.base.causal_lm)]
@@ -147,6 +153,21 @@ def random_rows(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor, slice]:
     hidden = torch.randn(starts[-1], 32, generator=generator)
     targets = torch.randint(VOCABULARY, (starts[-1],), generator=generator)
     return hidden, targets, slice(starts[ranks.rank], starts[ranks.rank + 1])
+
+
+def check_lookups(ranks: Ranks) -> None:
+    """A tied embedding gives the rows of a whole one, for any number of tokens, and so does its gradient."""
+    one, several = (make_learner(of, tied=True).policy.causal_lm for of in (Ranks(), ranks))
+    assert several.get_input_embeddings().weight is several.lm_head.weight
+    for count in (0, 5):  # the first rank has as many, the others more
+        of_ranks = [torch.arange(count + 3 * rank).mul(7) % VOCABULARY for rank in range(ranks.count)]
+        own = of_ranks[ranks.rank].view(1, -1)
+        found, right = several.get_input_embeddings()(own), one.get_input_embeddings()(own)
+        assert torch.equal(found, right)
+        upstream = torch.linspace(-1, 1, 32)
+        (found * upstream).sum().backward()
+        (one.get_input_embeddings()(torch.cat(of_ranks)) * upstream).sum().backward()
+        torch.testing.assert_close(whole(several.lm_head.weight.grad), one.lm_head.weight.grad)
 
 
 def check_logits(ranks: Ranks) -> None:

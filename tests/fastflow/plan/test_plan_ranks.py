@@ -71,9 +71,26 @@ def test_a_head_that_stays_cut(tmp_path):
     assert rows_of(cut, GPU) == rows_of(config, GPU)
 
 
-def test_a_tied_head_is_an_obstacle_to_its_cut(models):
-    (obstacle,) = estimate(configure(models / "large", model__head="cut"), TWO).obstacles
-    assert "is its embedding" in obstacle
+def test_a_tied_head_that_stays_cut_gathers_no_embedding(models):
+    config, cut = (configure(models / "large", model__head=head) for head in ("gathered", "cut"))
+    before, after = (rows_of(one, TWO) for one in (config, cut))
+    assert after["trainer", "last norm, gathered"].bytes == LARGE["hidden_size"] * 4
+    assert not any(name.startswith("embedding") for _, name in after)
+    for name in ("gradient of the head", "gradient of the embedding"):
+        assert after["trainer", name].bytes * 2 == before["trainer", name].bytes
+    travelling = after["trainer", "rows of the embedding on their way"].bytes
+    assert travelling == 3 * microbatch_tokens(cut) * LARGE["hidden_size"] * 4
+
+
+def test_replicas_share_no_head(tmp_path):
+    """Each cuts it over its own ranks: two replicas of two ranks keep what two ranks keep."""
+    make_causal_lm("llama", **LARGE, tied=False).config.save_pretrained(tmp_path / "untied")
+    alone, two = (configure(tmp_path / "untied", model__head="cut", run__replicas=count) for count in (1, 2))
+    expected, found = rows_of(alone, TWO), rows_of(two, replace(TWO, count=4))
+    for name in ("gradient of the head", "a block of logits", "hidden states of all ranks", "embedding, gathered"):
+        assert found["trainer", name].bytes == expected["trainer", name].bytes
+    (remark,) = [one for one in estimate(two, replace(TWO, count=4)).remarks if "model.head" in one]
+    assert f"at most {LARGE['vocab_size'] // 2:,} of the head's" in remark
 
 
 def test_under_autocast_layers_are_gathered_in_bfloat16_and_not_copied(models):
