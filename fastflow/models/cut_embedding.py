@@ -30,7 +30,7 @@ class CutEmbedding(nn.Module):
         self.padding_idx = getattr(embedding, "padding_idx", None)  # a token whose row learns nothing here
         self._head = head
 
-    def forward(self, ids: Int64[Tensor, "..."]) -> Float[Tensor, "... D"]:
+    def forward(self, ids: Int64[Tensor, "*ids"]) -> Float[Tensor, "*ids D"]:
         errand = Errand.ask(ids.flatten(), max(self._head.sizes), self._head.shard)
         rows = _Rows.apply(self._head.own(self.weight), ids.flatten(), self.padding_idx, errand)
         return rows.view(*ids.shape, rows.shape[1])

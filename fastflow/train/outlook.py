@@ -139,8 +139,8 @@ class Outlook:
         if all(sign.waits for sign in self._last):
             sentence = (
                 f"all ranks wait for each other since {limit:.0f} seconds (rank 0 is in {self._last[0].at}); check the "
-                "network between them (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name its interface), and that all have "
-                "the same settings"
+                "network between them (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name its interface), and that all "
+                "have the same settings"
             )
         else:
             sentence = (

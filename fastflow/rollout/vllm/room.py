@@ -45,7 +45,7 @@ def require_room(device: torch.device, needed: int, ranks: Ranks | None = None) 
 
 
 def check_room(own: Need, needs: Sequence[Need | None]) -> None:
-    """Raise FastflowError where the needs at the place of `own` are more than was free when the first of them looked."""
+    """Raise FastflowError where the needs at the place of `own` are more than was free before any took it."""
     here = [need for need in needs if need is not None and need.place == own.place]
     total, free = sum(need.needed for need in here), min(need.free for need in here)
     if total > free:
