@@ -214,7 +214,7 @@ def test_a_rank_without_memory_ends_the_run_and_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("hangs", "how", "variables"),
     [
-        (1, "sleep", {"BEFORE": "0"}),
+        (1, "loop", {"BEFORE": "0"}),
         (1, "stop", {"BEFORE": "0"}),
         (0, "sleep", {"IN_A_SAVE": "yes"}),
         (0, "stop", {"IN_A_SAVE": "yes"}),
