@@ -130,9 +130,12 @@ def test_a_cut_head_goes_on_gathered_and_the_reverse(tmp_path):
     assert_like(tmp_path / "run", tmp_path / "one")
 
 
-def test_a_head_that_is_the_embedding_is_not_cut(tmp_path):
-    said = finish(begin(tmp_path, "--devices=2", **{"model.head": "cut"}), code=2)
-    assert said.count("model.head = cut needs a head of its own") == 1
+def test_a_head_that_is_the_embedding_stays_cut(undisturbed):
+    changes = {"run.samples_every": 1, "run.steps": 4, "model.head": "cut"}
+    said = finish(begin(undisturbed, "--devices=2", name="tied", **changes))
+    assert "head cut over the ranks, at most 20 of its 40 rows on each" in said
+    assert "before it keeps its part" not in said  # no rank loads a whole model
+    assert_like(undisturbed / "tied", undisturbed / "one")
 
 
 def test_a_run_goes_on_with_another_number_of_replicas(undisturbed):
