@@ -42,10 +42,10 @@ UNCOVERED = [TESTS / "kernels", TESTS / "csrc", TESTS / "bench"]  # tracing make
 
 
 def pytest_collection_modifyitems(config, items):
-    """Measure coverage of the trainer by its own tests alone."""
+    """Measure coverage of the trainer by its own quick tests: tracing takes more than half as long again."""
     if config.pluginmanager.hasplugin("_cov"):
         for item in items:
-            if any(item.path.is_relative_to(folder) for folder in UNCOVERED):
+            if item.get_closest_marker("slow") or any(item.path.is_relative_to(folder) for folder in UNCOVERED):
                 item.add_marker("no_cover")
 
 

@@ -22,6 +22,7 @@ TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(
 GRADIENTS = len(policy_gradients.VARIANTS) + 2 * len(policy_gradients.TARGETS)
 POWER = 3  # of the samplers of p^alpha
 DISTIL = 3  # two gradients, and the optimum
+FINE = checks.Check("fine", 0.0, 1.0, "")
 MANY = POWER + GRADIENTS + DISTIL + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
 
 
@@ -31,13 +32,17 @@ def arguments(*options: str) -> argparse.Namespace:
     return parser.parse_args(options)
 
 
-def transformer_distances(objective: str = "powerflow") -> list[checks.Check]:
-    config = checks.transformer_config(SPACE, 2.0, "group_mean", checks.QUICK, seed=0)
-    config = replace(config, objective=replace(config.objective, name=objective))
-    return checks.transformer_checks(SPACE, config, lambda: None)
+@pytest.fixture
+def measured_elsewhere(monkeypatch):
+    """Leaves out what test_power_sampling.py and test_distillation.py measure."""
+    monkeypatch.setattr(checks, "power_checks", lambda make_models, seed: [FINE] * POWER)
+    monkeypatch.setattr(checks, "distillation_checks", lambda make_models, seed: [FINE] * DISTIL)
 
 
-def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
+@pytest.mark.slow
+def test_quick_verification_passes_and_writes_json(measured_elsewhere, monkeypatch, tmp_path, capsys):
+    """With one of the three transformers; `.ci/run` verifies them all."""
+    monkeypatch.setattr(checks, "TRANSFORMER_BOUNDS", {2.0: checks.TRANSFORMER_BOUNDS[2.0]})
     file, threads = tmp_path / "made" / "verify.json", torch.get_num_threads()
     assert verify.run(arguments("--quick", "--json", str(file))) == 0
     assert torch.get_num_threads() == threads
@@ -53,12 +58,9 @@ def test_quick_verification_passes_and_writes_json(tmp_path, capsys):
     assert all(check["name"] in printed for check in written["checks"])  # nothing is cut at 80 columns
 
 
-def test_a_missed_bound_exits_with_one(monkeypatch, tmp_path, capsys):
+def test_a_missed_bound_exits_with_one(measured_elsewhere, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checks, "QUICK", TINY)
     monkeypatch.setattr(checks, "SAMPLER_BOUND", -1.0)
-    fine = checks.Check("fine", 0.0, 1.0, "")  # not measured again
-    monkeypatch.setattr(checks, "power_checks", lambda make_models, seed: [fine] * POWER)
-    monkeypatch.setattr(checks, "distillation_checks", lambda make_models, seed: [fine] * DISTIL)
     file = tmp_path / "verify.json"
     assert verify.run(arguments("--quick", "--json", str(file))) == verify.FAILED == 1
     written = json.loads(file.read_text())
@@ -82,9 +84,12 @@ def test_an_unwritable_file_is_an_error_before_the_checks(monkeypatch, tmp_path)
         verify.run(arguments("--json", str(tmp_path)))
 
 
-def test_transformer_reaches_the_target_and_a_wrong_loss_does_not():
-    assert all(check.passed for check in transformer_distances())
-    assert not transformer_distances("tb_trajectory")[0].passed
+@pytest.mark.slow
+def test_under_a_wrong_loss_the_transformer_misses_the_target():
+    """The right loss reaches it in the quick verification, from the same settings and seed."""
+    config = checks.transformer_config(SPACE, 2.0, "group_mean", checks.QUICK, seed=0)
+    config = replace(config, objective=replace(config.objective, name="tb_trajectory"))
+    assert not checks.transformer_checks(SPACE, config, lambda: None)[0].passed
 
 
 def test_a_wrong_gradient_is_noticed(monkeypatch):
