@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -14,32 +15,46 @@ from pathlib import Path
 
 import pytest
 
+import cli_runs
 from fastflow.demo.small_model import make_model, make_tokenizer
 from fastflow.demo.tasks import SUMS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ONE_FILE = EXAMPLES / "one_file_loop.py"
+ASSIGNMENT = re.compile(r"[A-Z]+=")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     """Runs a command line in a folder that holds the examples, as the repository does; returns what it printed."""
     shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-    programs = {"python": [sys.executable], "fastflow": [sys.executable, "-m", "fastflow.cli"]}
+    monkeypatch.chdir(tmp_path)
 
     def run(line: str) -> str:
         words = shlex.split(line)
-        assigned = dict(word.split("=", 1) for word in words if re.match(r"[A-Z]+=", word))
-        paths = [assigned.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", "")]
-        program, *arguments = words[len(assigned) + bool(paths[0]) :]
+        assigned = dict(
+            itertools.takewhile(lambda pair: pair[0].isupper(), (word.partition("=")[::2] for word in words))
+        )
+        program, *arguments = words[len(assigned) :]
+        assert program in ("python", "fastflow"), line
+        paths = [assigned.get("PYTHONPATH", ""), *sys.path]
         environment = os.environ | assigned | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        command = [*programs[program], *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        script = runs_file(arguments) if program == "python" else ""
+        process = cli_runs.start(arguments, program=script, env=environment)
+        out, error = process.communicate(timeout=600)
+        assert process.returncode == 0, error
+        return out
 
     return run
+
+
+def runs_file(arguments: list[str]) -> str:
+    """Python that does what `python FILE ARGUMENTS` does."""
+    return (
+        f"import runpy, sys\nsys.argv = {arguments!r}\nsys.path.insert(0, {os.path.dirname(arguments[0])!r})\n"
+        f"runpy.run_path({arguments[0]!r}, run_name='__main__')\nsys.exit()"
+    )
 
 
 def commands_of(page: Path) -> list[str]:

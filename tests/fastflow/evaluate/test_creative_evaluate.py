@@ -1,19 +1,16 @@
 """`fastflow evaluate` on creative tasks and with the dial, whole: a small model, a fake judge, a tiny encoder."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import cli_runs
 from fake_judge import FakeJudge, texts_in
 from fastflow.cli import main
 from fastflow.evaluate.creative.diversity import measure
@@ -23,7 +20,6 @@ from small_models import save_model
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("httpx")
-ROOT = Path(__file__).parents[3]
 
 
 def say_length(messages):
@@ -173,21 +169,17 @@ def test_a_judge_that_fails_leaves_what_it_said(sums, task, judge, tmp_path, cap
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_judgement_goes_on(sums, task, judge, tmp_path, number, code):
     base, _ = sums
-    command = [sys.executable, "-m", "fastflow.cli", *arguments([base], [task], tmp_path / "out",
-               "--judge.address", judge.address, "--judge.rubric", tmp_path / "rubric.yaml",
-               "--judge.concurrency", 2)]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    options = ["--judge.address", judge.address, "--judge.rubric", tmp_path / "rubric.yaml", "--judge.concurrency", 2]
 
     def start():
-        return subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        command = arguments([base], [task], tmp_path / "out", *options)
+        return cli_runs.start(command, program="import torch; torch.set_num_threads(1)")
 
     held = threading.Event()
     judge.say = lambda messages: say_length(messages) if len(judge.bodies) <= 4 else held.wait(200) and None
     process, deadline = start(), time.monotonic() + 200
     while time.monotonic() < deadline and len(judge.bodies) < 6:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
     _, error = process.communicate(timeout=200)

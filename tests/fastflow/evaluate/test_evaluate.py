@@ -1,16 +1,14 @@
 """`fastflow evaluate`, whole: on the demo's sums, killed and gone on with, refused in words."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import cli_runs
 from fastflow.cli import main
 from fastflow.demo import command as demo
 from fastflow.demo.tasks import SUMS
@@ -20,7 +18,7 @@ from fastflow.evaluate.subjects import Subject
 
 pytest.importorskip("pyarrow")
 HELD_OUT = 12
-ROOT = Path(__file__).parents[3]
+ONE_THREAD = "import torch; torch.set_num_threads(1)"
 
 
 def arguments(sums, output, *more):
@@ -68,16 +66,7 @@ def test_with_the_box_alone_accuracy_and_pass_at_k_are_equal(sums, tmp_path):
 
 def start(sums, output):
     """The command in a process of its own, which the tests' threads and settings do not reach."""
-    command = [
-        sys.executable,
-        "-m",
-        "fastflow.cli",
-        *arguments(sums, output, "--prompts_per_part", "1", "--samples", "4"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return cli_runs.start(arguments(sums, output, "--prompts_per_part", "1", "--samples", "4"), program=ONE_THREAD)
 
 
 def parts_of(output):
@@ -88,7 +77,7 @@ def stop(process, output, number, *, at):
     """Send a signal when so many parts are there. Returns the exit code and what stood on stderr."""
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and len(parts_of(output)) < at:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(number)
     _, error = process.communicate()
