@@ -252,6 +252,7 @@ class TestRuns:
         assert about["objective"] == "FlowObjective" and about["result"]["loss"] == "inf"
         assert about["versions"]["torch"] == torch.__version__
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "changes",
         [

@@ -60,6 +60,7 @@ KINDS = {
 COMMON = {"run__steps": 6, "run__save_every": 2, "run__samples_every": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 def test_resumed_is_undisturbed(changes, tmp_path):
     whole = run_to_the_end(configure(tmp_path, run__output=tmp_path / "whole", **COMMON, **changes))
@@ -78,6 +79,7 @@ def test_a_second_resume_of_a_resumed_run(tmp_path):
     check_same(whole, run_to_the_end(config, resume="auto"))
 
 
+@pytest.mark.slow
 def test_more_than_an_epoch(tmp_path):
     """Ten prompts, four a step: step 3 ends the first epoch in its middle, step 5 the second at its end."""
     changes = {**COMMON, "run__steps": 8, "run__save_every": 1}
@@ -131,6 +133,7 @@ class TestAhead:
         monkeypatch.setattr("fastflow.train.trainer.make_sampler", overlapping)
         return {**COMMON, "rollout__ahead": 1, "rollout__engine": "vllm", "optim__lr": 1e-2}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("every", [1, 2])
     def test_killed_at_every_step(self, every, changes, tmp_path):
         changes |= {"run__save_every": every}

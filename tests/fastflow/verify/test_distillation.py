@@ -21,6 +21,7 @@ def test_another_average_is_noticed(monkeypatch):
     assert not gradient_check(make_models, "token_mean", seed=1).passed
 
 
+@pytest.mark.slow
 def test_samples_of_a_power_end_at_that_power():
     assert optimum_check(make_models, seed=1).passed
 

@@ -25,6 +25,7 @@ def test_the_checks_pass(few):
     assert published.value > 0 and "misses" in published.note
 
 
+@pytest.mark.slow
 def test_wrong_samplers_are_noticed(few, monkeypatch):
     right, increment = mcmc.log_acceptance, smc.log_increment
 
