@@ -3,7 +3,6 @@
 import json
 import signal
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
