@@ -21,7 +21,7 @@ def meeting(config: Config, environment: Mapping[str, str] = os.environ) -> Iter
     collective waits for whoever gives signs. Otherwise a meeting, and a collective, ends after the longest wait for an
     engine. Raises FastflowError for what one rank only can do, and where they do not meet.
     """
-    ranks = claim(config)
+    ranks = claim(config, environment)
     with contextlib.ExitStack() as stack:
         if environment.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
             stack.enter_context(watched(config, ranks))
