@@ -128,11 +128,17 @@ class TestChat:
         assert config.data.template_arguments == {"level": "low"}
 
 
+def save_model_directory(tokenizer, directory) -> None:
+    """What a dry run reads of a model: all but its weights."""
+    tokenizer.save_pretrained(directory)
+    (directory / "config.json").write_text('{"model_type": "llama"}')
+
+
 class TestDryRun:
     @pytest.fixture
     def dry_run(self, tmp_path, capsys):
         def run(tokenizer, *records, **options) -> str:
-            tokenizer.save_pretrained(tmp_path / "model")
+            save_model_directory(tokenizer, tmp_path / "model")
             (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": record}) + "\n" for record in records))
             arguments = ["--model.path", str(tmp_path / "model"), "--data.path", str(tmp_path / "p.jsonl")]
             arguments += [part for name, value in options.items() for part in (f"--data.{name}", value)]
@@ -168,7 +174,7 @@ class TestDryRun:
 
     def test_a_prompt_that_cannot_be_tokenised_ends_it(self, tmp_path, tokenizer, capsys):
         tokenizer.chat_template = "{{ raise_exception('no') }}"
-        tokenizer.save_pretrained(tmp_path / "model")
+        save_model_directory(tokenizer, tmp_path / "model")
         (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
         arguments = ["--model.path", str(tmp_path / "model"), "--data.path", str(tmp_path / "p.jsonl")]
         assert main(["train", "--dry-run", *arguments, "--data.chat_template", "true"]) == 2

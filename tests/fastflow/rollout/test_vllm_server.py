@@ -213,25 +213,6 @@ def test_a_training_run_one_step_ahead(real, tmp_path):
 
 
 @needs_vllm
-def test_of_two_real_servers_one_is_killed(real, running, caplog):
-    """The last test: afterwards one of the servers is gone."""
-    model = make_policy(tied=False)
-    doomed = real["reloading"]
-    sampler = running(model, real["untied"], doomed, max_sequences=4, silence=60.0)
-    requests = make_requests(responses=16)
-    whole = sampler.sample(requests, PARAMS)
-    sampler.begin(requests, PARAMS)
-    doomed.kill()
-    survived = sampler.finish()
-    assert_same_responses(whole, survived)
-    assert_agrees(survived, model)
-    perturb(model)
-    sampler.load_weights(model)
-    assert_agrees(sampler.sample(requests, PARAMS), model)
-    assert f"the server at {doomed.address} does not answer" in caplog.text
-
-
-@needs_vllm
 def test_a_judge_whose_replies_are_no_grades(real, tmp_path, monkeypatch):
     """A model of random weights: each reply is kept, counted and read as no grade, and none is asked twice."""
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
@@ -259,3 +240,22 @@ def test_a_judge_that_refuses_is_quoted(real, tmp_path, monkeypatch):
     judge = Judge(JudgeConfig(address=f"{real['reloading'].address}/v1"))
     with pytest.raises(FastflowError, match=r"refused all 1 requests; it answered .* with 400: max_tokens=1024 cannot"):
         grade_quality(judge, find_rubric("poem"), rows, Replies(tmp_path / "replies.jsonl"))
+
+
+@needs_vllm
+def test_of_two_real_servers_one_is_killed(real, running, caplog):
+    """The last test: afterwards one of the servers is gone."""
+    model = make_policy(tied=False)
+    doomed = real["reloading"]
+    sampler = running(model, real["untied"], doomed, max_sequences=4, silence=60.0)
+    requests = make_requests(responses=16)
+    whole = sampler.sample(requests, PARAMS)
+    sampler.begin(requests, PARAMS)
+    doomed.kill()
+    survived = sampler.finish()
+    assert_same_responses(whole, survived)
+    assert_agrees(survived, model)
+    perturb(model)
+    sampler.load_weights(model)
+    assert_agrees(sampler.sample(requests, PARAMS), model)
+    assert f"the server at {doomed.address} does not answer" in caplog.text
