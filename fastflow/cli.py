@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,6 +20,8 @@ from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
 from fastflow.visible import one_sentence, visible
+
+SPEAKING_SECONDS = 10.0  # for a rank to leave the watch of the others, and to say why all end
 
 
 def command() -> NoReturn:
@@ -43,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tell(f"fastflow: {one_sentence(str(stop))}")
             return stop.exit_code
         except FastflowError as error:
-            if not error.silent:
+            if error.silent:
+                _let_another_speak()
+            else:
                 tell(f"fastflow: error: {one_sentence(str(error))}")
             return error.exit_code
         except KeyboardInterrupt as stop:
@@ -51,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return exit_code(stop)
         finally:
             _leave_dead_streams()
+
+
+def _let_another_speak() -> None:
+    """Wait for the rank that says why all of them end. torchrun stops the others as soon as one has ended."""
+    with contextlib.suppress(StopRequest):
+        time.sleep(SPEAKING_SECONDS)
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,26 @@ import torch
 
 from command_line import check_refused, invoke, write
 from fastflow import cli
+from fastflow.models.ranks import FailedElsewhere
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_rank_with_nothing_to_say_ends_behind_the_one_that_speaks(stopped, monkeypatch, capsys):
+    """torchrun stops the other ranks as soon as one has ended; that one is to be the rank that tells why."""
+    waited = []
+
+    def run(arguments):
+        raise FailedElsewhere("why")
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if stopped:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(cli.time, "sleep", sleep)
+    assert invoke(capsys, "train") == (2, "", "")
+    assert waited == [cli.SPEAKING_SECONDS]
 
 
 class TestTraining:
