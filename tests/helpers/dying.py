@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate", "os.chmod"}
 GONE = 9  # exit code
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -71,6 +73,7 @@ def in_a_child(work: Callable[[], object], *, output: Path) -> int:
         log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        tqdm.set_lock(threading.RLock())  # its own is one for all forks, and stays locked where one is killed inside it
         work()
         code = 0
     except BaseException:

@@ -7,15 +7,11 @@ function of prompt and seed.
 from __future__ import annotations
 
 import logging
-import os
-import socket
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 from safetensors.torch import load_file
 
 from fastflow.config.schema import LoraConfig
@@ -33,7 +29,6 @@ from fastflow.rollout.vllm import gathered, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
 from fastflow.rollout.vllm.process import EngineLost
 from fastflow.rollout.vllm.sampler import VllmSampler
-from rank_worker import run_rank
 from small_models import make_causal_lm
 
 PARAMS = SamplingParams(max_response_tokens=4)
@@ -164,19 +159,6 @@ def fails(act, ranks: Ranks, *, rank: int, says: str) -> None:
     with pytest.raises(kind, match=f"rank {rank}: .*{says}") as caught:
         act()
     assert caught.value.on_all_ranks
-
-
-def spawn(count: int, work: Callable[[Ranks], None]) -> None:
-    """Do the work on so many ranks, each a process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_be_a_rank, args=(count, port, work), nprocs=count)
-
-
-def _be_a_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) -> None:
-    run_rank(rank, count, port, work)
-    os._exit(0)  # torch's threads may abort a rank at exit, where another ended first
 
 
 def all_of_vllm(ranks: Ranks) -> None:

@@ -65,6 +65,7 @@ def run_rank(rank: int, count: int, port: int, work: Callable[[Ranks], None]) ->
         ranks.max(0)  # nobody leaves before the others are done
     finally:
         leave()
+    os._exit(0)  # torch's threads may abort a rank at exit, where another ended first
 
 
 def adapted(model: PreTrainedModel, rank: int) -> PeftModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_of_ranks import spawn
+from rank_worker import spawn
 from server_runs import needs_httpx
 from servers_of_ranks import all_of_servers
 

@@ -13,12 +13,13 @@ import torch
 import torch.multiprocessing.reductions as reductions
 
 from cli_runs import ROOT, options, settings, start
-from engine_of_ranks import all_of_vllm, expected, make_requests, spawn
+from engine_of_ranks import all_of_vllm, expected, make_requests
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.models.ranks import Ranks, alone, visible_gpu
 from fastflow.rollout.shares import exchange, share_of
 from fastflow.rollout.vllm import gathered
 from rank_runs import finish
+from rank_worker import spawn
 from resumed_runs import metrics_of, newest_save, tensors_of
 from small_models import save_model
 from vllm_runs import HEAD_DIM, needs_vllm
