@@ -73,7 +73,7 @@ def in_a_child(work: Callable[[], object], *, output: Path) -> int:
         log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        tqdm.set_lock(threading.RLock())  # its own is one for all forks, and stays locked where one is killed inside it
+        unlock_progress_bars()
         work()
         code = 0
     except BaseException:
@@ -82,6 +82,16 @@ def in_a_child(work: Callable[[], object], *, output: Path) -> int:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def unlock_progress_bars() -> None:
+    """Give all kinds of them a lock of this process. Their own is one for all forks, and stays locked where one of
+    these is killed inside it.
+    """
+    lock, kinds = threading.RLock(), [tqdm]
+    for kind in kinds:
+        kind.set_lock(lock)
+        kinds += kind.__subclasses__()
 
 
 def exit_code(child: int) -> int:
