@@ -95,6 +95,8 @@ section "Benchmark" "$seconds" "$python" -m bench.kernels --device cuda --group-
     --budget $((seconds > 90 ? seconds - 70 : 20)) --output "$output" --name "$stem-kernels"
 section "One update" "$(at_most 85 80)" "$python" -m bench.step --device cuda --seconds 70 \
     --output "$output" --name "$stem-step"
+section "The same, bfloat16 residual stream" "$(at_most 45 80)" "$python" -m bench.step --device cuda --seconds 30 \
+    --contestant fastflow --ours residual_stream=bfloat16 --json "$output/$stem-step-bfloat16-stream.json"
 section "compute-sanitizer memcheck" "$(at_most 60 20)" "$python" -m bench.sanitize --tool memcheck
 section "compute-sanitizer racecheck" "$(at_most 60 20)" "$python" -m bench.sanitize --tool racecheck
 section "Row pass" "$(at_most 30 20)" "$python" -m bench.row_pass

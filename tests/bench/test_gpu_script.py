@@ -25,7 +25,9 @@ case "$*" in
     *"import xdist"*) exit 1 ;;
 esac
 """
-BROUGHT = {"mpmath": "torch", "packaging": "pytest", "tokenizers": "transformers", "yaml": "pyyaml"}
+BROUGHT = {
+    "mpmath": "torch", "packaging": "pytest", "tokenizers": "transformers", "tqdm": "transformers", "yaml": "pyyaml",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,9 @@ def arguments_of(run, *start: str) -> list[list[str]]:
 def test_all_sections_are_reported(run):
     rows = re.findall(r"^\| (.+) \| passed \| \d+ s \|$", run[1], re.MULTILINE)
     assert rows == [
-        "Installing the wheels", "CUDA library", "Tests", "Benchmark", "One update", "compute-sanitizer memcheck",
-        "compute-sanitizer racecheck", "Row pass", "Tuning",
+        "Installing the wheels", "CUDA library", "Tests", "Benchmark", "One update",
+        "The same, bfloat16 residual stream", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "Row pass",
+        "Tuning",
     ]  # fmt: skip
 
 
@@ -83,11 +86,11 @@ def test_the_tests_are_those_of_all_folders_that_have_some_for_a_gpu(run):
 
 
 def test_the_benchmarks_take_their_options(run, monkeypatch, capsys):
-    (ops,), (update,) = arguments_of(run, "-m", "bench.kernels"), arguments_of(run, "-m", "bench.step")
+    (ops,), updates = arguments_of(run, "-m", "bench.kernels"), arguments_of(run, "-m", "bench.step")
     asked = options.make_parser().parse_args(ops)
     assert asked.device == "cuda" and asked.budget > 0
     assert [one.name for one in providers.select(asked.also, quick=False)] == asked.also
-    assert step.make_parser().parse_args(update).device == "cuda"
+    assert [step.make_parser().parse_args(update).device for update in updates] == ["cuda", "cuda"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit):
         kernels.main(ops)
