@@ -1,8 +1,8 @@
 """The stability figure of the paper in miniature, on the demo's sums: who collapses in length, and who holds.
 
-One small model is pretrained once. Every method then sharpens it towards alpha 4 from the same prompts. The likeliest
-whole response is a bare guess of six tokens, so a loss over whole sequences ends there; careful work has the highest
-log-prob per token, and takes twenty.
+One small model is pretrained once. Every method then sharpens it towards alpha 4 from the same prompts, with the same
+format penalty. The likeliest whole response is a bare guess of six tokens, so a loss over whole sequences ends there;
+careful work has the highest log-prob per token, and takes twenty.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ STEPS = 80
 SETTINGS: dict[str, Any] = {
     **PRESETS["demo"],
     "objective.log_z": "learned",  # as in the paper
-    "objective.format_pattern": None,  # no penalty: what the methods do by themselves
     "run.steps": STEPS,
     "run.samples_every": 0,
     "run.save_every": 20,
