@@ -27,7 +27,8 @@ LARGEST_LOG = 80.0  # of a ratio: float32 holds its exponential
 class MaskedFlow(FlowObjective):
     """PowerFlow with the token mask. A response of which no token stays adds nothing to the loss.
 
-    A response's weight and raw ratio are those of the tokens that stay; its log-prob is that of all its tokens.
+    A response's weight is that of the tokens that stay. Its raw ratio and its log-prob are those of all its tokens, so
+    that the two ratios differ wherever a token went or the ratio was clipped.
     """
 
     def losses(self, policy: PackedModel, facts: Facts) -> LossOfMicrobatch:
@@ -48,12 +49,16 @@ class MaskedFlow(FlowObjective):
             def mean(values: Float[Tensor, " N"]) -> Float64[Tensor, " S"]:
                 return sum_per_sequence(torch.where(keep, values.double(), 0.0), batch) / count.clamp(min=1)
 
+            def ratio(mean_log: Float64[Tensor, " S"], count: Float64[Tensor, " S"]) -> Float64[Tensor, " S"]:
+                exponent = mean_log * count if importance.ratio == "sequence" else mean_log
+                return exponent.clamp(-LARGEST_LOG, LARGEST_LOG).exp()
+
             log_z = log_z_of(hidden, batch)
             target = alpha * (mean(tokens.of_batch(base, batch)) + facts.penalty[batch.sequences])
             residual = torch.where(count > 0, log_z.double() + mean(logprob) - target, 0.0)
-            exponent = mean(log_ratio) * (count if importance.ratio == "sequence" else 1.0)
-            raw = exponent.clamp(-LARGEST_LOG, LARGEST_LOG).exp()
-            weight = raw.clamp(1 - importance.clip_low, 1 + importance.clip_high)
+            weight = ratio(mean(log_ratio), count).clamp(1 - importance.clip_low, 1 + importance.clip_high)
+            length = facts.length[batch.sequences].clamp(min=1)
+            raw = ratio(sum_per_sequence(log_ratio, batch) / length, length)
             return MicrobatchLoss(
                 loss=((weight * residual.square()).sum() / len(facts.length)).float(),
                 token_logprob=logprob.detach(),

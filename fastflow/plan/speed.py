@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastflow.config.methods import OFFLINE
+from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Sizes
@@ -56,20 +56,25 @@ def expected_speed(config: Config, sizes: Sizes, device: Device) -> Speed | None
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     sequences = config.batch.prompts_per_step * config.batch.responses_per_prompt
     rate = found.flops_per_s * device.count
-    seconds = sequences * update_flops(sizes, prompt, response) / rate
+    seconds = sequences * update_flops(config, sizes, prompt, response) / rate
     return Speed(sequences * (prompt + response) / seconds, seconds, found, device.count)
 
 
-def update_flops(sizes: Sizes, prompt: int, response: int) -> int:
+def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> int:
     """Return the arithmetic that one sequence needs: the base forward, the policy forward and backward; the head on the
-    response's rows, attention causal.
+    response's rows, attention causal. A loss that knows its gradient only behind the head projects twice, and
+    behaviour log-probs of the trainer's own are one more forward.
     """
     policy = sizes.model
     base = sizes.base or policy
     length = prompt + response - 1
 
-    def forward(model: ModelSizes) -> int:
-        layers = 2 * model.body_linear * length + 2 * model.layers * model.query * length * length
-        return layers + 2 * model.hidden * model.vocab_size * response
+    def head(model: ModelSizes) -> int:
+        return 2 * model.hidden * model.vocab_size * response
 
-    return forward(base) + 3 * forward(policy)
+    def forward(model: ModelSizes) -> int:
+        return 2 * model.body_linear * length + 2 * model.layers * model.query * length * length + head(model)
+
+    again = head(policy) if config.objective.name in POLICY_GRADIENTS or config.released.token_mask else 0
+    recomputed = forward(policy) if config.importance.source == "recompute" else 0
+    return forward(base) + recomputed + 3 * forward(policy) + again

@@ -25,7 +25,7 @@ from bench.steps.padded import PaddedContestant
 from bench.steps.padding import padded_batches
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import Lengths, draw_groups, response_lengths, sequence_lengths
-from fastflow.config.schema import ModelConfig
+from fastflow.config.schema import Config, ModelConfig
 from fastflow.data.trajectory import flatten
 from fastflow.plan.estimate import Sizes
 from fastflow.plan.sizes import read_sizes
@@ -164,7 +164,7 @@ def test_the_arithmetic_counted_is_that_of_the_products(settings):
 def test_the_planner_counts_the_same_arithmetic(tmp_path):
     write_checkpoint(TINY, 2, tmp_path, "cpu")
     sizes = Sizes(read_sizes(str(tmp_path), ModelConfig()), None, None)
-    assert update_flops(sizes, 5, 12) == TINY.update_flops(2, [16], 12)
+    assert update_flops(Config(), sizes, 5, 12) == TINY.update_flops(2, [16], 12)
 
 
 def test_lengths_are_uneven_and_repeatable():

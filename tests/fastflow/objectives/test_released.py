@@ -95,8 +95,14 @@ class TestTokenMaskByHand:
         assert output.log_z.tolist() == pytest.approx([self.LOG_Z] * 3)
         loss = sum(w * delta**2 for w, delta in zip(weight, residual, strict=True)) / 3
         assert float(output.loss.detach()) == pytest.approx(loss, rel=1e-6)
+
+    def test_ratios_of_all_tokens(self, found):
+        output, policy, ratio = found
         raw = output.raw_ratio[np.argsort(policy.order)].tolist()
-        assert raw[2] == pytest.approx(1.5 if ratio == "sequence" else 1.5**0.5, rel=1e-6)
+        power = [1 if ratio == "sequence" else 1 / len(ratios) for ratios in self.RATIOS]
+        assert raw == pytest.approx([math.prod(one) ** p for one, p in zip(self.RATIOS, power, strict=True)], rel=1e-6)
+        changed = (output.weight != output.raw_ratio)[np.argsort(policy.order)]
+        assert changed.tolist() == [True, True, ratio == "sequence"]  # masked, masked, clipped
 
     def test_gradient(self, found):
         output, policy, ratio = found

@@ -23,7 +23,7 @@ def test_time_and_rate(models, count):
     speed = expected_speed(config, sizes, Device("cuda", 140 * GIB, "NVIDIA H200", count=count))
     prompt, response = config.data.max_prompt_tokens, config.rollout.max_response_tokens
     sequences = 3 * config.batch.responses_per_prompt
-    needed = sequences * update_flops(sizes, prompt, response)
+    needed = sequences * update_flops(config, sizes, prompt, response)
     assert needed / speed.seconds_per_step == pytest.approx(count * MEASURED[0].flops_per_s)
     assert speed.tokens_per_s * speed.seconds_per_step == pytest.approx(sequences * (prompt + response))
     assert ("without their communication" in str(speed)) == (count > 1)
@@ -43,6 +43,25 @@ def test_time_and_rate(models, count):
 def test_what_was_not_measured_has_no_speed(models, changes, device):
     config = configure(models / "large", **changes)
     assert expected_speed(config, sizes_of(config), device) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "forwards", "projections"),
+    [
+        ({}, 4, 4),  # the base, and the policy forward and backward, which counts twice
+        ({"objective__name": "grpo", "objective__reward": "answer"}, 4, 5),
+        ({"objective__name": "rl_token"}, 4, 5),
+        ({"released__token_mask": "true"}, 4, 5),
+        ({"importance__source": "recompute"}, 5, 5),
+    ],
+)
+def test_arithmetic_of_a_sequence(models, changes, forwards, projections):
+    config = configure(models / "large", **changes)
+    sizes = sizes_of(config)
+    model, rows = sizes.model, 7 + 5 - 1
+    body = 2 * model.body_linear * rows + 2 * model.layers * model.query * rows**2
+    head = 2 * model.hidden * model.vocab_size * 5
+    assert update_flops(config, sizes, 7, 5) == forwards * body + projections * head
 
 
 def test_the_command_says_it(models, monkeypatch, tmp_path, capsys):
