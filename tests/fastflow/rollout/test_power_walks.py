@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastflow.data.trajectory import Prompt
@@ -97,14 +97,15 @@ def test_the_acceptance_ratio_by_hand():
 
 @settings(max_examples=25, deadline=None)
 @given(alpha=st.floats(0.3, 6), seed=st.integers(0, 1000), limit=st.integers(1, 3))
+@example(alpha=6.0, seed=684, limit=3)  # the slowest of all: a gap of 1.8e-4
 def test_the_exact_chain_keeps_the_power_and_is_in_detailed_balance(alpha, seed, limit):
     table = Table(alpha, seed, SequenceSpace(tokens=2, limit=limit))
     matrix = table.transition(alpha, "exact")
     np.testing.assert_allclose(table.target @ matrix, table.target, atol=1e-12)
     flow = table.target[:, None] * matrix
     np.testing.assert_allclose(flow, flow.T, atol=1e-12)
-    reached = np.linalg.matrix_power(matrix, 4000)
-    np.testing.assert_allclose(reached, np.tile(table.target, (len(matrix), 1)), atol=1e-6)
+    reached = np.linalg.matrix_power(matrix, 2**20)  # where the power is steep, thousands of moves are refused
+    np.testing.assert_allclose(reached, np.tile(table.target, (len(matrix), 1)), atol=1e-8)
 
 
 @pytest.mark.parametrize("form", ["exact", "published"])
