@@ -3,7 +3,8 @@
     python -m tests.chaos --kills 100 --seed 0
     python -m tests.chaos --kills 20 --seed 0 --engine vllm
     python -m tests.chaos --kills 20 --seed 0 --ranks 2 [--engine vllm]
-    python -m tests.chaos --every-operation        one kill at each file operation of a run, in their order
+    python -m tests.chaos --every-operation        one kill at each file operation of a run, in their order;
+                                                   --seed 0 to 3 takes the kind of run
 
 A run counts as survived when its last save equals the undisturbed run's to the bit, with its metrics (but for times)
 and its samples, and when no save with a final name was ever damaged. Exits with 1 otherwise. Runs are forked from this
@@ -249,8 +250,9 @@ def main() -> int:
         try:
             if options.every_operation:
                 kind = list(chaos.kinds)[options.seed % len(chaos.kinds)]
-                for _ in chaos.every_operation(kind, options.first, options.stride):
+                for at in chaos.every_operation(kind, options.first, options.stride):
                     hits["operations"] += 1
+                    print(f"killed at operation {at} ({kind})", file=sys.stderr, flush=True)
             else:
                 for number, hit in enumerate(chaos.random_kills(options.kills), start=1):
                     hits[hit] += 1
