@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastflow.config.sections import EVALUATED
 
 SECONDS = "seconds_eval"
+_AVERAGE = re.compile(rf"{EVALUATED}.+/avg@\d+")
 _COUNTED = ("unparsed", "timed_out")  # verdicts that make scores doubtful
 _PLAIN = ("tokens", "truncated", "well_formed", "distinct")
 
@@ -38,6 +40,28 @@ def metrics_of(task: str, scores: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
+def averages_of(names: Collection[str]) -> list[str]:
+    """Those of a run's metrics that are the avg@n of a task, sorted."""
+    return sorted(name for name in names if _AVERAGE.fullmatch(name))
+
+
+def split_name(metric: str) -> tuple[str, str] | None:
+    """(task, measure) of an evaluation's metric; None for any other.
+
+    >>> split_name("eval/sums/avg@4"), split_name("length_mean")
+    (('sums', 'avg@4'), None)
+    """
+    if not metric.startswith(EVALUATED):
+        return None
+    task, _, measure = metric.removeprefix(EVALUATED).rpartition("/")
+    return task, measure
+
+
+def is_share(measure: str) -> bool:
+    """Whether a measure of an evaluation, or its error, is a share. Only the length is none."""
+    return measure.removesuffix("_error") != "tokens"
+
+
 def is_evaluated(metrics: Mapping[str, Any]) -> bool:
     """Whether an evaluation's scores are among the metrics."""
     return SECONDS in metrics
@@ -47,8 +71,8 @@ def lines_of(metrics: Mapping[str, Any]) -> list[str]:
     """A line for each task whose scores are among the metrics."""
     measures: dict[str, dict[str, Any]] = {}
     for name, value in metrics.items():
-        if name.startswith(EVALUATED):
-            task, _, measure = name.removeprefix(EVALUATED).rpartition("/")
+        if (parts := split_name(name)) is not None:
+            task, measure = parts
             measures.setdefault(task, {})[measure] = value
     return [f"eval {task}  {_line(found)}" for task, found in measures.items()]
 

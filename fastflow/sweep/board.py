@@ -73,8 +73,10 @@ class Board:
     def outlook(self) -> str:
         """Return what the rest takes at the pace since the start."""
         done = sum(self._steps.values())
-        if done == self._first or done >= self._total:
-            return "no time left to tell yet" if done == self._first else "all steps done"
+        if done >= self._total:
+            return "all steps done"
+        if done == self._first:
+            return "the time left is not known yet"
         left = (self._total - done) * (time.monotonic() - self._begun) / (done - self._first)
         return f"about {duration(left)} left"
 

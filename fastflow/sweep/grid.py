@@ -92,9 +92,21 @@ def _check(axes: Sequence[Axis]) -> None:
         (label, times), *_ = Counter(point.label for point in axis.points).most_common(1)
         if times > 1:
             raise FastflowError(f"the grid gives {axis.name} the value {label} twice; leave one out")
+    _check_apart(axes)
     count = math.prod(len(axis.points) for axis in axes)
     if count > MOST_RUNS:
         raise FastflowError(f"the grid has {count} runs, but may have at most {MOST_RUNS}; leave values out")
+
+
+def _check_apart(axes: Sequence[Axis]) -> None:
+    """Refuse a setting that both a variant and the grid give: the run would take one of the values in silence."""
+    for first, second in itertools.permutations(axes, 2):
+        for point in first.points:
+            if second.name in point.settings:
+                raise FastflowError(
+                    f"the {first.name} {point.label} sets {second.name}, and the grid gives it too; leave one of them "
+                    "out"
+                )
 
 
 def _short_names(axes: Sequence[Axis]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fastflow.report.panels import panels
 from fastflow.report.tables import LABELS
+from fastflow.run.evaluated import is_share, split_name
 
 USUAL = (
     *("slope", "length_mean", "truncated_share", "malformed_share", "repetition", "reward_mean", "token_entropy"),
@@ -40,6 +41,10 @@ class Measure:
 
 def measure_of(metric: str) -> Measure:
     """Describe any metric; one that the report does not know keeps its own name."""
+    if (evaluated := split_name(metric)) is not None:
+        task, measure = evaluated
+        share = is_share(measure)
+        return Measure(metric, f"{task} {measure}", "%" if share else "", 100.0 if share else 1.0, share, False)
     found = [(panel, mark) for _, group in panels("") for panel in group for mark in panel.marks if metric in mark.keys]
     panel = found[0][0] if found else None
     share = metric.endswith("_share") or (panel is not None and panel.scale == 100) or metric.endswith("accuracy")

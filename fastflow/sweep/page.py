@@ -10,6 +10,7 @@ from typing import Any
 
 from fastflow.report.text import printable
 from fastflow.run.durable import replace_text
+from fastflow.run.evaluated import averages_of
 from fastflow.run.output_file import writing
 from fastflow.sweep.measures import ACCURACY, DIVERSITY, USUAL, Measure, measure_of
 from fastflow.sweep.plots import curve_plot, pareto_front, pareto_plot, styles
@@ -23,7 +24,8 @@ ERROR_NOTE = "± is one standard error over seeds."
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that the page shows. states: (run, state, remark). metrics: that were asked for; empty for the usual ones."""
+    """All that the page shows. states: (run, state, remark). metrics: that were asked for; empty for
+    the usual ones, with the avg@n of evaluations during training."""
 
     title: str
     results: Sequence[RunResult]
@@ -38,7 +40,8 @@ class Outcome:
     def trained(self) -> list[Measure]:
         """Return the metrics of training that are shown and that some run recorded."""
         recorded = {name for result in self.results for record in result.steps for name in record}
-        return [measure_of(name) for name in (self.metrics or USUAL) if name in recorded]
+        shown = self.metrics or (*averages_of(recorded), *USUAL)
+        return [measure_of(name) for name in shown if name in recorded]
 
     def measured(self) -> list[Measure]:
         """Return the metrics of the policies' evaluations."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fastflow.config import yaml_file
-from fastflow.config.reader import read_config
+from fastflow.config.reader import read_config, to_yaml
 from fastflow.config.schema import Config, sections
 from fastflow.errors import FastflowError
 from fastflow.sweep.grid import Cell
@@ -51,7 +51,18 @@ def read_runs(
                 )
                 raise FastflowError(f"run {cell.name}: {reason}") from error
             runs.append(Run(cell.name, cell.group, directory, config))
+    _check_different(runs)
     return tuple(runs)
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    """Refuse two runs with the same settings, such as those of 1 and 1.0: they would count as two groups."""
+    known: dict[str, str] = {}
+    for run in runs:
+        config = replace(run.config, run=replace(run.config.run, output=""))
+        first = known.setdefault(to_yaml(config), run.name)
+        if first != run.name:
+            raise FastflowError(f"the runs {first} and {run.name} have the same settings; leave one of them out")
 
 
 def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

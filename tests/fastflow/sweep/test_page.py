@@ -48,6 +48,15 @@ def test_it_is_one_file_that_loads_nothing(page):
     assert page.open == [] and "#0102" not in page.source and page.source.count("<style") == 1
 
 
+def test_what_evaluations_during_training_found_is_shown_unasked(tmp_path):
+    scores = {"eval/held_out/avg@4": 0.25, "eval/held_out/avg@4_error": 0.1, "eval/held_out/tokens": 20.0}
+    outcome = Outcome("a", [run("alpha 1", seed, **scores) for seed in range(2)], [])
+    assert [measure.metric for measure in outcome.trained()][:2] == ["eval/held_out/avg@4", "slope"]
+    assert "held_out avg@4 % " in (text := Page(write(outcome, tmp_path)).text) and "alpha 1 2 25.0 ± 0.0" in text
+    tokens = measure_of("eval/held_out/tokens")
+    assert (tokens.title, tokens.unit, tokens.scale) == ("held_out tokens", "", 1)
+
+
 def test_text_stays_text(page):
     assert "name <b>&</b> ␛[31m|" in page.text and "a <i>title</i>" in page.text
     assert "alpha 3_seed-0: failed: <script>no</script>" in page.text

@@ -108,6 +108,7 @@ REFUSED = [
     (["--optim.rate=1"], "unknown option --optim.rate"),
     (["--jobs=0"], "--jobs is 0, but must be from 1"),
     (["--jobs=many"], "invalid int value: 'many'"),
+    (["--grid", "objective.alpha=1,1.0"], "runs alpha-1 and alpha-1.0 have the same settings; leave one of them out"),
     (["--seeds=0,x"], "run seed-x: "),
     (["--preset=demos"], "preset 'demos' is unknown: did you mean demo?"),
     (["--model.path="], "model.path is not set"),
@@ -129,6 +130,14 @@ def test_refused_before_the_first_run(more, words, tmp_path, capsys):
         ("grid: {objective.alpha: 2}", "must be a list of values"),
         ("seeds: 3", "must be a list, such as"),
         ("variants: {calm: 1}", "variants must map names to settings"),
+        (
+            "variants: {calm: {objective.alpha: 3}}\ngrid: {objective.alpha: [2, 4]}",
+            "the variant calm sets objective.alpha, and the grid gives it too; leave one of them out",
+        ),
+        (
+            "variants: {calm: {objective: {alpha: 3}}, wild: {objective: {alpha: 3.0}}}",
+            "runs calm and wild have the same settings",
+        ),
         ("optim: {rate: 1}", "unknown setting optim.rate"),
         ("- 1", "must hold sections"),
         ("a: [", "is not valid YAML"),
