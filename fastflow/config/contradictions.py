@@ -9,6 +9,7 @@ from fastflow.config.methods import (
     OFFLINE,
     POLICY_GRADIENTS,
     RESPONSE_FIELD,
+    REWARD_BALANCES,
     TAKE_A_REWARD,
 )
 from fastflow.config.model_sections import LoraConfig, ModelConfig
@@ -28,12 +29,13 @@ from fastflow.config.sections import (
 )
 from fastflow.errors import FastflowError
 
-_SERVES = {  # of the objective's settings
-    "flowrl_form": "flowrl",
-    "empo_unparsed": "empo",
-    "rent_unanswered": "rent",
-    "ttrl_trained": "ttrl",
-    "distil_average": "distil",
+_SERVES = {  # of the objective's settings: the methods that read them
+    "beta": REWARD_BALANCES,
+    "flowrl_form": ("flowrl",),
+    "empo_unparsed": ("empo",),
+    "rent_unanswered": ("rent",),
+    "ttrl_trained": ("ttrl",),
+    "distil_average": ("distil",),
 }
 _POWERFLOW_ALONE = ("token_mask", "log_z_offset")  # of the released code's switches
 _READ_OFFLINE = ("max_response_tokens",)  # of the rollout's settings
@@ -155,11 +157,11 @@ def check_method(
     if objective.format_pattern is not None and objective.format_check is not None:
         raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
     for entry in fields(objective):
-        method = _SERVES.get(entry.name)
-        if method not in (None, name) and getattr(objective, entry.name) != entry.default:
+        methods = _SERVES.get(entry.name, (name,))
+        if name not in methods and getattr(objective, entry.name) != entry.default:
             raise FastflowError(
-                f"objective.{entry.name} serves {method} alone, and objective.name is {name}; leave it out, or set "
-                f"objective.name = {method}"
+                f"objective.{entry.name} serves {' and '.join(methods)} alone, and objective.name is {name}; leave it "
+                f"out, or set objective.name = {' or '.join(methods)}"
             )
     if name in TAKE_A_REWARD and objective.reward is None:
         raise FastflowError(
@@ -238,7 +240,11 @@ def check_offline(
                     "learns from the responses in data.path; leave it out"
                 )
     no_use = [
-        ("objective.log_z", objective.log_z != "learned", "has no log_z"),
+        (
+            f"objective.log_z = {objective.log_z}",
+            objective.log_z != "learned",
+            "has no log_z: set it to learned where a preset gives it",
+        ),
         ("objective.reward", objective.reward is not None, "reads no reward"),
         ("model.base", model.base is not None, "loads no base"),
         ("eval.every", evaluation.every > 0, "has no sampler to answer with: ask the saves with fastflow evaluate"),

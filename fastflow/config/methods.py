@@ -15,6 +15,7 @@ KlEstimator = Literal["k3", "k2"]
 
 LIKELIHOOD_GRADIENTS = ("rl_trajectory", "rl_token")  # their reward holds the base's log-prob and the policy's own
 REWARD_GRADIENTS = ("grpo", "empo", "ttrl", "intuitor", "rent", "random_reward", "format_reward")
+REWARD_BALANCES = ("flowrl", "tba")  # trajectory balance towards the base times exp(beta * reward): no alpha
 POLICY_GRADIENTS = (*LIKELIHOOD_GRADIENTS, *REWARD_GRADIENTS)
 OFFLINE = ("distil",)  # they learn from recorded responses: nothing is sampled, and no base is read
 RESPONSE_FIELD = "response"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.config.methods import OFFLINE, REWARD_GRADIENTS
+from fastflow.config.methods import OFFLINE, REWARD_BALANCES, REWARD_GRADIENTS
 from fastflow.config.resume import Resume
-from fastflow.config.schema import Config
+from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.recorded import describe as describe_recorded
 from fastflow.models.decoder_layers import recomputed_layers
@@ -83,8 +83,11 @@ def doubtful(config: Config) -> list[str]:
             f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 "
             "and set model.autocast = true instead"
         )
-    sharpens = config.objective.alpha > 1 and config.objective.name not in (*REWARD_GRADIENTS, *OFFLINE)
-    if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
+    alpha, name = config.objective.alpha, config.objective.name
+    reads_alpha = name not in (*REWARD_GRADIENTS, *OFFLINE, *REWARD_BALANCES)
+    if not reads_alpha and alpha != ObjectiveConfig().alpha:
+        warnings.append(f"objective.alpha = {alpha:g} is not read by objective.name = {name}")
+    if reads_alpha and alpha > 1 and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
     if config.eval.tasks and not config.eval.every:
         warnings.append("eval.tasks is set and eval.every = 0, so that nothing is evaluated")

@@ -9,6 +9,7 @@ import pytest
 from fastflow.config.methods import POLICY_GRADIENTS, Method
 from fastflow.config.presets import METHODS, PRESETS
 from fastflow.config.reader import read_config
+from fastflow.train.command import doubtful
 from refusals import refusal
 
 TBA = ["--objective.name=tba", "--objective.reward=answer"]
@@ -32,6 +33,7 @@ TBA = ["--objective.name=tba", "--objective.reward=answer"]
         (["--surrogate.kl=0.1"], ("surrogate.kl", "powerflow is none of them")),
         (["--objective.name=tb_token", "--surrogate.divide_by_std=false"], ("surrogate.divide_by_std", "tb_token")),
         (["--objective.flowrl_form=release"], ("objective.flowrl_form", "objective.name is powerflow")),
+        (["--objective.name=empo", "--objective.beta=3"], ("objective.beta serves flowrl and tba alone", "is empo")),
         (["--objective.name=ttrl", "--objective.empo_unparsed=own_cluster"], ("empo_unparsed", "ttrl")),
         (["--objective.name=ttrl", "--objective.ttrl_trained=17"], ("ttrl_trained = 17", "responses_per_prompt = 16")),
         (["--objective.name=ttrl", "--objective.ttrl_trained=1"], ("objective.ttrl_trained = 1", "2 or more")),
@@ -74,3 +76,16 @@ def test_powerflows_preset_is_the_papers():
     paper = PRESETS["paper-reasoning-base"]
     changed = {name for name, value in PRESETS["compare-powerflow"].items() if paper.get(name) != value}
     assert changed == {"objective.name", "objective.answer_field", "run.output"}  # name: the default, said
+
+
+@pytest.mark.parametrize("name", ["empo", "flowrl"])
+def test_an_alpha_that_nothing_reads_is_warned_about(name):
+    given = [f"--objective.name={name}", *(["--objective.reward=answer"] if name == "flowrl" else [])]
+    config, _ = read_config([*given, "--objective.alpha=2"])
+    assert doubtful(config) == [f"objective.alpha = 2 is not read by objective.name = {name}"]
+    assert doubtful(read_config(given)[0]) == []
+
+
+def test_an_alpha_that_sharpens_without_a_format_is_warned_about():
+    config, _ = read_config(["--objective.name=rl_token", "--objective.alpha=2"])
+    assert [warning.partition(" without")[0] for warning in doubtful(config)] == ["alpha above 1"]

@@ -136,7 +136,10 @@ def test_a_distil_run_says_what_it_does_not_read():
         ("--rollout.engine=vllm", "rollout.engine has no meaning"),
         ("--importance.source=recompute", "importance.source has no meaning"),
         ("--importance.clip_low=0.1", "importance.clip_low has no meaning"),
-        ("--objective.log_z=group_mean", "has no log_z"),
+        (
+            "--objective.log_z=group_mean",
+            "objective.log_z = group_mean is set, but objective.name = distil has no log_z",
+        ),
         ("--objective.reward=a:b", "reads no reward"),
         ("--model.base=other", "loads no base"),
         ("--eval.every=2", "has no sampler to answer with"),
