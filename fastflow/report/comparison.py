@@ -32,6 +32,7 @@ def describe_task(evaluation: Evaluation, task: TaskResult, prefix: str) -> dict
         return {
             "id": prefix,
             "title": task.title,
+            "graded": not _is_creative(task),
             "about": _about(task),
             "columns": [subject.name for subject in task.shown],
             "rows": table_rows(task),
@@ -53,8 +54,8 @@ def describe_settings(evaluation: Evaluation) -> list[tuple[str, str]]:
     shown = []
     for name, value in evaluation.settings.items():
         if isinstance(value, dict):
-            of_name = {key: inner for key, inner in value.items() if key != "name" and inner is not None}
-            value = ", ".join([str(value.get("name", "")), *(f"{key} {inner}" for key, inner in of_name.items())])
+            known = {key: inner for key, inner in value.items() if inner is not None}
+            value = ", ".join(str(inner) if key == "name" else f"{key} {inner}" for key, inner in known.items())
         if value is not None and value != "":
             words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
             shown.append((printable(str(name).replace("_", " ")), printable(str(words.get(value, value)))))
@@ -66,10 +67,11 @@ def table_rows(task: TaskResult) -> list[tuple[str, list[Cell]]]:
     from fastflow.evaluate.tables import rows
 
     first, *_ = task.shown
+    cells_differ = not _is_creative(task) and all(subject.rows for subject in task.shown)
     shown = rows({**task.entry, "models": [subject.entry for subject in task.shown]})
     found = []
     for heading, values in shown:
-        if " less the first's" in heading and all(subject.rows for subject in task.shown) and not _is_creative(task):
+        if cells_differ and heading.startswith("avg@") and " less the first's" in heading:
             continue  # each cell says it
         cells = [
             _cell(heading, value, subject, first, graded=not _is_creative(task))

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastflow.errors import FastflowError
 from fastflow.report.numbers import is_number
+from fastflow.report.text import printable
 
 
 @dataclasses.dataclass
@@ -28,7 +29,7 @@ def read_run(run: Path) -> RunFiles:
     Raises FastflowError if the directory, or its metrics.jsonl, is missing, empty or broken before its last line.
     """
     # here, since run.directory imports the configuration's reader and yaml, which fastflow --help does not need
-    from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE
+    from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE, STATUS_FILE
 
     if not run.is_dir():
         raise FastflowError(f"{run}: no such run directory; give the directory of a run (run.output)")
@@ -41,6 +42,8 @@ def read_run(run: Path) -> RunFiles:
         raise FastflowError(f"{run / METRICS_FILE} holds no complete step yet; wait for the first one, or train again")
     if not (run / CONFIG_FILE).is_file():
         notes.append(f"There is no {CONFIG_FILE}, so this page shows no settings.")
+    if why_early := _why_early(run / STATUS_FILE):
+        notes.append(f"The run {printable(why_early)}.")
     samples = _read_lines(run / SAMPLES_FILE, notes) if (run / SAMPLES_FILE).is_file() else []
     return RunFiles(
         config=_read_tree(run / CONFIG_FILE),
@@ -49,6 +52,14 @@ def read_run(run: Path) -> RunFiles:
         evaluation=_read_tree(run / EVALUATION_FILE),
         notes=notes,
     )
+
+
+def _why_early(status: Path) -> str:
+    """The sentence of a run that stopped early; empty for others, and where the file is missing or broken."""
+    try:
+        return str(json.loads(status.read_text(encoding="utf-8"))["stopped_early"] or "")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
 
 
 def _read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:

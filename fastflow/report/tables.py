@@ -39,7 +39,7 @@ TRAINING_METRICS = (  # the before/after table of a run without an evaluation
 def facts(files: RunFiles) -> list[tuple[str, str]]:
     """Return what stands under the heading: (name, value)."""
     last, column = files.steps[-1], functools.partial(_column, files.steps)
-    shown = {"Model": files.config.get("model", {}).get("path"), "Steps": str(len(files.steps))}
+    shown = {"Model": files.config.get("model", {}).get("path"), "Steps": _steps(files)}
     if is_number(last.get("slope")) and is_number(last.get("alpha")):
         shown["Slope, last step"] = f"{number(last['slope'])} of {number(last['alpha'])}"
     shown |= {name.capitalize(): number(sum(column(name))) for name in ("responses", "tokens") if column(name)}
@@ -48,6 +48,12 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
     if column("peak_memory_bytes"):
         shown["Peak memory"] = f"{max(column('peak_memory_bytes')) / 2**30:.1f} GiB"
     return [(name, printable(str(value))) for name, value in shown.items() if value]
+
+
+def _steps(files: RunFiles) -> str:
+    """The newest step, and of how many where a run has not come to its end."""
+    wanted, at = files.config.get("run", {}).get("steps"), files.steps[-1]["step"]
+    return f"{at} of {wanted}" if is_number(wanted) and at < wanted else str(at)
 
 
 def _duration(seconds: float) -> str:

@@ -42,6 +42,37 @@ def test_the_table_has_errors_and_paired_differences(page):
     assert "less the first's" not in page.text  # each cell says it
 
 
+def changed(directory: Path, change) -> Page:
+    """The page of an evaluation after a change of its results."""
+    results = json.loads((directory / "results.json").read_text())
+    change(results)
+    (directory / "results.json").write_text(json.dumps(results))
+    return Page(report.write_evaluation(directory))
+
+
+def test_a_difference_that_no_cell_says_keeps_its_row(tmp_path):
+    def add_diversity(results):
+        for model in results["tasks"][0]["models"]:
+            model["scores"]["diversity"] = {"rouge_l": {"value": 0.5, "error": 0.1}}
+            model["differences"] = {"rouge_l": {"value": 0.25, "error": 0.1, "low": 0.05, "high": 0.45}}
+
+    page = changed(write_evaluation(tmp_path / "e", {"base": BASE, "policy": POLICY}), add_diversity)
+    assert "ROUGE-L redundancy less the first's, 95 % +0.250 (+0.050 to +0.450)" in page.text
+    assert "avg@4 less the first's" not in page.text
+
+
+def test_a_creative_task_offers_no_order_by_what_is_right(tmp_path, page):
+    def make_creative(results):
+        results["settings"]["judge"] = {"model": "referee", "votes": 2}
+        results["tasks"][0]["kind"] = "creative"
+
+    creative = changed(write_evaluation(tmp_path / "e", {"base": BASE, "policy": POLICY}), make_creative)
+    for text in ("gains most", "fewest right", "Bands: 95 %"):
+        assert text in page.text and text not in creative.text
+    assert "longest response" in creative.text
+    assert "judge model referee, votes 2" in creative.text
+
+
 @pytest.mark.parametrize("heading", ["avg@4", "pass@2", "pass@4", "maj@4", "tokens", "cut off", "well-formed"])
 def test_a_difference_is_the_mean_over_prompts_of_differences(heading):
     from fastflow.evaluate import scores

@@ -30,6 +30,24 @@ def test_repeated_steps_of_a_resumed_run_count_once(tmp_path):
     assert "1000" not in page.text
 
 
+@pytest.mark.parametrize(
+    ("status", "note"),
+    [('{"stopped_early": "stopped early after step 4: it is enough"}', True), ('{"stopped_early": null}', False),
+     ("[]", False), ("{", False)],
+)  # fmt: skip
+def test_a_run_that_stopped_early_says_why(tmp_path, status, note):
+    run = write_run(tmp_path / "run")
+    (run / "status.json").write_text(status)
+    page = Page(report.write_report(run))
+    assert ("The run stopped early after step 4: it is enough." in page.text) == note
+
+
+def test_a_run_before_its_last_step_says_of_how_many(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "config.yaml").write_text("run: {steps: 12}\n")
+    assert "Steps 4 of 12 " in Page(report.write_report(run)).text
+
+
 def test_missing_optional_files(tmp_path):
     run = write_run(tmp_path / "run")
     (run / "config.yaml").unlink()
