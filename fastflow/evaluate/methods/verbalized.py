@@ -19,8 +19,10 @@ _STREAM = 3  # of random numbers beside the engine's
 _TEXTS = ("text", "response", "answer", "content", "output")
 _PROBABILITIES = ("probability", "prob", "p", "likelihood", "confidence")
 _LATEX = re.compile(  # a backslash that stands for itself, though JSON wants two
-    r"(?<!\\)\\(?=[bf][a-z]{2}|text|times|theta|tan|tau|to\b|tfrac|neq|nu\b|ne\b|not\b|right|rangle|rho"
+    r"(?<!\\)\\(?=[bf][a-z]{2}|text|times|theta|tan|tau|tfrac|neq|not\b|right|rangle|rho"
     r"""|u(?![0-9a-fA-F]{4})|[^"\\/bfnrtu])"""
+    # after a blank, a bracket or a symbol alone; elsewhere a new line may begin with the word e
+    r"|(?:(?<=[\s$(){}\[\]])|(?<=\b\w))\\(?=(?:to|ne|nu)\b)"
 )
 _OPENING = re.compile(r"[{\[]")
 _PAIR = re.compile(

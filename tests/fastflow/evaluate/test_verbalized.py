@@ -42,6 +42,20 @@ def test_latex_keeps_its_backslashes_and_new_lines_stay_new_lines():
     assert parse(doubled) == [entry]
 
 
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        (r"il mare,\ne il vento", "il mare,\ne il vento"),
+        (r"il mare\ne il vento", "il mare\ne il vento"),
+        (r"\to", "\to"),
+        (r"$x \ne y$ as x\to 0, $\nu$", r"$x \ne y$ as x\to 0, $\nu$"),
+    ],
+)
+def test_a_line_that_begins_with_e_is_no_latex(written, text):
+    (entry,) = parse(f'{{"text": "{written}", "probability": 1}}')
+    assert entry.text == text
+
+
 def test_what_holds_no_answers_gives_none():
     for written in (
         "",
