@@ -25,10 +25,10 @@ from fastflow.evaluate.methods.make import methods_for
 from fastflow.evaluate.methods.verbalized import instruction
 from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.questions import as_json, read_questions
-from fastflow.evaluate.settings import EvaluateConfig
+from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
-from fastflow.evaluate.task import find_task
+from fastflow.evaluate.task import Task, find_task, is_own_file
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, UNLIMITED, Work, check_golds, facts
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.lock import RunLock
@@ -55,6 +55,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         need(module, extra="eval", purpose="keeping the responses")
     tasks = [find_task(name, grader=settings.grader) for name in settings.tasks]
     _refuse_equal("task", [task.name for task in tasks])
+    _refuse_unread(settings, tasks)
     models = scaled([subjects.find_subject(name) for name in settings.models], settings.adapter_scale)
     _refuse_equal("model", [model.label for model in models])
     study = Study(config, console)
@@ -190,7 +191,9 @@ def _summary(
         study.complete(task, answers)
         plotted = {"plot": study.plot(task, answers), "models": [model.entry for model in answers]}
         tasks.append(facts(task) | plotted)
-    conventions = scores.CONVENTIONS | study.conventions
+    graded = any(not work.task.is_creative for work in works)
+    conventions = {name: text for name, text in scores.CONVENTIONS.items() if graded or name == "error"}
+    conventions |= study.conventions([work.task for work in works])
     return {"settings": _conditions(config) | study.facts, "conventions": conventions, "tasks": tasks}
 
 
@@ -223,3 +226,17 @@ def _refuse_equal(what: str, names: Sequence[str]) -> None:
     twice = {name for name in names if list(names).count(name) > 1}
     if twice:
         raise FastflowError(f"two {what}s are called {sorted(twice)[0]}; give each once, or rename one's file")
+
+
+def _refuse_unread(settings: EvalConfig, tasks: Sequence[Task]) -> None:
+    """Refuse settings of tasks that no task reads."""
+    if settings.grader != EvalConfig().grader and not any(map(is_own_file, settings.tasks)):
+        raise FastflowError(
+            f"eval.grader = {settings.grader} grades own JSONL files, and --tasks names none: other tasks name their "
+            "grader; leave it out"
+        )
+    if settings.data_folder is not None and not any(task.dataset for task in tasks):
+        raise FastflowError(
+            f"eval.data_folder = {settings.data_folder} stands in for data sets of the hub, and no task of --tasks "
+            "comes from there; leave it out"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,6 +75,9 @@ def _read(task: Task, source: DataConfig) -> list[Record]:
         if reason != str(error):
             form = f"{{{json.dumps(task.question)}: ..., {json.dumps(task.gold)}: ...}}"
             reason = f"task {task.name}: {reason}; write one question a line, such as {form}"
+        if task.dataset:
+            ways = f"check the network, or give --data_folder DIR that holds {task.name}{OWN[0]}"
+            reason = re.sub(r"check data\.path, data\.subset and data\.split, or .*", ways, reason)
         error.args = (reason.replace("data.prompt_field", f"the question of task {task.name}; {_OTHER_FIELDS}"),)
         raise
 

@@ -24,7 +24,7 @@ NORMAL_95 = 1.959964
 CONVENTIONS = {
     "avg": "mean over prompts of the share of right responses",
     "pass_at": "unbiased 1 - C(n - c, k) / C(n, k) per prompt, then the mean; what is not right counts as wrong",
-    "maj": "largest class of equivalent answers, no answer dropped first, ties averaged",
+    "maj": "whether the largest class of equal answers is right; no answer, no vote; ties averaged",
     "error": "standard deviation of the prompts' values over the root of the number of prompts",
 }
 

@@ -118,6 +118,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def is_own_file(name: str) -> bool:
+    """Whether a name in `--tasks` is a file of a user's own questions, which `--grader` grades."""
+    return not name.startswith(GYM) and Path(name).suffix in OWN
+
+
 def find_task(name: str, *, grader: str = "math") -> Task:
     """A task by its name, from a YAML file, or over a user's own file of `prompt` and `answer`.
 
@@ -132,7 +137,7 @@ def find_task(name: str, *, grader: str = "math") -> Task:
         if not path.is_file():
             raise FastflowError(f"task file {path} does not exist; check --tasks")
         return _read(path, path.stem)
-    if path.suffix in OWN:
+    if is_own_file(name):
         choices = "choices" if grader == "choice" else ()
         return Task(name=path.stem, path=name, grader=grader, title=path.name, choices=choices)
     raise FastflowError(

@@ -18,6 +18,7 @@ from fastflow.evaluate.creative.judge import Judge
 from fastflow.evaluate.creative.judging import Quality, compare_pairs, grade_quality, rate_solutions
 from fastflow.evaluate.creative.replies import Replies
 from fastflow.evaluate.creative.rubric import Rubric, find_rubric
+from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.responses import key_of
 from fastflow.evaluate.scores import by_prompt
@@ -72,13 +73,20 @@ class Study:
                 "judge.address is set, but no task is creative and judge.solutions is 0; add --tasks poem, or set "
                 "--judge.solutions 8"
             )
+        graded = [task for task in tasks if not task.is_creative]
+        for name, serves, there in (
+            *((name, "creative tasks", creative) for name in ("rubric", "responses", "pairs")),
+            ("solutions", "graded tasks", graded),
+        ):
+            value = getattr(self._judging, name)
+            if value != getattr(JudgeConfig(), name) and not there:
+                raise FastflowError(f"judge.{name} = {value} serves {serves}, and --tasks names none; leave it out")
         for task in creative:
             self._rubric(task)
 
-    @property
-    def conventions(self) -> dict[str, str]:
-        """How what is measured here is counted."""
-        found = dict(diversity.CONVENTIONS)
+    def conventions(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """How what is measured of these tasks is counted."""
+        found = dict(diversity.CONVENTIONS) if self._measures_all or any(task.is_creative for task in tasks) else {}
         if self._settings.embedding is None:
             found = {name: text for name, text in found.items() if not name.startswith("semantic")}
         if self._settings.adapter_scale:

@@ -125,7 +125,8 @@ def test_creative_responses_are_measured_and_judged(sums, task, encoder, judge, 
     assert second["differences"]["quality"]["value"] == 0  # the same weights and seeds
     assert second["wins"]["win_rate"] == {"value": 0.5, "error": 0.0, "prompts": 3}
     assert results["settings"]["judge"]["model"] == "referee" and results["settings"]["embedding"] == str(encoder)
-    assert "semantic" in results["conventions"] and found["kind"] == "creative"
+    assert "semantic" in results["conventions"] and "pass_at" not in results["conventions"]
+    assert found["kind"] == "creative"
     page = (output / "results.md").read_text()
     assert "quality, 0 to 1" in page and "ROUGE-L redundancy less the first's" in page and "![Free sums" in page
     assert "judge: tokens read" in page and "pass@" not in page
@@ -261,6 +262,12 @@ class TestRefused:
             (["--adapter-scale", "0,x"], "adapter_scale"),
             (["--adapter-scale", "-1"], "must be at least 0"),
             (["--judge.pairs", "2"], "judge.address is not"),
+            (
+                ["--judge.address", "http://127.0.0.1:9/v1", "--judge.solutions", "2"],
+                "judge.solutions = 2 serves graded tasks, and --tasks names none",
+            ),
+            (["--grader", "numeric"], "eval.grader = numeric grades own JSONL files, and --tasks names none"),
+            (["--data_folder", "."], "eval.data_folder = . stands in for data sets of the hub"),
         ],
     )
     def test_in_words_before_sampling(self, sums, task, tmp_path, capsys, more, complaint):
@@ -275,6 +282,13 @@ class TestRefused:
         options = ["--grader", "numeric", "--judge.address", "http://127.0.0.1:9/v1"]
         assert run([base], [file], tmp_path / "out", *options) == 2
         assert "no task is creative" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["pairs", "responses"])
+    def test_a_judge_of_creative_tasks_where_there_is_none(self, sums, tmp_path, capsys, name):
+        base, file = sums
+        options = ["--grader", "numeric", "--judge.address", "http://127.0.0.1:9/v1", "--judge.solutions", "2"]
+        assert run([base], [file], tmp_path / "out", *options, f"--judge.{name}", "2") == 2
+        assert f"judge.{name} = 2 serves creative tasks, and --tasks names none" in capsys.readouterr().err
 
     def test_an_embedding_model_that_is_none(self, sums, task, tmp_path, capsys):
         base, _ = sums

@@ -289,6 +289,8 @@ def ask_messages(text):
         ({"address": "http://h/v1", "solutions": 1}, "nothing to compare"),
         ({"pairs": 2}, "judge.address is not"),
         ({"solutions": 4}, "judge.address is not"),
+        ({"rubric": "poem"}, "judge.rubric is set but judge.address is not"),
+        ({"votes": 3, "temperature": 0.7}, "judge.votes is set but judge.address is not"),
         ({"address": "http://h/v1", "timeout": 0.0}, "judge.timeout"),
     ],
 )

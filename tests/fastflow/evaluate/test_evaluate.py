@@ -142,6 +142,7 @@ def test_two_models_stand_side_by_side_with_a_paired_difference(sums, tmp_path):
     assert second["difference"] == {"value": 0.0, "error": 0.0, "low": 0.0, "high": 0.0}
     page = (tmp_path / "out" / "results.md").read_text()
     assert "avg@4 less the first's" in page and "+0.0 (+0.0 to +0.0) points" in page and "unbiased" in page
+    assert "self_bleu" not in page  # what was not measured has no convention
 
 
 def test_adapters_and_runs_are_models_too(sums, tmp_path):
@@ -189,7 +190,7 @@ def test_running_servers_are_an_engine_too(model_directory, fakes, tmp_path):
         (["--temperature", "0"], "set --samples 1"),
         (["--sample", "3"], "unknown option --sample: did you mean"),
         (["--grader", "maths"], "grader"),
-        (["--tasks", "gsm8k", "--data_folder", "nowhere"], "nowhere has neither gsm8k.jsonl"),
+        (["--tasks", "gsm8k", "--grader", "math", "--data_folder", "nowhere"], "nowhere has neither gsm8k.jsonl"),
         (["--rollout.engine", "vllm-server"], "rollout.servers"),
         (["--eval.system", "x"], "eval.chat_template is off"),
         (["stray"], "models stand in front"),

@@ -27,7 +27,8 @@ def evaluate(model, tmp_path, capsys, monkeypatch):
     write(tmp_path / "letters.jsonl", *QUESTIONS)
 
     def run(*more, models=(model,), tasks="letters.jsonl", output="out"):
-        fixed = ["--grader", "exact", "--samples", "2", "--max_tokens", "4", "--model.device", "cpu"]
+        grader = ["--grader", "exact"] if tasks.endswith(".jsonl") else []
+        fixed = [*grader, "--samples", "2", "--max_tokens", "4", "--model.device", "cpu"]
         return invoke(capsys, "evaluate", *models, "--tasks", tasks, "--output", output, *fixed, *more)
 
     return run
@@ -49,6 +50,17 @@ class TestTasks:
         outcome = evaluate(tasks="bare.jsonl")
         check_refused(outcome, "bare.jsonl:1: no field 'prompt'", "question", "rename it", "YAML that names the fields")
         assert "data.prompt_field" not in outcome[2]
+
+    def test_a_data_set_that_cannot_be_had(self, evaluate, monkeypatch):
+        datasets = pytest.importorskip("datasets")
+
+        def offline(*_, **__):
+            raise ConnectionError("no network")
+
+        monkeypatch.setattr(datasets, "load_dataset", offline)
+        outcome = evaluate(tasks="gsm8k,letters.jsonl")
+        check_refused(outcome, "'openai/gsm8k' (no network)", "--data_folder DIR that holds gsm8k.jsonl")
+        assert "data.path" not in outcome[2]
 
     @pytest.mark.parametrize("answer", [None, " ", True, {"value": 1}])
     def test_an_answer_that_is_none(self, evaluate, tmp_path, answer):
