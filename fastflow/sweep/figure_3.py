@@ -1,8 +1,8 @@
 """The stability figure of the paper in miniature, on the demo's sums: who collapses in length, and who holds.
 
 One small model is pretrained once. Every method then sharpens it towards alpha 4 from the same prompts, with the same
-format penalty. The likeliest whole response is a bare guess of six tokens, so a loss over whole sequences ends there;
-careful work has the highest log-prob per token, and takes twenty.
+format penalty. A bare guess takes six tokens, careful work twenty. Right work is likelier, per token and as a whole;
+but what begins as work is less likely on average than a guess, and a loss over whole sequences ends with the guess.
 """
 
 from __future__ import annotations

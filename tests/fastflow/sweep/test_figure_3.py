@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import replace
 
 import pytest
 
+from fastflow.demo import sums
 from fastflow.sweep import command, figure_3
 from fastflow.sweep.request import read_request
 from fastflow.sweep.results import RunResult
@@ -39,6 +41,20 @@ def results(**changes) -> list[RunResult]:
 
 def missed(found: list[RunResult], unfinished=None) -> list[str]:
     return [verdict.claim.split(" ")[1] for verdict in figure_3.judge(found, unfinished or {}) if not verdict.met]
+
+
+def test_right_work_is_likeliest_and_a_guess_is_likelier_on_average():
+    """What the page says of the model, of the corpus that it learns; a sum with three digits that may be wrong."""
+    wrong = sums.DIGIT_NOISE / 10  # each of nine digits
+    right = 1 - 9 * wrong
+    digits = 3 * (right * math.log(right) + 9 * wrong * math.log(wrong))
+    written = len(sums.OPENINGS) * len(sums.JOINS)
+    boxed, looped = written * len(sums.ENDINGS), written * (sums.MAX_CHECKS - 1)
+    work, guess = sums.CAREFUL * right**3 / boxed, sums.GUESS / 179
+    assert work > guess and boxed * work**4 > 0.9 * (boxed * work**4 + 179 * guess**4)
+    kinds = {sums.CAREFUL: boxed, sums.LOOP: looped, sums.BOXLESS: boxed}
+    average = sum(share * (math.log(share / ways) + digits) for share, ways in kinds.items()) / sum(kinds)
+    assert average < math.log(guess)
 
 
 def test_met():
