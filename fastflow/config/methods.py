@@ -18,6 +18,7 @@ REWARD_GRADIENTS = ("grpo", "empo", "ttrl", "intuitor", "rent", "random_reward",
 REWARD_BALANCES = ("flowrl", "tba")  # trajectory balance towards the base times exp(beta * reward): no alpha
 POLICY_GRADIENTS = (*LIKELIHOOD_GRADIENTS, *REWARD_GRADIENTS)
 OFFLINE = ("distil",)  # they learn from recorded responses: nothing is sampled, and no base is read
+WITHOUT_ALPHA = (*REWARD_BALANCES, *REWARD_GRADIENTS, *OFFLINE)  # they head for no power of the base
 RESPONSE_FIELD = "response"
 TAKE_A_REWARD = ("flowrl", "tba", "grpo")
 ANSWER = "answer"  # objective.reward: whether the response's answer is the record's

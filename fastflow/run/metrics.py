@@ -24,7 +24,7 @@ def measure(
     *,
     well_formed: Sequence[bool] | None,
     scores: Sequence[float] | None = None,
-    alpha: float,
+    alpha: float | None,
     seconds: dict[str, float],
     device: torch.device,
 ) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class ConsoleSink(Sink):
             f"step {step:>{self._width}}",
             f"loss {metrics['loss']:.4f}",
             f"residual {metrics['residual_mean']:+.3f}±{metrics['residual_std']:.3f}",
-            f"slope {metrics['slope']:.2f}/{metrics['alpha']:g}",
+            f"slope {metrics['slope']:.2f}" + ("" if metrics["alpha"] is None else f"/{metrics['alpha']:g}"),
             f"length {metrics['length_mean']:.1f}",
             f"cut {metrics['truncated_share']:.0%}",
             *([] if malformed is None else [f"malformed {malformed:.0%}"]),

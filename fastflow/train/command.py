@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.config.methods import OFFLINE, REWARD_BALANCES, REWARD_GRADIENTS
+from fastflow.config.methods import WITHOUT_ALPHA
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.data.recorded import RecordedPrompt
@@ -84,10 +84,10 @@ def doubtful(config: Config) -> list[str]:
             "and set model.autocast = true instead"
         )
     alpha, name = config.objective.alpha, config.objective.name
-    reads_alpha = name not in (*REWARD_GRADIENTS, *OFFLINE, *REWARD_BALANCES)
-    if not reads_alpha and alpha != ObjectiveConfig().alpha:
+    if name in WITHOUT_ALPHA and alpha != ObjectiveConfig().alpha:
         warnings.append(f"objective.alpha = {alpha:g} is not read by objective.name = {name}")
-    if reads_alpha and alpha > 1 and config.objective.format_pattern is None and config.objective.format_check is None:
+    sharpens = name not in WITHOUT_ALPHA and alpha > 1
+    if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
     if config.eval.tasks and not config.eval.every:
         warnings.append("eval.tasks is set and eval.every = 0, so that nothing is evaluated")
@@ -156,7 +156,8 @@ def describe_objective(trainer: Trainer) -> str:
             if getattr(trainer.config.released, entry.name) != entry.default
         ]  # fmt: skip
         form = f"; as released: {', '.join(released)}" if released else ""
-        return f"{settings.name} at alpha {settings.alpha:g} (log_z {settings.log_z}{form})"
+        power = f"beta {settings.beta:g}" if settings.name in WITHOUT_ALPHA else f"alpha {settings.alpha:g}"
+        return f"{settings.name} at {power} (log_z {settings.log_z}{form})"
     if isinstance(objective, MaximumLikelihood):
         return f"{settings.name}, maximum likelihood ({settings.distil_average}) of recorded responses, no base"
     if isinstance(objective, PolicyGradient):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastflow import interrupt
-from fastflow.config.methods import OFFLINE
+from fastflow.config.methods import OFFLINE, WITHOUT_ALPHA
 from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
@@ -328,17 +328,18 @@ class Trainer:
         well_formed = [fine for judgement in judgements for fine in judgement.well_formed or ()] or None
         scores = [score for judgement in judgements for score in judgement.scores or ()] or None
         results = [update.result for update in updates]
+        objective = self.config.objective
         metrics = measure(
             groups,
             results,
             well_formed=well_formed,
             scores=scores,
-            alpha=self.config.objective.alpha,
+            alpha=None if objective.name in WITHOUT_ALPHA else objective.alpha,
             seconds=seconds,
             device=self.learner.policy.device,
         )
         shown = first_done(updates)
-        offline = self.config.objective.name in OFFLINE
+        offline = objective.name in OFFLINE
         drawn_from_it = self.config.rollout.samples_the_policy and not offline
         metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
         if offline:

@@ -14,6 +14,7 @@ import pytest
 from fastflow.config.schema import Config
 from fastflow.report import command as report
 from fastflow.report.numbers import number
+from fastflow.report.panels import panels
 from html_page import Page
 from run_directories import EVALUATION, sample_record, step_record, write_run
 
@@ -165,3 +166,9 @@ def test_importing_the_command_is_light():
         check=True,
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_the_slope_has_a_target_only_where_the_method_reads_alpha():
+    for objective, told in (("powerflow", "arrived when it equals alpha"), ("grpo", "")):
+        (_, [slope, *_]), *_ = panels(objective)
+        assert (slope.name, slope.unit) == ("slope", told)

@@ -117,6 +117,7 @@ class TestConsole:
         assert "lag" not in self.printed(METRICS)[0]
 
     def test_a_slope_that_is_not_known(self):
+        assert "slope 3.46  length" in self.printed({**METRICS, "alpha": None})[0]
         assert "slope nan/4" in self.printed({**METRICS, "slope": math.nan})[0]
 
     def test_skipped_updates_only_where_there_are_any(self):
