@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
 from fastflow.run.durable import replace_text
 from fastflow.run.evaluated import averages_of
@@ -39,7 +40,9 @@ class Outcome:
 
     def trained(self) -> list[Measure]:
         """Return the metrics of training that are shown and that some run recorded."""
-        recorded = {name for result in self.results for record in result.steps for name in record}
+        recorded = {
+            name for run in self.results for record in run.steps for name, value in record.items() if is_number(value)
+        }
         shown = self.metrics or (*averages_of(recorded), *USUAL)
         return [measure_of(name) for name in shown if name in recorded]
 

@@ -51,7 +51,9 @@ def test_it_is_one_file_that_loads_nothing(page):
 def test_what_evaluations_during_training_found_is_shown_unasked(tmp_path):
     scores = {"eval/held_out/avg@4": 0.25, "eval/held_out/avg@4_error": 0.1, "eval/held_out/tokens": 20.0}
     outcome = Outcome("a", [run("alpha 1", seed, **scores) for seed in range(2)], [])
-    assert [measure.metric for measure in outcome.trained()][:2] == ["eval/held_out/avg@4", "slope"]
+    shown = [measure.metric for measure in outcome.trained()]
+    assert shown[:2] == ["eval/held_out/avg@4", "slope"]
+    assert "reward_mean" not in shown  # which is null in every step
     assert "held_out avg@4 % " in (text := Page(write(outcome, tmp_path)).text) and "alpha 1 2 25.0 ± 0.0" in text
     tokens = measure_of("eval/held_out/tokens")
     assert (tokens.title, tokens.unit, tokens.scale) == ("held_out tokens", "", 1)
