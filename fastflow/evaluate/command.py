@@ -31,6 +31,7 @@ from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, find_task, is_own_file
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, UNLIMITED, Work, check_golds, facts
 from fastflow.rollout.sampler import SamplingParams
+from fastflow.run.durable import replace_text
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
 
@@ -76,8 +77,8 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         found = {model: _respond(config, model, works, stores[model], pool, console) for model in models}
         results = _summary(config, models, works, stores, found, study)
         with writing(output):
-            (output / RESULTS_FILE).write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-            (output / TABLE_FILE).write_text(markdown(results), encoding="utf-8")
+            replace_text(output / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False))
+            replace_text(output / TABLE_FILE, markdown(results))
     print_results(results, console)
     console.print(
         f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}", highlight=False, soft_wrap=True

@@ -1,6 +1,7 @@
 """`fastflow evaluate`, whole: on the demo's sums, killed and gone on with, refused in words."""
 
 import json
+import os
 import signal
 import time
 from types import SimpleNamespace
@@ -110,6 +111,10 @@ def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_
     assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3")) == 0
     assert "all responses are there already" in capsys.readouterr().out
     assert file.stat().st_mtime_ns == written
+    with (tmp_path / "results.json").open() as earlier:
+        assert main(arguments(sums, tmp_path, "--samples", "2", "--limit", "3")) == 0
+        assert json.load(earlier)["tasks"]  # replaced as a whole: a kill leaves the one or the other
+        assert os.fstat(earlier.fileno()).st_ino != (tmp_path / "results.json").stat().st_ino
     other = ["--samples", "2", "--limit", "3", "--temperature", "0.5"]
     results = (tmp_path / "results.json").read_bytes()
     assert main(arguments(sums, tmp_path, *other)) == 2
