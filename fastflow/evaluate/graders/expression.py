@@ -13,6 +13,7 @@ Tree = tuple[Any, ...]
 
 LONGEST = 2000  # characters of a formula
 DEEPEST = 60  # nested groups
+MOST_OPERATIONS = 300  # in one formula, since each makes the tree deeper
 MOST_DIGITS = 1500  # of one number
 
 _TOKEN = re.compile(
@@ -55,6 +56,7 @@ class _Parser:
         self._source, self._position, self._depth = text, 0, 0
         self.kind, self.text = "", ""
         self._bars = 0
+        self._operations = 0
         self._next()
 
     def sum(self) -> Tree:
@@ -63,6 +65,7 @@ class _Parser:
             raise Unreadable("nested too deeply")
         tree = self._product()
         while self.text in ("+", "-") and self.kind == "symbol":
+            self._count()
             sign = self._take()
             right = self._product()
             tree = (sign, tree, right)
@@ -72,6 +75,7 @@ class _Parser:
     def _product(self) -> Tree:
         tree = self._signed()
         while True:
+            self._count()
             if self.kind == "symbol" and self.text in "*/":
                 operation = self._take()
                 tree = (operation, tree, self._signed())
@@ -79,6 +83,11 @@ class _Parser:
                 tree = self._juxtaposed(tree)
             else:
                 return tree
+
+    def _count(self) -> None:
+        self._operations += 1
+        if self._operations > MOST_OPERATIONS:
+            raise Unreadable("too many operations")
 
     def _juxtaposed(self, left: Tree) -> Tree:
         """A product without a sign; a whole number before a fraction of whole numbers is a mixed number."""
@@ -141,6 +150,7 @@ class _Parser:
 
     def _postfix(self, tree: Tree) -> Tree:
         while (self.kind == "symbol" and self.text in ("!", "%")) or self.text == "\\degree":
+            self._count()
             sign = self._take()
             if sign == "!":
                 tree = ("factorial", tree)
@@ -290,6 +300,7 @@ class _Parser:
             self._take()
         tree = self._power()
         while self._starts_factor() and not (self.kind == "command" and self.text[1:] in _NAMED) and self.text != "(":
+            self._count()
             tree = ("*", tree, self._power())
         if self.kind == "symbol" and self.text == "/" and tree[0] in ("pi", "num", "*", "var"):  # sin pi/4
             self._take()
