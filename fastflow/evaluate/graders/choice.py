@@ -5,24 +5,51 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+from fastflow.evaluate.graders.answer import Quantity
 from fastflow.evaluate.graders.boxes import find_boxes
+from fastflow.evaluate.graders.equivalence import same
+from fastflow.evaluate.graders.latex import normalise
+from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, plain, spoken
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
 
+LONGEST_FORMULA = 200  # characters of a boxed formula that is compared with the options by value
+
 _ANCHOR = re.compile(
-    r"(?:\b(?:answers?|options?|choices?|selection|letter)\s*"
+    r"(?:\b(?:answers?|options?(?!\s*:\s)|option(?=\s*:)|choices?(?!\s*:\s)|choice(?=\s*:)|selection|letter)\s*"
     r"(?:\bis\b|\bare\b|\bwould be\b|\bshould be\b|\bmust be\b|:|=)"
-    r"|\b(?:i (?:choose|pick|select|go with|would choose)|we (?:choose|pick|select)|choose|select|pick)\b(?:\s+option)?"
+    r"|\b(?:i (?:choose|pick|select|meant)|(?:i(?:['’]d| would| will|['’]ll)?|we) (?:choose|pick|select|go with)"
+    r"|choose|select|pick)\b(?:\s+option)?"
     r"|\banswer\s*(?:-|–|→|=>)|<answer>|答案\s*(?:应该)?(?:是|为|选|:)?|选项(?=\s*[A-Z])"
     r"|(?:应该?|故|所以)?选(?:择|项)?\s*(?:是|为|:)?|####)\s*",
     re.IGNORECASE,
 )
-_OPTION_IS = re.compile(
-    r"(?:\b(?:option|choice|answer|statement)\s*)?\(?(?<![\w\\])([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?"
-    r"(?:correct|right|best|answer|only)\b"
+_CONCLUDING = re.compile(
+    r"(?:^|[.,;:!?。，；]\s*|\n|\bbut\s)\s*(?:(?:so|thus|hence|therefore|but|and|then|no|yes|actually)\b[,:;]?\s*)*"
+    r"(?:(?:I am|I'm)\s+(?:sure|certain|confident)\s+(?:that\s+)?)?"
+    r"(?:(?:it|this|that)(?:['’]s|\s+is|\s+(?:must|has to|should) be)\s+"
+    r"|(?<=so )|(?<=so, )|(?<=thus )|(?<=thus, )|(?<=hence )|(?<=hence, )|(?<=therefore )|(?<=therefore, )|(?<=no: ))"
+    r"(?:option\s+)?[(\[]?(?-i:(?P<letter>[A-Z]))[)\]]?\s*(?=[.!;。\n]|$)",
+    re.IGNORECASE,
 )
+_CHINESE_IS = re.compile(r"(?<![A-Za-z])([A-Z])\s*(?:选项|项)?\s*(?:是|为)?\s*(?:正确|对的)")
+_OPTION_IS = re.compile(
+    r"(?:^|[.,;:!?(\"']|\b(?i:option|choice|answer|statement|so|thus|hence|therefore|that|think|believe|say|but|and|"
+    r"then|conclude)\b)[ \t]*\(?(?<![\w\\])([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?"
+    r"(?:correct|right|best|answer|only)\b|\b[Oo]ption\s+\(?([A-Z])\)?\s+is\s+true\b",
+    re.MULTILINE,
+)
+_DOUBTED = re.compile(
+    r"\b(?:if|unless|whether|students?|people|others|many|some|thought|suppose|assume|says?|said|claims?|claimed|prompt|user|"
+    r"grader|gold)\b", re.IGNORECASE,
+)  # fmt: skip
+_HEDGED = re.compile(
+    r"\b(?:but|though|although|or|and)\b[^.;]*?(?<![A-Za-z])([A-Z])(?![A-Za-z])[^.;]*?"
+    r"\b(?:is|seems|may|might|could|would)\s+(?:also|equally|just as|be)\b"
+)
+_RANGE = re.compile(r"^[(\[]?([A-Z])[)\]]?\s*(?:to|through|–|—|-)\s*[(\[]?([A-Z])[)\]]?(?![A-Za-z])")
 _END = re.compile(r"[.!?](?=\s|$)(?<![A-Z][.])|[。！？；\n]|[.](?=\s+[A-Z][a-z]+\s)")
 _NEGATED = re.compile(
     r"(?:\bnot|n't|\bcannot(?: be)?|\bcan not be|\bnever|\bneither|\bnor|\brather than|"
@@ -36,7 +63,8 @@ _FOLLOWS = re.compile(
     r"\b(?:because|since|as|for|which|and|or|but|by|due|given|rather|not|with|where|is|was|that)\b|[项对正或和与])"
 )
 _AND = re.compile(
-    r"\s*\(?\s*(?:/|,|\+|\bor\b|\band\b|&|或|和|与|、|[;|](?=\s*[(\[]?[A-Z][)\]]?\s*$)|;(?=\s*(?:maybe|possibly|perhaps)))"
+    r"\s*\(?\s*(?:/|,|\+|\bas well as\b"
+    r"|\bor\b|\band\b|&|或|和|与|、|[;|](?=\s*[(\[]?[A-Z][)\]]?\s*$)|;(?=\s*(?:maybe|possibly|perhaps)))"
     r"\s*(?:(?:or|and|maybe|possibly|perhaps|also|even|probably|option)\s+)*[(\[]?([A-Z])[)\]]?"
     r"(?![A-Za-z0-9_'’])(?!\s+[a-z])"
 )
@@ -44,7 +72,7 @@ _CONCLUDED = re.compile(
     r"(?:so|thus|hence|therefore)\b,?\s*(?:it is|it's|option)?\s*[(\[]?([A-Z])[)\]]?\.?", re.IGNORECASE
 )
 _LABELLED = re.compile(
-    r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、-]|$)\s*(.*)$", re.IGNORECASE
+    r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、—–-]|$)\s*(.*)$", re.IGNORECASE
 )
 _WRAPPER = re.compile(
     r"\\(?:textbf|textit|textrm|text|mathrm|mathbf|mbox|operatorname|bf|rm)\s*\{?|[{}$]|\\[()\[\]]|\\[,;: !]"
@@ -64,9 +92,9 @@ def extract(response: str, choices: Choices) -> set[str] | None:
 
     A box counts before statements, but for a statement behind the last box.
     """
-    text = plain(spoken(response))
+    text = re.sub(r"(?:\.{2,}|…)\s*(?=(?:or|and)\b)", ", ", plain(spoken(response)))
     boxes = find_boxes(text)
-    boxed = [(box.end, found) for box in boxes if (found := _in_box(box.content, choices))]
+    boxed = [(box.end, found) for box in boxes[-MOST_STATEMENTS:] if (found := _in_box(box.content, choices))]
     said = list(_statements(text, choices))
     if boxed:
         later = [letters for place, letters in said if place > boxed[-1][0]]
@@ -78,7 +106,18 @@ def extract(response: str, choices: Choices) -> set[str] | None:
 
 def _in_box(content: str, choices: Choices) -> set[str] | None:
     bare = " ".join(_WRAPPER.sub(" ", content).split())
-    return _whole(bare, choices)
+    return _whole(bare, choices) or _by_value(content, choices)
+
+
+def _by_value(content: str, choices: Choices) -> set[str] | None:
+    """The one option that a formula equals."""
+    if not re.search(r"\d", content) or len(content) > LONGEST_FORMULA:
+        return None
+    answer = read(normalise(content))
+    if not isinstance(answer, Quantity):
+        return None
+    equal = {letter for letter, text in choices.items() if same(read(normalise(text)), answer)}
+    return equal if len(equal) == 1 else None
 
 
 def _is_own_text(found: re.Match[str], choices: Choices) -> bool:
@@ -93,7 +132,7 @@ def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | N
 
     strict: no other words than the option's own stand behind the letter.
     """
-    bare = bare.strip().strip("*").strip()
+    bare = bare.strip().strip("*<>✅✔☑ ").strip()
     texts = {" ".join(_WRAPPER.sub(" ", text).split()).lower().rstrip("."): letter for letter, text in choices.items()}
     found = _LABELLED.match(bare)
     if found and (not strict or _is_own_text(found, choices)):
@@ -118,20 +157,35 @@ def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
         rest = text[anchor.end() : anchor.end() + LONGEST_SENTENCE].lstrip()
         end = _END.search(rest)
         clause = rest[: end.start()] if end else rest
-        if end and end.group() in "?？":
+        if (end and end.group() in "?？") or _is_doubted(text, anchor.start(), anchor.group()):
             continue
         if letters := _in_clause(clause, choices):
             found.append((anchor.start(), letters))
     for match in list(_OPTION_IS.finditer(text))[-MOST_STATEMENTS:]:
-        if match.group(1) in choices and not _NEGATED.search(text[: match.start(1)][-60:]):
-            found.append((match.start(), {match.group(1)}))
+        letter: str = match.group(1) or match.group(2)
+        if letter in choices and not _NEGATED.search(text[: match.start()][-60:]):
+            found.append((match.start(), {letter}))
+    for pattern in (_CONCLUDING, _CHINESE_IS):
+        for match in list(pattern.finditer(text))[-MOST_STATEMENTS:]:
+            if match.group(1) in choices:
+                found.append((match.start(1), {match.group(1)}))
     yield from sorted(found, key=lambda item: item[0])
+
+
+def _is_doubted(text: str, start: int, anchor: str) -> bool:
+    """Whether somebody else's answer follows, or one that would be right in another case."""
+    before = re.split(r"\b(?:but|however|yet)\b", _END.split(text[max(0, start - LONGEST_SENTENCE) : start])[-1])[-1]
+    if not (doubt := _DOUBTED.search(before)):
+        return False
+    return doubt.group().lower() not in ("if", "unless") or "would" in anchor.lower()
 
 
 def _in_clause(clause: str, choices: Choices) -> set[str] | None:
     bare = " ".join(_WRAPPER.sub(" ", clause.replace("\\boxed", " ")).split())
     if whole := _whole(bare, choices):
         return whole
+    if (spread := _RANGE.match(bare)) and set(spread.groups()) <= set(choices):
+        return set(spread.groups())
     denied: set[str] = set()
     for match in re.finditer(r"(?<![A-Za-z0-9_'’\\^=+*/-])[(\[\"']?([A-Z])[)\]\"']?(?![A-Za-z0-9_'’])", bare):
         letter = match.group(1)
@@ -140,10 +194,14 @@ def _in_clause(clause: str, choices: Choices) -> set[str] | None:
             denied |= {letter, *re.findall(r"[A-Z]", listed.group() if listed else "")}
         if letter not in choices or letter in denied:
             continue
+        if re.search(r"\d\s*°?\s*$", bare[: match.start()]):  # 20 C
+            continue
         bracketed = match.group().startswith(("(", "["))
         if not bracketed and not _stands_alone(letter, bare[match.end() :], choices):
             continue
-        return {letter, *_others(bare[match.end() :], choices)}
+        rest = bare[match.end() :]
+        hedged = {found for found in _HEDGED.findall(rest) if found in choices}
+        return {letter, *_others(rest, choices), *hedged}
     texts = {letter: text.lower().strip() for letter, text in choices.items() if len(text.strip()) > 2}
     named = {letter for letter, text in texts.items() if re.search(rf"\b{re.escape(text)}\b", bare.lower())}
     longest = {a for a in named if not any(a != b and texts[a] in texts[b] for b in named)}
@@ -157,7 +215,8 @@ def _stands_alone(letter: str, rest: str, choices: Choices) -> bool:
     if _FOLLOWS.match(rest) and not re.match(r"\s*=", rest):
         return not (letter == "I" and re.match(r"\s*(?:was|is not)\b", rest))
     text = " ".join(choices[letter].split()).lower()
-    return bool(text) and rest.strip().lower().startswith(text)
+    behind = rest.strip()
+    return bool(text) and behind.lower().startswith(text) and bool(_FOLLOWS.match(behind[len(text) :]))
 
 
 def _others(rest: str, choices: Choices) -> set[str]:
@@ -176,9 +235,12 @@ def _last_line(text: str, choices: Choices) -> set[str] | None:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines:
         return None
-    for line in (lines[-1], lines[0]):
-        if found := _whole(" ".join(_WRAPPER.sub(" ", line).split()), choices, strict=True):
-            return found
+    meant = [_whole(" ".join(_WRAPPER.sub(" ", line).split()), choices, strict=True) for line in lines[-9:] + lines[:1]]
+    named = {frozenset(letters) for letters in meant if letters}
+    if len(named) > 2:  # the options, written down again
+        return None
+    if letters := meant[-2] or meant[-1]:
+        return letters
     if (concluded := _CONCLUDED.fullmatch(lines[-1])) and concluded.group(1) in choices:
         return {concluded.group(1)}
     first = re.match(r"^[(\[]?([A-Z])(?:[)\].:]\s|[)\].]$)", lines[0])
