@@ -10,7 +10,7 @@ import mpmath
 from fastflow.evaluate.graders.answer import Many, Quantity, Relation
 from fastflow.evaluate.graders.expression import Unreadable
 from fastflow.evaluate.graders.latex import normalise
-from fastflow.evaluate.graders.mathematics import equivalent
+from fastflow.evaluate.graders.mathematics import LONGEST_ANSWER, equivalent
 from fastflow.evaluate.graders.mathematics import extract as extract_parts
 from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.statements import plain, spoken
@@ -19,10 +19,19 @@ from fastflow.evaluate.graders.verdict import Verdict, of
 
 TOLERANCE = Fraction(1, 10**6)  # relative
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^*])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*"
+    r"(?<![A-Za-z0-9_.^*])-?(?:\d{1,3}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?"
+    r"(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*"
     r"(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|\s*/\s*\d+)?(?![A-Za-z_\d]|\.\d|\s*(?:\*\*|\^))|-?(?<![\w.])\.\d+"
 )
 _PROGRAM = re.compile(r"__|\b(?:import|eval|exec|lambda|print)\b")
+_OPERAND = re.compile(r"(?:\d\s*[-+*/×÷–]|\b(?:not|than|least|most|over|under|below|above|between|from|n't|minus|nor"
+                      r"|neither|except|up to|other than)(?:\s+(?:be|exactly|only))?)\s*$", re.IGNORECASE)  # fmt: skip
+_LABEL = re.compile(
+    r"\b(?:step|case|part|question|problem|page|pages|chapter|figure|table|line|example|section|note)\s+\d+\b:?",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"(?<=[\w%$°])\s+\([^()]*\)(?=\s*[.!]?\s*$)")
+_UNITS = re.compile(r"(?<=\d)(?=(?:[kcm]?m|k?g|ml|min|h|km/h|mph|s)\b)")
 _UNFINISHED = re.compile(r"could not|cannot|can't|don't know|do not know|unable|not sure|unknown", re.IGNORECASE)
 
 
@@ -53,6 +62,10 @@ def extract(response: str) -> str:
 
 def number(text: str) -> Number | None:
     """The value of a text that is one number, with or without unit, currency or name; None where it is not."""
+    if len(text) > LONGEST_ANSWER:
+        return None
+    if re.fullmatch(r"\s*-?\d+,\d{1,2}\s*", text):  # a decimal comma
+        text = text.replace(",", ".")
     answer = read(normalise(text))
     if isinstance(answer, Relation) and answer.name and answer.value is not None:
         answer = answer.value
@@ -79,19 +92,23 @@ def _in_words(text: str) -> Number | None:
     """The number of a statement such as "65 rolls, all in all"; None where it has several."""
     if _PROGRAM.search(text):
         return None
-    found = _NUMBER.findall(_ready(text).rsplit("=", 1)[-1])
+    found = _NUMBER.findall(_ASIDE.sub("", _ready(text).rsplit("=", 1)[-1]))
     return number(found[0]) if len(found) == 1 else None
 
 
 def _last_number(text: str) -> Number | None:
     if _UNFINISHED.search(text[-200:]) or _PROGRAM.search(text):
         return None
-    found = _NUMBER.findall(_ready(text))
-    return number(found[-1]) if found else None
+    ready = _ASIDE.sub("", _LABEL.sub("", _ready(text)))
+    found = list(_NUMBER.finditer(ready))
+    if not found or _OPERAND.search(ready[: found[-1].start()]):
+        return None
+    return number(found[-1].group())
 
 
 def _ready(text: str) -> str:
-    return plain(text).replace("−", "-").replace("\\$", "").replace("$", "").replace("{,}", ",")
+    text = re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", _UNITS.sub(" ", plain(text)), flags=re.IGNORECASE)
+    return text.replace("−", "-").replace("\\$", "").replace("$", "").replace("{,}", ",")
 
 
 def _float(value: Number) -> Number:
