@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 _OPENING = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|(-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z])))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # a brace behind a backslash is no grouping one
-_INNER = re.compile(r"^\s*\\(?:boxed|fbox|framebox)\s*\{(.*)\}\s*$", re.DOTALL)
+_INNER = re.compile(r"\s*\\(?:boxed|fbox|framebox)\s*\{(?=.*\}\s*$)", re.DOTALL)
 # What may stand between boxes of one answer: delimiters, commas, "and", "or", and names such as "x_1 =" or "(b)".
 _JOINT = re.compile(
-    r"(?:\s|\$|\\[()\[\],;:! ]|\\quad|\\qquad|[,;]|\b(?:and|or|und|oder)\b|和|或|、|，|"
+    r"(?:\n\s*(?:[-*•]|\d[.)])\s|\s|\$|\\[()\[\],;:! ]|\\quad|\\qquad|[,;]|\b(?:and|or|und|oder)\b|和|或|、|，|"
     r"\\(?:text|mbox|textrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)\b|\(?[a-e]\)|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=)*",
     re.IGNORECASE,
 )
@@ -55,8 +55,8 @@ def _scan(text: str) -> Iterator[Box]:
             position = opening.end()
             continue
         content = text[opening.end() : end]
-        while inner := _INNER.match(content):
-            content = inner.group(1)
+        while (inner := _INNER.match(content)) and closing_brace(content, inner.end()) == content.rindex("}"):
+            content = content[inner.end() : content.rindex("}")]
         yield Box(content, opening.start(), end + 1)
         position = end + 1
 

@@ -49,7 +49,7 @@ def same(gold: Answer, answer: Answer) -> bool | None:
         return _value_for(gold, answer)
     if isinstance(gold, Many) or isinstance(answer, Many):
         return _same_items(gold, answer)
-    if isinstance(gold, Region) or isinstance(answer, Region):
+    if isinstance(gold, Region) or isinstance(answer, Region) or {type(gold), type(answer)} == {Listing, Relation}:
         return _same_region(gold, answer)
     if isinstance(gold, Ratio) != isinstance(answer, Ratio):
         return _ratio_and_number(gold, answer)
@@ -120,7 +120,7 @@ def _is_monomial(tree: Tree) -> bool:
 
 def _same_quantities(gold: Quantity, answer: Quantity) -> bool | None:
     left, right = gold.unit, _letter_unit(gold.unit, answer)
-    tree = answer.tree
+    tree = _with_constant_of(gold.tree, answer.tree)
     if right is not None and answer.unit is None:
         tree = answer.tree[1]
     if left is None or right is None or not (left.is_known and right.is_known):
@@ -153,6 +153,25 @@ def _bare_and_scaled(
         return equal
     share = same_trees(("/", scaled, ("num", Fraction(100))), bare)
     return True if share or (equal and _is_over_one(scaled)) else share
+
+
+def _with_constant_of(gold: Tree, answer: Tree) -> Tree:
+    """The answer with the gold answer's letter for a constant of integration, or for the whole number in "+ kπ"."""
+    old, new = variables(answer) - variables(gold), variables(gold) - variables(answer)
+    if len(old) != 1 or len(new) != 1:
+        return answer
+    pair = old | new
+    summand = all(tree[0] == "+" and tree[2][0] == "var" and tree[2][1] in pair for tree in (gold, answer))
+    periodic = pair <= {"k", "l", "m", "n"} and all(tree[0] == "+" and ("pi",) in tree[2] for tree in (gold, answer))
+    if not periodic and not (summand and pair <= {"C", "c", "K", "k", "C_1"}):
+        return answer
+    return _renamed(answer, old.pop(), new.pop())
+
+
+def _renamed(tree: Tree, old: str, new: str) -> Tree:
+    if tree[0] == "var":
+        return ("var", new if tree[1] == old else tree[1])
+    return tuple(_renamed(part, old, new) if isinstance(part, tuple) else part for part in tree)
 
 
 def _is_over_one(tree: Tree) -> bool:
@@ -229,11 +248,21 @@ def _same_region(gold: Answer, answer: Answer) -> bool | None:
     if left is None or right is None:
         return False if not isinstance(answer, Relation) and not isinstance(gold, Relation) else None
     if left.variable and right.variable and left.variable != right.variable:
-        return False
+        return _is_mirrored(left, right)
     try:
         return all(same_pieces(pieces_of(left, at), pieces_of(right, at)) for at in map(point, range(2)))
     except (Undefined, TooLarge, Unreadable):
         return None
+
+
+def _is_mirrored(left: Region, right: Region) -> bool:
+    """a > b and b < a, each read as a half-line of its own variable."""
+    if {left.kind, right.kind} != {"interval"}:
+        return False
+    lower, upper = (left, right) if left.high == ("infty",) else (right, left)
+    ends = (lower.low, upper.high) == (("var", upper.variable), ("var", lower.variable))
+    open_ended = (lower.high, upper.low) == (("infty",), ("neg", ("infty",)))
+    return ends and open_ended and lower.low_closed == upper.high_closed
 
 
 def _same_relations(gold: Relation, answer: Relation) -> bool | None:
@@ -270,8 +299,17 @@ def _is_function(name: str) -> bool:
 
 def _same_listings(gold: Listing, answer: Listing) -> bool | None:
     if (gold.opening, gold.closing) != (answer.opening, answer.closing):
-        return _same_region(gold, answer)
+        return False if _is_empty(gold) else _same_region(gold, answer)
     return _same_entries(gold.items, answer.items)
+
+
+def _is_empty(listing: Listing) -> bool:
+    """Whether it would hold nothing as an interval: then it was not meant as one."""
+    region = as_region(listing)
+    try:
+        return region is not None and not pieces_of(region, point(0))
+    except (Undefined, TooLarge, Unreadable):
+        return False
 
 
 def _same_matrices(gold: Matrix, answer: Matrix) -> bool | None:
@@ -358,7 +396,9 @@ def _same_words(gold: Answer, answer: Answer) -> bool | None:
     formulas = [not isinstance(part, Words) or part.is_formula for part in (gold, answer)]
     if not all(formulas):
         return False
-    texts = [re.sub(r"\s", "", part.text) for part in (gold, answer) if isinstance(part, (Words, Quantity))]
+    texts = [
+        re.sub(r"(?<!\d)\s|\s(?!\d)", "", part.text) for part in (gold, answer) if isinstance(part, (Words, Quantity))
+    ]
     return True if len(texts) == 2 and texts[0] == texts[1] else None
 
 

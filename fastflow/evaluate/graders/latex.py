@@ -11,6 +11,7 @@ import re
 from fastflow.evaluate.graders.boxes import closing_brace
 from fastflow.evaluate.graders.statements import compatible
 from fastflow.evaluate.graders.units import read_unit
+from fastflow.evaluate.graders.usual_forms import usual_forms
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
@@ -18,15 +19,21 @@ _VULGAR = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4
            "⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅐": (1, 7), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
            "⅑": (1, 9), "⅒": (1, 10)}  # fmt: skip
 _CHARACTERS = {
-    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "÷": "/",
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "‒": "-",
+    "∶": ":", "、": ",", "٪": "%", "˚": "\\degree ", "×": "*", "·": "*", "⋅": "*", "∙": "*", "∗": "*", "÷": "/",
     "⁄": "/", "∕": "/", "√": "\\root ", 
     "∛": "\\root [3]", "∜": "\\root [4]", "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "⩽": "\\le ",
     "⩾": "\\ge ", "≠": "\\ne ", "∈": "\\in ", "∪": "\\cup ", "∩": "\\cap ", "±": "\\pm ", "∓": "\\mp ",
     "°": "\\degree ",
     "º": "\\degree ", "≈": "\\approx ", "∅": "\\emptyset ", "ℝ": "\\R ", "ℤ": "\\Z ", "ℕ": "\\N ", "∖": "\\setminus ",
     "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "λ": "\\lambda ", "φ": "\\phi ", "ω": "\\omega ",
-    "μ": "µ", "…": "\\ldots ", "⟨": "(", "⟩": ")", "′": "'", "∨": "\\lor ", "∧": "\\land ", "∣": "|",
-    "€": "«eur»", "£": "«gbp»", "¥": "«jpy»", "％": "%", "$": "", "\u200b": "", "\xa0": " ", "\u2009": " ",
+    "μ": "µ", "δ": "\\delta ",
+    "ε": "\\epsilon ", "ρ": "\\rho ", "σ": "\\sigma ", "τ": "\\tau ", "ψ": "\\psi ", "Γ": "\\Gamma ", "Δ": "\\Delta ",
+    "Σ": "\\Sigma ", "Φ": "\\Phi ", "Ψ": "\\Psi ",
+    "…": "\\ldots ", "⟨": "(", "⟩": ")", "′": "'", "∨": "\\lor ", "∧": "\\land ", "∣": "|",
+    "€": "«eur»", "£": "«gbp»", "¥": "«jpy»", "％": "%", "$": "",
+    "\u200b": "", "\u200c": "", "\u200d": "", "\u200e": "", "\u200f": "",
+    "\u2060": "", "\ufeff": "", "\xad": "", "\xa0": " ", "\u2009": " ",
     "\u202f": " ", "∠": "\\angle ", "△": "\\triangle ", "∼": "~", "≡": "\\equiv ", "⌊": "\\lfloor ", "⌋": "\\rfloor ",
     "⌈": "\\lceil ", "⌉": "\\rceil ",
 }  # fmt: skip
@@ -37,7 +44,8 @@ _MACROS = {
     "mid": "|", "varnothing": "\\emptyset", "dbinom": "\\binom", "tbinom": "\\binom", "circ": "\\degree", "to": "",
     "left": "", "right": "", "big": "", "Big": "", "bigl": "", "bigr": "", "Bigl": "", "Bigr": "", "bigg": "",
     "Bigg": "", "displaystyle": "", "textstyle": "", "limits": "", "nolimits": "", "quad": " ", "qquad": " ",
-    "langle": "(", "rangle": ")", "lparen": "(", "rparen": ")", "vee": "\\lor", "wedge": "\\land",
+    "langle": "(", "rangle": ")", "lparen": "(", "rparen": ")", "vee": "«or»", "wedge": "«and»", "middle": "",
+    "leqq": "\\le", "geqq": "\\ge", "boxed": "", "fbox": "", "mathstrut": "",
     "backslash": "\\setminus",
     "nicefrac": "\\frac", "sfrac": "\\frac", "large": "", "Large": "", "LARGE": "", "huge": "", "Huge": "",
     "small": "", "normalsize": "", "bf": "", "rm": "",
@@ -48,8 +56,8 @@ _MACROS = {
     "checkmark": "", "blacksquare": "", "square": "", "Box": "", "qed": "",
 }  # fmt: skip
 _WRAPPERS = (
-    "underline|text|mbox|textrm|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|operatorname|hbox|bold|boldsymbol|"
-    "pmb|bm"
+    "underline|text|emph|mbox|textrm|textsf|textsc|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|operatorname|"
+    "hbox|bold|boldsymbol|pmb|bm"
 )
 _WRAPPER = re.compile(rf"\\(?:{_WRAPPERS})\*?\s*\{{")
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "sqrt", "asin", "acos", "atan", "arcsin",
@@ -60,11 +68,14 @@ _PLAIN_WORDS = {"and", "or", "if", "for", "in", "is", "the", "no", "yes", "not",
                 "to", "rad", "deg", "none", "one", "two", "six", "ten", "usd", "eur", "inf", "mod", "men", "way",
                 "day", "hz", "pa", "kj", "kn", "mol", "ms", "kw", "kv", "ma", "nm", "dm", "oz", "lb", "lbs", "mi",
                 "but", "has", "are", "its", "it", "on", "he", "she", "only", "sq", "ways"}  # fmt: skip
-_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.DOTALL)
-_LARGE_WORDS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
+_MATRIX = re.compile(r"\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.DOTALL)
+_LARGE_WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 _LARGE = re.compile(rf"(?<=\d)\s*«\s*({'|'.join(_LARGE_WORDS)})(?![A-Za-z])\s*([^»]*)»", re.IGNORECASE)
-_CJK = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]+")
+_CJK = re.compile(r"«\s*(?P<said>[^«»]*?)\s*»|(?P<bare>[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]+)")
 _CJK_WORDS = {"和": "and", "与": "and", "及": "and", "或": "or", "或者": "or", "且": "and", "并且": "and"}
+_NEGATIVE = re.compile(
+    r"(?:«\s*(?:minus|negative)\s*»|(?<![\\A-Za-z«])(?:minus|negative))\s*(?=[\d.(]|\\(?:frac|sqrt|pi))", re.I
+)
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?:,|\{,\})\d{3})+|[1-9]\d{0,2}(?:[ ']\d{3})+|\d{1,3}(?:_\d{3})+"
                      r"|[1-9]\d{0,2}(?:\.\d{3}){2,}|[1-9]\d?(?:,\d\d)+,\d{3})(?![\d,])")  # fmt: skip
 
@@ -72,8 +83,9 @@ _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?:,|\{,\})\d{3})+|[1-9]\d{0,2}(?:[
 def normalise(text: str) -> str:
     """The text in the one spelling. Never fails; what has no meaning stays as it is."""
     text = _characters(compatible(text.replace("\\$", "«usd»")))
-    text = text.replace("...", "\\ldots ").replace("\\\\{", "\\{").replace("\\\\}", "\\}")
+    text = text.replace("\\!", "").replace("...", "\\ldots ").replace("\\\\{", "\\{").replace("\\\\}", "\\}")
     text = re.sub(r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\", text).replace("{}", "")
+    text = usual_forms(text)
     text = _MATRIX.sub(lambda found: f"⟦{found.group(2).replace(chr(92) * 2, ';')}⟧", text)
     text = re.sub(r"\\[()\[\]]|\\\\|\\(?:text)?color\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", "", text).replace("{:}", ":").replace("+/-", "\\pm ")
@@ -91,10 +103,13 @@ def normalise(text: str) -> str:
     text = (
         text.replace("**", "^").replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     )
-    text = _CJK.sub(lambda found: f"«{_CJK_WORDS.get(found.group(), found.group())}»", text)
+    text = _CJK.sub(_cjk_word, text)
+    text = _NEGATIVE.sub("-", text)
     text = re.sub(r"«[^«»]*»|(?<![\\A-Za-z])[A-Za-zµΩ]{2,}", _word, text)
     text = _join_digits(text)
     text = re.sub(r"\\frac\s*\{\s*(«[^»]*»)\s*\}\s*\{\s*(«[^»]*»)\s*\}", r"\1/\2", text)
+    text = re.sub(r"(?<=\d)\s*«\s*dozen\b\s*([^»]*)»", r"*12«\1»", text)
+    text = re.sub(r"«\s*(?:positive )?infinity\s*»", r"\\infty ", text, flags=re.IGNORECASE)
     text = _LARGE.sub(lambda found: f"*10^{{{_LARGE_WORDS[found.group(1).lower()]}}}«{found.group(2)}»", text)
     text = re.sub(r"[\[(]\s*(⟦[^⟧]*⟧)\s*[\])]", r"\1", text.replace("«»", ""))
     return re.sub(r"\s+", " ", text).strip()
@@ -105,6 +120,11 @@ def _characters(text: str) -> str:
     text = re.sub("[" + "".join(_SUBSCRIPTS) + "]+", lambda run: f"_{{{_spell(run.group(), _SUBSCRIPTS)}}}", text)
     text = "".join(rf"\frac{{{_VULGAR[c][0]}}}{{{_VULGAR[c][1]}}}" if c in _VULGAR else c for c in text)
     return "".join(_CHARACTERS.get(character, character) for character in text)
+
+
+def _cjk_word(found: re.Match[str]) -> str:
+    word = found.group("bare") or found.group("said")
+    return f"«{_CJK_WORDS[word]}»" if word in _CJK_WORDS else f"«{word}»" if found.group("bare") else found.group()
 
 
 def _spell(run: str, table: dict[str, str]) -> str:
@@ -133,6 +153,8 @@ def _wrapped(content: str, behind_number: bool) -> str:
     bare = content.strip()
     if behind_number and re.fullmatch(r"[A-Za-z]{1,3}", bare) and bare != "e" and read_unit(bare).is_known:
         return f"«{bare}»"
+    if behind_number and (product := _product_of_units(bare)):
+        return f"«{product}»"
     if not re.search(r"[^\W\d_]", bare) or "\\" in bare or re.fullmatch(r"[eidxyzntk]", bare):
         return content
     if bare in _FUNCTIONS:
@@ -142,6 +164,16 @@ def _wrapped(content: str, behind_number: bool) -> str:
     if re.fullmatch(r"[\s\d.,/:+=-]+[A-Za-z %]+|.*[()=\[\]].*|.*«.*|.*\d.*", bare):
         return content
     return f"«{bare}»"
+
+
+def _product_of_units(text: str) -> str:
+    r"""`m\,s^{-2}` as one unit; "" for what is none."""
+    pieces = re.split(r"\\[,;: ]|\\cdot\b|[\s*~]+", text)
+    factors = [piece for piece in pieces if piece]
+    known = all(
+        re.fullmatch(r"[A-Za-zµΩ]{1,3}(?:\^\{?-?\d\}?)?", factor) and read_unit(factor).is_known for factor in factors
+    )
+    return re.sub(r"[{}]", "", " ".join(factors)) if known and len(factors) > 1 else ""
 
 
 def _word(found: re.Match[str]) -> str:
@@ -175,4 +207,10 @@ def _join_digits(text: str) -> str:
 
 
 def _ungrouped(text: str) -> str:
+    text = re.sub(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])", lambda found: _points(found.group()), text)
     return _GROUPS.sub(lambda found: re.sub(r"\D", "", found.group()), text)
+
+
+def _points(number: str) -> str:
+    """1.234.567,89 with a decimal point."""
+    return number.replace(".", "").replace(",", ".")

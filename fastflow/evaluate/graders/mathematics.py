@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fastflow.evaluate.graders.answer import Answer, Many, Quantity
@@ -9,7 +10,7 @@ from fastflow.evaluate.graders.equivalence import same
 from fastflow.evaluate.graders.expression import Unreadable, parse
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.read import read
-from fastflow.evaluate.graders.statements import boxed_answer, spoken, stated_answer
+from fastflow.evaluate.graders.statements import boxed_answer, plain, spoken, stated_answer
 from fastflow.evaluate.graders.symbolic import same_by_sympy
 from fastflow.evaluate.graders.verdict import Verdict, of
 
@@ -21,7 +22,7 @@ def extract(response: str) -> list[str]:
     text = spoken(response)
     if boxed := boxed_answer(text):
         return [part for part in boxed if part.strip()]
-    stated = None if boxed is None and _has_box(text) else stated_answer(text)
+    stated = None if boxed is None and _has_box(text) else stated_answer(text) or _bare(text)
     return [stated] if stated else []
 
 
@@ -55,6 +56,14 @@ def equivalent(gold: str, parts: Sequence[str]) -> bool | None:
     return outcome
 
 
+def _bare(text: str) -> str | None:
+    """A response that is a formula and nothing else."""
+    line = plain(text).strip().strip("$").strip()
+    return (
+        line if not line.endswith("!") and "\n" not in line and re.search(r"\d", line) and is_readable(line) else None
+    )
+
+
 def _without_box(gold: str) -> str:
     boxed = boxed_answer(gold)
     return ", ".join(boxed) if boxed else gold
@@ -65,7 +74,8 @@ def _has_box(text: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    return text.replace(" ", "").rstrip(".")
+    """Without blanks, but for those between digits: "3 2/5" is not 32/5."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", text).rstrip(".")
 
 
 def _is_decimal_comma(text: str) -> bool:

@@ -24,7 +24,7 @@ from fastflow.evaluate.graders.units import read_unit
 
 _REMARK = re.compile(
     r"\s*[,;]?\s*\(?«\s*,?\s*(?:for|where|when|whenever|if|with|as|since|because|which|that|such|given|provided|rounded|using|"
-    r"assuming|correct|by|so|from|attained|achieved|reached|at|not|rather|instead|hence|thus|i\.e|e\.g)\b.*$",
+    r"assuming|correct|by|so|from|attained|achieved|reached|at|not|but\s+not|rather|instead|hence|thus|i\.e|e\.g)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
 _CONDITION = re.compile(r"(?<=\S)\s*\([^()]*(?:\\ge|\\le|\\in\b|\\ne|[<>])[^()]*\)$")
@@ -34,24 +34,26 @@ _LABEL = re.compile(
 )
 _JOINING = re.compile(r"«\s*,?\s*(and|or|und|oder)\b\s*([^»]*)»", re.IGNORECASE)
 _JOINING_WORDS = {"and": "and", "und": "and", "or": "or", "oder": "or"}
-_OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in )|(?<=,))\s*([\[\]])([^\[\]()]+,[^\[\]()]+)([\[\]])")
+_OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in )|(?<=,))\s*([\[\]])([^\[\]()]+[,;][^\[\]()]+)([\[\]])")
 _LEADING = re.compile(
     r"^(?:«\s*(?:the|is|are|about|exactly|共|总共|一共|possibly|perhaps|maybe|answers?|equals?|equal to|total|of|"
-    r"approximately|values?|so|thus|therefore|a|an|it is|the answer is|the value is|either|both|only)"
+    r"approximately|around|roughly|values?|minimum|maximum|约|大约|it|"
+    r"so|thus|therefore|a|an|it is|the answer is|the value is|either|both|only)"
     r"\s*:?\s*»\s*)+(?=\S)",
     re.IGNORECASE,
 )
 _BASED = re.compile(
     r"^(?:\\overline\s*\{\s*(?P<barred>[0-9A-Fa-f]+)\s*\}|\(\s*(?P<wrapped>[0-9A-Fa-f]+)\s*\)|(?P<bare>[0-9A-Fa-f]+))\s*"
     r"(?:_\s*\{?\s*\(?\s*(?:«base»\s*)?(?P<base>\d+|«[^»]*»)\s*\)?\s*\}?"
-    r"|\(?\s*«(?:in\s+)?base»\s*-?\s*\(?(?P<said>\d+|«[^»]*»)\)?\s*\)?"
+    r"|\(?\s*(?:«in»\s*)?«(?:in\s+)?base»\s*-?\s*\(?(?P<said>\d+|«[^»]*»)\)?\s*\)?"
     r"|\(?\s*«(?:in\s+)?base\s+(?P<word>\w+)»\s*\)?)$"
 )
 _NUMBER_WORDS = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 ]  # fmt: skip
-_BASE_WORDS = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16}
+_BASE_WORDS = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16, "ternary": 3, "quaternary": 4,
+               "quinary": 5, "senary": 6, "septenary": 7}  # fmt: skip
 _NOTHING = re.compile(
     r"\\emptyset|⦃\s*⦄|\s*(?:there (?:is|are) )?no (?:real |integer |such )?(?:solutions?|roots?|values?)(?: exists?)?|"
     r"none|empty set|does not exist|dne|undefined|无解",
@@ -61,9 +63,18 @@ _RELATIONS = {"\\le ": "≤", "\\ge ": "≥", "\\ne ": "≠", "<": "<", ">": ">"
 _NAME = re.compile(
     r"\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d[^{}]*\}|"
     r"\\?[A-Za-z]+\s*'?(?:_\s*(?:\{[^{}]*\}|\w))?\s*'?(?:\s*\([^()]*\)|\^\s*\{?-1\}?\s*\([^()]*\))?|\\(?:angle|triangle)\s.*|"
-    r"\|\s*[A-Z]{2}\s*\||\[\s*[A-Z]{3,}\s*\]|\\[A-Za-z]+\s*\{\s*[A-Z]{1,3}\s*\}|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)|.*«[^»]*».*"
+    r"[A-Za-z]{1,3}(?:\s*:\s*[A-Za-z]{1,3})+|\|\s*[A-Z]{1,2}\s*\||\\frac\s*\{\s*[A-Z]{2}\s*\}\s*\{\s*[A-Z]{2}\s*\}|\[\s*[A-Z]{3,}\s*\]|\\[A-Za-z]+\s*\{\s*[A-Z]{1,3}\s*\}|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)|.*«[^»]*».*"
 )
 _SINGLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
+_BARRED = re.compile(r"\(\s*-?[\d./]+\s*\|\s*-?[\d./]+\s*\)")  # the coordinates (2|-5)
+_INDEX = re.compile(r"(?<=\S)\s*,\s*\(?\s*([a-z])\s*=\s*\d+(?:\s*,\s*\d+)*\s*,\s*\\ldots(?:\s*,\s*\w+)?\s*\)?$")
+_FURTHER_NUMBER = re.compile(r"(?<![\^\d.{-])(?<!\^\s)\d")  # other than the power of a unit
+_STATEMENT = re.compile(r"[=<>]|\\[lgn]e\b|\\in\b")
+_OTHERWISE = re.compile(r"«[^»]*\b(?:otherwise|else)\b", re.IGNORECASE)
+_PIECEWISE = re.compile(
+    r"«\s*(?:,\s*)?(?:if|when|for|where)\b[^»]*».*(?:[,;&]|«\s*(?:and|or)\b).*«\s*(?:if|when|for|where|otherwise|else)\b",
+    re.IGNORECASE,
+)
 _MEMBERSHIP = re.compile(r"^\\?[A-Za-z](?:_\{?\w+\}?)?(?:\s*,\s*\\?[a-z])*\s*\\in\s*(?:\\?[ZNRQC]\b.*|«.*»)$")
 
 
@@ -82,8 +93,8 @@ def read(text: str) -> Answer:
         return region
     if parts := _parts(text):
         return parts
-    if wrapped := _wrapped(text):
-        return wrapped
+    if special := _scaled_matrix(text) or _transposed(text) or _wrapped(text):
+        return special
     if relation := _relation(text):
         return relation
     if "\\pm" in text or "\\mp" in text:
@@ -98,14 +109,29 @@ def _outer(text: str) -> str:
         text = text.strip().lstrip(",;:").rstrip(".,;:").strip()
         if is_wrapped(text, "{", "}"):
             text = text[1:-1]
-        text = _ASIDE.sub("", _CONDITION.sub("", _REMARK.sub("", text) or text))
+        text = _ASIDE.sub("", _CONDITION.sub("", _INDEX.sub("", _without_remark(text))))
         text = _LEADING.sub("", _LABEL.sub("", text))
-        text = re.sub(r"^[A-Z]\s*(?=\([^()]*,[^()]*\)$)", "", text)  # the name of a point
+        text = re.sub(rf"^[A-Z]\s*(?=\([^()]*[,;][^()]*\)$|{_BARRED.pattern}$)", "", text)  # the name of a point
         if "\\approx" in text:
             left, right = (part.strip() for part in text.split("\\approx", 1))
             text = right if not left or _SINGLE.fullmatch(left) else left
         if text == before:
             return text
+
+
+def _without_remark(text: str) -> str:
+    """Without words behind the answer, unless they tell one case from another."""
+    return text if _is_piecewise(text) else _REMARK.sub("", text) or text
+
+
+def _is_piecewise(text: str) -> bool:
+    """Whether a second value with a condition of its own stands behind the first condition."""
+    if _OTHERWISE.search(text):
+        return True
+    if not _PIECEWISE.search(text):
+        return False
+    pieces = [piece for _, piece in split_outside(_JOINING.sub(_joint, text), ",", ";", "«and»", "«or»") if piece]
+    return any(re.match(r"(?!«)[^«]+«", piece) and not _STATEMENT.search(piece.split("«")[0]) for piece in pieces[1:])
 
 
 def _parts(text: str) -> Answer | None:
@@ -123,7 +149,14 @@ def _parts(text: str) -> Answer | None:
         items = [items[0], *(item for item in items[1:] if not _is_condition(item, items[0]))]
     if len(items) == 1:
         return items[0]
-    return Many(tuple(part for item in items for part in (item.items if isinstance(item, Many) else (item,))))
+    return Many(tuple(part for item in items for part in _single(item)))
+
+
+def _single(item: Answer) -> tuple[Answer, ...]:
+    """The values of a list within a list, also of "x = ±4"."""
+    if isinstance(item, Relation) and item.name and isinstance(item.value, Many):
+        return item.value.items
+    return item.items if isinstance(item, Many) else (item,)
 
 
 def _joint(found: re.Match[str]) -> str:
@@ -156,11 +189,14 @@ def _is_condition(item: Answer, main: Answer) -> bool:
 def _wrapped(text: str) -> Answer | None:
     """Sets and tuples; brackets around one value only group it."""
     if is_wrapped(text, "⦃", "⦄"):
+        if text[1:-1].strip() == "\\emptyset":
+            return Words("set of the empty set")
         items = [read(piece) for _, piece in split_outside(text[1:-1], ",", ";", "«and»") if piece]
         return Many(tuple(part for item in items for part in (item.items if isinstance(item, Many) else (item,))))
     if not is_wrapped(text, "([]", ")]["):
         return None
-    pieces = split_outside(text[1:-1], ",", ";")
+    marks = ("|",) if _BARRED.fullmatch(text) else (",", ";")
+    pieces = split_outside(text[1:-1], *marks)
     if len(pieces) > 1 and all(piece for _, piece in pieces):
         if "\\pm" in text or "\\mp" in text:
             return Many(tuple(read(_signed(text, *signs)) for signs in ("+-", "-+")))
@@ -168,6 +204,28 @@ def _wrapped(text: str) -> Answer | None:
     if text[0] == "(" and text[-1] == ")":
         return read(text[1:-1])
     return None
+
+
+def _scaled_matrix(text: str) -> Matrix | None:
+    """A number in front of a matrix."""
+    found = re.match(r"^([^⟦⟧=<>]+?)\s*\*?\s*⟦([^⟦⟧]*)⟧$", text)
+    if not found or not _reads(found.group(1)):
+        return None
+    scale, matrix = _tree(found.group(1)), _matrix(found.group(2))
+    entries = [entry for row in matrix.rows for entry in row]
+    if not all(isinstance(entry, Quantity) and entry.unit is None for entry in entries):
+        return None
+    return Matrix(tuple(
+        tuple(Quantity(("*", scale, entry.tree), None, entry.text) for entry in row if isinstance(entry, Quantity))
+        for row in matrix.rows
+    ))  # fmt: skip
+
+
+def _transposed(text: str) -> Matrix | None:
+    """(a, b)^T, a column."""
+    found = re.match(r"^([(\[].*[)\]])\s*\^\s*\{?\s*(?:T|\\top)\s*\}?$", text)
+    inside = read(found.group(1)) if found else None
+    return Matrix(tuple((item,) for item in inside.items)) if isinstance(inside, Listing) else None
 
 
 def _relation(text: str) -> Answer | None:
@@ -221,7 +279,7 @@ def _quantity(text: str) -> Quantity | None:
         formula, tail = text[:-1], "percent"
     if tail and "\\degree" in formula:
         formula, tail = formula.replace("\\degree", ""), {"«C»": "celsius", "«F»": "fahrenheit"}.get(tail, tail)
-    if tail and formula.rstrip().endswith(("/", "^", "_")):
+    if tail and (formula.rstrip().endswith(("/", "^", "_")) or _FURTHER_NUMBER.search(re.sub(r"«[^»]*»", " ", tail))):
         return None
     formula = formula.strip().rstrip("-").strip()
     if not _reads(formula):
@@ -259,7 +317,7 @@ def _matrix(inside: str) -> Matrix:
 def _digits(found: re.Match[str]) -> Digits | None:
     digits = found.group("barred") or found.group("wrapped") or found.group("bare")
     said = next(word for word in (found.group("base"), found.group("said"), found.group("word")) if word)
-    word = said.strip("«» ").lower()
+    word = said.strip("«» ").lower().removeprefix("base ").strip()
     base = int(word) if word.isdigit() else _BASE_WORDS.get(word, 0)
     if word in _NUMBER_WORDS:
         base = _NUMBER_WORDS.index(word)

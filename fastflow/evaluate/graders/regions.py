@@ -17,15 +17,27 @@ Reader = Callable[[str], Tree]
 Piece = tuple[Number, bool, Number, bool]  # low, low_closed, high, high_closed
 
 ALL = Region("all")
+_FUNCTION = re.compile(r"[A-Za-z]\s*\(\s*[a-z]\s*\)")
+_SIGNED_REALS = {
+    "^+": "x > 0",
+    "^-": "x < 0",
+    "_>0": "x > 0",
+    "_<0": "x < 0",
+    "_\\ge0": "x \\ge 0",
+    "_\\le0": "x \\le 0",
+}
+_SIGNS = {"positive": "x > 0", "negative": "x < 0", "non-negative": "x \\ge 0", "nonnegative": "x \\ge 0"}
 _VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
 _OPERATORS = ("\\le ", "\\ge ", "\\ne ", "<", ">")
 _FLIPPED = {"\\le ": "\\ge ", "\\ge ": "\\le ", "<": ">", ">": "<", "\\ne ": "\\ne "}
 _OPEN = "<>≤≥"
+_TURNED = str.maketrans("<>≤≥", "><≥≤")
 _REALS = re.compile(
     r"\\R|«\s*(?:all )?(?:the )?(?:reals?|real numbers?|real values?)(?: of)?\s*»\s*[a-z]?|\\R\b.*«.*»", re.I
 )
 _EXCEPT = re.compile(
-    r"^(.*?)(?:\\setminus|«\s*(?:except|but not|other than|excluding)\s*»|«([^»]*?)\s*except\s*»)(.*)$"
+    r"^(.*?)(?:\\setminus|(?<=\\R)\s*-\s*(?=⦃)|«\s*(?:except|but not|other than|excluding)\s*»"
+    r"|«([^»]*?)\s*except\s*»)(.*)$"
 )
 
 
@@ -40,10 +52,13 @@ def read_region(text: str, tree: Reader) -> Region | None:
 def _read(text: str, tree: Reader) -> Region | None:
     if _REALS.fullmatch(text):
         return ALL
+    if half := _half_of_reals(text):
+        return _read(half, tree)
     if found := _EXCEPT.match(text):
         outer = found.group(1).strip() or f"«{found.group(2)}»"
         whole = _interval(outer, tree) or _read(outer, tree)
-        return None if whole is None else Region("difference", (whole, _points(found.group(3).strip(), tree)))
+        rest = found.group(3).strip()
+        return None if whole is None else Region("difference", (whole, _interval(rest, tree) or _points(rest, tree)))
     if "\\cup" in text or "\\cap" in text:
         for mark, kind in (("\\cup", "union"), ("\\cap", "intersection")):
             pieces = split_outside(text, mark)
@@ -58,6 +73,14 @@ def _read(text: str, tree: Reader) -> Region | None:
         region = _interval(inner, tree) or _read(inner, tree)
         return region and _named(region, member.group(1))
     return _inequality(text, tree)
+
+
+def _half_of_reals(text: str) -> str | None:
+    """The positive numbers and such, as an inequality in x without its name."""
+    if found := re.fullmatch(r"\\R\s*([\^_].*)", text):
+        return _SIGNED_REALS.get(re.sub(r"[\s{}]", "", found.group(1)))
+    words = re.fullmatch(r"«\s*(?:all )?(?:the )?([a-z-]+) (?:reals|real numbers?|numbers)\s*»", text, re.IGNORECASE)
+    return _SIGNS.get(words.group(1).lower()) if words else None
 
 
 def _built(text: str, tree: Reader) -> Region | None:
@@ -95,7 +118,7 @@ def _points(text: str, tree: Reader) -> Region:
 
 def _inequality(text: str, tree: Reader) -> Region | None:
     """An inequality that is solved for one variable, or two of them around it."""
-    pieces = split_outside(text, *_OPERATORS)
+    pieces = [(mark, "y" if _FUNCTION.fullmatch(piece) else piece) for mark, piece in split_outside(text, *_OPERATORS)]
     if len(pieces) == 2:
         (_, left), (mark, right) = pieces
         if not _VARIABLE.fullmatch(left):
@@ -128,13 +151,14 @@ def region_of(items: Sequence[Answer], marks: Sequence[str]) -> Region | None:
     if len(regions) < 2 or not any(isinstance(item, Region) for item in items):
         return None
     kept = tuple(region for region in regions if region is not None)
-    names = {region.variable for region in kept}
-    if len(kept) < len(regions) or len(names) != 1:
+    names = {region.variable for region in kept if region.variable}
+    if len(kept) < len(regions) or len(names) > 1:
         return None
-    joined = Region("union", kept, variable=kept[0].variable)
+    name = next(iter(names), "")
+    joined = Region("union", kept, variable=name)
     if "«or»" in marks:
         return joined
-    both = Region("intersection", kept, variable=kept[0].variable)
+    both = Region("intersection", kept, variable=name)
     try:
         return both if "«and»" in marks or pieces_of(both, {}) else joined
     except (Undefined, Unreadable, KeyError):
@@ -168,6 +192,8 @@ def _solved(item: Relation) -> Region | None:
     if len(names) != 1:
         return None
     (name,) = names
+    if item.left[0] == "abs" and not variables(item.right):
+        return _within(item, name)
     difference = ("-", item.left, item.right)
     try:
         at_0, at_1, at_2 = (evaluate(difference, {name: Fraction(number)}) for number in range(3))
@@ -179,6 +205,16 @@ def _solved(item: Relation) -> Region | None:
     if (item.operator in "<≤") == (at_1 > at_0):
         return Region("interval", high=end, high_closed=closed, variable=name)
     return Region("interval", low=end, low_closed=closed, variable=name)
+
+
+def _within(item: Relation, name: str) -> Region | None:
+    """|x| < a and |x| > a, as what they say of x."""
+    mirror = Relation(item.left[1], item.operator.translate(_TURNED), ("neg", item.right))
+    sides = [_solved(side) for side in (Relation(item.left[1], item.operator, item.right), mirror)]
+    kept = tuple(side for side in sides if side is not None)
+    if len(kept) < 2:
+        return None
+    return Region("intersection" if item.operator in "<≤" else "union", kept, variable=name)
 
 
 def pieces_of(region: Region, at: Mapping[str, Number]) -> list[Piece]:

@@ -9,17 +9,21 @@ from collections.abc import Iterator
 from fastflow.evaluate.graders.boxes import find_boxes, last_answer
 
 _THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
-_FORMS = re.compile("[\u3000\u3001\ufe50-\ufe6f\uff00-\uffef]+")
-_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])|`")
+_FORMS = re.compile("[\u3000\u3001\ufe50-\ufe6f\uff00-\uffef\U0001d400-\U0001d7ff]+")
+_LOOK_ALIKE = str.maketrans("АВЕКМНОРСТХаеорсухΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEKMHOPCTXaeopcyxABEZHIKMNOPTX")  # Cyrillic and Greek
+_LONE_LETTER = re.compile(r"(?<![\u0370-\u04ff])[АВЕКМНОРСТХаеорсухΑΒΕΖΗΙΚΜΝΟΡΤΧ](?![\u0370-\u04ff])")
+_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])|`|(?<!\S)\*(?=[^\s*][^*\n]*\*(?!\S))|(?<=[\w:.)])\*(?!\S)")
 _ANCHOR = re.compile(
-    r"(?:\b(?:answers?|result|solutions?)(?:\s+to\s+th(?:e|is)\s+\w+)?\s*(?:\}\s*)?(?:\bis\b|\bare\b|\bequals\b|:|=)"
-    r"|\bfinal answer\b[*:\s]*\n\s*|<answer>|####|答案\s*(?:是|为|:|选)?|结果\s*(?:是|为|:))"
+    r"(?:\b(?:answers?|result|solutions?)(?:\s+to\s+th(?:e|is)\s+\w+)?\s*(?:\}\s*)?"
+    r"(?:\bis\b|\bare\b|\bequals\b|\b(?:should|must) be\b|:|=)"
+    r"|\bfinal answer\b[*:\s]*\n\s*|\bfinal answer\s*[—–-]\s*(?=[\d$\\(])|\bans\s*[.:=]"
+    r"|<answer>|####|答案\s*(?:是|为|:|选)?|结果\s*(?:是|为|:)|(?<![^\s])答\s*:)"
     r"(?:\s*(?:therefore|thus|so|then|simply|just|:))?\s*",
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(
-    r"^(?:so|thus|hence|therefore|consequently|altogether|in total|所以|因此|故)\b.*?"
-    r"(?:\bis\b|\bare\b|\bequals\b|\bmakes\b|\bgives\b|=|为|是)\s*(?!.*(?:\bis\b|\bare\b|\bequals\b))(.+)$",
+    r"^(?:(?:so|thus|hence|therefore|consequently|altogether|in total)\b|所以|因此|故).*?"
+    r"(?:\bis\b|\bare\b|\bequals\b|\bmakes\b|\bgives\b|=|为|是|有)\s*(?!.*(?:\bis\b|\bare\b|\bequals\b))(.+)$",
     re.IGNORECASE | re.DOTALL,
 )
 _DOUBT = re.compile(
@@ -27,18 +31,23 @@ _DOUBT = re.compile(
     r"assum\w*|thought|guess\w*|first considered|no|not|wrong|incorrect|another)\b",
     re.IGNORECASE,
 )
+_BUT = re.compile(r"\s*not\s+[^.;\n]*?,?\s+but\s+(?:rather\s+)?(?=[\d$\\(-])", re.IGNORECASE)
 _DENIED = re.compile(r"\s*(?:not\b|never\b|neither\b|no longer\b|n't\b|unlikely\b|不)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?:[.!?;](?=[\s$)*]|$)|[。！？；])")
 _REASON = re.compile(r"\s*,?\s*\b(?:since|because|as we|as it|as the|which|where|so that|according to)\b.*", re.DOTALL)
 _RETRACTED = re.compile(
     r"\b(?:that|this|it|which|above|answer|box|value|result)\s+(?:is|was|must be|seems|looks)\s+(?:wrong|incorrect|not "
-    r"right|not correct|false|a mistake|mistaken)\b|\bscratch that\b|\bI (?:take|took) (?:that|it) back\b",
+    r"right|not correct|false|a mistake|mistaken)\b|\bscratch that\b|\bI (?:take|took) (?:that|it) back\b|"
+    r"\bI (?:have |had |just )?(?:misread|misunderstood|miscounted|miscalculated|forgot|forgotten|overlooked|"
+    r"made (?:a|an) (?:\w+ )?(?:mistake|error|slip))\b",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*\$?\s*$")
+_FINAL = re.compile(r"\b(?:my|final|correct) answer\b", re.IGNORECASE)
+_CORRECTED = re.compile(r"\b(?:it|this|that|which) (?:should|must) (?:really |actually )?be\s+", re.IGNORECASE)
 _SECOND_THOUGHT = re.compile(
     r"\b(?:wait|actually|correction|mistake|sorry|oops|instead|recount\w*|recheck\w*|corrected|revis\w+|"
-    r"should be|wrong|incorrect)\b|更正|不对",
+    r"should be|wrong|incorrect|misread|forgot|made an error)\b|更正|不对",
     re.IGNORECASE,
 )
 
@@ -62,14 +71,20 @@ def spoken(response: str) -> str:
 def boxed_answer(text: str) -> list[str] | None:
     """What the last box says, in parts where adjoining boxes form one answer. None: no box, or it was taken back.
 
-    A statement after the box replaces it where second thoughts stand between them.
+    A statement after the box replaces it where it is called final or second thoughts stand between them.
     """
     boxes = find_boxes(text)
     if not boxes:
         return None
     chosen, rest = last_answer(boxes, text), text[boxes[-1].end :]
+    if final := _FINAL.search(rest):
+        later = [clause for clause in stated(rest[final.start() :]) if re.search(r"\d|\\[a-z]", clause)]
+        if later:
+            return [later[-1]]
     if _SECOND_THOUGHT.search(rest):
-        later = [clause for clause in stated(rest) if re.search(r"\d|\\[a-z]", clause)]
+        later = [
+            clause for clause in stated(_CORRECTED.sub("the answer is ", rest)) if re.search(r"\d|\\[a-z]", clause)
+        ]
         if later:
             return [later[-1]]
         if _RETRACTED.search(rest):
@@ -102,9 +117,11 @@ def stated(text: str) -> Iterator[str]:
     text = plain(text)
     for anchor in list(_ANCHOR.finditer(text))[-MOST_STATEMENTS:]:
         start = max(text.rfind("\n", 0, anchor.start()), _last_end(text, anchor.start()))
-        if _DOUBT.search(text[start + 1 : anchor.start()]) or _DENIED.match(text, anchor.end()):
+        but = _BUT.match(text, anchor.end())
+        if _DOUBT.search(text[start + 1 : anchor.start()]) or (not but and _DENIED.match(text, anchor.end())):
             continue
-        rest = text[anchor.end() : anchor.end() + LONGEST_SENTENCE].lstrip()
+        begin = but.end() if but else anchor.end()
+        rest = text[begin : begin + LONGEST_SENTENCE].lstrip()
         line = rest.split("\n\n", 1)[0] if rest.startswith(("$$", "\\[")) else rest.split("\n", 1)[0]
         end = _SENTENCE_END.search(line)
         if end and end.group().startswith(("?", "？")):
@@ -121,7 +138,8 @@ def plain(text: str) -> str:
 
 def compatible(text: str) -> str:
     """NFKC for full-width and small forms only, since it would also turn a superscript into a digit."""
-    return _FORMS.sub(lambda run: unicodedata.normalize("NFKC", run.group()), text)
+    text = _FORMS.sub(lambda run: unicodedata.normalize("NFKC", run.group()), text)
+    return _LONE_LETTER.sub(lambda letter: letter.group().translate(_LOOK_ALIKE), text)
 
 
 def _tidy(clause: str) -> str:

@@ -34,7 +34,8 @@ _BASIC = {  # symbol: (quantity, factor)
 _NAMES: dict[str, tuple[str, int | Fraction]] = {
     "meter": ("length", 1), "metre": ("length", 1), "gram": ("mass", 1), "gramme": ("mass", 1), "second": ("time", 1),
     "sec": ("time", 1), "minute": ("time", 60), "min": ("time", 60), "hour": ("time", 3600), "hr": ("time", 3600),
-    "h": ("time", 3600), "day": ("time", 86400), "week": ("time", 604800), "year": ("year", 1), "month": ("month", 1),
+    "h": ("time", 3600), "day": ("time", 86400), "week": ("time", 604800), "year": ("month", 12), "month": ("month", 1),
+    "decade": ("month", 120),
     "inch": ("length", Fraction(254, 10000)), "inches": ("length", Fraction(254, 10000)),
     "in": ("length", Fraction(254, 10000)), "ft": ("length", Fraction(3048, 10000)),
     "foot": ("length", Fraction(3048, 10000)), "feet": ("length", Fraction(3048, 10000)),
@@ -64,6 +65,7 @@ def read_unit(text: str) -> Unit:
     tail = re.sub(r"[«»{}]", " ", text).replace("*", " ").replace(".", " ")
     tail = re.sub(r"\s*\^\s*", "^", " ".join(tail.split()))
     tail = tail.replace("per cent", "percent")
+    tail = re.sub(r"\bdegrees?\s+(?=celsius|fahrenheit)", "", tail, flags=re.IGNORECASE)
     tail = re.sub(r"平方\s*", "square ", tail)
     tail = re.sub(r"立方\s*", "cubic ", tail)
     factor, powers, sign, pending, found = Fraction(1), dict[str, int](), 1, 1, False
@@ -93,6 +95,8 @@ def read_unit(text: str) -> Unit:
 def _basic(name: str) -> tuple[Fraction, Dimension] | None:
     if name in ("mph", "MPH"):
         return Fraction(1609344, 3600_000), (("length", 1), ("time", -1))
+    if name == "cc":
+        return Fraction(1, 1000_000), (("length", 3),)
     if name == "kmh":
         return Fraction(1000, 3600), (("length", 1), ("time", -1))
     litre = re.fullmatch(r"(m|c|d|k|milli|centi|deci)?(?:[lL]|lit(?:er|re)s?)", name)
