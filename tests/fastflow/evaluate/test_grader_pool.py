@@ -23,6 +23,9 @@ BOMBS = [
     r"\left(\left(\left(5!\right)!\right)!\right)! - 1",
     r"\binom{10^{12}}{5 \cdot 10^{11}} - 1",
     r"10**10**10**10 - 10",
+    r"\sum_{i=1}^{1000}\sum_{j=1}^{1000}\sum_{k=1}^{1000} ijk",
+    r"\log(\log(9^{9^{9^{9}}}))",
+    r"\lfloor \pi \cdot 10^{10^{9}} \rfloor",
 ]
 TIMEOUT = 2.0
 BUSY = 20.0  # seconds that other work on the machine may add: without its limit a bomb takes hours

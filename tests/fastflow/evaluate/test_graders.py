@@ -12,7 +12,7 @@ from fastflow.evaluate.graders.grader import Item, grade, with_gold_as_response
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.verdict import Verdict
 
-TABLES = ("graders.jsonl", "graders_nearby.jsonl")
+TABLES = ("graders.jsonl", "graders_nearby.jsonl", "graders_further.jsonl")
 
 
 def lines_of(table):
@@ -91,7 +91,19 @@ def test_program_text_is_never_executed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "loop", ["The answer is 5. ", "Answer: A, ", "答案是", "\\boxed{", "\\boxed{5} ", "<think>", "{", "not A or "]
+    "loop",
+    [
+        "The answer is 5. ",
+        "Answer: A, ",
+        "答案是",
+        "\\boxed{",
+        "\\boxed{5} ",
+        "<think>",
+        "{",
+        "not A or ",
+        "so ",
+        "1.234",
+    ],
 )
 def test_responses_that_loop_cost_little(loop):
     for grader in ("math", "numeric", "choice", "exact"):
@@ -99,3 +111,11 @@ def test_responses_that_loop_cost_little(loop):
         start = time.monotonic()
         grade(Item(grader, "B" if choices else "7", loop * (50_000 // len(loop)), choices))
         assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 1900, "{a}" * 600, "1+" * 900 + "1", "5!" + "!" * 900, "5" + "%" * 900, "-" * 900]
+)
+def test_a_formula_of_many_operations_is_no_recursion_error(text):
+    with pytest.raises(Unreadable):
+        parse(normalise(text))
