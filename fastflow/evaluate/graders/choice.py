@@ -10,7 +10,7 @@ from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.equivalence import same
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.read import read
-from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, plain, spoken
+from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, RETRACTED, plain, spoken
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
@@ -27,24 +27,39 @@ _ANCHOR = re.compile(
     re.IGNORECASE,
 )
 _CONCLUDING = re.compile(
-    r"(?:^|[.,;:!?。，；]\s*|\n|\bbut\s)\s*(?:(?:so|thus|hence|therefore|but|and|then|no|yes|actually)\b[,:;]?\s*)*"
+    r"(?:^|[.,;:!?。，；\n]|\bbut )[ \t]*(?:(?:so|thus|hence|therefore|but|and|then|no|yes|actually)\b[,:;]?[ \t]*)*"
     r"(?:(?:I am|I'm)\s+(?:sure|certain|confident)\s+(?:that\s+)?)?"
     r"(?:(?:it|this|that)(?:['’]s|\s+is|\s+(?:must|has to|should) be)\s+"
     r"|(?<=so )|(?<=so, )|(?<=thus )|(?<=thus, )|(?<=hence )|(?<=hence, )|(?<=therefore )|(?<=therefore, )|(?<=no: ))"
-    r"(?:option\s+)?[(\[]?(?-i:(?P<letter>[A-Z]))[)\]]?\s*(?=[.!;。\n]|$)",
+    r"(?:option\s+)?[(\[]?(?-i:(?P<letter>[A-Z]))[)\]]?[ \t]*(?=[.!;。\n]|$)",
     re.IGNORECASE,
 )
 _CHINESE_IS = re.compile(r"(?<![A-Za-z])([A-Z])\s*(?:选项|项)?\s*(?:是|为)?\s*(?:正确|对的)")
 _OPTION_IS = re.compile(
     r"(?:^|[.,;:!?(\"']|\b(?i:option|choice|answer|statement|so|thus|hence|therefore|that|think|believe|say|but|and|"
-    r"then|conclude)\b)[ \t]*\(?(?<![\w\\])([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?"
-    r"(?:correct|right|best|answer|only)\b|\b[Oo]ption\s+\(?([A-Z])\)?\s+is\s+true\b",
+    r"then|conclude|reflection|review|now|clearly|indeed|only)\b)[ \t]*\(?(?<![\w\\])([A-Z])\)?"
+    r"\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer|only)\b"
+    r"(?! (?:only|if|when|for|in)\b)(?! to (?!(?:the|this) question))|\b[Oo]ption\s+\(?([A-Z])\)?\s+is\s+true\b",
     re.MULTILINE,
 )
+_CHANGED = re.compile(
+    r"\b(?:change|switch|revise|correct)\b[^.!?\n]*?\bto\s+(?:option\s+)?[(\[]?([A-Z])[)\]]?(?=\s*(?:[.!;,\n]|$))"
+)
+_LAST_WORDS = re.compile(
+    r"(?:\b(?:option|choice)\s*|\bleaves(?: us with| only)?\s+|\bonly\s+(?=\S+ remains)|\bdefinitely\s+"
+    r"|\bI(?:'ll|’ll| will) say\s+|"
+    r"(?<!不)是\s*)[(\[]?(?-i:([A-Z]))[)\]]?(?: remains)?\W*$",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(
+    r"\b(?:not|wrong|incorrect|false|excluded?|eliminated?|rule[sd]? out|neither|cannot|can't)\b|n't\b", re.IGNORECASE
+)
+_FIRST_WORD = re.compile(r"^[(\[]?([A-Z])[)\]]?(?:!|,?\s+(?:because|since|as)\b)")
 _DOUBTED = re.compile(
-    r"\b(?:if|unless|whether|students?|people|others|many|some|thought|suppose|assume|says?|said|claims?|claimed|prompt|user|"
-    r"grader|gold)\b", re.IGNORECASE,
-)  # fmt: skip
+    r"\b(?:if|unless|whether|thought|suppose|says|claims?|claimed|prompt|user|grader|gold)\b|"
+    r"\b(?:students?|people|others|many|some|one)\s+(?:\w+\s+)?(?:think|say|believe|claim|choose|guess|assume|might|may|would)\b",
+    re.IGNORECASE,
+)
 _HEDGED = re.compile(
     r"\b(?:but|though|although|or|and)\b[^.;]*?(?<![A-Za-z])([A-Z])(?![A-Za-z])[^.;]*?"
     r"\b(?:is|seems|may|might|could|would)\s+(?:also|equally|just as|be)\b"
@@ -59,7 +74,7 @@ _NEGATED = re.compile(
     re.IGNORECASE,
 )
 _FOLLOWS = re.compile(
-    r"\s*(?:$|[(.,;:!?)【】|<+\]}/=。，；：）\"'—–-]|"
+    r"\s*(?:$|[(.,;:!?)【】|<+\]}/=。，；：）\"'—–]|-(?![A-Za-z])|"
     r"\b(?:because|since|as|for|which|and|or|but|by|due|given|rather|not|with|where|is|was|that)\b|[项对正或和与])"
 )
 _AND = re.compile(
@@ -72,7 +87,8 @@ _CONCLUDED = re.compile(
     r"(?:so|thus|hence|therefore)\b,?\s*(?:it is|it's|option)?\s*[(\[]?([A-Z])[)\]]?\.?", re.IGNORECASE
 )
 _LABELLED = re.compile(
-    r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、—–-]|$)\s*(.*)$", re.IGNORECASE
+    r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、—–]|-(?![A-Za-z])|$)\s*(.*)$",
+    re.IGNORECASE,
 )
 _WRAPPER = re.compile(
     r"\\(?:textbf|textit|textrm|text|mathrm|mathbf|mbox|operatorname|bf|rm)\s*\{?|[{}$]|\\[()\[\]]|\\[,;: !]"
@@ -92,12 +108,14 @@ def extract(response: str, choices: Choices) -> set[str] | None:
 
     A box counts before statements, but for a statement behind the last box.
     """
-    text = re.sub(r"(?:\.{2,}|…)\s*(?=(?:or|and)\b)", ", ", plain(spoken(response)))
+    text = re.sub(r"(?:(?<!\.)\.{2,4}|…)\s?(?=(?:or|and)\b)", ", ", re.sub(r"~~[^~]*~~", " ", plain(spoken(response))))
     boxes = find_boxes(text)
     boxed = [(box.end, found) for box in boxes[-MOST_STATEMENTS:] if (found := _in_box(box.content, choices))]
     said = list(_statements(text, choices))
     if boxed:
         later = [letters for place, letters in said if place > boxed[-1][0]]
+        if not later and RETRACTED.search(text[boxes[-1].end :]):
+            return None
         return later[-1] if later else boxed[-1][1]
     if said:
         return said[-1][1]
@@ -132,7 +150,7 @@ def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | N
 
     strict: no other words than the option's own stand behind the letter.
     """
-    bare = bare.strip().strip("*<>✅✔☑ ").strip()
+    bare = bare.strip().strip("*_<>✅✔☑ ").rstrip("。!")
     texts = {" ".join(_WRAPPER.sub(" ", text).split()).lower().rstrip("."): letter for letter, text in choices.items()}
     found = _LABELLED.match(bare)
     if found and (not strict or _is_own_text(found, choices)):
@@ -165,7 +183,7 @@ def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
         letter: str = match.group(1) or match.group(2)
         if letter in choices and not _NEGATED.search(text[: match.start()][-60:]):
             found.append((match.start(), {letter}))
-    for pattern in (_CONCLUDING, _CHINESE_IS):
+    for pattern in (_CONCLUDING, _CHINESE_IS, _CHANGED):
         for match in list(pattern.finditer(text))[-MOST_STATEMENTS:]:
             if match.group(1) in choices:
                 found.append((match.start(1), {match.group(1)}))
@@ -210,7 +228,7 @@ def _in_clause(clause: str, choices: Choices) -> set[str] | None:
 
 def _stands_alone(letter: str, rest: str, choices: Choices) -> bool:
     """Whether a letter is no article, pronoun or symbol: the clause ends, or its own option's text comes behind it."""
-    if re.match(r"\s*(?:不|错|被|/\s*[A-Z]\s+[a-z])", rest):
+    if re.match(r"\s*(?:不|错|被|/\s*[A-Z]\s+[a-z]|(?:is|was)\s+(?:not|wrong|incorrect|false)\b|isn't\b)", rest):
         return False
     if _FOLLOWS.match(rest) and not re.match(r"\s*=", rest):
         return not (letter == "I" and re.match(r"\s*(?:was|is not)\b", rest))
@@ -243,6 +261,9 @@ def _last_line(text: str, choices: Choices) -> set[str] | None:
         return letters
     if (concluded := _CONCLUDED.fullmatch(lines[-1])) and concluded.group(1) in choices:
         return {concluded.group(1)}
-    first = re.match(r"^[(\[]?([A-Z])(?:[)\].:]\s|[)\].]$)", lines[0])
+    sentence = re.split(r"[.!?。]\s+(?=\S)", lines[-1])[-1]
+    if (last := _LAST_WORDS.search(sentence)) and last.group(1) in choices and not _REFUSED.search(sentence):
+        return {last.group(1)}
+    first = re.match(r"^[(\[]?([A-Z])(?:[)\].:]\s|[)\].]$)", lines[0]) or _FIRST_WORD.match(lines[0])
     rejected = re.search(r"\b(?:wrong|incorrect|false|not|excluded)\b", lines[0])
     return {first.group(1)} if first and first.group(1) in choices and len(lines) == 1 and not rejected else None
