@@ -19,13 +19,25 @@ from fastflow.evaluate.graders.verdict import Verdict, of
 
 TOLERANCE = Fraction(1, 10**6)  # relative
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_.^*])-?(?:\d{1,3}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][+-]?\d+)?"
-    r"(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*"
-    r"(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|\s*/\s*\d+)?(?![A-Za-z_\d]|\.\d|\s*(?:\*\*|\^))|-?(?<![\w.])\.\d+"
+    r"(?<![A-Za-z0-9_.^*])-?"
+    r"(?:\d{1,3}(?:\.\d{3})*,\d{2}(?![\d,])|\d{1,3}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+(?![\d,])|\d+)"
+    r"(?:\.\d+)?(?:[eE][+-]?\d+)?"
+    r"(?:\s*(?:\\times|\\cdot|[×·*xX])\s*10\s*(?:(?:\^|\*\*)\s*\{?\s*[-−]?\d+\s*\}?|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)|\s*/\s*\d+"
+    r"| (?:hundred|thousand|million|billion|trillion|dozen)\b)?(?![A-Za-z_\d]|\.\d|\s*(?:\*\*|\^))|-?(?<![\w.])\.\d+"
 )
 _PROGRAM = re.compile(r"__|\b(?:import|eval|exec|lambda|print)\b")
-_OPERAND = re.compile(r"(?:\d\s*[-+*/×÷–]|\b(?:not|than|least|most|over|under|below|above|between|from|n't|minus|nor"
-                      r"|neither|except|up to|other than)(?:\s+(?:be|exactly|only))?)\s*$", re.IGNORECASE)  # fmt: skip
+_OPERAND = re.compile(
+    r"(?:\d\s*[-+*/×÷–]|\b(?:not|than|least|most|over|under|below|above|between|from|minus|nor|neither|except|up to|"
+    r"other than|(?:not|n't|cannot|never)(?:\s+\w+){1,3})|n't|[<>≤≥≠±])\s*$",
+    re.IGNORECASE,
+)
+_OPEN_END = re.compile(r"\s*(?:\+(?!\s*\d)|\bor (?:more|less|fewer|so)\b)")
+_BOUND = re.compile(
+    r"[<>≤≥≠±]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|pm)\b|\d\s*\+\s*$|n't\b|"
+    r"\b(?:at least|at most|more than|less than|fewer than|or (?:more|less|fewer)|up to|not|between|over|under|above|"
+    r"below)\b",
+    re.IGNORECASE,
+)
 _LABEL = re.compile(
     r"\b(?:step|case|part|question|problem|page|pages|chapter|figure|table|line|example|section|note)\s+\d+\b:?",
     re.IGNORECASE,
@@ -64,8 +76,8 @@ def number(text: str) -> Number | None:
     """The value of a text that is one number, with or without unit, currency or name; None where it is not."""
     if len(text) > LONGEST_ANSWER:
         return None
-    if re.fullmatch(r"\s*-?\d+,\d{1,2}\s*", text):  # a decimal comma
-        text = text.replace(",", ".")
+    if re.fullmatch(r"[\s€£$]*-?(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}[\s€£]*", text):  # a decimal comma
+        text = text.replace(".", "").replace(",", ".")
     answer = read(normalise(text))
     if isinstance(answer, Relation) and answer.name and answer.value is not None:
         answer = answer.value
@@ -90,7 +102,7 @@ def close(wanted: Number, given: Number) -> bool:
 
 def _in_words(text: str) -> Number | None:
     """The number of a statement such as "65 rolls, all in all"; None where it has several."""
-    if _PROGRAM.search(text):
+    if _PROGRAM.search(text) or _BOUND.search(_ready(text)):
         return None
     found = _NUMBER.findall(_ASIDE.sub("", _ready(text).rsplit("=", 1)[-1]))
     return number(found[0]) if len(found) == 1 else None
@@ -99,15 +111,18 @@ def _in_words(text: str) -> Number | None:
 def _last_number(text: str) -> Number | None:
     if _UNFINISHED.search(text[-200:]) or _PROGRAM.search(text):
         return None
-    ready = _ASIDE.sub("", _LABEL.sub("", _ready(text)))
+    ready = _LABEL.sub("", _ready(text))
+    without_aside = _ASIDE.sub("", ready)
+    ready = without_aside if _NUMBER.search(without_aside) else ready
     found = list(_NUMBER.finditer(ready))
-    if not found or _OPERAND.search(ready[: found[-1].start()]):
+    if not found or _OPERAND.search(ready[: found[-1].start()]) or _OPEN_END.match(ready, found[-1].end()):
         return None
     return number(found[-1].group())
 
 
 def _ready(text: str) -> str:
     text = re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", _UNITS.sub(" ", plain(text)), flags=re.IGNORECASE)
+    text = re.sub(r"\bUS\s*(?=\\?\$)", "", text)
     return text.replace("−", "-").replace("\\$", "").replace("$", "").replace("{,}", ",")
 
 
