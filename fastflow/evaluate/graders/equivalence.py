@@ -219,6 +219,11 @@ def _same_items(gold: Answer, answer: Answer) -> bool | None:
     if isinstance(gold, Listing) and len(right) == len(gold.items) and _are_named(right):
         ordered = sorted((item for item in right if isinstance(item, Relation)), key=lambda item: item.name)
         return all(bool(same(*pair)) for pair in zip(gold.items, ordered, strict=True))
+    if _are_named(left) and not _are_named(right):
+        bare = answer.items if isinstance(answer, (Many, Listing)) else ()
+        ordered = sorted((item for item in left if isinstance(item, Relation)), key=lambda item: item.name)
+        if len(bare) == len(ordered) > 1 and not any(isinstance(item, Relation) for item in bare):
+            return all(bool(same(*pair)) for pair in zip(ordered, bare, strict=True))
     if len(right) == 2 and isinstance(answer, Many) and isinstance(gold, Quantity):
         return _equal_signs(gold, answer)
     unknown = False

@@ -7,7 +7,7 @@ import re
 from fastflow.evaluate.graders.statements import boxed_answer, spoken, stated_answer
 from fastflow.evaluate.graders.verdict import Verdict, of
 
-_TEXT = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def grade(gold: str, response: str) -> Verdict:

@@ -31,7 +31,7 @@ _CHARACTERS = {
     "ε": "\\epsilon ", "ρ": "\\rho ", "σ": "\\sigma ", "τ": "\\tau ", "ψ": "\\psi ", "Γ": "\\Gamma ", "Δ": "\\Delta ",
     "Σ": "\\Sigma ", "Φ": "\\Phi ", "Ψ": "\\Psi ",
     "…": "\\ldots ", "⟨": "(", "⟩": ")", "′": "'", "∨": "\\lor ", "∧": "\\land ", "∣": "|",
-    "€": "«eur»", "£": "«gbp»", "¥": "«jpy»", "％": "%", "$": "",
+    "€": "«eur»", "¢": "«cents»", "£": "«gbp»", "¥": "«jpy»", "％": "%", "$": "",
     "\u200b": "", "\u200c": "", "\u200d": "", "\u200e": "", "\u200f": "",
     "\u2060": "", "\ufeff": "", "\xad": "", "\xa0": " ", "\u2009": " ",
     "\u202f": " ", "∠": "\\angle ", "△": "\\triangle ", "∼": "~", "≡": "\\equiv ", "⌊": "\\lfloor ", "⌋": "\\rfloor ",
@@ -56,7 +56,7 @@ _MACROS = {
     "checkmark": "", "blacksquare": "", "square": "", "Box": "", "qed": "",
 }  # fmt: skip
 _WRAPPERS = (
-    "underline|text|emph|mbox|textrm|textsf|textsc|textbf|textit|texttt|mathrm|mathbf|mathit|mathsf|operatorname|"
+    "underline|text|emph|mbox|textrm|textsf|textsc|textbf|textit|texttt|mathtt|mathrm|mathbf|mathit|mathsf|operatorname|"
     "hbox|bold|boldsymbol|pmb|bm"
 )
 _WRAPPER = re.compile(rf"\\(?:{_WRAPPERS})\*?\s*\{{")
@@ -73,6 +73,9 @@ _LARGE_WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trilli
 _LARGE = re.compile(rf"(?<=\d)\s*«\s*({'|'.join(_LARGE_WORDS)})(?![A-Za-z])\s*([^»]*)»", re.IGNORECASE)
 _CJK = re.compile(r"«\s*(?P<said>[^«»]*?)\s*»|(?P<bare>[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]+)")
 _CJK_WORDS = {"和": "and", "与": "and", "及": "and", "或": "or", "或者": "or", "且": "and", "并且": "and"}
+_PLAIN_QUOTIENT = re.compile(
+    r"^([^A-Za-z«]*\d\s*\}?)\s*((?:[kcm]?m|k?g|mi|ft)\s*/\s*(?:s|h|hr|min|[cm]?m|L)(?:\^\{?\d\}?)?)\s*\.?$"
+)
 _NEGATIVE = re.compile(
     r"(?:«\s*(?:minus|negative)\s*»|(?<![\\A-Za-z«])(?:minus|negative))\s*(?=[\d.(]|\\(?:frac|sqrt|pi))", re.I
 )
@@ -82,8 +85,14 @@ _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?:,|\{,\})\d{3})+|[1-9]\d{0,2}(?:[
 
 def normalise(text: str) -> str:
     """The text in the one spelling. Never fails; what has no meaning stays as it is."""
-    text = _characters(compatible(text.replace("\\$", "«usd»")))
-    text = text.replace("\\!", "").replace("...", "\\ldots ").replace("\\\\{", "\\{").replace("\\\\}", "\\}")
+    text = _characters(compatible(re.sub(r"(?:\bUS\s*)?\\\$", "«usd»", text)))
+    text = (
+        re.sub(r"^\s*<([^<>]*,[^<>]*)>\s*$", r"(\1)", text)
+        .replace("\\!", "")
+        .replace("...", "\\ldots ")
+        .replace("\\\\{", "\\{")
+        .replace("\\\\}", "\\}")
+    )
     text = re.sub(r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\", text).replace("{}", "")
     text = usual_forms(text)
     text = _MATRIX.sub(lambda found: f"⟦{found.group(2).replace(chr(92) * 2, ';')}⟧", text)
@@ -105,6 +114,8 @@ def normalise(text: str) -> str:
     )
     text = _CJK.sub(_cjk_word, text)
     text = _NEGATIVE.sub("-", text)
+    text = re.sub(r"(?<=[\d)}])\s*(?:«\s*plus\s*»|plus\b)", "+", text, flags=re.IGNORECASE)
+    text = _PLAIN_QUOTIENT.sub(r"\1 «\2»", text)
     text = re.sub(r"«[^«»]*»|(?<![\\A-Za-z])[A-Za-zµΩ]{2,}", _word, text)
     text = _join_digits(text)
     text = re.sub(r"\\frac\s*\{\s*(«[^»]*»)\s*\}\s*\{\s*(«[^»]*»)\s*\}", r"\1/\2", text)

@@ -59,9 +59,10 @@ def equivalent(gold: str, parts: Sequence[str]) -> bool | None:
 def _bare(text: str) -> str | None:
     """A response that is a formula and nothing else."""
     line = plain(text).strip().strip("$").strip()
-    return (
-        line if not line.endswith("!") and "\n" not in line and re.search(r"\d", line) and is_readable(line) else None
-    )
+    words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", line)
+    if "\n" in line or line.endswith("!") or not re.search(r"\d", line) or words:
+        return None
+    return line if all(is_readable(side) for side in line.split("=")) else None
 
 
 def _without_box(gold: str) -> str:

@@ -29,15 +29,16 @@ _REMARK = re.compile(
 )
 _CONDITION = re.compile(r"(?<=\S)\s*\([^()]*(?:\\ge|\\le|\\in\b|\\ne|[<>])[^()]*\)$")
 _ASIDE = re.compile(r"(?<=\S)\s*\(\s*«\s*(?!(?:or|and|to|in base|base)\b)[^()]*\)$", re.IGNORECASE)
+_ALL_OF = re.compile(r"^«\s*(?:for )?all\s*»\s*(?=[a-z]\s*(?:[<>]|\\[lgn]e\b))")
 _LABEL = re.compile(
-    r"^«(?![^»]*\b(?:not|least|most|less|more|between|than)\b)[^»]*\b(?:is|are|equals)\s*:?\s*»\s*(?=\S)"
+    r"^«(?![^»]*\b(?:not|least|most|less|more|between|than)\b)[^»]*(?:\b(?:is|are|equals)\s*:?\s*»|:\s*»|»\s*:)\s*(?=\S)"
 )
 _JOINING = re.compile(r"«\s*,?\s*(and|or|und|oder)\b\s*([^»]*)»", re.IGNORECASE)
 _JOINING_WORDS = {"and": "and", "und": "and", "or": "or", "oder": "or"}
 _OUTWARD = re.compile(r"(?:(?<=^)|(?<=\\cup )|(?<=\\in )|(?<=,))\s*([\[\]])([^\[\]()]+[,;][^\[\]()]+)([\[\]])")
 _LEADING = re.compile(
     r"^(?:«\s*(?:the|is|are|about|exactly|共|总共|一共|possibly|perhaps|maybe|answers?|equals?|equal to|total|of|"
-    r"approximately|around|roughly|values?|minimum|maximum|约|大约|it|"
+    r"approximately|(?:the )?(?:point|number|interval|set|pair|line)|around|roughly|values?|minimum|maximum|约|大约|it|"
     r"so|thus|therefore|a|an|it is|the answer is|the value is|either|both|only)"
     r"\s*:?\s*»\s*)+(?=\S)",
     re.IGNORECASE,
@@ -110,7 +111,7 @@ def _outer(text: str) -> str:
         if is_wrapped(text, "{", "}"):
             text = text[1:-1]
         text = _ASIDE.sub("", _CONDITION.sub("", _INDEX.sub("", _without_remark(text))))
-        text = _LEADING.sub("", _LABEL.sub("", text))
+        text = _LEADING.sub("", _LABEL.sub("", _ALL_OF.sub("", text)))
         text = re.sub(rf"^[A-Z]\s*(?=\([^()]*[,;][^()]*\)$|{_BARRED.pattern}$)", "", text)  # the name of a point
         if "\\approx" in text:
             left, right = (part.strip() for part in text.split("\\approx", 1))
@@ -142,6 +143,8 @@ def _parts(text: str) -> Answer | None:
     if len(pieces) < 2:
         return read(pieces[0][1]) if pieces and pieces[0][1] != text else None
     kept = [(mark, piece) for mark, piece in pieces if not _MEMBERSHIP.match(piece)] or pieces
+    if isinstance(read(kept[0][1]), Region) and any(re.search(r"\\in\s*\\[ZNQ]", piece) for _, piece in pieces):
+        kept = pieces  # whole numbers between two ends are no interval
     items = [read(piece) for _, piece in kept]
     if joined := region_of(items, [mark for mark, _ in kept]):
         return joined
@@ -240,7 +243,7 @@ def _relation(text: str) -> Answer | None:
         return Relation(_tree(left), operators[0], _tree(right)) if _reads(left) and _reads(right) else None
     if not _NAME.fullmatch(left) and _NAME.fullmatch(right) and len(pieces) == 2 and not _NAME.fullmatch(left):
         left, right = right, left
-    name = left if _NAME.fullmatch(left) else ""
+    name = left if _NAME.fullmatch(left) or right.startswith("⟦") else ""
     if not name and not _reads(left):
         return None
     unknown: Tree = ("var", f"?{name}")

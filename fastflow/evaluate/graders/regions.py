@@ -72,6 +72,10 @@ def _read(text: str, tree: Reader) -> Region | None:
         inner = member.group(2)
         region = _interval(inner, tree) or _read(inner, tree)
         return region and _named(region, member.group(1))
+    if outside := re.match(rf"^({_VARIABLE.pattern})\s*\\notin\b\s*(.+)$", text):
+        inner = outside.group(2)
+        rest = _interval(inner, tree) or _read(inner, tree) or _points(inner, tree)
+        return Region("difference", (ALL, rest), variable=outside.group(1))
     return _inequality(text, tree)
 
 

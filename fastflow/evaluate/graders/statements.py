@@ -12,11 +12,18 @@ _THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning|thought)>", re.IGNOREC
 _FORMS = re.compile("[\u3000\u3001\ufe50-\ufe6f\uff00-\uffef\U0001d400-\U0001d7ff]+")
 _LOOK_ALIKE = str.maketrans("АВЕКМНОРСТХаеорсухΑΒΕΖΗΙΚΜΝΟΡΤΧ", "ABEKMHOPCTXaeopcyxABEZHIKMNOPTX")  # Cyrillic and Greek
 _LONE_LETTER = re.compile(r"(?<![\u0370-\u04ff])[АВЕКМНОРСТХаеорсухΑΒΕΖΗΙΚΜΝΟΡΤΧ](?![\u0370-\u04ff])")
-_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?![\w(\\])|`|(?<!\S)\*(?=[^\s*][^*\n]*\*(?!\S))|(?<=[\w:.)])\*(?!\S)")
+_EMPHASIS = re.compile(r"(?<![\w)\]}])\*\*|\*\*(?!-?[\w(\\])|`|(?<!\S)\*(?=[^\s*][^*\n]*\*(?!\S))|(?<=[\w:.)])\*(?!\S)")
+_TAG = re.compile(r"</?(?:b|i|u|em|strong|span|p|div)\b[^<>]{0,80}>|[✅✔☑✓🎉🎯]", re.IGNORECASE)
+_IS_ANSWER = re.compile(
+    r"(?:(?:so|thus|hence|therefore)\b,?\s*)?(\S.{0,80}?)\s+"
+    r"is (?:the|our|my) (?:final |correct |required |desired )?answer\W*",
+    re.IGNORECASE,
+)
 _ANCHOR = re.compile(
     r"(?:\b(?:answers?|result|solutions?)(?:\s+to\s+th(?:e|is)\s+\w+)?\s*(?:\}\s*)?"
-    r"(?:\bis\b|\bare\b|\bequals\b|\b(?:should|must) be\b|:|=)"
-    r"|\bfinal answer\b[*:\s]*\n\s*|\bfinal answer\s*[—–-]\s*(?=[\d$\\(])|\bans\s*[.:=]"
+    r"(?:\bis\b|\bare\b|\bequals\b|\b(?:should|must|would) be\b|:|=)"
+    r"|\bfinal answer\b[*:\s]*\n\s*|(?:(?<=\n)|(?<![\s\S]))[#* ]{0,8}answer[*: ]{0,8}\n\s*"
+    r"|\bthe (?:final )?answer\s+(?=\$?[\d\\(-])|\bfinal answer\s*[—–-]\s*(?=[\d$\\(])|\bans\s*[.:=]"
     r"|<answer>|####|答案\s*(?:是|为|:|选)?|结果\s*(?:是|为|:)|(?<![^\s])答\s*:)"
     r"(?:\s*(?:therefore|thus|so|then|simply|just|:))?\s*",
     re.IGNORECASE,
@@ -28,26 +35,38 @@ _CONCLUSION = re.compile(
 )
 _DOUBT = re.compile(
     r"\b(?:if|whether|doubt\w*|unsure|not sure|might|may|maybe|perhaps|would|could|cannot|can't|don't|suppose\w*|"
-    r"assum\w*|thought|guess\w*|first considered|no|not|wrong|incorrect|another)\b",
+    r"assum\w*|claim\w*|says|naive|false|tempting|(?<!second )thought|guess\w*|"
+    r"first considered|no|not|wrong|incorrect|another)\b",
     re.IGNORECASE,
 )
 _BUT = re.compile(r"\s*not\s+[^.;\n]*?,?\s+but\s+(?:rather\s+)?(?=[\d$\\(-])", re.IGNORECASE)
 _DENIED = re.compile(r"\s*(?:not\b|never\b|neither\b|no longer\b|n't\b|unlikely\b|不)", re.IGNORECASE)
+_QUOTED = re.compile(r"[\"“]\s*(?:the |my |our )?(?:right |correct |final )?$", re.IGNORECASE)
+_CONDITIONAL = re.compile(r"\bonly (?:if|when|for)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?:[.!?;](?=[\s$)*]|$)|[。！？；])")
-_REASON = re.compile(r"\s*,?\s*\b(?:since|because|as we|as it|as the|which|where|so that|according to)\b.*", re.DOTALL)
-_RETRACTED = re.compile(
+_REASON = re.compile(
+    r"\s*,?\s*\b(?:since|because|as we|as it|as the|and (?:we|this|that|it|so)|which|where|so that|according to)\b.*",
+    re.DOTALL,
+)
+RETRACTED = re.compile(
     r"\b(?:that|this|it|which|above|answer|box|value|result)\s+(?:is|was|must be|seems|looks)\s+(?:wrong|incorrect|not "
-    r"right|not correct|false|a mistake|mistaken)\b|\bscratch that\b|\bI (?:take|took) (?:that|it) back\b|"
-    r"\bI (?:have |had |just )?(?:misread|misunderstood|miscounted|miscalculated|forgot|forgotten|overlooked|"
-    r"made (?:a|an) (?:\w+ )?(?:mistake|error|slip))\b",
+    r"right|not correct|false|a mistake|mistaken)\b|\bscratch that\b|"
+    r"\bthat['’]s (?:wrong|incorrect|not right|not correct)\b|"
+    r"\b(?:that|this|it)\s+(?:is not|isn['’]t|cannot be|can['’]t be)\s+(?:right|correct|true)\b|"
+    r"\bI (?:take|took) (?:that|it) back\b|\bI (?:have |had |just )?(?:misread|misunderstood|miscounted|miscalculated|"
+    r"forgot(?! to (?:mention|say|add|note))|overlooked|made (?:a|an) (?:\w+ )?(?:mistake|error|slip))\b|"
+    r"\A\W*(?:is|was) (?:wrong|incorrect|not)\b",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*\$?\s*$")
+_FORMULA = re.compile(r"(?:[A-Za-z]\w?\s*=\s*)?[$({\[|+-]*(?:\d|\\[a-z]|[a-z]\b)")
 _FINAL = re.compile(r"\b(?:my|final|correct) answer\b", re.IGNORECASE)
-_CORRECTED = re.compile(r"\b(?:it|this|that|which) (?:should|must) (?:really |actually )?be\s+", re.IGNORECASE)
+_CORRECTED = re.compile(
+    r"\b(?:it|this|that|which) (?:should|must) (?:really |actually )?be\s+|\bcorrection\s*:\s*(?!the|it)", re.IGNORECASE
+)
 _SECOND_THOUGHT = re.compile(
     r"\b(?:wait|actually|correction|mistake|sorry|oops|instead|recount\w*|recheck\w*|corrected|revis\w+|"
-    r"should be|wrong|incorrect|misread|forgot|made an error)\b|更正|不对",
+    r"second thoughts?|edit(?=:)|should be|wrong|incorrect|misread|forgot|made an error)\b|更正|不对",
     re.IGNORECASE,
 )
 
@@ -78,7 +97,7 @@ def boxed_answer(text: str) -> list[str] | None:
         return None
     chosen, rest = last_answer(boxes, text), text[boxes[-1].end :]
     if final := _FINAL.search(rest):
-        later = [clause for clause in stated(rest[final.start() :]) if re.search(r"\d|\\[a-z]", clause)]
+        later = [clause for clause in stated(rest[final.start() :]) if _FORMULA.match(clause)]
         if later:
             return [later[-1]]
     if _SECOND_THOUGHT.search(rest):
@@ -87,8 +106,8 @@ def boxed_answer(text: str) -> list[str] | None:
         ]
         if later:
             return [later[-1]]
-        if _RETRACTED.search(rest):
-            return None
+    if RETRACTED.search(rest):
+        return None
     names = [_NAMED.search(text[max(0, box.start - 20) : box.start]) for box in chosen] if len(chosen) > 1 else [None]
     if all(names):
         return [f"{name.group(1)} = {box.content}" for name, box in zip(names, chosen, strict=True) if name]
@@ -103,12 +122,12 @@ def stated_answer(text: str) -> str | None:
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if not lines or _DOUBT.search(lines[-1]):
         return None
-    bold = re.fullmatch(r".*\*\*([^*]+)\*\*[.!]?", lines[-1])
+    bold = re.fullmatch(r".*\*\*([^*]+)\*\*(?:\s+[a-z]+){0,2}[.!]?", lines[-1])
     if bold:
         return bold.group(1).strip(" :")
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|(?<=。)", plain(lines[-1])) if part.strip()]
     last = sentences[-1].strip() if sentences else ""
-    conclusion = _CONCLUSION.match(last) if len(last) <= LONGEST_SENTENCE else None
+    conclusion = (_IS_ANSWER.fullmatch(last) or _CONCLUSION.match(last)) if len(last) <= LONGEST_SENTENCE else None
     return _tidy(conclusion.group(1)) if conclusion and re.search(r"\d", conclusion.group(1)) else None
 
 
@@ -118,7 +137,8 @@ def stated(text: str) -> Iterator[str]:
     for anchor in list(_ANCHOR.finditer(text))[-MOST_STATEMENTS:]:
         start = max(text.rfind("\n", 0, anchor.start()), _last_end(text, anchor.start()))
         but = _BUT.match(text, anchor.end())
-        if _DOUBT.search(text[start + 1 : anchor.start()]) or (not but and _DENIED.match(text, anchor.end())):
+        before = text[start + 1 : anchor.start()]
+        if _DOUBT.search(before) or _QUOTED.search(before) or (not but and _DENIED.match(text, anchor.end())):
             continue
         begin = but.end() if but else anchor.end()
         rest = text[begin : begin + LONGEST_SENTENCE].lstrip()
@@ -127,13 +147,13 @@ def stated(text: str) -> Iterator[str]:
         if end and end.group().startswith(("?", "？")):
             continue
         clause = _tidy(line[: end.start()] if end else line)
-        if clause:
+        if clause and not _CONDITIONAL.search(clause):
             yield clause
 
 
 def plain(text: str) -> str:
     """The text in compatibility characters (full-width letters and digits become plain) and without emphasis."""
-    return _EMPHASIS.sub("", compatible(text))
+    return _EMPHASIS.sub("", _TAG.sub("", compatible(text)))
 
 
 def compatible(text: str) -> str:
@@ -146,7 +166,8 @@ def _tidy(clause: str) -> str:
     clause = re.sub(r"</answer>.*|[,，]?\s*因为.*", "", _REASON.sub("", clause), flags=re.DOTALL)
     if clause.startswith("}"):  # of a label such as \text{Answer: }
         clause = clause[1:]
-    return re.sub(r"^(?:\s|:)+", "", clause).strip().strip("$").strip().rstrip(".,").strip()
+    clause = re.sub(r"\s*\((?:see|cf|as|by|from|since|because)\b[^()]*\)$|,?\s*\b(?:i\.e|e\.g)\b.*$", "", clause)
+    return re.sub(r"^(?:\s|:)+", "", clause).strip().strip('"“”').strip("$").strip().rstrip(".,").strip()
 
 
 def _last_end(text: str, before: int) -> int:
