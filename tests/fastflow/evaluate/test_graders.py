@@ -103,6 +103,10 @@ def test_program_text_is_never_executed(tmp_path):
         "not A or ",
         "so ",
         "1.234",
+        "\n",
+        ".",
+        "**\n",
+        "answer\n",
     ],
 )
 def test_responses_that_loop_cost_little(loop):
