@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from fastflow import __version__
 from fastflow.config.parser import CommandParser
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, named_paths
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
 from fastflow.visible import one_sentence, visible
 
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with stop_on_signals():
         try:
-            return _run(arguments)
+            with named_paths():
+                return _run(arguments)
         except RunStopped as stop:
             if not stop.silent:
                 tell(f"fastflow: {one_sentence(str(stop))}")

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
+
+# what the system says of a path that it does not even look up
+_NO_LOOKUP = {
+    errno.ENAMETOOLONG: "its name is too long for the file system; check the path",
+    errno.EACCES: "this user may not look into its directory; change the permissions, or give another path",
+}
 
 
 class FastflowError(Exception):
@@ -23,3 +32,14 @@ def need(module: str, *, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise FastflowError(f'{purpose} needs the package {module}: pip install "fastflow[{extra}]"') from error
+
+
+@contextlib.contextmanager
+def named_paths() -> Iterator[None]:
+    """Raise FastflowError where a path that the user gave cannot be looked up, wherever that is noticed."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or error.errno not in _NO_LOOKUP:
+            raise
+        raise FastflowError(f"cannot use the path {error.filename}: {_NO_LOOKUP[error.errno]}") from error

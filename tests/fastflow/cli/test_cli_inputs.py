@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from command_line import check_refused, invoke, write
+from fastflow.errors import named_paths
 from small_models import VOCABULARY, make_causal_lm
 
 
@@ -136,3 +139,47 @@ def test_a_number_of_devices_that_cannot_be(train, monkeypatch, capsys):
     for number in ("0", "-1", "two", ""):
         check_refused(invoke(capsys, "train", f"--devices={number}"), "--devices needs a number of devices")
     check_refused(train(model__compile="layers", devices=2), "model.compile = layers does not work on 2 ranks")
+
+
+class TestPaths:
+    """What the file system does not even look up."""
+
+    NAME = "n" * 300
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "train --data.path FILE --model.path NAME --dry-run",
+            "train --config NAME",
+            "train --data.path FILE --model.path MODEL --run.output NAME",
+            "train --resume NAME",
+            "plan --model.path NAME",
+            "evaluate NAME --tasks gsm8k",
+            "evaluate MODEL --tasks gsm8k --output NAME",
+            "sweep --preset demo --seeds 0,1 --output NAME",
+            "report NAME",
+            "replay NAME",
+            "grade NAME",
+            "demo --output NAME",
+        ],
+    )
+    def test_a_name_that_is_too_long(self, command, capsys, models, tmp_path):
+        places = {
+            "FILE": str(write(tmp_path / "prompts.jsonl", {"prompt": "ab"})), "MODEL": str(models / "fine"),
+            "NAME": str(tmp_path / self.NAME),
+        }  # fmt: skip
+        outcome = invoke(capsys, *(places.get(word, word) for word in command.split()))
+        check_refused(outcome, self.NAME)
+
+    def test_a_directory_that_may_not_be_read(self, train, monkeypatch):
+        def refuse(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "is_dir", refuse)
+        check_refused(train(model__path="/closed/model"), "cannot use the path", "change the permissions")
+
+    def test_other_errors_keep_their_traceback(self):
+        with pytest.raises(OSError, match="Input/output"), named_paths():
+            raise OSError(errno.EIO, "Input/output error", "a")
+        with pytest.raises(OSError, match="too long"), named_paths():
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
