@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,9 @@ SHAPED_MODULES = [
     "fastflow_kernels.shard",
 ]
 install_import_hook(SHAPED_MODULES, "shape_checks.checked")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does so to what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests press Ctrl-C
 
 torch.set_num_threads(1)  # the models are so small that more threads only wait for each other
 
