@@ -1,4 +1,4 @@
-"""Whether two answers are the same: structure by structure, numbers by value, formulas at several points.
+"""Whether two answers are the same: structure by structure; numbers and formulas by their values (formulas.py).
 
 `None` means that this reader cannot tell; `symbolic` is then asked.
 """
@@ -22,23 +22,19 @@ from fastflow.evaluate.graders.answer import (
     Words,
 )
 from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
+from fastflow.evaluate.graders.formulas import same_trees
 from fastflow.evaluate.graders.regions import as_region, pieces_of, same_pieces
 from fastflow.evaluate.graders.units import ANGLE, GENERIC, PERCENT, Unit, read_unit
 from fastflow.evaluate.graders.value import (
-    DIGITS,
     POINTS,
-    Number,
     TooLarge,
     Undefined,
     agree,
-    digits_for,
     evaluate,
     is_real,
     point,
     quotient,
 )
-
-MOST_DIGITS = 3000  # carried for the sake of a small term beside a large one
 
 
 def same(gold: Answer, answer: Answer) -> bool | None:
@@ -62,60 +58,6 @@ def same(gold: Answer, answer: Answer) -> bool | None:
     if type(gold) is not type(answer):
         return False
     return _COMPARISONS[type(gold)](gold, answer)
-
-
-def same_trees(gold: Tree, answer: Tree) -> bool | None:
-    """Whether two formulas agree wherever they have values."""
-    names = variables(gold) | variables(answer)
-    outcomes: dict[bool, list[bool]] = {True: [], False: []}  # at points where both are real, and elsewhere
-    for index in range(POINTS if names else 1):
-        try:
-            left, right = _pair(gold, answer, index)
-        except Undefined:
-            continue
-        except Unreadable:
-            return None
-        except TooLarge:
-            return _beyond(gold, answer)
-        both_real = is_real(left[0]) and is_real(right[0])
-        outcomes[both_real].append(agree(left[0], right[0], left[1]))
-    decisive = outcomes[True] or outcomes[False]  # roots and logarithms of negative numbers have several conventions
-    return all(decisive) if decisive else None
-
-
-def _pair(gold: Tree, answer: Tree, index: int) -> tuple[tuple[Number, int], tuple[Number, int]]:
-    at = point(index)
-    left, right = evaluate(gold, at), evaluate(answer, at)
-    digits = max(digits_for(left), digits_for(right))
-    if digits > MOST_DIGITS:
-        raise TooLarge("a number of thousands of digits")
-    if digits > DIGITS:
-        left, right = evaluate(gold, at, digits), evaluate(answer, at, digits)
-    return (left, digits), (right, digits)
-
-
-def _beyond(gold: Tree, answer: Tree) -> bool | None:
-    """Formulas of which at least one is too large: equal if they are written alike, different if only one is."""
-    if gold == answer:
-        return True
-    sizes = []
-    for tree in (gold, answer):
-        try:
-            evaluate(tree, point(0))
-            sizes.append(False)
-        except TooLarge:
-            sizes.append(True)
-        except (Undefined, Unreadable):
-            return None
-    huge = answer if sizes[1] else gold
-    return False if sizes[0] != sizes[1] and _is_monomial(huge) else None
-
-
-def _is_monomial(tree: Tree) -> bool:
-    """Powers, factorials and products, in which nothing large can cancel."""
-    if tree[0] in ("num", "e", "pi", "factorial", "^", "binom"):
-        return True
-    return tree[0] in ("*", "neg") and all(_is_monomial(part) for part in tree[1:])
 
 
 def _same_quantities(gold: Quantity, answer: Quantity) -> bool | None:

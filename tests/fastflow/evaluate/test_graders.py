@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastflow.evaluate.graders.equivalence import same_trees
 from fastflow.evaluate.graders.expression import Unreadable, parse
+from fastflow.evaluate.graders.formulas import same_trees
 from fastflow.evaluate.graders.grader import Item, grade, with_gold_as_response
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.verdict import Verdict
