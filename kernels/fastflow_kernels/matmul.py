@@ -96,9 +96,8 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 @torch.compiler.assume_constant_result
 def cpu_multiplies_bfloat16() -> bool:
     """Tell whether this CPU has instructions for bfloat16 products, and torch a library that uses them."""
-    return torch.backends.mkldnn.is_available() and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and has_instructions and _has_avx512()
 
 
 @torch.compiler.assume_constant_result

@@ -94,7 +94,7 @@ def test_without_avx512_mkl_takes_the_product_onto_the_hidden_states(has_avx512,
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86 CPU")
 def test_what_aten_is_held_to_counts():
     """In a process of its own, since ATen reads it once."""
-    show = "from fastflow_kernels import matmul; print(matmul._has_avx512())"
+    show = "from fastflow_kernels import matmul; print(matmul._has_avx512() or matmul.cpu_multiplies_bfloat16())"
     held = os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}
     found = subprocess.run([sys.executable, "-c", show], env=held, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
