@@ -25,7 +25,7 @@ from fastflow.models.sharding import shard
 from fastflow.rollout import probe
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import OneAhead
-from fastflow.rollout.vllm import gathered, messages
+from fastflow.rollout.vllm import gathered, kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
 from fastflow.rollout.vllm.process import EngineLost
 from fastflow.rollout.vllm.sampler import VllmSampler
@@ -162,7 +162,7 @@ def fails(act, ranks: Ranks, *, rank: int, says: str) -> None:
 
 
 def all_of_vllm(ranks: Ranks) -> None:
-    vllm_sampler.EngineProcess = StandIn
+    kept_engine.EngineProcess = StandIn
     vllm_sampler.check_installed = lambda: None
     for check in (gathers, loads_what_changes, samples_shares, replaces, refuses, sleeps, samples_ahead):
         check(ranks)
@@ -194,7 +194,7 @@ def loads_what_changes(ranks: Ranks) -> None:
         policy = make_policy(ranks, lora=True)
         for adapters in ("merge", "apply"):
             sampler = start(policy, adapters=adapters)
-            weights, engine = sampler._weights, StandIn.made[0]
+            weights, engine = sampler._engine.weights, StandIn.made[0]
             largest = max(one.numel() for one in policy.causal_lm.parameters()) * 4
             assert weights.rounds > 3
             assert sum(block.nbytes for block in weights.attach.blocks) <= max(10_000, largest)
@@ -223,8 +223,8 @@ def samples_shares(ranks: Ranks) -> None:
 def replaces(ranks: Ranks) -> None:
     """A process that dies on one rank, on the other or on both is replaced there, whatever it was doing."""
     said: list[str] = []
-    vllm_sampler.logger.setLevel(logging.WARNING)
-    vllm_sampler.logger.warning = lambda form, *values: said.append(form % values)
+    kept_engine.logger.setLevel(logging.WARNING)
+    kept_engine.logger.warning = lambda form, *values: said.append(form % values)
     for kind in (messages.Load, messages.Commit, messages.Sample, messages.Sampled):
         for who in ((0,), (1,), (0, 1)):
             policy = make_policy(ranks)
@@ -242,7 +242,7 @@ def replaces(ranks: Ranks) -> None:
             restarts = [f"rank {rank}: it died at" in text for text in said for rank in who]
             assert bool(restarts) == ranks.is_first and len(said) >= len(who) * ranks.is_first
             sampler.close()
-    del vllm_sampler.logger.warning
+    del kept_engine.logger.warning
 
 
 def refuses(ranks: Ranks) -> None:
@@ -278,7 +278,7 @@ def sleeps(ranks: Ranks) -> None:
         StandIn.lost = [messages.Sleep] if ranks.rank == 1 else []
         sampler.sample(requests, PARAMS)
         engine = StandIn.made[-1]
-        assert engine.asked[-1] == "Sleep" and sampler._asleep
+        assert engine.asked[-1] == "Sleep" and sampler._engine.is_asleep
         engine.asked.clear()
         assert responses_of(sampler.sample(requests, PARAMS)) == expected(requests)
         assert [name for name in engine.asked if not name.startswith("Load")] == [

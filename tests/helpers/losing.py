@@ -26,7 +26,7 @@ def reward(response: str, record: dict[str, object]) -> float:
 
 if WAY == "always":
     from engine_of_ranks import StandIn
-    from fastflow.rollout.vllm import messages
+    from fastflow.rollout.vllm import kept_engine, messages
     from fastflow.rollout.vllm import sampler as vllm_sampler
 
     class Dying(StandIn):
@@ -35,5 +35,5 @@ if WAY == "always":
                 self.lost += [messages.Sampled, messages.Ready]
             return super().wait_for(kind)
 
-    vllm_sampler.EngineProcess = Dying
+    kept_engine.EngineProcess = Dying
     vllm_sampler.check_installed = lambda: None

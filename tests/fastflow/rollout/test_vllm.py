@@ -71,7 +71,7 @@ def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
         with_adapters(make_causal_lm(family, hidden_size=128, head_dim=HEAD_DIM), LoraConfig(rank=2, dropout=0.0))
     )
     sampler = start(model)
-    assert sampler._weights.rounds > 3
+    assert sampler._engine.weights.rounds > 3
     try:
         with torch.no_grad():
             for parameter in model.parameters():

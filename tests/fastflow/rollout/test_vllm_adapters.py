@@ -20,7 +20,7 @@ from fastflow.plan.sizes import count_adapters, read_sizes
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
 from fastflow.rollout import probe
 from fastflow.rollout.server.weights import WeightFolder
-from fastflow.rollout.vllm import messages
+from fastflow.rollout.vllm import kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
 from fastflow.rollout.vllm.adapters import applies_adapters, room_for, write_adapters
 from fastflow.rollout.vllm.gathered import GatheredWeights
@@ -68,7 +68,7 @@ def test_a_new_process_gets_the_adapters_again(rng):
     model = make(scale=0.05)
     sampler = start(model, adapters="apply")
     try:
-        sampler._process._process.kill()
+        sampler._engine.process._process.kill()
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
     finally:
         sampler.close()
@@ -87,8 +87,8 @@ def test_in_bfloat16_vllm_samples_what_was_learned(rng):
         sampler = start(model, adapters=adapters)
         try:
             ids = probe.probe_for(model, 40)
-            sampler._process.send(messages.Probe(tuple(ids.tolist())))
-            theirs = np.array(sampler._process.wait_for(messages.Probed).logprobs)
+            sampler._engine.process.send(messages.Probe(tuple(ids.tolist())))
+            theirs = np.array(sampler._engine.process.wait_for(messages.Probed).logprobs)
         finally:
             sampler.close()
         distance[adapters] = float(np.abs(theirs - probe.logprobs_of(model, ids)).mean())
@@ -236,7 +236,7 @@ def test_each_load_hands_the_adapters_over_before_it_counts(monkeypatch, rng):
 
         def end(self): ...
 
-    monkeypatch.setattr(vllm_sampler, "EngineProcess", Notes)
+    monkeypatch.setattr(kept_engine, "EngineProcess", Notes)
     monkeypatch.setattr(vllm_sampler, "check_installed", lambda: None)
     model = make(dtype=torch.bfloat16)
     sampler = start(model)

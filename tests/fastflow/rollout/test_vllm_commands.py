@@ -9,7 +9,7 @@ import torch
 from fastflow.config.schema import LoraConfig
 from fastflow.models.packed import PackedModel, with_adapters
 from fastflow.rollout import probe
-from fastflow.rollout.vllm import messages
+from fastflow.rollout.vllm import kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
 from fastflow.rollout.vllm.process import EngineLost
 from fastflow.rollout.vllm.sampler import VllmSampler
@@ -67,7 +67,7 @@ def diary(monkeypatch):
     """Diary as the process of every new sampler."""
     Diary.entries, Diary.lost, Diary.interrupted = [], [], []
     Diary.policy = PackedModel(make_causal_lm())
-    monkeypatch.setattr(vllm_sampler, "EngineProcess", Diary)
+    monkeypatch.setattr(kept_engine, "EngineProcess", Diary)
     monkeypatch.setattr(vllm_sampler, "check_installed", lambda: None)
     return Diary
 

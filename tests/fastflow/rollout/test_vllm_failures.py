@@ -19,8 +19,7 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
-from fastflow.rollout.vllm import messages
-from fastflow.rollout.vllm import sampler as vllm_sampler
+from fastflow.rollout.vllm import kept_engine, messages
 from small_models import make_causal_lm, save_model
 from vllm_runs import (
     HEAD_DIM,
@@ -56,17 +55,17 @@ def test_a_killed_process_is_replaced_and_samples_the_same(rng, caplog):
         def kill_at_the_first_response(count):
             finished.append(count)
             if len(finished) == 1:
-                os.kill(sampler._process.pid, signal.SIGKILL)
+                os.kill(sampler._engine.process.pid, signal.SIGKILL)
 
         finished.clear()
-        sampler._on_progress = kill_at_the_first_response
+        sampler._engine._on_progress = kill_at_the_first_response
         assert_equal(sampler.sample(requests, PARAMS), expected)
         assert min(finished) < 0 and sum(finished) == 800  # what the lost process had finished is not counted twice
         assert "died by signal SIGKILL, which is also how Linux ends a process when memory runs out" in caplog.text
         assert "vLLM is restarted (1 of at most 1 in a row)" in caplog.text
 
-        os.kill(sampler._process.pid, signal.SIGSTOP)
-        sampler._process._silence = 1.0
+        os.kill(sampler._engine.process.pid, signal.SIGSTOP)
+        sampler._engine.process._silence = 1.0
         begun = time.monotonic()
         assert_equal(sampler.sample(requests, PARAMS), expected)  # a completed sample made the count start again
         assert "shown no progress for 1 seconds (rollout.silence" in caplog.text
@@ -83,13 +82,13 @@ def test_large_messages_to_and_from_a_process_that_stops(rng):
     try:
         params = SamplingParams(max_response_tokens=2)
         expected = sampler.sample(requests, params)
-        os.kill(sampler._process.pid, signal.SIGSTOP)
-        sampler._process._silence = 1.0
+        os.kill(sampler._engine.process.pid, signal.SIGSTOP)
+        sampler._engine.process._silence = 1.0
         assert_equal(sampler.sample(requests, params), expected)
         sampler.begin(requests, params)
-        while sampler._process._pulse[1] < len(requests) - 200:
+        while sampler._engine.process._pulse[1] < len(requests) - 200:
             time.sleep(0.01)
-        os.kill(sampler._process.pid, signal.SIGKILL)  # about when it writes its reply
+        os.kill(sampler._engine.process.pid, signal.SIGKILL)  # about when it writes its reply
         assert_equal(sampler.finish(), expected)
     finally:
         sampler.close()
@@ -101,7 +100,7 @@ def test_a_process_lost_while_sampling_ahead_samples_from_the_weights_of_now(rng
     sampler, requests = start(model), make_requests(rng)
     try:
         sampler.begin(requests, PARAMS)
-        os.kill(sampler._process.pid, signal.SIGKILL)
+        os.kill(sampler._engine.process.pid, signal.SIGKILL)
         perturb(model)
         groups = sampler.finish()
         assert_agrees(groups, model)
@@ -125,7 +124,7 @@ def test_too_many_losses_and_refused_requests_stop_with_a_reason(rng):
             sampler.sample(make_requests(rng), SamplingParams(max_response_tokens=8, stop=("a",)))
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)  # a refusal harms nothing
 
-        os.kill(sampler._process.pid, signal.SIGKILL)
+        os.kill(sampler._engine.process.pid, signal.SIGKILL)
         with pytest.raises(FastflowError, match=r"(?s)SIGKILL.*rollout\.restarts = 0 allows no other restart"):
             sampler.sample(make_requests(rng), PARAMS)
     finally:
@@ -137,7 +136,7 @@ def test_a_weight_of_the_wrong_shape_stops_the_run_by_name():
     model = make_model()
     sampler = start(model)
     try:
-        attach = sampler._weights.attach
+        attach = sampler._engine.weights.attach
         (places,) = attach.rounds
         wrong = tuple(
             messages.Place(place.name, place.block, place.offset, torch.Size([3]))
@@ -145,7 +144,7 @@ def test_a_weight_of_the_wrong_shape_stops_the_run_by_name():
             else place
             for place in places
         )
-        sampler._process.send(messages.Attach(attach.blocks, (wrong,)))
+        sampler._engine.process.send(messages.Attach(attach.blocks, (wrong,)))
         with pytest.raises(FastflowError, match=r"vLLM could not take the policy's weights: .*; sample with"):
             sampler.load_weights(model)
     finally:
@@ -154,7 +153,7 @@ def test_a_weight_of_the_wrong_shape_stops_the_run_by_name():
     sampler = start(model)
     try:
         missing = tuple(place for place in places if place.name != "model.norm.weight")
-        sampler._process.send(messages.Attach(sampler._weights.attach.blocks, (missing,)))
+        sampler._engine.process.send(messages.Attach(sampler._engine.weights.attach.blocks, (missing,)))
         with pytest.raises(FastflowError, match=r"1 parameters that got no weights, model\.norm\.weight among them"):
             sampler.load_weights(model)
     finally:
@@ -272,14 +271,14 @@ def test_kills_change_nothing(tmp_path, monkeypatch):
     run("quiet")
     pids, kills, random_moment = [], [], random.Random(0)
     metrics = tmp_path / "disturbed" / "metrics.jsonl"
-    real = vllm_sampler.EngineProcess
+    real = kept_engine.EngineProcess
 
     def noted(*arguments, **options):
         process = real(*arguments, **options)
         pids.append(process.pid)
         return process
 
-    monkeypatch.setattr(vllm_sampler, "EngineProcess", noted)
+    monkeypatch.setattr(kept_engine, "EngineProcess", noted)
     over = threading.Event()
 
     def kill() -> None:
