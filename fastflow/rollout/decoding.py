@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,12 +107,13 @@ def _next_logits(
     """Return the logits (B, V) float32 of the next token; the head reads the last position only."""
 
     def forward() -> torch.Tensor:
-        output = policy.causal_lm.get_decoder()(
+        decoder = policy.causal_lm.get_decoder()
+        output = decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{_cache_argument(decoder): cache},
         )
         return policy.logits(output.last_hidden_state[:, -1])
 
@@ -121,3 +123,8 @@ def _next_logits(
             "the policy's logits are NaN or infinite; its weights are damaged: restart from a saved policy"
         )
     return logits
+
+
+def _cache_argument(decoder: torch.nn.Module) -> str:
+    """Name the argument that takes a KV cache. Newer releases of transformers, but not all models, call it `cache`."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"

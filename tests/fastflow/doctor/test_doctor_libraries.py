@@ -77,7 +77,7 @@ class TestProbes:
 
 
 class TestLibraries:
-    @pytest.mark.parametrize(("version", "state"), [((3, 9), BROKEN), ((3, 10), OK), ((3, 12), OK), ((3, 13), BROKEN)])
+    @pytest.mark.parametrize(("version", "state"), [((3, 9), BROKEN), ((3, 10), OK), ((3, 13), OK), ((3, 14), BROKEN)])
     def test_python(self, monkeypatch, version, state):
         monkeypatch.setattr(sys, "version_info", (*version, 1))
         check = libraries.check_python()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -40,6 +41,21 @@ def test_logprobs_equal_the_trainers(family, tied, rng):
     trained = split_tokens(batches, [token_logprobs(model, batch) for batch in batches])
     for trajectory, logprobs in zip(flatten(groups), trained, strict=True):
         np.testing.assert_allclose(trajectory.behaviour_logprobs, logprobs, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")
+def test_the_cache_goes_by_the_name_that_the_model_gives_it(rng):
+    """Releases of transformers, and models' own code, call it `past_key_values` or `cache`."""
+    plain, other = make_causal_lm(), make_causal_lm()
+    forward = other.model.forward
+    newest = "cache" in inspect.signature(forward).parameters
+    if newest:
+        other.model.forward = lambda past_key_values, **rest: forward(cache=past_key_values, **rest)
+    else:
+        other.model.forward = lambda cache, **rest: forward(past_key_values=cache, **rest)
+    requests = requests_for(make_prompts(rng), 2, seed=0, step=1)
+    found = [LocalSampler(PackedModel(model), eos_ids=[0]).sample(requests, PARAMS) for model in (plain, other)]
+    assert responses(found[0]) == responses(found[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
