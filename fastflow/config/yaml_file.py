@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import select
@@ -17,6 +16,8 @@ from fastflow.visible import CONTROL
 LARGEST = 2**18  # bytes of a file; settings take a few thousand
 MOST_VALUES = 10_000  # with every alias written out
 MOST_BRACKETS = 500  # open at once
+OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 LONGEST_SILENCE = 10.0  # seconds until a pipe without a writer counts as empty
 # What PyYAML raises for a plain value that does not fit its tag, such as !!int '' or !!timestamp x
 WRONG_TAG = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
@@ -48,9 +49,8 @@ def read_text(file: Path) -> str:
 
 def load(text: str) -> Any:
     """Parse one YAML document of plain values. Raises ValueError, in one line, for anything else."""
-    if _deepest(text) > MOST_BRACKETS:  # on which PyYAML spends seconds
-        raise ValueError("it is nested too deeply to be read; write sections of plain values")
     try:
+        _check_depth(text)
         loader = _UniqueKeyLoader(text)  # which refuses unprintable characters
         node = loader.get_single_node()
         if node is None:
@@ -98,10 +98,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+0123456789"))
 
 
-def _deepest(text: str) -> int:
-    """The most brackets that are open at once."""
-    steps = (1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
-    return max(itertools.accumulate(steps), default=0)
+def _check_depth(text: str) -> None:
+    """Raise RecursionError for more open brackets than anyone needs, before PyYAML spends seconds on them."""
+    if text.count("[") + text.count("{") <= MOST_BRACKETS:
+        return
+    depth = 0
+    for token in yaml.scan(text, yaml.SafeLoader):  # which knows the brackets that stand in a text
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if depth > MOST_BRACKETS:
+            raise RecursionError
 
 
 def _written_out(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:

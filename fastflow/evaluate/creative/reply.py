@@ -86,13 +86,16 @@ def _parsed(text: str) -> dict[str, Any] | None:
 
 
 def _entry(tree: dict[str, Any], name: str) -> Any:
-    """Find an entry whatever its case, also one level down, as in {"grades": {...}}."""
-    plain = {str(key).strip().lower(): value for key, value in tree.items()}
-    if name.lower() in plain:
-        value = plain[name.lower()]
-        return value.get("grade", value.get("score")) if isinstance(value, dict) else value
-    inner = [value for value in tree.values() if isinstance(value, dict)]
-    return _entry(inner[0], name) if len(inner) == 1 else None
+    """Find an entry whatever its case, also below an object that stands alone, as in {"grades": {...}}."""
+    while True:
+        plain = {str(key).strip().lower(): value for key, value in tree.items()}
+        if name.lower() in plain:
+            value = plain[name.lower()]
+            return value.get("grade", value.get("score")) if isinstance(value, dict) else value
+        inner = [value for value in tree.values() if isinstance(value, dict)]
+        if len(inner) != 1:
+            return None
+        (tree,) = inner
 
 
 def _grade(value: Any, highest: float) -> float | None:

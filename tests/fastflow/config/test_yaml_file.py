@@ -59,6 +59,13 @@ class TestContent:
         config = Config(data=DataConfig(split=text))
         assert read_config(yaml_file(to_yaml(config)))[0] == config
 
+    def test_brackets_count_where_they_open_something(self, yaml_file):
+        for text in ("[" * 600, "{" * 5000, "it's " + "[" * 600):
+            config = Config(data=DataConfig(split=text))
+            assert read_config(yaml_file(to_yaml(config)))[0] == config
+        for text in ("data: " + "[" * 600, "data: " + "{" * 100_000, "data: it's\nrun: " + "[" * 600):
+            assert "nested too deeply" in refusal(yaml_file(text))
+
 
 class TestPlaces:
     def test_a_directory(self, tmp_path):

@@ -125,7 +125,7 @@ class TestRefused:
         [
             ('[{"prompt": "a"},\n {"prompt": }\n]', ":2", "not valid JSON"),
             ('[{"prompt": "a"},\n "b"]', ": entry 2 of the array", "a str, but each record must be one JSON object"),
-            ('{\n "prompt": "a",\n}', ":3", "not valid JSON"),
+            ('{\n "prompt": "a",\n "b"\n}', ":4", "not valid JSON"),
             ('{\n "prompt": "a"\n}\n{\n "prompt": \n}', ":6", "not valid JSON"),
             ('{"prompt": "a"}\n{"prompt": \n', ":2", "not valid JSON"),
             ('["a"]\n["b"]', ":1", "a list, but each line must be one JSON object"),
