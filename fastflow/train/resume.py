@@ -7,10 +7,11 @@ import logging
 import platform
 
 from fastflow.config.reader import read_config
-from fastflow.config.resume import Resume
+from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
 from fastflow.models.ranks import Ranks
+from fastflow.run import directory as run_directory
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.train.restore import Saved, read
 from fastflow.train.state import Identity
@@ -40,6 +41,20 @@ def find(checkpoints: Checkpoints, resume: Resume) -> Saved | None:
             "--run.overwrite true, and set run.save_every"
         )
     return None
+
+
+def find_or_begin(checkpoints: Checkpoints, config: Config, resume: Resume) -> Saved | None:
+    """The save that a run of these settings goes on from; None where it starts from its beginning.
+
+    Raises FastflowError where the settings do not go on with that save, and where a start would overwrite something.
+    """
+    saved = find(checkpoints, resume)
+    if saved is None:
+        run_directory.check_output(checkpoints.run, overwrite=config.run.overwrite or resume == "auto")
+    else:
+        total_updates = saved.state["identity"]["total_updates"]
+        check_settings(config, settings_of(saved), step=saved.state["step"], total_updates=total_updates)
+    return saved
 
 
 def settings_of(saved: Saved) -> Config:

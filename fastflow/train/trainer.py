@@ -15,7 +15,7 @@ import torch
 
 from fastflow import interrupt
 from fastflow.config.methods import OFFLINE, WITHOUT_ALPHA
-from fastflow.config.resume import Resume, check_settings
+from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
 from fastflow.data.trajectory import Group
@@ -36,13 +36,14 @@ from fastflow.run.lock import RunLock
 from fastflow.run.metrics import agreement, measure
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
-from fastflow.train import assembly, resume
+from fastflow.train import assembly
 from fastflow.train.evaluation import Evaluation, find_tasks, read_works
 from fastflow.train.finite import all_skipped
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
 from fastflow.train.rescue import cause, rescue, stops_all_ranks
 from fastflow.train.restore import Saved, restore
+from fastflow.train.resume import check_identity, check_ranks, find_or_begin
 from fastflow.train.saver import WORK, Saver
 from fastflow.train.standing import Standing
 from fastflow.train.state import Position, UnderWay
@@ -87,7 +88,7 @@ class Trainer:
                 check_sinks(config)
                 if self.ranks.is_first:
                     self._lock = RunLock(self.directory)
-                    self._saved = self._find_save(resume)
+                    self._saved = find_or_begin(self._checkpoints, config, resume)
             self._saved = self.ranks.from_first(self._saved)
             self._assemble(config, console)
         except BaseException:
@@ -98,18 +99,6 @@ class Trainer:
     def _checkpoints(self) -> Checkpoints:
         run = self.config.run
         return Checkpoints(self.directory, keep=run.keep, best=run.best_is if run.best_metric else None)
-
-    def _find_save(self, mode: Resume) -> Saved | None:
-        """The save that the run goes on from. Raises FastflowError where that, or a start from nothing, is refused."""
-        saved = resume.find(self._checkpoints, mode)
-        if saved is None:
-            run_directory.check_output(self.directory, overwrite=self.config.run.overwrite or mode == "auto")
-        else:
-            total_updates = saved.state["identity"]["total_updates"]
-            check_settings(
-                self.config, resume.settings_of(saved), step=saved.state["step"], total_updates=total_updates
-            )
-        return saved
 
     def _assemble(self, config: Config, console: Console) -> None:
         if config.run.threads:
@@ -149,8 +138,8 @@ class Trainer:
         )
         if self._saved is not None:
             with self.ranks.together():
-                resume.check_identity(identity, self._saved, config)
-                resume.check_ranks(self._saved, self.ranks)
+                check_identity(identity, self._saved, config)
+                check_ranks(self._saved, self.ranks)
                 restore(self._saved, self.learner)
                 self.standing.take_up(self._saved, self.requests)
             if config.rollout.ahead and self.position.ahead is None and self.position.step < config.run.steps:
