@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastflow.config.schema import DataConfig
+from fastflow.data.conversation import Message
 from fastflow.data.prompts import tokenize
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
@@ -146,8 +147,13 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
     data = DataConfig(
         path="eval.tasks", chat_template=settings.chat_template, system=system, max_prompt_tokens=UNLIMITED
     )
-    records = [(question.source, {"prompt": front + question.text}) for question in work.questions]
+    records = [(question.source, {"prompt": _behind(front, question.prompt)}) for question in work.questions]
     return tokenize(records, tokenizer, data)
+
+
+def _behind(front: str, prompt: str | list[Message]) -> str | list[Message]:
+    """Put a text in front of a prompt. Messages stay as they are: without a chat template they are refused."""
+    return front + prompt if isinstance(prompt, str) else prompt
 
 
 def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:

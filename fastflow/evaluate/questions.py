@@ -16,6 +16,7 @@ import numpy as np
 from fastflow.config.schema import DataConfig
 from fastflow.config.sections import GYM
 from fastflow.config.setting import suggest
+from fastflow.data.conversation import Message, prompt_of
 from fastflow.data.gym import make_entries
 from fastflow.data.records import Record, read_records
 from fastflow.errors import FastflowError
@@ -33,10 +34,10 @@ LETTERS = string.ascii_uppercase
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a task. source: where its row stands. choices: text by letter."""
+    """One question of a task. source: where its row stands. prompt: text or chat messages. choices: text by letter."""
 
     source: str
-    text: str
+    prompt: str | list[Message]
     gold: str
     choices: dict[str, str] = field(default_factory=dict)
 
@@ -55,8 +56,9 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
         return asked[: limit or None]
     if task.gym:
         return _made(task, limit)
-    records = _read(task, _located(task, folder))
-    made = [_question(task, place, record, number) for number, (place, record) in enumerate(records)]
+    source = _located(task, folder)
+    records = _read(task, source)
+    made = [_question(task, place, record, number, source) for number, (place, record) in enumerate(records)]
     questions = [question for question in made if question is not None]
     if len(questions) < len(made):
         logger.warning("%s: %d of %d rows have no gold answer in a box and are left out", task.name,
@@ -105,17 +107,21 @@ def _located(task: Task, folder: str | None) -> DataConfig:
             path, subset = str(Path(folder) / task.name), None
         else:
             raise FastflowError(f"eval.data_folder = {folder} has neither {here[0].name} nor a data set {task.name}")
-    return DataConfig(path=path, subset=subset, split=split, prompt_field=task.question)
+    return DataConfig(path=path, subset=subset, split=split, prompt_field=task.question, chat_template=True)
 
 
-def _question(task: Task, place: str, record: Mapping[str, Any], number: int) -> Question | None:
+def _question(task: Task, place: str, record: dict[str, Any], number: int, source: DataConfig) -> Question | None:
     choices, letter = _choices(task, place, record, number)
     gold = "" if task.is_creative else letter or _gold(task, place, record)
     if gold is None:
         return None
     options = "\n".join(f"{name}. {text}" for name, text in choices.items())
-    text = _prompt(task, place, {**record, "question": record[task.question], "choices": options})
-    return Question(place, text, gold, choices)
+    asked = prompt_of(place, record, source)
+    last = asked if isinstance(asked, str) else asked[-1]["content"]
+    text = _prompt(task, place, {**record, "question": last, "choices": options})
+    return Question(
+        place, text if isinstance(asked, str) else [*asked[:-1], {**asked[-1], "content": text}], gold, choices
+    )
 
 
 def _prompt(task: Task, place: str, values: Mapping[str, Any]) -> str:
@@ -172,4 +178,4 @@ def _field(task: Task, place: str, record: Mapping[str, Any], name: str) -> Any:
 
 def as_json(question: Question) -> str:
     """What identifies a question in a cache."""
-    return json.dumps([question.text, question.gold, question.choices], ensure_ascii=False, sort_keys=True)
+    return json.dumps([question.prompt, question.gold, question.choices], ensure_ascii=False, sort_keys=True)

@@ -228,7 +228,8 @@ def _prompts(work: Work, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
         path="eval.tasks", chat_template=data.chat_template, template_arguments=data.template_arguments,
         system=data.system, max_prompt_tokens=UNLIMITED,
     )  # fmt: skip
-    return tokenize([(question.source, {"prompt": question.text}) for question in work.questions], tokenizer, settings)
+    records = [(question.source, {"prompt": question.prompt}) for question in work.questions]
+    return tokenize(records, tokenizer, settings)
 
 
 def _grader_pool(works: Sequence[Work]) -> GraderPool:

@@ -124,7 +124,7 @@ class TestScoring:
         task = find_task("gym:leg_counting")
         questions = read_questions(task, folder=None, limit=2)
         assert len(questions) == 2
-        assert {question.text for question in questions}.isdisjoint(record["prompt"] for _, record in records)
+        assert {question.prompt for question in questions}.isdisjoint(record["prompt"] for _, record in records)
         assert grade(questions[0].item(task, f"\\boxed{{{json.loads(questions[0].gold)['answer']}}}")) is Verdict.RIGHT
 
 

@@ -311,7 +311,7 @@ class TestTasks:
 
         task = find_task(name)
         asked = read_questions(task, folder=None, limit=0)
-        assert task.is_creative and len({question.text for question in asked}) == len(asked) >= 10
+        assert task.is_creative and len({question.prompt for question in asked}) == len(asked) >= 10
         assert find_rubric(task.rubric)
         assert len(read_questions(task, folder="nowhere", limit=3)) == 3
 
@@ -321,7 +321,7 @@ class TestTasks:
         (tmp_path / "mine.jsonl").write_text('{"prompt": "Write a limerick."}\n')
         (tmp_path / "limerick.yaml").write_text("kind: creative\npath: mine.jsonl\nrubric: poem\n")
         (question,) = read_questions(find_task(str(tmp_path / "limerick.yaml")), folder=None, limit=0)
-        assert question.text == "Write a limerick." and question.gold == ""
+        assert question.prompt == "Write a limerick." and question.gold == ""
 
     @pytest.mark.parametrize(
         ("text", "complaint"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from fastflow.evaluate.command import _store
 from fastflow.evaluate.settings import read_settings
 from fastflow.evaluate.subjects import Subject
 
-pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 HELD_OUT = 12
 ONE_THREAD = "import torch; torch.set_num_threads(1)"
 
@@ -62,6 +63,29 @@ def test_with_the_box_alone_accuracy_and_pass_at_k_are_equal(sums, tmp_path):
     assert scores["avg@16"]["value"] == pytest.approx(expected["accuracy"], abs=0.011)
     for k, value in expected["pass_at"].items():
         assert scores["pass_at"][k]["value"] == pytest.approx(value, abs=0.03)
+
+
+def test_chat_messages_are_asked_as_a_training_asks_them(sums, tmp_path, capsys):
+    """With a template that writes nothing else, their responses are those of the bare texts."""
+    base, texts, _ = sums
+    chat = shutil.copytree(base, tmp_path / "chat")
+    (chat / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    file = tmp_path / "held_out.jsonl"
+    rows = map(json.loads, texts.read_text().splitlines())
+    asked = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+    found = []
+    for output, task, more in [("text", sums, ()), ("messages", (chat, file, None), ("--chat_template", "true"))]:
+        assert main([*arguments(task, tmp_path / output, *more), "--samples", "2"]) == 0
+        entry = results_of(tmp_path / output)["tasks"][0]["models"][0]
+        found.append(parquet.read_table(tmp_path / output / entry["responses"]))
+    for column in ("prompt", "response", "gold", "verdict"):
+        assert found[0].column(column).to_pylist() == found[1].column(column).to_pylist()
+
+    capsys.readouterr()
+    assert main(arguments((chat, file, None), tmp_path / "refused")) == 2
+    assert "holds chat messages; set eval.chat_template = true" in capsys.readouterr().err
 
 
 def start(sums, output):

@@ -39,11 +39,11 @@ def test_a_task_reads_the_fields_of_its_data_set(name, tmp_path):
     task = find_task(name)
     questions = read_questions(task, folder=str(tmp_path), limit=3)
     assert len(questions) == 3 and task.grader in GRADERS and task.licence and task.title and task.dataset
-    assert "\\boxed{}" in questions[0].text and "{question}" not in questions[0].text
+    assert "\\boxed{}" in questions[0].prompt and "{question}" not in questions[0].prompt
     assert questions[0].gold == GOLDS.get(name, questions[0].gold)
     if task.grader == "choice":
         assert questions[0].gold in questions[0].choices
-        assert all(f"{letter}. {text}" in questions[0].text for letter, text in questions[0].choices.items())
+        assert all(f"{letter}. {text}" in questions[0].prompt for letter, text in questions[0].choices.items())
 
 
 def test_options_are_shuffled_in_the_same_way_each_time(tmp_path):
@@ -69,7 +69,18 @@ def test_an_own_task_is_a_file_of_yaml(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text('path: rows.jsonl\nquestion: q\ngold: a\ngrader: numeric\nprompt: "Compute {question}."\n')
     (question,) = read_questions(find_task(str(file)), folder=None, limit=0)
-    assert (question.text, question.gold) == ("Compute 2+2.", "4")
+    assert (question.prompt, question.gold) == ("Compute 2+2.", "4")
+
+
+def test_a_tasks_prompt_goes_around_the_last_of_chat_messages(tmp_path):
+    asked = {"role": "user", "content": "2+2", "name": "Ann"}
+    first = {"role": "system", "content": "{a} stays"}
+    rows = [{"q": [first, asked, {"role": "assistant", "content": "4"}], "a": 4}, {"q": "3+3", "a": 6}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "mine.yaml"
+    file.write_text('path: rows.jsonl\nquestion: q\ngold: a\ngrader: numeric\nprompt: "Compute {question}."\n')
+    chat, text = read_questions(find_task(str(file)), folder=None, limit=0)
+    assert chat.prompt == [first, {**asked, "content": "Compute 2+2."}] and text.prompt == "Compute 3+3."
 
 
 @pytest.mark.parametrize(
