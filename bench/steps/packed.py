@@ -8,7 +8,7 @@ from bench.steps.clock import PhaseClock
 from bench.steps.settings import Outcome, StepSettings
 from bench.steps.trajectories import sequence_lengths
 from fastflow.data.trajectory import Group
-from fastflow.models.packed import load_models
+from fastflow.models.opening import load_models
 from fastflow.train.learner import Learner
 
 TOTAL_UPDATES = 1000

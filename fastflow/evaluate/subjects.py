@@ -12,7 +12,10 @@ from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError, need
 from fastflow.models.loading import load_causal_lm, read_config
 from fastflow.models.merging import scale_adapters
-from fastflow.models.packed import PackedModel, check_tokenizer_fits, load_tokenizer, prepare_layers, resolve_device
+from fastflow.models.opening import prepare_layers, resolve_device
+from fastflow.models.packed import PackedModel
+from fastflow.models.tokenizer import load_tokenizer
+from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.run.directory import CONFIG_FILE
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""Checks that policy and base mean the same by every token id."""
+"""Checks what a token id means: that policy and base mean the same by it, and that the head has a row for it."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
+@runtime_checkable
+class HasVocabulary(Protocol):
+    """A model, or a plan of one, with a head of V rows."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the head, V."""
 
 
 def check_same_tokens(settings: ModelConfig) -> None:
@@ -41,6 +50,24 @@ def check_same_tokens(settings: ModelConfig) -> None:
             "the tokenizer of the base %s knows %d tokens that the policy's does not (first: %d, %r); check that "
             "the policy never writes them", settings.base, len(more), more[0], theirs[more[0]],
         )  # fmt: skip
+
+
+def check_same_vocabulary(policy: HasVocabulary, base: HasVocabulary, settings: ModelConfig) -> None:
+    """Raise FastflowError where the heads of policy and base have different numbers of rows."""
+    if policy.vocab_size != base.vocab_size:
+        raise FastflowError(
+            f"policy and base have different vocabularies: {settings.path} has {policy.vocab_size} rows in its head, "
+            f"{settings.base} has {base.vocab_size}; choose a model.base of the same family"
+        )
+
+
+def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: HasVocabulary, settings: ModelConfig) -> None:
+    """Raise FastflowError for a tokenizer with ids that have no row in the head."""
+    if len(tokenizer) > policy.vocab_size:
+        raise FastflowError(
+            f"the tokenizer in {settings.path} has {len(tokenizer)} tokens, but the model's head only "
+            f"{policy.vocab_size} rows; they do not belong together: check model.path"
+        )
 
 
 def _tokens(path: str, settings: ModelConfig) -> dict[int, str] | None:

@@ -10,7 +10,7 @@ import torch
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.packed import resolve_device
+from fastflow.models.opening import resolve_device
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read

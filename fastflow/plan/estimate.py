@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
-from fastflow.models.packed import check_same_vocabulary
+from fastflow.models.vocabulary import check_same_vocabulary
 from fastflow.plan.device import Device
 from fastflow.plan.head_rows import head_remarks
 from fastflow.plan.lengths import samplings

@@ -12,7 +12,7 @@ from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models import fused_layers
 from fastflow.models.loading import loading, read_config
-from fastflow.models.packed import with_adapters
+from fastflow.models.opening import with_adapters
 from fastflow.models.rope import context_of
 
 if TYPE_CHECKING:

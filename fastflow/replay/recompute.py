@@ -13,7 +13,7 @@ from fastflow.config.reader import SETTINGS_FILE, read_config
 from fastflow.config.schema import Config
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
-from fastflow.models.packed import load_models, load_policy
+from fastflow.models.opening import load_models, load_policy
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.objective import MakeObjective
 from fastflow.replay.file import BadUpdate, read_bad_update

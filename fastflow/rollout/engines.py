@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from fastflow.config.schema import RolloutConfig
 from fastflow.data.trajectory import Prompt
-from fastflow.models.packed import PackedModel, end_ids
+from fastflow.models.packed import PackedModel
+from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Sampler

@@ -13,20 +13,14 @@ from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Group, Prompt
 from fastflow.models.cut_head import CUT, check_rows
-from fastflow.models.packed import (
-    AdaptersOff,
-    FrozenModel,
-    PackedModel,
-    check_tokenizer_fits,
-    end_ids,
-    load_models,
-    load_policy,
-    load_tokenizer,
-)
+from fastflow.models.opening import load_models, load_policy
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.pulse import PULSE, Beating
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models, prepare_models
 from fastflow.models.sharding import shard_models
+from fastflow.models.tokenizer import end_ids, load_tokenizer
+from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.objectives.judging import Judge, needs_answers
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.recorded import RecordedResponses

@@ -45,7 +45,7 @@ def first_prompt(config: Config, records: list[Record]) -> str:
     """Render and tokenise all prompts, and describe the first, where the tokenizer is on this machine."""
     model = config.model
     if Path(model.path).is_dir():
-        from fastflow.models.packed import load_tokenizer
+        from fastflow.models.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(model)
     else:
@@ -81,7 +81,7 @@ def check_layers(settings: ModelConfig) -> None:
     """Raise FastflowError where the settings name layers that this machine cannot run."""
     if settings.fused_layers != "liger" and settings.compile == "off":
         return
-    from fastflow.models.packed import resolve_device
+    from fastflow.models.opening import resolve_device
 
     device = resolve_device(settings.device)
     if settings.fused_layers == "liger":

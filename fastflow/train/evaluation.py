@@ -25,9 +25,10 @@ from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.task import Task, find_task
 from fastflow.evaluate.work import UNLIMITED, Work, check_golds
-from fastflow.models.packed import PackedModel, end_ids
+from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import Ranks
 from fastflow.models.rope import context_of
+from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import Schedule
 from fastflow.run import generators

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
-from fastflow.models.packed import resolve_device
+from fastflow.models.opening import resolve_device
 from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
 
 SHORTEST_TIMEOUT = 600.0  # seconds

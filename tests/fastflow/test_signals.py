@@ -80,12 +80,12 @@ def test_a_signal_saves_what_the_run_has_reached(number, begin, tmp_path):
 @pytest.mark.parametrize("number", NAMES)
 def test_a_signal_while_the_model_loads_ends_the_run_with_a_sentence(number, tmp_path):
     program = """
-import fastflow.models.packed, time
+import fastflow.models.opening, time
 from pathlib import Path
 def load(*arguments):
     Path(HOME, "loading").touch()
     time.sleep(60)
-fastflow.models.packed.load_causal_lm = load
+fastflow.models.opening.load_causal_lm = load
 """.replace("HOME", repr(str(tmp_path)))
     process = start(options(settings(tmp_path)), program=program)
     wait_for((tmp_path / "loading").exists, process)

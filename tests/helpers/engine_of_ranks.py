@@ -18,7 +18,8 @@ from fastflow.config.schema import LoraConfig
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
 from fastflow.models.merging import adapted_layers
-from fastflow.models.packed import PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import part
 from fastflow.models.ranks import FailedElsewhere, Ranks
 from fastflow.models.sharding import shard

@@ -9,7 +9,8 @@ import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.packed import FrozenModel, PackedModel, load_models
+from fastflow.models.opening import load_models
+from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_packing

@@ -26,7 +26,8 @@ from fastflow.config.schema import (
 )
 from fastflow.config.setting import Section
 from fastflow.data.trajectory import Group
-from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import PATIENCE, Ranks, join, leave
 from fastflow.models.sharding import mesh_of, shard_models

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from cli_runs import settings
 from fastflow.config.reader import read_config
 from fastflow.interrupt import RunStopped
-from fastflow.models.packed import PackedModel, end_ids
+from fastflow.models.packed import PackedModel
+from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.local import LocalSampler
 from fastflow.train.command import train
 from fastflow.train.trainer import Trainer

@@ -24,7 +24,7 @@ from fastflow.evaluate.responses import key_of
 from fastflow.evaluate.scores import by_prompt
 from fastflow.evaluate.task import Task
 from fastflow.interrupt import RunStopped
-from fastflow.models.packed import resolve_device
+from fastflow.models.opening import resolve_device
 from fastflow.run.durable import replace_text
 from fastflow.run.output_file import writing
 

@@ -17,7 +17,8 @@ from fastflow.evaluate.methods.chosen import ChosenOfSeveral, Likeliest, MostFre
 from fastflow.evaluate.methods.drawn import BeamAnswers, PlainSampling, PowerSampling
 from fastflow.evaluate.methods.verbalized import VerbalizedSampling
 from fastflow.evaluate.task import Task
-from fastflow.models.packed import PackedModel, end_ids
+from fastflow.models.packed import PackedModel
+from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.beam import BeamSearch
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.power.sampler import PowerSampler

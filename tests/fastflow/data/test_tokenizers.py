@@ -12,7 +12,7 @@ from fastflow.config.schema import DataConfig, ModelConfig
 from fastflow.data import tokenize
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
-from fastflow.models.packed import load_tokenizer
+from fastflow.models.tokenizer import load_tokenizer
 from small_models import save_model
 
 PIECES = ["<user>", "<bot>", "<assistant>", "<go>", *"abcdefghij"]

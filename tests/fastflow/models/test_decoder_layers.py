@@ -16,7 +16,8 @@ from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
 from fastflow.models import decoder_layers
 from fastflow.models.decoder_layers import arrange_layers, check_compiler, recomputed_layers
-from fastflow.models.packed import AdaptersOff, PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.scoring import token_logprobs
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for

@@ -22,7 +22,8 @@ from fastflow.errors import FastflowError
 from fastflow.models.decoder_layers import arrange_layers
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import RotaryByDevice, choose_layers, fits, fuse_layers
-from fastflow.models.packed import FrozenModel, PackedModel, load_models, with_adapters
+from fastflow.models.opening import load_models, with_adapters
+from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
 from fastflow.plan.activations import Numbers, layer_bytes
 from fastflow.plan.sizes import read_sizes

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastflow import cli
-from fastflow.config.schema import LoraConfig
+from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.files import check_files, check_quantisation, check_tie
 from fastflow.models.loading import load_causal_lm, read_config
-from fastflow.models.packed import ModelConfig, load_models
+from fastflow.models.opening import load_models
 from small_models import make_causal_lm, save_model
 
 
@@ -221,6 +221,6 @@ class TestTies:
 
 def test_the_base_is_looked_at_before_the_policys_weights_load(model, fine, monkeypatch):
     change_config(model, quantization_config=QUANTISED[0][0])
-    monkeypatch.setattr("fastflow.models.packed.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("fastflow.models.opening.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(FastflowError, match="gptq"):
         load_models(ModelConfig(path=str(fine), base=str(model), device="cpu"), LoraConfig())

@@ -11,7 +11,8 @@ from fastflow.data.packing import pack
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
 from fastflow.models import attention
-from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, load_models, resolve_device, with_adapters
+from fastflow.models.opening import load_models, resolve_device, with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
 from small_models import FAMILIES, make_causal_lm, make_groups
 

@@ -12,7 +12,8 @@ from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
 from fastflow.evaluate.subjects import Subject, load
 from fastflow.models.frozen_weights import hold_in_bfloat16
-from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, load_models, with_adapters
+from fastflow.models.opening import load_models, with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
 from small_models import FAMILIES, make_causal_lm, make_groups
 

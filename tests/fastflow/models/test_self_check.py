@@ -12,7 +12,8 @@ from fastflow import cli
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
 from fastflow.models import attention
-from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.self_check import TOLERANCE, check_models, check_packing, prepare_models
 from small_models import FAMILIES, make_causal_lm, save_model
 

@@ -8,7 +8,7 @@ from transformers import AddedToken
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
-from fastflow.models.packed import load_models
+from fastflow.models.opening import load_models
 from fastflow.models.vocabulary import check_same_tokens
 from small_models import make_causal_lm, save_model
 from special_tokens import PIECES, make_chat_tokenizer

@@ -192,7 +192,7 @@ import numpy as np
 import torch
 from fastflow.config.reader import read_config
 from fastflow.train.learner import Learner
-from fastflow.models.packed import load_models
+from fastflow.models.opening import load_models
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 

@@ -10,7 +10,7 @@ import torch
 
 from fastflow.data.packing import pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
-from fastflow.models.packed import load_models
+from fastflow.models.opening import load_models
 from fastflow.plan.activations import SHARING_VARLEN, WIDE_SDPA, checkpoint_bytes, layer_bytes
 from fastflow.plan.remedies import changed
 from fastflow.plan.rows import FORWARD

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastflow.models.packed import load_models
+from fastflow.models.opening import load_models
 from fastflow.plan import trainer_rows
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.estimate import estimate

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fastflow.config.schema import LoraConfig
-from fastflow.models.packed import PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
 from fastflow.plan import device as plan_device
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of

@@ -11,7 +11,8 @@ import torch
 
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
-from fastflow.models.packed import PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
 from fastflow.rollout.server import weights
 from fastflow.rollout.server.weights import WeightFolder
 from small_models import make_causal_lm

@@ -11,7 +11,8 @@ from fastflow.data.trajectory import Prompt, flatten
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
 from fastflow.models import rope
-from fastflow.models.packed import PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights

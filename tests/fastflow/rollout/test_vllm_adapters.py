@@ -14,7 +14,8 @@ from fastflow.config.reader import read_config
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
 from fastflow.models.merging import adapted_layers
-from fastflow.models.packed import AdaptersOff, PackedModel, load_models, with_adapters
+from fastflow.models.opening import load_models, with_adapters
+from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.plan.device import Device
 from fastflow.plan.sizes import count_adapters, read_sizes
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows

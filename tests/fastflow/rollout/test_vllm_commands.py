@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fastflow.config.schema import LoraConfig
-from fastflow.models.packed import PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
 from fastflow.rollout import probe
 from fastflow.rollout.vllm import kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler

@@ -29,12 +29,12 @@ print("held", flush=True)
 input()
 """
 STUCK = """
-import fastflow.models.packed, time
+import fastflow.models.opening, time
 from pathlib import Path
 def load(*arguments):
     Path(HOME, "loading").touch()
     time.sleep(60)
-fastflow.models.packed.load_causal_lm = load
+fastflow.models.opening.load_causal_lm = load
 """
 
 

@@ -19,7 +19,8 @@ from fastflow.config.resume import read_request
 from fastflow.config.schema import BatchConfig, Config, LoraConfig, ObjectiveConfig, OptimConfig
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
-from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel, with_adapters
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.objectives.flow import FlowObjective
 from fastflow.report.command import write_report
 from fastflow.train.bad_updates import HEADER, MOST_KEPT

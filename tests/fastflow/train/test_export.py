@@ -153,7 +153,7 @@ def test_a_loss_without_an_update_is_none():
 
 def test_a_merge_is_rounded_once_and_its_loss_is_that_of_the_rounding():
     from fastflow.config.schema import LoraConfig
-    from fastflow.models.packed import with_adapters
+    from fastflow.models.opening import with_adapters
     from small_models import make_causal_lm
 
     model = PackedModel(with_adapters(make_causal_lm().bfloat16(), LoraConfig(rank=2))).causal_lm

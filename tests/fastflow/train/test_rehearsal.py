@@ -327,7 +327,8 @@ def _bytes(directory, pattern: str) -> int:
 def test_an_exporter_needs_no_rehearsal(tmp_path):
     """It writes a sound model by itself."""
     from fastflow.config.schema import ModelConfig
-    from fastflow.models.packed import PackedModel, load_tokenizer
+    from fastflow.models.packed import PackedModel
+    from fastflow.models.tokenizer import load_tokenizer
 
     save_model(tmp_path / "model")
     tokenizer = load_tokenizer(ModelConfig(path=str(tmp_path / "model")))

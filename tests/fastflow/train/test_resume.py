@@ -367,7 +367,7 @@ def test_an_adapter_is_written_in_one_order(tmp_path):
     """peft keeps its targets in sets, whose order another process would not repeat."""
     program = (
         "import sys; from pathlib import Path; from fastflow.train.checkpoint import save_adapter\n"
-        "from fastflow.config.schema import LoraConfig; from fastflow.models.packed import with_adapters\n"
+        "from fastflow.config.schema import LoraConfig; from fastflow.models.opening import with_adapters\n"
         "from small_models import make_causal_lm\n"
         "model = with_adapters(make_causal_lm(), LoraConfig(rank=2))\n"
         "save_adapter(model, Path(sys.argv[1]))\n"
