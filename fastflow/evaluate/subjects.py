@@ -14,6 +14,8 @@ from fastflow.models.loading import load_causal_lm, read_config
 from fastflow.models.merging import scale_adapters
 from fastflow.models.opening import prepare_layers, resolve_device
 from fastflow.models.packed import PackedModel
+from fastflow.models.rope import context_of
+from fastflow.models.self_check import check_head
 from fastflow.models.tokenizer import load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.run.directory import CONFIG_FILE
@@ -109,6 +111,9 @@ def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrain
     model.requires_grad_(False).eval()
     packed = PackedModel(model, autocast=settings.autocast, residual_stream=settings.residual_stream, layers=layers)
     check_tokenizer_fits(tokenizer, packed, settings)
+    if settings.trust_remote_code:  # its code may scale or cap the logits
+        context = context_of(packed.causal_lm.config)
+        check_head(packed, longest=96 if context is None else context, name=subject.name)
     return packed, tokenizer
 
 

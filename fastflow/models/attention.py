@@ -78,12 +78,15 @@ def packed_attention(
     cu_seq_lens_q: torch.Tensor | None = None,
     sequence_lengths: SequenceLengths | None = None,
     packed_kernel: str = "sdpa",
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """Attend query (1, H, T, E) to key and value (1, H_kv, T, E). Returns (1, T, H, E).
 
     cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same on the host.
-    Raises RuntimeError without boundaries, with a mask, or with a KV cache.
+    Raises RuntimeError without boundaries, with a mask, with a KV cache, and where the model caps its scores or adds
+    sinks to them (s_aux), which transformers' SDPA leaves out without a word.
     """
     if cu_seq_lens_q is None or sequence_lengths is None:
         raise RuntimeError(
@@ -95,6 +98,8 @@ def packed_attention(
         raise RuntimeError(
             f"{NAME} takes one packed row without attention mask or KV cache; pass use_cache=False and no mask"
         )
+    if softcap is not None or s_aux is not None:
+        raise RuntimeError("its attention caps its scores or has sinks, which no kernel here computes")
     window = -1 if sliding_window is None else sliding_window - 1
     # under autocast, rotary embeddings and norms return query and key in float32; not every kernel casts them
     query, key = query.to(value.dtype), key.to(value.dtype)

@@ -54,7 +54,7 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
     """Read the model's configuration.
 
     Raises FastflowError where it, or the files of a local directory, name what fastflow does not train: another family,
-    quantised weights, pickles.
+    quantised weights, pickles, capped logits.
     """
     from transformers import AutoConfig
 
@@ -66,6 +66,11 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
         raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
     if not trust_remote_code:
         check_kinds(path, config)
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        raise FastflowError(
+            f"the config.json of {path} caps the logits (final_logit_softcapping = {cap}), and fastflow computes "
+            "log-probs without such a cap; take a model that has none"
+        )
     windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if windows and getattr(config, "sliding_window", None) is None:
         raise FastflowError(

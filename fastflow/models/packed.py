@@ -170,8 +170,10 @@ class PackedModel:
             self.model.train(was_training)
 
     def head_rows(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        """Return hidden rows in the type that the fused ops take."""
-        return hidden.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
+        """Return hidden rows as the fused ops take them: in their type, and divided by what divides the logits."""
+        divisor = getattr(self.causal_lm.config, "logits_scaling", 1.0)  # of Granite
+        scaled = hidden if divisor == 1 else hidden / divisor
+        return scaled.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:

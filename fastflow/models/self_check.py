@@ -1,13 +1,16 @@
-"""Proves on the loaded model, before it samples, that a packed batch equals its sequences alone.
+"""Proves on the loaded model, before it samples, that a packed batch equals its sequences alone, and that the log-probs
+of training are those of the model's own logits.
 
 No list of families can find what this finds on the real model: code that ignores where sequences end, position
-embeddings that depend on the length of another sequence, a window that the attention does not keep. It costs two passes
-over 140 tokens.
+embeddings that depend on the length of another sequence, a window that the attention does not keep, logits that the
+model scales or caps behind its head. It costs two passes over 140 tokens and two over 96.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +25,9 @@ from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 LENGTHS = (5, 96, 1, 33)
 # Shares of a hidden state's norm: the median over the tokens of a sequence. Models of 2 and 30 layers on a CPU showed
 # 1e-6, and 1e-3 under autocast, whatever the residual stream's type. Sequences that see each other give 1.5, other
-# frequencies 0.3 to 0.7.
+# frequencies 0.3 to 0.7. Shares of the spread of log-probs: the median over tokens, which is as small.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+FLOOR = 0.01  # of the size of log-probs, beside their spread: a head of zeros has none
 
 
 def prepare_models(
@@ -47,12 +51,14 @@ def prepare_models(
 def check_models(
     policy: PackedModel, base: PackedModel | AdaptersOff | None, *, longest: int, names: tuple[str, str]
 ) -> None:
-    """Prove on policy and base that packing changes nothing. Models that are cut over ranks do this together.
+    """Prove on policy and base that packing changes nothing, and that check_head passes. Models that are cut over ranks
+    do this together.
 
-    Raises FastflowError, with the model's name, where packing changes something. With LoRA the policy is the base.
+    Raises FastflowError, with the model's name, where that is not so. With LoRA the policy is the base.
     """
     for model, name in _apart(policy, base, names):
         check_packing(model, longest=longest, name=name)
+        check_head(model, longest=longest, name=name)
 
 
 def _apart(
@@ -82,23 +88,54 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
         ) from error
     finally:
         model.model.train(was_training)
-    dtype = torch.bfloat16 if model.autocast else next(model.causal_lm.parameters()).dtype
+    allowed = _tolerance(model)
     differences = [_difference(*pair) for pair in zip(packed, alone, strict=True)]
     worst = max(differences)
     if not np.isfinite(differences).all():
         raise FastflowError(
             f"the hidden states of {name} are NaN or infinite; its weights are damaged: download or save them again"
         )
-    if worst > TOLERANCE[dtype]:
+    if worst > allowed:
         kinds = rope.kinds(model.causal_lm.config)
         scaled = f" and position embeddings of the kind {kinds}" if kinds else ""
         raise FastflowError(
             f"{name} gives hidden states in a packed batch that are {worst:.2g} of their norm away from those of the "
-            f"same sequences alone ({TOLERANCE[dtype]:g} is allowed), with model.attention = {model.kernel}{scaled}: "
+            f"same sequences alone ({allowed:g} is allowed), with model.attention = {model.kernel}{scaled}: "
             "its attention or its position embeddings depend on the other sequences of a pass, so packed batches "
             "cannot train it; take a model without such code, or another model.attention"
         )
     return worst
+
+
+def check_head(model: PackedModel, *, longest: int, name: str) -> float:
+    """Return how far the log-probs of training are from those of the logits that transformers computes, as a share of
+    their spread. Raises FastflowError where that is over the tolerance.
+    """
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, model.vocab_size, min(max(LENGTHS), longest))
+    targets = torch.from_numpy(rng.integers(0, model.vocab_size, len(ids))).to(model.device)
+    was_training = model.model.training
+    model.model.eval()
+    try:
+        with torch.no_grad():
+            ours = model.run(lambda: model.logprobs(_packed(model, [ids], len(ids))[0], targets))
+            logits = model.run(lambda: _own_logits(model, ids))
+    finally:
+        model.model.train(was_training)
+    theirs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    spread = theirs.std(correction=0) + FLOOR * theirs.mean().abs()
+    difference, allowed = float((ours - theirs).abs().median() / spread), _tolerance(model)
+    if not difference <= allowed:
+        raise FastflowError(
+            f"the logits of {name} are not its head times its hidden states: log-probs from these are {difference:.2g} "
+            f"of their spread away from log-probs of its own logits ({allowed:g} is allowed), so its code scales, caps "
+            "or shifts them in a way that fastflow does not know; take a model without that"
+        )
+    return difference
+
+
+def _tolerance(model: PackedModel) -> float:
+    return TOLERANCE[torch.bfloat16 if model.autocast else next(model.causal_lm.parameters()).dtype]
 
 
 def _packed(model: PackedModel, sequences: list[np.ndarray], longest: int) -> list[torch.Tensor]:
@@ -130,6 +167,29 @@ def _alone(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
         row = torch.from_numpy(ids)[None].to(model.device)
         positions = torch.arange(len(ids), device=model.device)[None]
         return plain.get_decoder()(input_ids=row, position_ids=positions, use_cache=False).last_hidden_state[0]
+
+
+def _own_logits(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
+    """Compute logits (n, V) of one sequence, as transformers does by itself."""
+    with model.decoding() as plain, _callable_head(model):
+        row = torch.from_numpy(ids)[None].to(model.device)
+        positions = torch.arange(len(ids), device=model.device)[None]
+        return plain(input_ids=row, position_ids=positions, use_cache=False).logits[0]
+
+
+@contextlib.contextmanager
+def _callable_head(model: PackedModel) -> Iterator[None]:
+    """Let the model's own code call a head that is cut over the ranks."""
+    cut, head = model.cut_head, model.causal_lm.get_output_embeddings()
+    if cut is None:
+        yield
+        return
+    dtype = torch.bfloat16 if model.autocast else head.weight.dtype
+    head.forward = lambda hidden: cut.logits(hidden[0].to(dtype)).unsqueeze(0)
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def _difference(packed: torch.Tensor, alone: torch.Tensor) -> float:

@@ -16,6 +16,7 @@ from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
 from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks
+from fastflow.models.self_check import check_head
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
 from fastflow.train.learner import Learner
@@ -172,6 +173,8 @@ def check_lookups(ranks: Ranks) -> None:
 
 def check_logits(ranks: Ranks) -> None:
     one, several = make_learner(Ranks(), bias=True).policy, make_learner(ranks, bias=True).policy
+    for policy in (several, make_learner(ranks, tied=True).policy, make_learner(ranks, autocast=True).policy):
+        assert check_head(policy, longest=64, name="it") < 0.01
     hidden, _, own = random_rows(ranks)
     with torch.no_grad():
         found = several.run(lambda: several.logits(hidden[own]))

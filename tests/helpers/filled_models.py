@@ -13,7 +13,7 @@ from fastflow.models.opening import load_models
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
-from fastflow.models.self_check import check_packing
+from fastflow.models.self_check import check_head, check_packing
 from fastflow.models.sharding import shard_models
 from fastflow.train.digests import digest_of_base, digest_of_start, digest_of_tensors
 from small_models import FAMILIES, VOCABULARY, save_model
@@ -79,6 +79,7 @@ def check_case(ranks: Ranks, settings: ModelConfig, lora: LoraConfig, *, proves:
         assert str(model.causal_lm.config.to_dict()) == str(other.causal_lm.config.to_dict())
         if proves:
             check_packing(model, longest=64, name=settings.path)
+            check_head(model, longest=64, name=settings.path)
     assert digest_of_base(new[1], new[0]) == expected
 
 

@@ -219,6 +219,13 @@ class TestTies:
             load_causal_lm(str(tmp_path / "model"), settings_for(tmp_path / "model"))
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_cap_of_the_logits_is_refused(model, trusted):
+    change_config(model, final_logit_softcapping=30.0)
+    with pytest.raises(FastflowError, match=r"caps the logits \(final_logit_softcapping = 30.0\)"):
+        read_config(str(model), trust_remote_code=trusted)
+
+
 def test_the_base_is_looked_at_before_the_policys_weights_load(model, fine, monkeypatch):
     change_config(model, quantization_config=QUANTISED[0][0])
     monkeypatch.setattr("fastflow.models.opening.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))

@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from fastflow import cli
-from fastflow.config.schema import LoraConfig
+from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
+from fastflow.evaluate import subjects as evaluated
 from fastflow.models import attention
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
-from fastflow.models.self_check import TOLERANCE, check_models, check_packing, prepare_models
+from fastflow.models.self_check import TOLERANCE, check_head, check_models, check_packing, prepare_models
 from small_models import FAMILIES, make_causal_lm, save_model
 
 # A Llama of its own, as it may come with a model: attention over the whole row, boundaries or not.
@@ -55,10 +57,13 @@ def test_the_families_pass_with_room_to_spare(family, dtype):
     for tied in (True, False):
         model = PackedModel(make_causal_lm(family, tied=tied).to(dtype))
         assert check_packing(model, longest=128, name="it") < TOLERANCE[dtype] / 10
+        assert check_head(model, longest=128, name="it") < TOLERANCE[dtype] / 10
 
 
 def test_autocast_and_adapters_pass():
-    assert check_packing(PackedModel(make_causal_lm(), autocast=True), longest=128, name="it") < 0.03
+    wide = PackedModel(make_causal_lm(), autocast=True)
+    assert check_packing(wide, longest=128, name="it") < 0.03
+    assert check_head(wide, longest=128, name="it") < 0.01
     narrow = PackedModel(make_causal_lm(), autocast=True, residual_stream="bfloat16")
     assert check_packing(narrow, longest=128, name="it") < 0.03
     adapted = PackedModel(with_adapters(make_causal_lm(), LoraConfig(rank=2)))
@@ -79,7 +84,9 @@ def test_the_kernels_of_a_device_pass(family, window, device):
 
 @pytest.mark.parametrize("longest", [1, 2, 40])
 def test_short_runs_are_checked_within_their_length(longest):
-    check_packing(PackedModel(make_causal_lm(max_position_embeddings=longest)), longest=longest, name="it")
+    model = PackedModel(make_causal_lm(max_position_embeddings=longest))
+    check_packing(model, longest=longest, name="it")
+    check_head(model, longest=longest, name="it")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -117,6 +124,65 @@ def test_frequencies_that_follow_the_longest_sequence_are_refused(dtype):
     check_packing(PackedModel(model), longest=100, name="it")
     with pytest.raises(FastflowError, match="position embeddings depend on the other sequences"):
         check_packing(PackedModel(model), longest=101, name="it")
+
+
+CHANGES = {
+    "scaled": lambda logits: logits / 8,
+    "capped": lambda logits: torch.tanh(logits),
+    "shifted": lambda logits: logits + torch.linspace(-1, 1, logits.shape[-1]),
+}
+
+
+@pytest.mark.parametrize("types", [{}, {"autocast": True}, {"dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("change", CHANGES)
+def test_logits_that_a_model_changes_behind_its_head_are_refused(change, types):
+    """As Cohere scales and Gemma 2 caps them: training would compute other log-probs than the model's."""
+    types = dict(types)
+    model = make_causal_lm().to(types.pop("dtype", torch.float32))
+    forward = model.forward
+
+    def changed(*arguments, **options):
+        output = forward(*arguments, **options)
+        output.logits = CHANGES[change](output.logits)
+        return output
+
+    model.forward = changed
+    policy = PackedModel(model, **types)
+    check_packing(policy, longest=128, name="it")
+    with pytest.raises(FastflowError, match=r"^the logits of it are not its head times its hidden states"):
+        check_models(policy, None, longest=128, names=("it", "base"))
+
+
+def test_an_evaluation_of_own_code_refuses_them_too(tmp_path, monkeypatch):
+    save_model(tmp_path / "model")
+    settings = ModelConfig(device="cpu", trust_remote_code=True)
+    evaluated.load(evaluated.find_subject(str(tmp_path / "model")), settings)
+    forward = LlamaForCausalLM.forward
+
+    def scaled(*arguments, **options):
+        output = forward(*arguments, **options)
+        output.logits = output.logits * 0.0625
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    with pytest.raises(FastflowError, match=r"the logits of \S+/model are not its head"):
+        evaluated.load(evaluated.find_subject(str(tmp_path / "model")), settings)
+
+
+def test_a_bias_and_a_head_of_zeros_pass():
+    model = make_causal_lm(tied=False)
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 40))
+    assert check_head(PackedModel(model), longest=128, name="it") < 1e-5
+    torch.nn.init.zeros_(model.lm_head.weight)
+    torch.nn.init.zeros_(model.lm_head.bias)
+    assert check_head(PackedModel(model), longest=128, name="it") < 1e-5
+
+
+def test_attention_that_caps_its_scores_is_refused():
+    """transformers' SDPA leaves the cap out without a word, so that packed and alone would agree on a wrong model."""
+    model = make_causal_lm("gemma2", final_logit_softcapping=None, attn_logit_softcapping=50.0)
+    with pytest.raises(FastflowError, match=r"cannot read a packed batch .* caps its scores"):
+        check_packing(PackedModel(model), longest=128, name="it")
 
 
 def test_damaged_weights_are_named():
