@@ -24,7 +24,7 @@ from fastflow_kernels.sampling import head_logits
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
     from typing_extensions import TypeIs
 
     from fastflow.models.cut_head import CutHead
@@ -171,7 +171,7 @@ class PackedModel:
 
     def head_rows(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Return hidden rows as the fused ops take them: in their type, and divided by what divides the logits."""
-        divisor = getattr(self.causal_lm.config, "logits_scaling", 1.0)  # of Granite
+        divisor = logits_divisor(self.causal_lm.config)
         scaled = hidden if divisor == 1 else hidden / divisor
         return scaled.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
 
@@ -224,6 +224,11 @@ class AdaptersOff:
 
     def logprobs(self, hidden: Float[Tensor, "N D"], targets: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
         return self.policy.logprobs(hidden, targets)
+
+
+def logits_divisor(config: PretrainedConfig) -> float:
+    """Return what a model divides its logits by, as Granite does."""
+    return float(getattr(config, "logits_scaling", 1.0))
 
 
 def has_adapters(model: PreTrainedModel | PeftModel) -> TypeIs[PeftModel]:

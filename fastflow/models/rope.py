@@ -96,6 +96,16 @@ def fix_frequencies(model: PreTrainedModel, longest: int) -> None:
             )  # fmt: skip
 
 
+def hold_frequencies(model: PreTrainedModel) -> None:
+    """Keep the frequencies that a model was built with, at every length."""
+    module: Any
+    for module in model.modules():
+        if isinstance(kinds_of_layers := getattr(module, "rope_type", None), dict):
+            module.rope_type = dict.fromkeys(kinds_of_layers, FIXED)
+        elif kinds_of_layers is not None:
+            module.rope_type = FIXED
+
+
 def check_pass(model: PreTrainedModel, longest: int) -> None:
     """Raise FastflowError where frequencies would depend on a pass over sequences of up to `longest` tokens."""
     limit = constant_up_to(model.config)

@@ -1,40 +1,58 @@
-"""Count the bytes that autograd keeps for the backward pass, per packed token, from what each operation saves.
+"""Count the bytes that autograd keeps for the backward pass, per packed token: run the model's own code without memory.
 
-For the layers of Llama, Qwen2 and Qwen3. D hidden, I intermediate, Q and K the widths of queries and of keys; p bytes
-of a number in a product, r in the residual stream (under autocast of float32 parameters 2 and 4, and r is 2 with
-model.residual_stream = bfloat16). On a CPU the tests find exactly these bytes among the saved tensors; with LoRA's
-dropout they differ by up to 15 %. For CUDA the bytes come from the kernels' signatures and have not been measured.
+One layer of each kind and then two are built from config.json with tensors that have a shape and a type and no numbers
+(FakeTensor), and run as training runs them: adapters, autocast, the residual stream. What autograd saves is counted for
+two lengths, so that what no token takes, as autocast's copies of the weights, drops out. So each family counts as its
+own code computes. On a CPU the tests find exactly these bytes among the tensors that real passes save. What no CPU runs
+has a stand-in (stand_ins.py) that saves what the kernel does, by its signature and not by a measurement:
 
-    two norms       the input in float32, 4 D, one number a token, and r D normalised where the norm's scale is trained
-    linear inputs   of q, k, v together and of gate, up together, what the norm puts out, r D; autocast of float32, and
-                    LoRA on bfloat16, make a copy for each
-    attention       p (2 Q + 2 K) of queries, keys, values and output and 4 a head; what o_proj reads, p Q, where the
-                    kernel's output is gathered first (sdpa); keys and values as wide as the queries (varlen of
-                    torch below 2.13, and sdpa in float32 on CUDA)
-    query norms     4 (Q + K), p (Q + K) where they are trained, one number a head (Qwen3)
-    MLP             p I of gate, up and silu each, and what down_proj reads
-    adapters        rank numbers for each of the seven linear layers; with dropout a copy of each one's input and a mask
+    attention     queries, keys, values, output and 4 B a head; what sdpa gathers before and after; keys and values as
+                  wide as the queries (varlen of torch below 2.13, and sdpa in float32 on CUDA)
+    Liger         a norm's input unchanged and one number a token (of query norms: a head); of the MLP gate and up alone
+    dropout       a mask of one byte a number
 
-Liger's layers keep a norm's input unchanged and one number a token, r D + 4 (query norms p (Q + K) and one a head), and
-of the MLP gate and up alone. What torch.compile keeps is not counted: it is at most what the plain layers keep.
+What torch.compile keeps is not counted: it is at most what the plain layers keep. Neither are the masks of a sliding
+window, which sdpa makes for blocks of queries.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastflow.config.model_sections import ResidualStream
+from fastflow.config.schema import LoraConfig
+from fastflow.data.packing import PackedBatch, pack
+from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.errors import FastflowError
+from fastflow.models import rope
+from fastflow.models.hollow import exchange
+from fastflow.models.loading import read_config
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
 from fastflow.plan.sizes import ModelSizes
+from fastflow.plan.stand_ins import ATTENTION, WIDE_SDPA, register_attention, take_layers_of_liger, take_narrow_masks
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 FLOAT = 4
-WIDE_SDPA = "sdpa with repeated keys"  # in float32 on CUDA
-SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
+LENGTHS = (8, 24)  # tokens of the two passes that are compared
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The types and layers of a forward pass. kernel: sdpa, WIDE_SDPA, varlen, SHARING_VARLEN or flash_attn.
+    """The types and layers of a forward pass. kernel: sdpa, varlen or flash_attn, or one of the stand-ins' names.
 
-    bfloat16_stream: model.residual_stream is bfloat16. bfloat16_norms: ranks round the weights of the layers' norms.
+    narrow_masks: dropout's take one byte, as on CUDA. bfloat16_stream: model.residual_stream is bfloat16.
+    bfloat16_norms: ranks round the weights of the layers' norms.
     """
 
     bfloat16: bool
@@ -43,6 +61,8 @@ class Numbers:
     fused_layers: bool = False
     lora_rank: int = 0
     lora_dropout: bool = False
+    narrow_masks: bool = False
+    lora_targets: str = "all-linear"
     bfloat16_stream: bool = False
     bfloat16_norms: bool = False
 
@@ -54,31 +74,21 @@ class Numbers:
     def residual(self) -> int:
         return 2 if self.bfloat16 or self.bfloat16_stream else FLOAT
 
-    @property
-    def normalised(self) -> int:
-        """Bytes of a number that a layer's norm puts out: the wider type of stream and weight; Liger's the stream's."""
-        return self.residual if self.bfloat16_norms else self.last_normalised
 
-    @property
-    def last_normalised(self) -> int:
-        """The same of the last norm, whose weight no rank rounds."""
-        return self.residual if self.bfloat16 or self.fused_layers else FLOAT
+@dataclass(frozen=True)
+class Saved:
+    """Bytes per token: of a layer, on average over its kinds; outside of the layers. output: bytes of a number that the
+    last norm puts out.
+    """
 
-    @property
-    def input_copy(self) -> int | None:
-        """Bytes of a number in a linear layer's own copy of its input; None where it reads the input itself."""
-        if self.autocast and (self.lora_rank or self.normalised == FLOAT):
-            return 2
-        return FLOAT if self.lora_rank and self.bfloat16 else None
+    layer: int
+    outer: int
+    output: int
 
 
-def layer_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Return the saved bytes of one layer per token."""
-    shared = _inputs(model.hidden, 3, numbers) + _inputs(model.hidden, 2, numbers)
-    products = 2 if numbers.fused_layers else 3
-    mlp = products * numbers.product * model.intermediate + _output_read_on(model.intermediate, numbers)
-    norms = 2 * _norm(model, numbers) + _query_norms(model, numbers)
-    return norms + shared + _attention(model, numbers) + mlp + _adapters(model, numbers)
+def count_saved(model: ModelSizes, numbers: Numbers) -> Saved:
+    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without memory."""
+    return _saved(model.path, model.trust_remote_code, numbers)
 
 
 def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
@@ -86,61 +96,107 @@ def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
     return numbers.residual * model.hidden
 
 
-def outer_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Return the saved bytes outside of the layers per token: last norm, rotary tables, token ids and positions."""
-    rotary = 2 if numbers.bfloat16 else FLOAT
-    return _norm(model, numbers) + 2 * rotary * model.head_dim + 3 * 8
-
-
 def in_flight_bytes(model: ModelSizes, numbers: Numbers) -> int:
     """Return the bytes of gradients that exist at once in a layer's backward: three of the MLP, two of the residual."""
     return 3 * numbers.product * model.intermediate + 2 * FLOAT * model.hidden
 
 
-def _norm(model: ModelSizes, numbers: Numbers) -> int:
+@functools.cache
+def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = read_config(path, trust_remote_code=trust_remote_code)
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["the only kind"]))
+    try:
+        once, twice = (_build(config, kinds * times, trust_remote_code, numbers) for times in (1, 2))
+        with FakeTensorMode():
+            _give_shapes(once.model)
+            _give_shapes(twice.model)
+            of_once, of_twice, output = _bytes_per_token(once), _bytes_per_token(twice), _output_bytes(once)
+    except FastflowError:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise FastflowError(
+            f"the activations of {path} cannot be counted, since its code does not run without memory ({reason}); "
+            "train it for one step to see what it takes"
+        ) from error
+    of_kinds = of_twice - of_once
+    indices = 2 * 8 if numbers.kernel in ("sdpa", WIDE_SDPA) else 0  # by which sdpa gathers, shared by all layers
+    return Saved(layer=-(-of_kinds // len(kinds)), outer=of_once - of_kinds + indices, output=output)
+
+
+def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, numbers: Numbers) -> PackedModel:
+    """Build a model with a layer for each of these kinds, as a trainer does."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = len(kinds)
+    if getattr(config, "layer_types", None):
+        config.layer_types = kinds
+    dtype = torch.bfloat16 if numbers.bfloat16 else torch.float32
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    model.get_input_embeddings().register_forward_hook(lambda *given: given[-1].requires_grad_())
+    rope.hold_frequencies(model)
+    if numbers.bfloat16_norms:
+        model.get_decoder().layers.bfloat16()
     if numbers.fused_layers:
-        return numbers.residual * model.hidden + FLOAT
-    return FLOAT * model.hidden + FLOAT + numbers.residual * model.hidden * (not numbers.lora_rank)
+        take_layers_of_liger(model)
+    if numbers.lora_rank:
+        lora = LoraConfig(rank=numbers.lora_rank, dropout=0.1 * numbers.lora_dropout, targets=numbers.lora_targets)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns of tied weights, which adapters do not change
+            model = with_adapters(model, lora)
+    if numbers.narrow_masks:
+        take_narrow_masks(model)
+    stream: ResidualStream = "bfloat16" if numbers.bfloat16_stream else "float32"
+    policy = PackedModel(model.train(), kernel=numbers.kernel, autocast=numbers.autocast, residual_stream=stream)
+    register_attention()
+    policy.causal_lm.config._attn_implementation = ATTENTION
+    return policy
 
 
-def _inputs(width: int, readers: int, numbers: Numbers) -> int:
-    """Return what `readers` linear layers keep of the input that they share."""
-    return numbers.normalised * width if numbers.input_copy is None else readers * numbers.input_copy * width
+def _give_shapes(model: nn.Module) -> None:
+    """Put tensors that say they are on a CPU into the place of those on the meta device, which autocast leaves out."""
+    others = {
+        one: nn.Parameter(torch.empty(one.shape, dtype=one.dtype), one.requires_grad) for one in model.parameters()
+    }
+    exchange(model, others)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _output_read_on(width: int, numbers: Numbers) -> int:
-    """Return what is kept of the input of down_proj, a product itself: in float32 for an adapter on bfloat16."""
-    needs_float = numbers.lora_rank and numbers.bfloat16 and not numbers.autocast
-    return (FLOAT if needs_float else numbers.product) * width
+def _bytes_per_token(model: PackedModel) -> int:
+    few, many = LENGTHS
+    return (_saved_in_a_pass(model, many) - _saved_in_a_pass(model, few)) // (many - few)
 
 
-def _attention(model: ModelSizes, numbers: Numbers) -> int:
-    product, query, key = numbers.product, model.query, model.key
-    read_on = _output_read_on(query, numbers)
-    statistics = FLOAT * model.heads
-    keys = query if numbers.kernel in ("varlen", WIDE_SDPA) else key
-    if numbers.kernel in ("sdpa", WIDE_SDPA):
-        return product * (2 * query + 2 * keys) + statistics + read_on
-    own_copy = read_on if read_on != product * query else 0  # otherwise o_proj reads the kernel's own output
-    return product * (2 * query + 2 * keys) + statistics + own_copy
+def _saved_in_a_pass(model: PackedModel, tokens: int) -> int:
+    """Count the bytes that autograd saves in one forward pass, parameters and buffers aside."""
+    weights = {_memory(tensor) for tensor in (*model.model.parameters(), *model.model.buffers())}
+    saved: dict[int, Tensor] = {}  # the tensors themselves, or their memory would be used again
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _memory(tensor) not in weights:
+            saved.setdefault(_memory(tensor), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.hidden_states(_batch(tokens))
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def _query_norms(model: ModelSizes, numbers: Numbers) -> int:
-    if not model.normalises_queries:
-        return 0
-    width, heads = model.query + model.key, model.heads + model.key_value_heads
-    if numbers.fused_layers:
-        return numbers.product * width + FLOAT * heads
-    normalised = numbers.product * width * (not numbers.lora_rank)
-    return FLOAT * width + normalised + FLOAT * heads
+def _output_bytes(model: PackedModel) -> int:
+    return model.hidden_states(_batch(1)).element_size()
 
 
-def _adapters(model: ModelSizes, numbers: Numbers) -> int:
-    if not numbers.lora_rank:
-        return 0
-    element = 2 if numbers.autocast else FLOAT
-    inner = 7 * numbers.lora_rank * element
-    if not numbers.lora_dropout:
-        return inner
-    widths = 5 * model.hidden + model.query + model.intermediate
-    return inner + widths * (element + 1)
+def _batch(tokens: int) -> PackedBatch:
+    """One sequence without a response."""
+    nothing = Trajectory(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "length")
+    return pack([Group(Prompt(np.zeros(tokens, dtype=np.int64)), (nothing,))], tokens)[0]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from fastflow.errors import FastflowError
 from fastflow.models import fused_layers
 from fastflow.models.loading import loading, read_config
 from fastflow.models.opening import with_adapters
+from fastflow.models.packed import logits_divisor
 from fastflow.models.rope import context_of
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ class Adapters:
 class ModelSizes:
     """Counts and widths of one causal LM; tied weights count once.
 
-    parameters, tensors: of the whole model. body_linear: parameters of the linear weights in its layers. matrices: the
-    same with embedding and head. vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or
-    values. context: tokens for which the model has positions, where its config tells. bfloat16: whether its checkpoint
-    is. fusable: whether Liger has its layers.
+    path, trust_remote_code: where it is, and whether its own code may run. parameters, tensors: of the whole model.
+    body_linear: parameters of the linear weights in its layers. matrices: the same with embedding and head.
+    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. context: tokens for
+    which the model has positions, where its config tells. bfloat16: whether its checkpoint is. fusable: whether Liger
+    has its layers. divides_logits: and so makes a copy of what its head reads.
     """
 
+    path: str = field(compare=False)
+    trust_remote_code: bool = field(compare=False)
     layers: int
     hidden: int
     intermediate: int
@@ -56,10 +60,10 @@ class ModelSizes:
     body_linear: int
     matrices: int
     tied: bool
-    normalises_queries: bool
     context: int | None
     bfloat16: bool
     fusable: bool
+    divides_logits: bool
 
     @property
     def query(self) -> int:
@@ -72,7 +76,7 @@ class ModelSizes:
 
 def read_sizes(path: str, settings: ModelConfig) -> ModelSizes:
     """Read the sizes of the model in a local directory or at a hub id. Raises FastflowError for a bad config.json."""
-    return _measure(path, _empty_model(path, settings.trust_remote_code))
+    return _measure(path, settings.trust_remote_code)
 
 
 def count_adapters(path: str, settings: ModelConfig, lora: LoraConfig) -> Adapters:
@@ -108,7 +112,8 @@ def _build(path: str, trust_remote_code: bool) -> PreTrainedModel:
         return model
 
 
-def _measure(path: str, model: PreTrainedModel) -> ModelSizes:
+def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
+    model = _empty_model(path, trust_remote_code)
     config, parameters = model.config, list(model.parameters())
     head = model.get_output_embeddings().get_parameter("weight")
     embedding = model.get_input_embeddings().get_parameter("weight")
@@ -117,6 +122,8 @@ def _measure(path: str, model: PreTrainedModel) -> ModelSizes:
     try:
         heads = config.num_attention_heads
         return ModelSizes(
+            path=path,
+            trust_remote_code=trust_remote_code,
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
@@ -129,10 +136,10 @@ def _measure(path: str, model: PreTrainedModel) -> ModelSizes:
             body_linear=sum(weight.numel() for weight in linear),
             matrices=sum(weight.numel() for weight in linear) + sum(outer.values()),
             tied=head is embedding,
-            normalises_queries=any(name.endswith("q_norm.weight") for name, _ in model.named_parameters()),
             context=context_of(config),
             bfloat16=config.dtype == torch.bfloat16,
             fusable=fused_layers.fits(config),
+            divides_logits=logits_divisor(config) != 1,
         )
     except AttributeError as error:
         raise FastflowError(f"the config.json of {path} does not tell the model's sizes: {error}") from error

@@ -16,6 +16,7 @@ from fastflow.plan.device import GIB, Device
 from fastflow.plan.lengths import Sampled, longest_sequence, most
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Row
 from fastflow.plan.sizes import Adapters, ModelSizes
+from fastflow.plan.stand_ins import SHARING_VARLEN, WIDE_SDPA
 from fastflow_kernels.memory import Workspace, cpu_block_rows, cpu_multiplies_bfloat16, flow_loss_workspace
 
 FLOAT = 4
@@ -55,9 +56,9 @@ def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations
     product = torch.bfloat16 if bfloat16 or settings.autocast else torch.float32
     kernel = attention.choose_kernel(settings.attention, torch.device(device.type), product)
     if device.is_gpu and kernel == "sdpa" and product == torch.float32:
-        kernel = activations.WIDE_SDPA
+        kernel = WIDE_SDPA
     elif kernel == "varlen" and attention.varlen_shares_heads():
-        kernel = activations.SHARING_VARLEN
+        kernel = SHARING_VARLEN
     layers = choose_layers(
         settings.fused_layers,
         torch.device(device.type),
@@ -70,7 +71,9 @@ def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations
         kernel=kernel,
         fused_layers=layers == LIGER,
         lora_rank=config.lora.rank,
-        lora_dropout=config.lora.dropout > 0,
+        lora_dropout=config.lora.rank > 0 and config.lora.dropout > 0,
+        lora_targets=config.lora.targets,
+        narrow_masks=device.is_gpu,
         bfloat16_stream=settings.residual_stream == BFLOAT16,
         bfloat16_norms=settings.autocast and device.count > 1,
     )
@@ -117,7 +120,8 @@ def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, dev
 
 def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> list[Row]:
     numbers, tokens = numbers_of(config, model, device), microbatch_tokens(config)
-    layer, outer = activations.layer_bytes(model, numbers), activations.outer_bytes(model, numbers)
+    saved = activations.count_saved(model, numbers)
+    layer, outer = saved.layer, saved.outer
     flight = activations.in_flight_bytes(model, numbers)
     graph = (FORWARD, LOSS, BACKWARD)
     again = recomputed_layers(model.layers, config.model.checkpoint_share)
@@ -152,8 +156,9 @@ def loss_rows(config: Config, model: ModelSizes, device: Device, *, tokens: int)
         block_rows = cpu_block_rows(vocabulary, factor, head_gradient_bytes=beside)
         block_bytes = min(block_rows, tokens) * -(-vocabulary // 8) * 8 * factor
     shown_rows = block_bytes // (-(-vocabulary // 8) * 8 * factor)
-    narrowed = numbers.product if numbers.product != numbers.last_normalised else 0
-    each = 2 * numbers.last_normalised + narrowed + FLOAT
+    output = activations.count_saved(model, numbers).output
+    narrowed = numbers.product if numbers.product != output else 0
+    each = 2 * output + narrowed + FLOAT + output * model.divides_logits
     rows = [
         Row("hidden states and their gradient", "trainer", tokens * model.hidden * each,
             f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD)),

@@ -9,6 +9,15 @@ from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo.small_model import make_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
+    "mistral": {"sliding_window": 8},
+    "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "granite": {
+        "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7, "logits_scaling": 3.0,
+    },
+}  # fmt: skip
 VOCABULARY = 40
 
 
@@ -30,8 +39,12 @@ def make_causal_lm(family: str = "llama", *, tied: bool = True, vocab_size: int 
         "eos_token_id": 0,
         "pad_token_id": 0,
         "initializer_range": 0.3,
+        **OWN_SETTINGS.get(family, {}),
         **changes,
     }
+    if "layer_types" in settings:
+        kinds = settings["layer_types"]
+        settings["layer_types"] = [kinds[layer % len(kinds)] for layer in range(settings["num_hidden_layers"])]
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config)

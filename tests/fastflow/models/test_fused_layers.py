@@ -21,14 +21,14 @@ from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
 from fastflow.models.decoder_layers import arrange_layers
 from fastflow.models.frozen_weights import hold_in_bfloat16
-from fastflow.models.fused_layers import RotaryByDevice, choose_layers, fits, fuse_layers
+from fastflow.models.fused_layers import FAMILIES, RotaryByDevice, choose_layers, fits, fuse_layers
 from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
-from fastflow.plan.activations import Numbers, layer_bytes
+from fastflow.plan.activations import Numbers, count_saved
 from fastflow.plan.sizes import read_sizes
 from fastflow.train.command import train
-from small_models import FAMILIES, assert_near, hidden_and_gradients, make_causal_lm, make_groups
+from small_models import assert_near, hidden_and_gradients, make_causal_lm, make_groups
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 on_a_gpu = [
@@ -263,7 +263,7 @@ class TestOnAGpu:
         numbers = Numbers(
             bfloat16=False, autocast=bool(types), kernel="sdpa", bfloat16_stream="residual_stream" in types
         )
-        plain, fused = (layer_bytes(sizes, replace(numbers, fused_layers=fused)) for fused in (False, True))
+        plain, fused = (count_saved(sizes, replace(numbers, fused_layers=fused)).layer for fused in (False, True))
         less = (saved[False, 4] - saved[False, 2] - saved[True, 4] + saved[True, 2]) / 2
         assert less == pytest.approx(batch.tokens * (plain - fused), rel=0.05)
 

@@ -1,0 +1,78 @@
+"""Stand-ins for the kernels that no CPU runs: they compute nothing, and save for the backward pass what those do."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ATTENTION = "fastflow_plan"  # its name in transformers
+WIDE_SDPA = "sdpa with repeated keys"  # in float32 on CUDA
+SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
+
+
+def register_attention() -> None:
+    """Register the attention with transformers. A second call changes nothing."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+
+
+def take_layers_of_liger(model: nn.Module) -> None:
+    """Have each norm save its input and one number a row, and each MLP gate and up."""
+    module: Any  # of which a method changes
+    for module in model.modules():
+        name = type(module).__name__
+        if name.endswith("RMSNorm"):
+            module.forward = MethodType(_norm, module)
+        elif name.endswith("MLP"):
+            module.forward = MethodType(_mlp, module)
+
+
+def take_narrow_masks(model: nn.Module) -> None:
+    """Have each dropout save a mask of one byte a number, as on CUDA."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            module.forward = MethodType(_dropout, module)  # type: ignore[method-assign]
+
+
+class _Saving(torch.autograd.Function):
+    """Returns a new tensor like the first one, and saves what it is given. The new one, too, where it is the output of
+    an attention.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, saves_output: bool, numbers: int, first: Tensor, *others: Tensor) -> Tensor:
+        output = torch.empty_like(first, memory_format=torch.contiguous_format)
+        statistics = first.new_empty(numbers, dtype=torch.float32)
+        ctx.save_for_backward(first, *others, statistics, *([output] if saves_output else []))
+        return output
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_kernel: str, **__: Any
+) -> tuple[Tensor, None]:
+    """Attend query (1, H, T, E) to key and value (1, H_kv, T, E). Returns (1, T, H, E)."""
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if packed_kernel in ("varlen", WIDE_SDPA):
+        key, value = (states.repeat_interleave(query.shape[1] // states.shape[1], 1) for states in (key, value))
+    gathers = packed_kernel in ("sdpa", WIDE_SDPA)
+    states = [one.transpose(1, 2).clone() if gathers else one.transpose(1, 2) for one in (query, key, value)]
+    output: Any = _Saving.apply(True, query.shape[1] * query.shape[2], *states)
+    return output.clone() if gathers else output, None
+
+
+def _norm(norm: nn.Module, hidden: Tensor) -> Tensor:
+    output: Any = _Saving.apply(False, hidden.shape[:-1].numel(), hidden, norm.weight)
+    return output
+
+
+def _mlp(mlp: Any, hidden: Tensor) -> Tensor:
+    output: Tensor = mlp.down_proj(_Saving.apply(False, 0, mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+    return output
+
+
+def _dropout(dropout: nn.Dropout, hidden: Tensor) -> Tensor:
+    return torch.native_dropout(hidden, dropout.p, True)[0]
