@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastflow.models.loading import FAMILIES
 from fastflow.run.alarms import _conditions
 from step_files import trace_step
 
@@ -76,6 +77,11 @@ def test_links_lead_somewhere(page, drawn):
         if anchor:
             headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_family_is_named():
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    assert [family for family in FAMILIES if f"`{family}`" not in page] == []
 
 
 def test_every_setting_and_op_has_its_page():

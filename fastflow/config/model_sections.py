@@ -15,7 +15,11 @@ ResidualStream = Literal["float32", "bfloat16"]
 class ModelConfig(Section):
     """Which model is trained, and how memory holds it."""
 
-    path: str = setting("", "Local directory or Hugging Face id of the model to train (Llama, Qwen2 or Qwen3 family)")
+    path: str = setting(
+        "",
+        "Local directory or Hugging Face id of the model to train (Llama, Qwen2, Qwen3, Mistral, OLMo 2 or 3, SmolLM3, "
+        "Phi-3 or Granite)",
+    )
     base: str | None = setting(None, "Frozen base, where it differs from model.path")
     device: str = setting("auto", "Device of policy and base: auto, cpu, cuda or cuda:N")
     dtype: Literal["float32", "bfloat16"] = setting(

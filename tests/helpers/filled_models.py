@@ -44,7 +44,7 @@ def save_sharded(directory: Path) -> None:
 
 def check_all(directory: Path, ranks: Ranks) -> None:
     for model in sorted(directory.iterdir()):
-        check_case(ranks, ModelConfig(path=str(model), device="cpu"), LoraConfig())
+        check_case(ranks, ModelConfig(path=str(model), device="cpu"), LoraConfig(), proves=model.name.endswith("True"))
     tied, wide = (str(directory / name) for name in ("llama True", "bfloat16"))
     for model in (tied, wide, str(directory / "qwen2 False")):
         check_case(ranks, ModelConfig(path=model, device="cpu", autocast=True), LoraConfig(), proves=model == tied)

@@ -8,7 +8,7 @@ import torch
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo.small_model import make_tokenizer
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite")
 OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "mistral": {"sliding_window": 8},
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},

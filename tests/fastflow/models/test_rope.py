@@ -34,7 +34,10 @@ CONTEXT = 128
 
 
 def make_model(kind: dict, family: str = "llama", **changes):
-    return make_causal_lm(family, rope_parameters=dict(kind), max_position_embeddings=CONTEXT, **changes)
+    scaled: dict = dict(kind)
+    if family == "olmo3":
+        scaled = {"full_attention": scaled, "sliding_attention": {"rope_type": "default", **THETA}}
+    return make_causal_lm(family, rope_parameters=scaled, max_position_embeddings=CONTEXT, **changes)
 
 
 def packed_hidden(model: PackedModel, sequences: list[np.ndarray]) -> list[torch.Tensor]:
@@ -55,16 +58,19 @@ def random_sequences(*lengths: int) -> list[np.ndarray]:
     return [rng.integers(0, 40, length) for length in lengths]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+KINDS = [
+    (LINEAR, (300, 5, 60)),
+    (YARN, (128, 5, 60)),
+    (LLAMA3, (128, 5, 60)),
+    (DYNAMIC, (128, 5, 60)),
+    (LONGROPE, (32, 5, 30)),
+]
+OF_PHI3 = LONGROPE  # its configuration takes no other
+
+
 @pytest.mark.parametrize(
-    ("kind", "lengths"),
-    [
-        (LINEAR, (300, 5, 60)),
-        (YARN, (128, 5, 60)),
-        (LLAMA3, (128, 5, 60)),
-        (DYNAMIC, (128, 5, 60)),
-        (LONGROPE, (32, 5, 30)),
-    ],
+    ("family", "kind", "lengths"),
+    [(family, *one) for family in FAMILIES for one in KINDS if family != "phi3" or one[0] is OF_PHI3],
 )
 def test_packed_equals_alone(family, kind, lengths):
     model = PackedModel(make_model(kind, family))

@@ -145,7 +145,7 @@ class TestActivations:
         shared = 3 * 2 * model.hidden if changes is NARROW else 0  # five copies of two inputs are two
         assert count_saved(model, numbers_of(config, model, CPU)).layer - count_saved(model, several).layer == shared
 
-    @pytest.mark.parametrize("family", ["llama", "qwen3"])
+    @pytest.mark.parametrize("family", ["llama", "olmo3", "phi3", "granite"])
     def test_the_whole_row_of_a_full_fine_tuning(self, tmp_path, family):
         path = save_model(tmp_path / "model", family=family, **WIDTHS, sliding_window=128)
         config = configure(path, data__max_prompt_tokens=9, rollout__max_response_tokens=56,
