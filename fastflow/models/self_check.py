@@ -122,6 +122,10 @@ def check_head(model: PackedModel, *, longest: int, name: str) -> float:
             logits = model.run(lambda: _own_logits(model, ids))
     finally:
         model.model.train(was_training)
+    if not logits.isfinite().all():
+        raise FastflowError(
+            f"the logits of {name} are NaN or infinite; its head's weights are damaged: download or save them again"
+        )
     theirs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     spread = theirs.std(correction=0) + FLOOR * theirs.mean().abs()
     difference, allowed = float((ours - theirs).abs().median() / spread), _tolerance(model)

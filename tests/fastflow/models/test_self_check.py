@@ -193,6 +193,14 @@ def test_damaged_weights_are_named():
         check_packing(PackedModel(model), longest=128, name="it")
 
 
+def test_a_damaged_head_is_named():
+    model = make_causal_lm(tied=False)
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = torch.nan
+    with pytest.raises(FastflowError, match="the logits of it are NaN or infinite; its head's weights are damaged"):
+        check_head(PackedModel(model), longest=128, name="it")
+
+
 def test_a_base_is_checked_too(monkeypatch):
     policy, base = PackedModel(make_causal_lm()), FrozenModel(make_causal_lm(max_position_embeddings=64))
     with pytest.raises(FastflowError, match=r"context of base is 64 tokens, but .* need 65"):
