@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+
+PLAIN = (torch.nn.Linear.forward, torch.nn.Embedding.forward)  # a subclass may scale rows, in the type of the weight
 
 
 def in_bfloat16(weight: torch.Tensor) -> torch.Tensor | None:
@@ -20,12 +23,15 @@ def hold_in_bfloat16(
 
     Autocast rounds the weights of linear layers to bfloat16 before each product. Weights that are bfloat16 numbers
     already, as in a checkpoint of that type, need no wider type. The same holds for the embedding, whose output a hook
-    turns back into float32. Norms, biases and all weights that rounding would change stay as they are. narrowed: gives
-    a float32 weight in bfloat16; None where it stays.
+    turns back into float32. Norms, biases and all weights that rounding would change stay as they are, and so does an
+    embedding that computes more than rows. narrowed: gives a float32 weight in bfloat16; None where it stays.
     """
+    plain = [module for module in model.modules() if type(module).forward in PLAIN]
+    others = {id(one) for module in {*model.modules()}.difference(plain) for one in module.parameters(recurse=False)}
     stored: dict[int, int] = {}  # tied weights are one parameter
-    for module in model.modules():
-        if not isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+    module: Any
+    for module in plain:
+        if id(module.weight) in others:
             continue
         weight, dtype = module.weight, module.weight.dtype
         if id(weight) not in stored:

@@ -51,6 +51,18 @@ def test_what_is_stored_in_bfloat16(tied):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_that_scales_its_rows_stays(tied, rng):
+    """As Gemma's does, by a number that it rounds to the type of the weight."""
+    batches = pack(make_groups(rng), tokens_per_microbatch=60)
+    models = [representable("gemma3_text", tied=tied) for _ in range(2)]
+    hold_in_bfloat16(models[1])
+    assert models[1].get_input_embeddings().weight.dtype == torch.float32
+    assert models[1].lm_head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    plain, narrow = (FrozenModel(model, autocast=True) for model in models)
+    assert all(torch.equal(token_logprobs(plain, batch), token_logprobs(narrow, batch)) for batch in batches)
+
+
 def test_a_weight_that_rounding_would_change_stays(rng):
     model = representable("llama", tied=False)
     finer = model.model.layers[1].mlp.up_proj
