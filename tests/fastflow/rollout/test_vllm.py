@@ -34,7 +34,7 @@ PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @needs_vllm
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False)])
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False), ("mistral", True)])
 def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
     """Before and after an optimiser-like change in place, of which nobody tells vLLM but load_weights."""
     model = make_model(family, tied=tied)
