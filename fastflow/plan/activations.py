@@ -87,7 +87,8 @@ class Saved:
 
 
 def count_saved(model: ModelSizes, numbers: Numbers) -> Saved:
-    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without memory."""
+    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without
+    memory, and for attention_dropout on a CPU."""
     return _saved(model.path, model.trust_remote_code, numbers)
 
 
@@ -106,6 +107,7 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config = read_config(path, trust_remote_code=trust_remote_code)
+    _check_dropout(path, config, numbers)
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["the only kind"]))
     try:
         once, twice = (_build(config, kinds * times, trust_remote_code, numbers) for times in (1, 2))
@@ -124,6 +126,16 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
     of_kinds = of_twice - of_once
     indices = 2 * 8 if numbers.kernel in ("sdpa", WIDE_SDPA) else 0  # by which sdpa gathers, shared by all layers
     return Saved(layer=-(-of_kinds // len(kinds)), outer=of_once - of_kinds + indices, output=output)
+
+
+def _check_dropout(path: str, config: PretrainedConfig, numbers: Numbers) -> None:
+    """Raise FastflowError where attention keeps scores of all pairs of tokens: on a CPU with dropout."""
+    dropout = getattr(config, "attention_dropout", None)
+    if dropout and numbers.kernel == "sdpa" and not numbers.narrow_masks:
+        raise FastflowError(
+            f"the config.json of {path} has attention_dropout = {dropout}, with which attention on a CPU keeps the "
+            "scores of all pairs of tokens; the plan does not count them: set it to 0"
+        )
 
 
 def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, numbers: Numbers) -> PackedModel:

@@ -214,6 +214,12 @@ class TestActivations:
         ):
             rows_of(configure(path))
 
+    def test_dropout_of_the_scores_is_not_counted_on_a_cpu(self, tmp_path):
+        path = save_model(tmp_path / "model", family="granite", attention_dropout=0.1)
+        with pytest.raises(FastflowError, match=r"has attention_dropout = 0\.1, with which attention on a CPU keeps"):
+            rows_of(configure(path))
+        rows_of(configure(path, model__device="cuda", model__autocast="true", model__attention="sdpa"), GPU)
+
     def test_tokens_of_the_largest_microbatch(self, models):
         lengths = {"data__max_prompt_tokens": 10, "rollout__max_response_tokens": 91}
         assert microbatch_tokens(configure(models / "llama", batch__tokens_per_microbatch=500, **lengths)) == 500
