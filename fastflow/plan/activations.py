@@ -87,8 +87,9 @@ class Saved:
 
 
 def count_saved(model: ModelSizes, numbers: Numbers) -> Saved:
-    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without
-    memory, and for attention_dropout on a CPU."""
+    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without memory, and for
+    attention_dropout on a CPU.
+    """
     return _saved(model.path, model.trust_remote_code, numbers)
 
 
@@ -149,6 +150,8 @@ def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, 
     dtype = torch.bfloat16 if numbers.bfloat16 else torch.float32
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    if len(model.get_decoder().layers) != len(kinds):
+        raise ValueError("its num_hidden_layers does not say how many layers it has")
     model.get_input_embeddings().register_forward_hook(lambda *given: given[-1].requires_grad_())
     rope.hold_frequencies(model)
     if numbers.bfloat16_norms:

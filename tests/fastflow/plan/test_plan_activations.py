@@ -214,6 +214,21 @@ class TestActivations:
         ):
             rows_of(configure(path))
 
+    @pytest.mark.parametrize(
+        ("family", "rope"),
+        [("llama", {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}),
+         ("phi3", {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64,
+                   "short_factor": [1.0] * 4, "long_factor": [2.0] * 4})],
+    )  # fmt: skip
+    def test_position_embeddings_that_follow_the_length(self, tmp_path, family, rope):
+        """They would ask for numbers, of which there are none."""
+        plain, scaled = (
+            save_model(tmp_path / name, family=family, rope_parameters=parameters)
+            for name, parameters in (("plain", {"rope_type": "default", "rope_theta": 1e4}), ("scaled", rope))
+        )
+        found, expected = (rows_of(configure(path))["trainer", "activations"].bytes for path in (scaled, plain))
+        assert found == expected
+
     def test_dropout_of_the_scores_is_not_counted_on_a_cpu(self, tmp_path):
         path = save_model(tmp_path / "model", family="granite", attention_dropout=0.1)
         with pytest.raises(FastflowError, match=r"has attention_dropout = 0\.1, with which attention on a CPU keeps"):
