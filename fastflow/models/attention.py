@@ -37,7 +37,6 @@ class Kernel(Protocol):
         lengths: tuple[int, ...],
         *,
         scaling: float,
-        dropout: float,
         window: int,
     ) -> torch.Tensor: ...
 
@@ -85,8 +84,8 @@ def packed_attention(
     """Attend query (1, H, T, E) to key and value (1, H_kv, T, E). Returns (1, T, H, E).
 
     cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same on the host.
-    Raises RuntimeError without boundaries, with a mask, with a KV cache, and where the model caps its scores or adds
-    sinks to them (s_aux), which transformers' SDPA leaves out without a word.
+    Raises RuntimeError without boundaries, with a mask, with a KV cache, with dropout, and where the model caps its
+    scores or adds sinks to them (s_aux), which transformers' SDPA leaves out without a word.
     """
     if cu_seq_lens_q is None or sequence_lengths is None:
         raise RuntimeError(
@@ -98,13 +97,13 @@ def packed_attention(
         raise RuntimeError(
             f"{NAME} takes one packed row without attention mask or KV cache; pass use_cache=False and no mask"
         )
-    if softcap is not None or s_aux is not None:
-        raise RuntimeError("its attention caps its scores or has sinks, which no kernel here computes")
+    if softcap is not None or s_aux is not None or dropout:
+        raise RuntimeError("its attention caps its scores, has sinks or dropout, which no kernel here computes")
     window = -1 if sliding_window is None else sliding_window - 1
     # under autocast, rotary embeddings and norms return query and key in float32; not every kernel casts them
     query, key = query.to(value.dtype), key.to(value.dtype)
     attend = _KERNELS[packed_kernel]
-    output = attend(query[0], key[0], value[0], cu_seq_lens_q, lengths, scaling=scaling, dropout=dropout, window=window)
+    output = attend(query[0], key[0], value[0], cu_seq_lens_q, lengths, scaling=scaling, window=window)
     return output.unsqueeze(0), None
 
 
@@ -139,7 +138,6 @@ def _sdpa(
     lengths: tuple[int, ...],
     *,
     scaling: float,
-    dropout: float,
     window: int,
 ) -> torch.Tensor:
     """Pad sequences of similar length into one call. Under a causal mask no token sees the padding on its right."""
@@ -147,8 +145,8 @@ def _sdpa(
     if query.is_cuda and query.dtype == torch.float32:  # there, the one kernel that shares heads stores all scores
         key, value = (states.repeat_interleave(heads // len(states), 0) for states in (key, value))
     buckets, order = _sdpa_plan(lengths, query.device)
-    attend = functools.partial(
-        scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[0] != key.shape[0]
+    attend: Callable[..., torch.Tensor] = functools.partial(
+        scaled_dot_product_attention, scale=scaling, enable_gqa=query.shape[0] != key.shape[0]
     )
     outputs = []
     for positions in buckets:
@@ -220,13 +218,10 @@ def _varlen(
     lengths: tuple[int, ...],
     *,
     scaling: float,
-    dropout: float,
     window: int,
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    if dropout:
-        raise FastflowError("model.attention = varlen has no attention dropout; set the model's attention_dropout to 0")
     attend: Callable[..., Any] = varlen_attn
     if query.shape[0] != key.shape[0]:
         if varlen_shares_heads():
@@ -256,7 +251,6 @@ def _flash_attn(
     lengths: tuple[int, ...],
     *,
     scaling: float,
-    dropout: float,
     window: int,
 ) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func
@@ -265,7 +259,7 @@ def _flash_attn(
     return flash_attn_varlen_func(
         *(states.transpose(0, 1) for states in (query, key, value)),
         cu_seqlens, cu_seqlens, longest, longest,
-        dropout_p=dropout, softmax_scale=scaling, causal=True, window_size=(window, 0),
+        softmax_scale=scaling, causal=True, window_size=(window, 0),
     )  # fmt: skip
 
 

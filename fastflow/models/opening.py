@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError, need
 from fastflow.models import attention
 from fastflow.models.decoder_layers import arrange_layers, check_compiler
+from fastflow.models.dropout import switch_off_dropout
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, choose_layers, fits, fuse_layers
 from fastflow.models.hollow import Unread, open_causal_lm
@@ -20,6 +22,8 @@ from fastflow.models.vocabulary import check_same_tokens, check_same_vocabulary
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 def load_models(
@@ -52,6 +56,9 @@ def load_policy(settings: ModelConfig, lora: LoraConfig, *, to_be_cut: bool = Fa
     dtype = torch.bfloat16 if settings.autocast else getattr(torch, settings.dtype)
     kernel = attention.choose_kernel(settings.attention, device, dtype)
     model, unread = _open(settings.path, settings, device, to_be_cut)
+    if rates := switch_off_dropout(model):
+        named = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        logger.info("the model's own dropout is off (%s), since the model that samples has none", named)
     move(model, device)
     layers = prepare_layers(model, settings, checkpoint_share=settings.checkpoint_share)
     adapted = with_adapters(model, lora) if lora.rank else model

@@ -33,6 +33,7 @@ from fastflow.data.packing import PackedBatch, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
 from fastflow.models import rope
+from fastflow.models.dropout import switch_off_dropout
 from fastflow.models.hollow import exchange
 from fastflow.models.loading import read_config
 from fastflow.models.opening import with_adapters
@@ -87,9 +88,7 @@ class Saved:
 
 
 def count_saved(model: ModelSizes, numbers: Numbers) -> Saved:
-    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without memory, and for
-    attention_dropout on a CPU.
-    """
+    """Count what autograd saves. Raises FastflowError for a model whose own code does not run without memory."""
     return _saved(model.path, model.trust_remote_code, numbers)
 
 
@@ -108,7 +107,6 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config = read_config(path, trust_remote_code=trust_remote_code)
-    _check_dropout(path, config, numbers)
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["the only kind"]))
     try:
         once, twice = (_build(config, kinds * times, trust_remote_code, numbers) for times in (1, 2))
@@ -129,16 +127,6 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
     return Saved(layer=-(-of_kinds // len(kinds)), outer=of_once - of_kinds + indices, output=output)
 
 
-def _check_dropout(path: str, config: PretrainedConfig, numbers: Numbers) -> None:
-    """Raise FastflowError where attention keeps scores of all pairs of tokens: on a CPU with dropout."""
-    dropout = getattr(config, "attention_dropout", None)
-    if dropout and numbers.kernel == "sdpa" and not numbers.narrow_masks:
-        raise FastflowError(
-            f"the config.json of {path} has attention_dropout = {dropout}, with which attention on a CPU keeps the "
-            "scores of all pairs of tokens; the plan does not count them: set it to 0"
-        )
-
-
 def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, numbers: Numbers) -> PackedModel:
     """Build a model with a layer for each of these kinds, as a trainer does."""
     from transformers import AutoModelForCausalLM
@@ -154,6 +142,7 @@ def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, 
         raise ValueError("its num_hidden_layers does not say how many layers it has")
     model.get_input_embeddings().register_forward_hook(lambda *given: given[-1].requires_grad_())
     rope.hold_frequencies(model)
+    switch_off_dropout(model)
     if numbers.bfloat16_norms:
         model.get_decoder().layers.bfloat16()
     if numbers.fused_layers:

@@ -229,11 +229,13 @@ class TestActivations:
         found, expected = (rows_of(configure(path))["trainer", "activations"].bytes for path in (scaled, plain))
         assert found == expected
 
-    def test_dropout_of_the_scores_is_not_counted_on_a_cpu(self, tmp_path):
-        path = save_model(tmp_path / "model", family="granite", attention_dropout=0.1)
-        with pytest.raises(FastflowError, match=r"has attention_dropout = 0\.1, with which attention on a CPU keeps"):
-            rows_of(configure(path))
-        rows_of(configure(path, model__device="cuda", model__autocast="true", model__attention="sdpa"), GPU)
+    def test_the_models_own_dropout_is_off(self, tmp_path):
+        rates = {"attention_dropout": 0.1, "resid_pdrop": 0.1}
+        plain, dropping = (
+            save_model(tmp_path / name, family="phi3", **changes) for name, changes in (("plain", {}), ("rates", rates))
+        )
+        found, expected = (rows_of(configure(path))["trainer", "activations"].bytes for path in (dropping, plain))
+        assert found == expected
 
     def test_tokens_of_the_largest_microbatch(self, models):
         lengths = {"data__max_prompt_tokens": 10, "rollout__max_response_tokens": 91}
