@@ -28,7 +28,7 @@ LABELS = {  # metric -> words and unit; other metrics keep their own name
     "sequence_entropy": ("Entropy per response", "nats"),
     "logprob_mean": ("Mean log π", "nats per token"),
     "base_logprob_mean": ("Mean log p_base", "nats per token"),
-    "slope": ("Slope of log π on log p_base", "target: alpha"),
+    "slope": ("Slope of log π on log p_base", ""),
 }
 TRAINING_METRICS = (  # the before/after table of a run without an evaluation
     *("slope", "logprob_mean", "base_logprob_mean", "token_entropy", "sequence_entropy"),
@@ -94,7 +94,9 @@ def training_table(steps: list[dict[str, Any]]) -> dict[str, Any]:
         ends = [_column(part, name) for part in (steps[:count], steps[-count:])]
         means = [sum(values) / len(values) if values else None for values in ends]
         if any(mean is not None for mean in means):
-            rows.append(_metric_row(name, means))
+            label, unit, cells = _metric_row(name, means)
+            targets = _column(steps, "alpha") if name == "slope" else []
+            rows.append((label, f"target: {number(targets[-1])}" if targets else unit, cells))
     some = f"{count} steps" if count > 1 else "step"
     note = f"Measured on training prompts; {len(steps)} steps in all. Small figures: change. Bold: better."
     return {"title": "First and last steps", "columns": [f"First {some}", f"Last {some}"], "rows": rows, "note": note}

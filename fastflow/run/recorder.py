@@ -82,11 +82,11 @@ class ConsoleSink(Sink):
             f"step {step:>{self._width}}",
             f"loss {metrics['loss']:.4f}",
             f"residual {metrics['residual_mean']:+.3f}±{metrics['residual_std']:.3f}",
-            f"slope {metrics['slope']:.2f}" + ("" if metrics["alpha"] is None else f"/{metrics['alpha']:g}"),
+            *_slope(metrics),
             f"length {metrics['length_mean']:.1f}",
             f"cut {metrics['truncated_share']:.0%}",
             *([] if malformed is None else [f"malformed {malformed:.0%}"]),
-            f"entropy {metrics['token_entropy']:.2f}",
+            *([] if math.isnan(metrics["token_entropy"]) else [f"entropy {metrics['token_entropy']:.2f}"]),
             f"grad {metrics['grad_norm']:.2f}",
             *([f"skipped {metrics['skipped_updates']} update(s)"] if metrics["skipped_updates"] else []),
             *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
@@ -228,6 +228,13 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
     if config.run.wandb is not None:
         sinks.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
     return Recorder(sinks, directory)
+
+
+def _slope(metrics: dict[str, Any]) -> list[str]:
+    """The slope over its target; nothing where there is none, as without a base or where a group does not vary."""
+    if math.isnan(metrics["slope"]):
+        return []
+    return [f"slope {metrics['slope']:.2f}" + ("" if metrics["alpha"] is None else f"/{metrics['alpha']:g}")]
 
 
 def _is_non_finite(value: Any) -> bool:

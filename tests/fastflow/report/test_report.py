@@ -15,6 +15,7 @@ from fastflow.config.schema import Config
 from fastflow.report import command as report
 from fastflow.report.numbers import number
 from fastflow.report.panels import panels
+from fastflow.report.tables import training_table
 from html_page import Page
 from run_directories import EVALUATION, sample_record, step_record, write_run
 
@@ -172,3 +173,9 @@ def test_the_slope_has_a_target_only_where_the_method_reads_alpha():
     for objective, told in (("powerflow", "arrived when it equals alpha"), ("grpo", "")):
         (_, [slope, *_]), *_ = panels(objective)
         assert (slope.name, slope.unit) == ("slope", told)
+
+
+@pytest.mark.parametrize(("alpha", "unit"), [(4.0, "target: 4"), (None, "")])
+def test_the_table_names_a_target_only_where_the_run_has_one(alpha, unit):
+    rows = training_table([step_record(step, slope=1.5, alpha=alpha) for step in (1, 2)])["rows"]
+    assert [row[1] for row in rows if row[0].startswith("Slope")] == [unit]

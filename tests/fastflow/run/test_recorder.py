@@ -116,9 +116,12 @@ class TestConsole:
         assert "mismatch" not in line and "  lag 1  " in line
         assert "lag" not in self.printed(METRICS)[0]
 
-    def test_a_slope_that_is_not_known(self):
+    def test_a_slope_without_a_target(self):
         assert "slope 3.46  length" in self.printed({**METRICS, "alpha": None})[0]
-        assert "slope nan/4" in self.printed({**METRICS, "slope": math.nan})[0]
+
+    def test_what_a_method_does_not_measure_is_left_out(self):
+        line = self.printed({**METRICS, "slope": math.nan, "token_entropy": math.nan})[0]
+        assert "residual -0.500±1.250  length 17.2  cut 3%  grad 2.50" in line
 
     def test_skipped_updates_only_where_there_are_any(self):
         assert "skipped" not in self.printed(METRICS)[0]
