@@ -54,9 +54,10 @@ def main(arguments: list[str]) -> int:
             "run.output": directory / name,
             "run.overwrite": "true",
             "run.seed": SEED,
-            "objective.grader": "numeric",
             **METHODS[name],
         }
+        if METHODS[name].get("objective.reward") == "answer" or name in ("empo", "ttrl"):  # they compare answers
+            settings["objective.grader"] = "numeric"
         given = [
             f"--{setting}={str(value).lower() if value in (True, False) else value}"
             for setting, value in settings.items()

@@ -119,11 +119,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "distil": {"objective.name": "distil"},  # data.path must name recorded responses; its prompts have their suffix
 }
 
+BOXED_SOLUTION = {"objective.answer_field": "solution"}  # the record's field whose box holds the answer
+
 PRESETS |= {
     f"compare-{name}": {
         **PRESETS["paper-reasoning-base"],
-        "objective.answer_field": "solution",  # whose box holds the answer
         **settings,
+        **(BOXED_SOLUTION if "objective.reward" in settings else {}),
         "run.output": f"runs/compare-{name}",
     }
     for name, settings in METHODS.items()

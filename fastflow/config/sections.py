@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastflow.config.methods import RESPONSE_FIELD, Average, KlEstimator, Method, TokenRatio
+from fastflow.config.methods import ANSWER, RESPONSE_FIELD, Average, KlEstimator, Method, TokenRatio
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
@@ -175,6 +175,11 @@ class ObjectiveConfig(Section):
         "distil: weight of a token: 1 / all tokens of the update (maximum likelihood), or 1 / (responses x own "
         "length), by which shorter responses count more",
     )
+
+    @property
+    def compares_answers(self) -> bool:
+        """Whether the method asks for the answers that responses give."""
+        return self.reward == ANSWER or self.name in ("empo", "ttrl") or self.rent_unanswered is not None
 
 
 @dataclass(frozen=True)

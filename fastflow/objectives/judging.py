@@ -55,15 +55,10 @@ def trained_on(groups: Sequence[Group], judgement: Judgement, count: int) -> tup
     )
 
 
-def needs_answers(settings: ObjectiveConfig) -> bool:
-    """Whether judging asks for the answers that responses give."""
-    return settings.reward == ANSWER or settings.name in ("empo", "ttrl") or settings.rent_unanswered is not None
-
-
 class Judge:
     """Spells responses and judges their format and, where there is one, their reward.
 
-    answers: reads and compares answers, where `needs_answers` says so.
+    answers: reads and compares answers, where `settings.compares_answers` says so.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ from fastflow.models.self_check import check_models, prepare_models
 from fastflow.models.sharding import shard_models
 from fastflow.models.tokenizer import end_ids, load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
-from fastflow.objectives.judging import Judge, needs_answers
+from fastflow.objectives.judging import Judge
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.recorded import RecordedResponses
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
@@ -122,7 +122,7 @@ def make_recorded(
 
 def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Judge:
     """Make the judge of a run. Raises FastflowError where a reward needs answers that the records do not have."""
-    if not needs_answers(settings):
+    if not settings.compares_answers:
         return Judge(settings, tokenizer)
     if settings.reward == ANSWER:
         check_answers(prompts, settings.answer_field)

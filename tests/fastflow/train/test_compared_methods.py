@@ -32,7 +32,6 @@ def settings(tmp_path) -> dict[str, object]:
         "batch.updates_per_rollout": 2,
         "optim.lr": 1e-2,
         "optim.max_grad_norm": 100,
-        "objective.grader": "exact",
         "objective.format_pattern": "[ab]",
         "run.steps": 1,
         "run.output": tmp_path / "run",
@@ -42,7 +41,9 @@ def settings(tmp_path) -> dict[str, object]:
 
 def run(settings, **changes) -> dict[str, object]:
     """The metrics of the last step."""
-    merged = {**settings, **{name.replace("__", "."): value for name, value in changes.items()}}
+    named = {**settings, **{name.replace("__", "."): value for name, value in changes.items()}}
+    compares = named.get("objective.reward") or named["objective.name"] in ("empo", "ttrl")
+    merged = {**({"objective.grader": "exact"} if compares else {}), **named}
     config, _ = read_config([f"--{name}={json.dumps(value) if value in (True, False) else value}"
                              for name, value in merged.items()])  # fmt: skip
     train(config, Console(quiet=True))
