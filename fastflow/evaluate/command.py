@@ -75,6 +75,8 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         files = {work.task.name: {model.name: _file(stores[model][place]) for model in models}
                  for place, work in enumerate(works)}  # fmt: skip
         check_earlier(output, _conditions(config), files)
+        if not all(store.file.is_file() for of_model in stores.values() for store in of_model):
+            study.reach_judge()
         found = {model: _respond(config, model, works, stores[model], pool, console) for model in models}
         results = _summary(config, models, works, stores, found, study)
         with writing(output):

@@ -1,6 +1,7 @@
 """A stand-in for an OpenAI-compatible judge on loopback: it reads the request and answers as the test wants.
 
-say: what the judge replies to a request's messages, or a status with a message. Requests are kept in `bodies`.
+say: what the judge replies to a request's messages, or a status with a message. Requests are kept in `bodies`, but the
+greeting before an evaluation is counted apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from fastflow.evaluate.creative.judge import GREETING
 
 Answer = str | tuple[int, str] | None
 
@@ -25,6 +28,7 @@ class FakeJudge:
     def __init__(self, say: Callable[[list[dict]], Answer], *, models=("referee",), key=None, pause=0.0, after=None):
         self.say, self.models, self.key, self.pause, self.after = say, models, key, pause, after
         self.bodies: list[dict] = []
+        self.greetings, self.greeting = 0, "yes"
         self.most_at_once = self._now = 0
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fake": self})
@@ -49,6 +53,9 @@ class FakeJudge:
             return 200, {"data": [{"id": name} for name in self.models]}
         if path != "/v1/chat/completions":
             return 404, {"error": {"message": "not here"}}
+        if body["messages"][0]["content"] == GREETING:
+            self.greetings += 1
+            return self._said(self.greeting, body)
         with self.lock:
             self.bodies.append(body)
             self._now += 1
@@ -57,6 +64,9 @@ class FakeJudge:
         said = self.say(body["messages"])
         with self.lock:
             self._now -= 1
+        return self._said(said, body)
+
+    def _said(self, said: Answer, body: dict) -> tuple[int, object] | None:
         if said is None:
             return None
         if isinstance(said, tuple):

@@ -16,6 +16,7 @@ from fastflow.evaluate.creative.settings import JudgeConfig
 QUOTED = 2000  # characters of an unreadable reply that are shown to the judge again
 HOPELESS = 20  # refused requests without one that was answered
 AWAKE_SECONDS = 0.5
+GREETING, GREETING_TOKENS = "Are you there? Answer yes.", 16
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,27 @@ class Judge:
         cost = Cost()
         return asyncio.run(self._ask_all(asks, replies, cost, on_answer)), cost
 
+    def greet(self) -> None:
+        """Ask for a few words, which are not kept. Raises FastflowError where the server would answer no question."""
+        try:
+            asyncio.run(self._greet())
+        except Refused as error:
+            raise FastflowError(
+                f"the judge at {self.settings.address} refused a first short request; it {error}; check judge.model, "
+                "judge.temperature and judge.extra"
+            ) from error
+
+    async def _greet(self) -> None:
+        few = min(self.settings.max_tokens, GREETING_TOKENS)
+        async with ChatClient(self.settings) as client:
+            await client.complete({**self._body([{"role": "user", "content": GREETING}], vote=0), "max_tokens": few})
+
+    def _body(self, messages: Messages, vote: int) -> dict[str, Any]:
+        return {
+            "model": self.model, "messages": messages, "temperature": self.settings.temperature,
+            "max_tokens": self.settings.max_tokens, "seed": vote, **(self.settings.extra or {}),
+        }  # fmt: skip
+
     async def _only_model(self) -> str:
         async with ChatClient(self.settings) as client:
             return await client.only_model()
@@ -111,10 +133,7 @@ class Judge:
     async def _answer(self, client: ChatClient, ask: Ask, replies: Replies, cost: Cost) -> Any:
         messages = ask.messages
         for _ in range(2):
-            body = {
-                "model": self.model, "messages": messages, "temperature": self.settings.temperature,
-                "max_tokens": self.settings.max_tokens, "seed": ask.vote, **(self.settings.extra or {}),
-            }  # fmt: skip
+            body = self._body(messages, ask.vote)
             key = key_of(body)
             reply = replies.get(key)
             if reply is None:

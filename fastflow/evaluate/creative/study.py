@@ -50,7 +50,7 @@ class Answers:
 
 
 class Study:
-    """Measures what the settings ask for. Encoder and judge are reached when they are first needed."""
+    """Measures what the settings ask for. The encoder is loaded when it is first needed."""
 
     def __init__(self, config: EvaluateConfig, console: Console):
         self._settings, self._judging, self._device = config.eval, config.judge, config.model.device
@@ -83,6 +83,13 @@ class Study:
                 raise FastflowError(f"judge.{name} = {value} serves {serves}, and --tasks names none; leave it out")
         for task in creative:
             self._rubric(task)
+
+    def reach_judge(self) -> None:
+        """Have the judge answer once, before hours of sampling that it would have to judge."""
+        if self._judging.address is not None:
+            said = f"asking the judge at {self._judging.address} whether it answers"
+            self._console.print(said, highlight=False, soft_wrap=True)
+            self._get_judge().greet()
 
     def conventions(self, tasks: Sequence[Task]) -> dict[str, str]:
         """How what is measured of these tasks is counted."""

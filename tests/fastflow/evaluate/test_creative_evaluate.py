@@ -1,6 +1,7 @@
 """`fastflow evaluate` on creative tasks and with the dial, whole: a small model, a fake judge, a tiny encoder."""
 
 import json
+import re
 import shutil
 import signal
 import threading
@@ -144,7 +145,7 @@ def test_the_same_command_asks_and_samples_nothing_again(sums, task, judge, tmp_
     capsys.readouterr()
     assert run([base], [task], tmp_path / "out", *options) == 0
     assert "all responses are there already" in capsys.readouterr().out
-    assert len(judge.bodies) == asked and results_of(tmp_path / "out") == first
+    assert len(judge.bodies) == asked and judge.greetings == 1 and results_of(tmp_path / "out") == first
     assert kept.stat().st_mtime_ns == written and replies.read_text() == lines
     line = json.loads(lines.splitlines()[0])
     assert line["text"] and line["grades"]["wit"] >= 1 and line["sample"] in range(4)
@@ -164,6 +165,34 @@ def test_a_judge_that_fails_leaves_what_it_said(sums, task, judge, tmp_path, cap
     assert run([base], [task], tmp_path / "out", *options) == 0
     texts = {text for group in texts_of(tmp_path / "out", "free") for text in group}
     assert len(texts) <= len(judge.bodies) <= 12 + 2  # the failed one twice
+
+
+@pytest.mark.parametrize(
+    ("path", "greeting", "said"),
+    [
+        (
+            "",
+            (400, "temperature must be 1"),
+            r"refused a first short request.*temperature must be 1.*judge\.temperature",
+        ),
+        ("", (404, "no model referee"), r"no model referee.*check judge\.address and judge\.model"),
+        ("", (503, "still loading"), "still loading.*2 times; check the server"),
+        ("/v2", "yes", r"404.*not here.*check judge\.address"),
+    ],
+)
+def test_a_judge_that_does_not_answer_is_found_before_anything_is_sampled(
+    sums, task, judge, tmp_path, capsys, monkeypatch, path, greeting, said
+):
+    from fastflow.rollout.server.client import Backoff
+
+    monkeypatch.setattr(Backoff, "seconds", lambda self: 0.01)
+    base, _ = sums
+    judge.greeting = greeting
+    options = ["--judge.address", judge.address + path, "--judge.rubric", tmp_path / "rubric.yaml",
+               "--judge.model", "referee", "--judge.attempts", 2]  # fmt: skip
+    assert run([base], [task], tmp_path / "out", *options) == 2
+    assert re.search(said, error := capsys.readouterr().err), error
+    assert not (tmp_path / "out" / "responses").exists() and not judge.bodies
 
 
 @pytest.mark.slow
