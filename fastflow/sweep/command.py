@@ -28,6 +28,12 @@ def run(request: Request, console: Console) -> int:
     Raises FastflowError for what would stop a run, before the first of them.
     """
     check_output(request.output)
+    if request.departures:
+        console.print(
+            f"{', '.join(request.departures)}: not the study's own settings, about which it makes its claims; verdicts "
+            "may miss for that reason",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if request.dry_run:
         list_runs(request, console)
         return 0
@@ -118,6 +124,8 @@ def conclude(request: Request, console: Console, failed: dict[str, str]) -> int:
         (entry.name, "failed" if entry.name in failed else "done", failed.get(entry.name, "")) for entry in request.runs
     ]
     title = request.study.title if request.study is not None else request.output.resolve().name
+    if request.departures:
+        title += f", with {', '.join(request.departures)}"
     outcome = Outcome(title, results, states, verdicts, request.metrics)
     page = write(outcome, request.output)
     for line in (

@@ -12,6 +12,7 @@ from typing import Any
 from fastflow.config import yaml_file
 from fastflow.config.parser import CommandParser
 from fastflow.config.reader import known_settings
+from fastflow.config.resume import HARMLESS
 from fastflow.config.schema import sections
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
@@ -29,7 +30,10 @@ MOST_JOBS = 1024
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be done. metrics: whose curves the page shows; empty for the usual ones. study: where one is named."""
+    """What is to be done. metrics: whose curves the page shows; empty for the usual ones. study: where one is named.
+
+    departures: settings of the runs that are not the study's own, each with its value.
+    """
 
     runs: tuple[Run, ...]
     output: Path
@@ -38,6 +42,7 @@ class Request:
     metrics: tuple[str, ...]
     dry_run: bool
     study: Study | None = None
+    departures: tuple[str, ...] = ()
 
     @property
     def groups(self) -> list[str]:
@@ -99,15 +104,20 @@ def read_request(arguments: Sequence[str]) -> Request:
     axes = _axes(tree, own)
     base = {name: value for name, value in tree.items() if name not in OWN_KEYS}
     output = own.output or (Path("runs") / ("sweep" if study is None else own.preset))
+    given = _given(options)
     if study is not None:
-        base |= study.inputs(output)
+        base |= (made := study.inputs(output))
+        for name in given:
+            if name in made:
+                raise FastflowError(f"--{name}: --preset {own.preset} makes its own ({made[name]}); leave it out")
     elif own.preset is not None:
         options = [f"--preset={own.preset}", *options]
     _check_options(options, axes)
     cells = expand(axes)
     runs = read_runs(cells, base, options, output, own.config)
     metrics = tuple(dict.fromkeys(name.strip() for name in own.metrics.split(",") if name.strip()))
-    return Request(runs, output, own.jobs, own.devices, metrics, own.dry_run, study)
+    departures = _departures(given, runs[0]) if study is not None else ()
+    return Request(runs, output, own.jobs, own.devices, metrics, own.dry_run, study, departures)
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:
@@ -178,11 +188,22 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def _given(options: Sequence[str]) -> list[str]:
+    """The names among the words of a command line."""
+    return [option[2:].partition("=")[0] for option in options if option.startswith("--")]
+
+
+def _departures(given: Sequence[str], run: Run) -> tuple[str, ...]:
+    """Settings of a study's runs that decide what they compute, and that the command line gives in its place."""
+    changed = [name for name in given if name in known_settings() and name not in HARMLESS - {"run.steps"}]
+    parts = [(name, *name.split(".")) for name in dict.fromkeys(changed)]
+    return tuple(f"{name} = {label_of(getattr(getattr(run.config, section), entry))}" for name, section, entry in parts)
+
+
 def _check_options(options: Sequence[str], axes: Sequence[Axis]) -> None:
     """Refuse options that name what the sweep or its grid decides."""
     varied = {name for axis in axes for point in axis.points for name in (axis.name, *point.settings)}
-    for option in options:
-        name = option[2:].partition("=")[0] if option.startswith("--") else ""
+    for name in _given(options):
         if name in OURS:
             raise FastflowError(f"--{name}: {OURS[name]}")
         if name == "resume":

@@ -79,6 +79,21 @@ def test_a_study_takes_seeds_and_no_grid(tmp_path):
         read_request([*study, "--grid", "objective.alpha=2,4"])
 
 
+def test_a_study_says_which_settings_are_not_its_own(tmp_path, capsys):
+    study = ["sweep", "--preset=figure-3", f"--output={tmp_path}", "--dry-run"]
+    assert main([*study, "--run.steps", "5", "--objective.format_pattern=null", "--run.keep=2"]) == 0
+    told, first, *_ = capsys.readouterr().out.splitlines()
+    assert told.startswith("run.steps = 5, objective.format_pattern = null: not the study's own settings")
+    assert "5 steps" in first
+    assert main([*study, "--run.keep=2"]) == 0
+    assert "own settings" not in capsys.readouterr().out
+
+
+def test_a_study_makes_its_own_inputs(tmp_path):
+    with pytest.raises(FastflowError, match=r"^--model\.path: --preset figure-3 makes its own .*leave it out"):
+        read_request(["--preset=figure-3", f"--output={tmp_path}", "--model.path=other"])
+
+
 def test_seeds_of_the_command_line_replace_those_of_the_file(tmp_path):
     (tmp_path / "sweep.yaml").write_text(FILE)
     found = read_request(["--config", str(tmp_path / "sweep.yaml"), "--seeds", "8,9"])
