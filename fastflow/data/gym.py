@@ -6,14 +6,13 @@ Entry i of a data set comes from seed + i, so that seeds nearer to each other th
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from itertools import islice, zip_longest
 from typing import Any
 
+from fastflow.children import python_module, same_path
 from fastflow.config.sections import GYM
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
@@ -66,10 +65,9 @@ def _request(path: str, name: str, settings: dict[str, Any], seed: int, limit: i
 
 def _ask(path: str, wanted: list[dict[str, Any]]) -> list[list[Entry]]:
     """Have a process of its own make them, whose sets of Python have the same order every time."""
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-m", "fastflow.data.gym_process"],
-        input=json.dumps(wanted), capture_output=True, encoding="utf-8", env=environment, check=False,
+    done = subprocess.run(  # noqa: S603, our own module, and no shell
+        python_module("fastflow.data.gym_process"),
+        input=json.dumps(wanted), capture_output=True, encoding="utf-8", env=same_path(PYTHONHASHSEED="0"), check=False,
     )  # fmt: skip
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

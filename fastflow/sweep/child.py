@@ -1,4 +1,4 @@
-"""`python -m fastflow.sweep.child PARENT ARGUMENTS`: the command fastflow, which ends soon after its sweep does.
+"""The module `fastflow.sweep.child PARENT ARGUMENTS`: the command fastflow, which ends soon after its sweep does.
 
 A sweep that is killed cannot end its runs. Each run therefore watches for that, and stops as after SIGTERM: it saves.
 """

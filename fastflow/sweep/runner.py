@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastflow.children import python_module, same_path
 from fastflow.config.reader import to_yaml
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, tell
@@ -97,7 +97,7 @@ class Runner:
             process = subprocess.Popen(  # noqa: S603
                 child_command(settings, self._request.devices),
                 stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
-                env=os.environ | share,
+                env=same_path(**share),
                 start_new_session=True,  # Ctrl-C reaches it through this process alone
             )  # fmt: skip
             self._jobs.append(Job(run, process, slot, log, start, time.monotonic()))
@@ -142,7 +142,7 @@ class Runner:
 
 def child_command(settings: Path, devices: int) -> list[str]:
     """Return the command of a run, which goes on with what it has saved."""
-    own = [sys.executable, "-m", "fastflow.sweep.child", str(os.getpid())]
+    own = python_module("fastflow.sweep.child", str(os.getpid()))
     several = [f"--devices={devices}"] if devices > 1 else []
     return [*own, "train", "--config", str(settings), "--resume", "auto", *several]
 

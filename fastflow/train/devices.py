@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from fastflow.children import python_module, same_path
 from fastflow.config.parser import take_option
 from fastflow.errors import FastflowError
 from fastflow.interrupt import tell
@@ -44,9 +44,10 @@ def run_on_devices(count: int, arguments: Sequence[str]) -> int:
         min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, monitor_interval=0.1,
         run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
     )  # fmt: skip
-    command = ["-m", "fastflow", "train", *arguments]
+    os.environ |= same_path()
+    interpreter, *command = python_module("fastflow", "train", *arguments)
     try:
-        elastic_launch(settings, sys.executable)(*command)
+        elastic_launch(settings, interpreter)(*command)
     except ChildFailedError as error:
         return ended(error.failures)
     except SignalException as stop:

@@ -24,6 +24,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from fastflow.children import python_module
+
 MODULES = [
     "fastflow.cli", "fastflow.config.resume", "fastflow.train.trainer", "fastflow.train.command",
     "fastflow.train.devices", "fastflow.train.launch", "fastflow.train.watch", "fastflow.train.dry_run",
@@ -52,13 +54,13 @@ def be_new(environment: dict[str, str]) -> None:
 
 
 class Forked:
-    """What subprocess.Popen is for `python -m MODULE ARGUMENTS` of fastflow, forked from this process."""
+    """What subprocess.Popen is for the command `python_module(NAME, ARGUMENTS)`, forked from this process."""
 
     def __init__(
         self, args: Sequence[str], *, env: dict[str, str], stdin: Any = None, stdout: Any = None, stderr: Any = None,
         start_new_session: bool,
     ):  # fmt: skip
-        assert args[0] == sys.executable and args[1] == "-m" and start_new_session, args
+        assert list(args[:3]) == python_module("")[:3] and start_new_session, args
         self.args, self.returncode = args, None
         sys.stdout.flush()
         sys.stderr.flush()
@@ -68,8 +70,8 @@ class Forked:
                 os.setsid()
                 _redirect(stdin, stdout, stderr)
                 be_new(env)
-                sys.argv = [args[1], *args[3:]]
-                end_with(lambda: runpy.run_module(args[2], run_name="__main__", alter_sys=True))
+                sys.argv = [args[1], *args[4:]]
+                end_with(lambda: runpy.run_module(args[3], run_name="__main__", alter_sys=True))
             finally:
                 os._exit(1)
 

@@ -11,12 +11,12 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 
+from fastflow.children import python_module, same_path
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders import gym, symbolic
 from fastflow.evaluate.graders.grader import Item
@@ -143,10 +143,9 @@ class _Worker:
     """One process. item: the position of what it grades, if anything. deadline: on the monotonic clock."""
 
     def __init__(self, arguments: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUTF8": "1"}
         self._process = subprocess.Popen(  # noqa: S603, our own module, and no shell
-            [sys.executable, "-m", "fastflow.evaluate.graders.worker", *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+            python_module("fastflow.evaluate.graders.worker", *arguments),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=same_path(PYTHONUTF8="1"),
         )  # fmt: skip
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self.output = self._process.stdout

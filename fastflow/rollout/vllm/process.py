@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.multiprocessing
 
+from fastflow.children import safe_path
 from fastflow.errors import FastflowError
 from fastflow.interrupt import blocked_signals
 from fastflow.models.pulse import PULSE
@@ -60,7 +61,7 @@ class EngineProcess:
         self._process = spawn.Process(
             target=child.main, args=(theirs, pulse, settings), daemon=True, name="fastflow-vllm"
         )
-        with blocked_signals():  # the child inherits them blocked, and then ignores them
+        with blocked_signals(), safe_path():  # the child inherits them blocked, and then ignores them
             self._process.start()
             atexit.register(self._process.kill)  # an exit would wait for a child that is stopped or ignores SIGTERM
         theirs.close()

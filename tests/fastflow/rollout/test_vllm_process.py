@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -46,13 +47,27 @@ def stand_in(monkeypatch, main) -> None:
     monkeypatch.setattr(vllm_sampler.probe, "check_agreement", lambda *_, **__: 0.0)
 
 
-def test_a_reply_of_another_kind_is_no_reply(monkeypatch, tmp_path):
-    stand_in(monkeypatch, fake_child.confuses_its_replies)
+def engine_process(tmp_path) -> EngineProcess:
     settings = messages.EngineSettings(
         model=str(tmp_path), dtype="float32", context=8, max_sequences=1, device="cpu", threads=1, memory_fraction=0.4,
         tokenizer=False, sleeps=False, log=str(tmp_path / "log"),
     )  # fmt: skip
-    process = EngineProcess(settings, startup=60.0, silence=60.0, on_progress=lambda finished: None)
+    return EngineProcess(settings, startup=60.0, silence=60.0, on_progress=lambda finished: None)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always looks in the working directory first")
+def test_files_named_as_modules_of_python_are_not_imported(monkeypatch, tmp_path):
+    stand_in(monkeypatch, fake_child.confuses_its_replies)
+    for name in sys.stdlib_module_names:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    engine_process(tmp_path).end()
+
+
+def test_a_reply_of_another_kind_is_no_reply(monkeypatch, tmp_path):
+    stand_in(monkeypatch, fake_child.confuses_its_replies)
+    process = engine_process(tmp_path)
     try:
         process.send(messages.Commit())
         with pytest.raises(RuntimeError, match="replied with Probed, and Done was due"):
