@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastflow.config.parser import take_option
 from fastflow.config.reader import SETTINGS_FILE, read_config
 from fastflow.config.schema import Config
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 
 logger = logging.getLogger(__name__)
@@ -102,12 +103,12 @@ def check_settings(config: Config, earlier: Config, *, step: int, total_updates:
 
 def _check_steps(config: Config, change: str, step: int, total_updates: int) -> None:
     if config.run.steps < step:
-        raise FastflowError(f"{change} is less than the {step} steps that are done already; raise it")
+        raise FastflowError(f"{change} is less than the step {step} that is done already; raise it")
     if config.optim.schedule != "constant":
         raise FastflowError(
             f"{change} would bend the learning rate's course: optim.schedule = {config.optim.schedule} spans the "
-            f"{total_updates} updates that the run was started with; leave run.steps as it was, or start a new run "
-            "from the saved policy"
+            f"{counted(total_updates, 'update')} that the run was started with; leave run.steps as it was, or start "
+            "a new run from the saved policy"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastflow.config.schema import DataConfig
 from fastflow.config.setting import suggest
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 
 Message = dict[str, Any]  # has the keys role and content, both text; a template may read others
@@ -114,7 +115,8 @@ def _wrapped(record: dict[str, Any]) -> str:
             and all(isinstance(entry, dict) for entry in value)
             and "role" not in value[0]
         ):
-            return f"its field {key!r} is a list of {len(value)} records; write that list alone, or one record a line"
+            records = counted(len(value), "record")
+            return f"its field {key!r} is a list of {records}; write that list alone, or one record a line"
     return ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastflow.config.schema import DataConfig
+from fastflow.counted import counted
 from fastflow.data.conversation import prompt_of
 from fastflow.data.prompts import OwnTokens
 from fastflow.data.trajectory import Prompt
@@ -21,7 +22,7 @@ def describe_first(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, se
     ids = first.ids.tolist()
     before, behind = _additions(first, settings)
     lines = [
-        f"The first of {len(prompts)} prompts, {first.source}, in {len(ids)} tokens:",
+        f"The first of {counted(len(prompts), 'prompt')}, {first.source}, in {counted(len(ids), 'token')}:",
         f"  text   {_quoted(first.text)}",
         f"  ids    {ids}",
     ]

@@ -77,9 +77,9 @@ def pack(groups: Sequence[Group], tokens_per_microbatch: int, chosen: Sequence[i
     overlong = [length for length in lengths if length > tokens_per_microbatch]
     if overlong:
         logger.warning(
-            "%d of %d sequences exceed batch.tokens_per_microbatch = %d (longest: %d tokens); each gets a micro-batch "
+            "sequences over batch.tokens_per_microbatch = %d: %d of %d (longest: %d tokens); each gets a micro-batch "
             "of its own, which may need more memory than planned",
-            len(overlong), len(lengths), tokens_per_microbatch, max(overlong),
+            tokens_per_microbatch, len(overlong), len(lengths), max(overlong),
         )  # fmt: skip
     return [
         _assemble([(places[index], *flat[places[index]]) for index in bin_])

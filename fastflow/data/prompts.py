@@ -11,6 +11,7 @@ import numpy as np
 
 from fastflow.config.schema import DataConfig
 from fastflow.config.setting import suggest
+from fastflow.counted import counted
 from fastflow.data.conversation import Message, ends_with_answer, prompt_of
 from fastflow.data.records import Record
 from fastflow.data.trajectory import Prompt
@@ -86,8 +87,8 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, sett
         )
     if dropped:
         logger.warning(
-            "dropped %d of %d prompts over data.max_prompt_tokens = %d (first: %s with %d tokens)",
-            len(dropped), len(records), settings.max_prompt_tokens, *dropped[0],
+            "dropped %d of %s over data.max_prompt_tokens = %d (first: %s with %d tokens)",
+            len(dropped), counted(len(records), "prompt"), settings.max_prompt_tokens, *dropped[0],
         )  # fmt: skip
     _report_ends(prompts, tokenizer)
     _report_repeats(prompts)
@@ -177,9 +178,9 @@ def _report_ends(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> N
     ended = [prompt.source for prompt in prompts if prompt.ids[-1] == tokenizer.eos_token_id]
     if ended:
         logger.warning(
-            "%d of %d prompts end with the end-of-sequence token %s (first: %s), after which a model expects no "
-            "response; remove that token from the text or from the chat template",
-            len(ended), len(prompts), tokenizer.eos_token, ended[0],
+            "prompts with the end-of-sequence token %s at their end: %d of %d (first: %s); a model expects no response "
+            "after it: remove it from the text or from the chat template",
+            tokenizer.eos_token, len(ended), len(prompts), ended[0],
         )  # fmt: skip
 
 
@@ -191,5 +192,8 @@ def _report_repeats(prompts: list[Prompt]) -> None:
     ]
     if repeats:
         logger.info(
-            "%d of %d prompts repeat an earlier one (first: %s); each counts", len(repeats), len(prompts), repeats[0]
+            "prompts that repeat an earlier one: %d of %d (first: %s); each counts",
+            len(repeats),
+            len(prompts),
+            repeats[0],
         )

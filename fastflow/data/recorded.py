@@ -17,6 +17,7 @@ from jaxtyping import Int64
 
 from fastflow.config.schema import DataConfig
 from fastflow.config.setting import suggest
+from fastflow.counted import counted
 from fastflow.data.prompts import tokenize
 from fastflow.data.records import Record
 from fastflow.data.trajectory import FinishReason, Prompt, Trajectory
@@ -91,8 +92,8 @@ def describe(prompts: Sequence[RecordedPrompt], prompts_per_step: int, steps: in
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     epochs = steps * prompts_per_step / len(prompts)
     return (
-        f"{sum(counts)} recorded responses to {len(prompts)} prompts, {each} each; each prompt has its turn "
-        f"{epochs:.3g} times"
+        f"{counted(sum(counts), 'recorded response')} to {counted(len(prompts), 'prompt')}, {each} each; each prompt "
+        f"has its turn {counted(epochs, 'time', '.3g')}"
     )
 
 
@@ -120,7 +121,7 @@ class _Reader:
             if len(entry) <= self._limit:
                 kept.append(entry)
                 continue
-            told = f"{place}: a response has {len(entry)} tokens"
+            told = f"{place}: a response has {counted(len(entry), 'token')}"
             if self._settings.overlong == "error":
                 raise FastflowError(
                     f"{told}, over rollout.max_response_tokens = {self._limit}; shorten it, raise the limit, or set "
@@ -132,8 +133,8 @@ class _Reader:
     def report(self) -> None:
         if self._overlong:
             logger.warning(
-                "dropped %d of %d recorded responses over rollout.max_response_tokens = %d (first: %s)",
-                len(self._overlong), self._seen, self._limit, self._overlong[0],
+                "dropped %d of %s over rollout.max_response_tokens = %d (first: %s)",
+                len(self._overlong), counted(self._seen, "recorded response"), self._limit, self._overlong[0],
             )  # fmt: skip
 
     def _texts(self, place: str, record: dict[str, Any]) -> list[str]:
@@ -209,8 +210,8 @@ def _prompts(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, sett
     if not prompts:
         raise FastflowError(f"every prompt of {settings.path} is over data.max_prompt_tokens = {limit}; raise it")
     if len(prompts) < len(records):
-        dropped = len(records) - len(prompts)
-        logger.warning("dropped %d of %d prompts over data.max_prompt_tokens = %d", dropped, len(records), limit)
+        dropped, of = len(records) - len(prompts), counted(len(records), "prompt")
+        logger.warning("dropped %d of %s over data.max_prompt_tokens = %d", dropped, of, limit)
     return prompts
 
 

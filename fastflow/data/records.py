@@ -10,6 +10,7 @@ from typing import Any
 
 from fastflow.config.schema import DataConfig
 from fastflow.config.sections import GYM
+from fastflow.counted import counted
 from fastflow.data.conversation import ends_with_answer, prompt_of
 from fastflow.data.gym import read_gym
 from fastflow.data.json_file import check_values, read_json
@@ -116,6 +117,6 @@ def _report_answers(records: list[Record], settings: DataConfig) -> None:
     if places:
         done = {"drop": "left out of", "continue": "to be continued in"}[settings.final_assistant]
         logger.warning(
-            "data.final_assistant = %s: the assistant turn at the end is %s %d of %d prompts (first: %s)",
-            settings.final_assistant, done, len(places), len(records), places[0],
+            "data.final_assistant = %s: the assistant turn at the end is %s %d of %s (first: %s)",
+            settings.final_assistant, done, len(places), counted(len(records), "prompt"), places[0],
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fastflow.counted import counted
 from fastflow.doctor.check import NOTE, OK, Check
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
@@ -34,7 +35,7 @@ def free_shared_memory() -> int | None:
 def check_threads() -> Check:
     """Compare threads and cores: more threads than cores slow torch down by an order of magnitude."""
     cores, asked = core_count(), os.environ.get("OMP_NUM_THREADS", "")
-    found = f"{cores} cores, OMP_NUM_THREADS {asked or 'not set'}"
+    found = f"{counted(cores, 'core')}, OMP_NUM_THREADS {asked or 'not set'}"
     if asked.isdigit() and int(asked) > cores:
         return Check("threads", NOTE, f"{found}: more threads than cores", f"export OMP_NUM_THREADS={cores}")
     return Check("threads", OK, found)

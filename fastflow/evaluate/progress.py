@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fastflow.counted import counted
 from fastflow.interrupt import RunStopped
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ class Meter:
                 yield
         except KeyboardInterrupt as stop:
             raise RunStopped(
-                f"stopped at {title}, {self._kept} of {prompts} prompts kept; the same command goes on from there", stop
+                f"stopped at {title}, {self._kept} of {counted(prompts, 'prompt')} kept; the same command goes on "
+                "from there",
+                stop,
             ) from stop
 
     def advance(self, responses: int) -> None:
@@ -52,5 +55,5 @@ class Meter:
         self._bars.update(self._bar, completed=self._finished)
         if not self._console.is_terminal:
             self._console.print(
-                f"{self._title}: {self._kept} of {self._prompts} prompts", highlight=False, soft_wrap=True
+                f"{self._title}: {self._kept} of {counted(self._prompts, 'prompt')}", highlight=False, soft_wrap=True
             )

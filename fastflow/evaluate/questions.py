@@ -61,7 +61,7 @@ def read_questions(task: Task, *, folder: str | None, limit: int) -> list[Questi
     made = [_question(task, place, record, number, source) for number, (place, record) in enumerate(records)]
     questions = [question for question in made if question is not None]
     if len(questions) < len(made):
-        logger.warning("%s: %d of %d rows have no gold answer in a box and are left out", task.name,
+        logger.warning("%s: rows without a gold answer in a box are left out: %d of %d", task.name,
                        len(made) - len(questions), len(made))  # fmt: skip
     if not questions:
         raise FastflowError(f"task {task.name} has no question left")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER
@@ -32,7 +33,9 @@ CONVENTIONS = {
 def pass_at(right: int, samples: int, k: int) -> float:
     """The unbiased estimate of pass@k from `right` of `samples` responses. Raises FastflowError for k above samples."""
     if not 1 <= k <= samples:
-        raise FastflowError(f"pass@{k} needs k from 1 to the {samples} samples of a prompt; sample more, or lower k")
+        raise FastflowError(
+            f"pass@{k} needs k from 1 to the {counted(samples, 'sample')} of a prompt; sample more, or lower k"
+        )
     return 1 - comb(samples - right, k) / comb(samples, k)
 
 

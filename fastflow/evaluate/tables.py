@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.evaluate.creative.tables import added_rows, creative_rows
 from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
 from fastflow.evaluate.task import CREATIVE
@@ -17,9 +18,9 @@ def markdown(results: Result) -> str:
     settings = results["settings"]
     lines = [
         "# Evaluation", "",
-        f"{settings['samples']} samples a prompt, temperature {settings['temperature']:g}, "
+        f"{counted(settings['samples'], 'sample')} a prompt, temperature {settings['temperature']:g}, "
         f"top-p {settings['top_p']:g}, "
-        f"at most {settings['max_tokens']} tokens, engine {settings['engine']}, seed {settings['seed']}. "
+        f"at most {counted(settings['max_tokens'], 'token')}, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
         *_method(settings.get("method")), *_measured_by(settings),
     ]  # fmt: skip
@@ -43,7 +44,9 @@ def _measured_by(settings: Result) -> list[str]:
     """Name the embedding model and the judge."""
     found = [f"Sentence embeddings: {settings['embedding']}."] if settings.get("embedding") else []
     if judge := settings.get("judge"):
-        found.append(f"Judge: {judge['model']}, {judge['votes']} votes, temperature {judge['temperature']:g}.")
+        found.append(
+            f"Judge: {judge['model']}, {counted(judge['votes'], 'vote')}, temperature {judge['temperature']:g}."
+        )
     return [" ".join(found), ""] if found else []
 
 
@@ -91,7 +94,7 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
 
 def _notes(task: Result) -> Sequence[str]:
     known = {"Data": task["source"], "Grader": task["grader"], "Licence": task["licence"], "Note": task["note"]}
-    return [f"{task['models'][0]['scores']['prompts']} prompts. "
+    return [f"{counted(task['models'][0]['scores']['prompts'], 'prompt')}. "
             + " ".join(f"{name}: {text}." for name, text in known.items() if text), ""]  # fmt: skip
 
 

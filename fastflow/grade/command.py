@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.pool import TIMEOUT, GraderPool
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
                     advance()
         except KeyboardInterrupt as stop:
             kept = f"; {arguments.output} holds them" if arguments.output and verdicts else ""
-            raise RunStopped(f"stopped after {len(verdicts)} of {len(items)} lines{kept}", stop) from stop
+            raise RunStopped(f"stopped after {len(verdicts)} of {counted(len(items), 'line')}{kept}", stop) from stop
     _print_table(console, items, verdicts)
     return 0
 
@@ -86,9 +87,9 @@ def _warn_of_golds(lines: Lines, pool: GraderPool) -> None:
     places = [place for place, _, item in lines if (item.grader, item.gold) in unequal]
     if places:
         logger.warning(
-            "%d lines have a gold answer that does not equal itself, so that no response can be right (first: %s); "
+            "%s with a gold answer that does not equal itself, so that no response can be right (first: %s); "
             "check the field gold, or take the grader exact",
-            len(places), places[0],
+            counted(len(places), "line"), places[0],
         )  # fmt: skip
 
 

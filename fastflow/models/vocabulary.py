@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fastflow.config.schema import ModelConfig
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def check_same_tokens(settings: ModelConfig) -> None:
             )
     if more := sorted(theirs.keys() - ours.keys()):
         logger.warning(
-            "the tokenizer of the base %s knows %d tokens that the policy's does not (first: %d, %r); check that "
-            "the policy never writes them", settings.base, len(more), more[0], theirs[more[0]],
+            "the tokenizer of the base %s knows %s that the policy's does not (first: %d, %r); check that "
+            "the policy never writes them", settings.base, counted(len(more), "token"), more[0], theirs[more[0]],
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fastflow.config.schema import ModelConfig
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.models.opening import resolve_device
 
@@ -52,8 +53,8 @@ def find_device(settings: ModelConfig, memory_gib: float | None, count: int = 1)
         return replace(one, memory=one.memory // count, origin=f"1/{count} of {one.origin}", count=count)
     if memory_gib is None and count > torch.cuda.device_count():
         raise FastflowError(
-            f"--devices {count}, but this machine has {torch.cuda.device_count()} CUDA devices; give --memory to plan "
-            "for another"
+            f"--devices {count}, but this machine has {counted(torch.cuda.device_count(), 'CUDA device')}; give "
+            "--memory to plan for another"
         )
     return replace(one, count=count)
 

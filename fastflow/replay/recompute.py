@@ -11,6 +11,7 @@ import torch
 from fastflow.config.methods import OFFLINE
 from fastflow.config.reader import SETTINGS_FILE, read_config
 from fastflow.config.schema import Config
+from fastflow.counted import counted
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.models.opening import load_models, load_policy
@@ -148,9 +149,9 @@ def _learner(
         return learner, f"that the run started with ({run} has no whole save)"
     restore(read(save.path), learner)
     apart = batch.about["updates"] - save.updates
-    of = f"{save.path} ({save.updates} updates)"
+    of = f"{save.path} ({counted(save.updates, 'update')})"
     if apart:
-        return learner, f"of {of}, {abs(apart)} update(s) {'before' if apart > 0 else 'after'} the skipped one"
+        return learner, f"of {of}, {counted(abs(apart), 'update')} {'before' if apart > 0 else 'after'} the skipped one"
     return learner, f"of {of}, which are those of the skipped update"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.report.coverage import coverage_plot, coverage_words
 from fastflow.report.evaluations import Evaluation, Subject, TaskResult, are_steps
@@ -107,8 +108,13 @@ def _about(task: TaskResult) -> str:
 
 def _caption(task: TaskResult) -> str:
     scores = task.shown[0].entry["scores"]
-    asked = f"{scores['prompts']} prompts, {scores['samples']} responses to each. ± is the standard error over prompts."
-    left_out = f" {task.left_out} models in between are left out; results.json has them." if task.left_out else ""
+    asked = (
+        f"{counted(scores['prompts'], 'prompt')}, {counted(scores['samples'], 'response')} to each. "
+        "± is the standard error over prompts."
+    )
+    left_out = (
+        f" {counted(task.left_out, 'model')} in between left out; results.json has them." if task.left_out else ""
+    )
     has_pairs = not _is_creative(task) and len(task.shown) > 1 and all(subject.rows for subject in task.shown)
     return printable(f"{asked}{f' {_PAIRED}' if has_pairs else ''}{left_out}")
 

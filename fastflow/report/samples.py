@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.report.numbers import is_number, number
 from fastflow.report.text import cut, printable
 
@@ -41,7 +42,7 @@ def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
     head, tail = TOKENS_SHOWN
     endings: dict[object, str] = {"stop": "ended by itself", "length": "cut at the length limit"}
     formats: dict[object, str] = {True: "well-formed", False: "malformed"}
-    facts = [("step", sample["step"]), ("length", f"{sample.get('length', len(tokens))} tokens"),
+    facts = [("step", sample["step"]), ("length", counted(sample.get("length", len(tokens)), "token")),
              ("", endings.get(sample.get("finish_reason"), "")),
              ("", formats.get(sample.get("well_formed"), ""))]  # fmt: skip
     measured = {"mean log π": "mean_logprob", "mean log p_base": "mean_base_logprob"}

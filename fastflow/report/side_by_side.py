@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.report.evaluations import Evaluation, Row, TaskResult
 from fastflow.report.paired import is_right
 from fastflow.report.text import HEAD, TAIL, cut, printable
@@ -51,7 +52,7 @@ def _by_question(rows: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def _right(rows: Sequence[Row], *, graded: bool) -> str:
-    return f"{sum(map(is_right, rows))} of {len(rows)} right" if graded else f"{len(rows)} responses"
+    return f"{sum(map(is_right, rows))} of {len(rows)} right" if graded else counted(len(rows), "response")
 
 
 def _short(answer: str) -> str:
@@ -59,7 +60,7 @@ def _short(answer: str) -> str:
 
 
 def _response(row: Row, *, graded: bool) -> dict[str, Any]:
-    facts = [f"{row['tokens']} tokens"]
+    facts = [counted(row["tokens"], "token")]
     if row["finish_reason"] == "length":
         facts.append("cut at the length limit")
     return {
@@ -107,12 +108,16 @@ def _bytes(drawn: Sequence[str]) -> int:
 def rule(task: TaskResult, evaluation: Evaluation, *, prompts: int, of: int, samples: int) -> str:
     """Say how many prompts and responses the page shows, by which rule, and where all of them are."""
     drawn = max((subject.entry["scores"].get("samples") or 0 for subject in task.compared), default=0)
-    which = f"all {of} prompts" if prompts == of else f"{prompts} of {of} prompts, evenly spread over the task"
-    first = f"the first {samples} of" if samples < drawn else "all"
+    which = (
+        f"all of {counted(of, 'prompt')}"
+        if prompts == of
+        else f"{prompts} of {of} prompts, evenly spread over the task"
+    )
+    first = f"the first {samples} of" if samples < drawn else "all of"
     files = ", ".join(str(subject.entry["responses"]) for subject in task.compared if subject.file is not None)
     return printable(
-        f"This page shows {which}, and {first} {drawn} responses of each model to a prompt; of texts with more than "
-        f"{HEAD + TAIL} characters the first {HEAD} and the last {TAIL}. It takes as many as fit into 5 MB. "
+        f"This page shows {which}, and {first} {counted(drawn, 'response')} of each model to a prompt; of texts with "
+        f"more than {HEAD + TAIL} characters the first {HEAD} and the last {TAIL}. It takes as many as fit into 5 MB. "
         f"All responses are kept in the folder {evaluation.directory.name}: {files}."
     )
 

@@ -7,6 +7,7 @@ import functools
 import re
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.report.files import RunFiles
 from fastflow.report.numbers import is_number, number
 from fastflow.report.text import printable
@@ -98,7 +99,7 @@ def training_table(steps: list[dict[str, Any]]) -> dict[str, Any]:
             targets = _column(steps, "alpha") if name == "slope" else []
             rows.append((label, f"target: {number(targets[-1])}" if targets else unit, cells))
     some = f"{count} steps" if count > 1 else "step"
-    note = f"Measured on training prompts; {len(steps)} steps in all. Small figures: change. Bold: better."
+    note = f"Measured on training prompts; {counted(len(steps), 'step')} in all. Small figures: change. Bold: better."
     return {"title": "First and last steps", "columns": [f"First {some}", f"Last {some}"], "rows": rows, "note": note}
 
 

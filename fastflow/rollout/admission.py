@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastflow.counted import counted
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
@@ -40,9 +41,9 @@ def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_toke
     longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
     if longest is not None and context is not None and len(longest.ids) + max_response_tokens > context:
         raise FastflowError(
-            f"{longest.source or 'a prompt'} has {len(longest.ids)} tokens; with rollout.max_response_tokens = "
-            f"{max_response_tokens} that exceeds the model's context of {context}{_up_to_here(policy)}; lower "
-            "data.max_prompt_tokens or rollout.max_response_tokens"
+            f"{longest.source or 'a prompt'} has {counted(len(longest.ids), 'token')}; with "
+            f"rollout.max_response_tokens = {max_response_tokens} that exceeds the model's context of "
+            f"{context}{_up_to_here(policy)}; lower data.max_prompt_tokens or rollout.max_response_tokens"
         )
 
 

@@ -79,7 +79,7 @@ class Checkpoints:
         if reasons:
             newest, why = reasons[0]
             raise FastflowError(
-                f"none of the {len(reasons)} saves in {self.directory} is whole (the newest, {newest.name}: {why}); "
+                f"no save in {self.directory} is whole, of {len(reasons)} there (the newest, {newest.name}: {why}); "
                 "start again with --run.overwrite true, or restore them from a copy"
             )
         return None

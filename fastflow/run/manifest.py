@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.models.pulse import PULSE
 
 MANIFEST = "manifest.json"
@@ -73,7 +74,7 @@ def verify(directory: Path) -> Manifest:
         try:
             found = (directory / name).stat().st_size
             if found != size:
-                raise Damaged(f"{name} has {found} bytes, not {size}")
+                raise Damaged(f"{name} has {counted(found, 'byte')}, not {size}")
             if _fingerprint(directory / name)[1] != digest:
                 raise Damaged(f"{name} is not what was written (its SHA-256 differs)")
         except OSError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastflow.config.schema import Config
+from fastflow.counted import counted
 from fastflow.errors import need
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
@@ -88,7 +89,7 @@ class ConsoleSink(Sink):
             *([] if malformed is None else [f"malformed {malformed:.0%}"]),
             *([] if math.isnan(metrics["token_entropy"]) else [f"entropy {metrics['token_entropy']:.2f}"]),
             f"grad {metrics['grad_norm']:.2f}",
-            *([f"skipped {metrics['skipped_updates']} update(s)"] if metrics["skipped_updates"] else []),
+            *([f"skipped {counted(metrics['skipped_updates'], 'update')}"] if metrics["skipped_updates"] else []),
             *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
             *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
             f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastflow.counted import counted
 from fastflow.data.response_text import spell
 from fastflow.data.trajectory import Group
 from fastflow.data.update import UpdateResult
@@ -73,7 +74,7 @@ def _readable(sample: dict[str, Any]) -> str:
     ending = "cut at the limit" if sample["finish_reason"] == "length" else "ended by itself"
     form = {True: ", well-formed", False: ", malformed", None: ""}[sample["well_formed"]]
     return (
-        f"----- {sample['length']} tokens, {ending}{form}; per token: log pi {sample['mean_logprob']:.3f}, "
+        f"----- {counted(sample['length'], 'token')}, {ending}{form}; per token: log pi {sample['mean_logprob']:.3f}, "
         f"log p_base {sample['mean_base_logprob']:.3f}, residual {sample['residual']:+.3f}\n"
         f"[prompt] {visible(sample['prompt'])}\n[response] {visible(sample['response'])}\n"
     )

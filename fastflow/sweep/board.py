@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from fastflow.counted import counted
 from fastflow.run.directory import STATUS_FILE
 from fastflow.sweep.runs import Run
 from fastflow.visible import visible
@@ -47,7 +48,7 @@ class Board:
         """Tell that a run begins, or goes on."""
         steps, at = run.config.run.steps, steps_done(run)
         self._tasks[run.name] = self._bars.add_task(visible(run.name), total=steps, completed=at, note="")
-        after = f", goes on after step {at} of {steps}" if at else f", {steps} steps"
+        after = f", goes on after step {at} of {steps}" if at else f", {counted(steps, 'step')}"
         self._print(f"{run.name}: started{after}")
 
     def refresh(self, running: Sequence[Run]) -> None:
@@ -62,7 +63,9 @@ class Board:
         """Tell that a run is done."""
         self._steps[run.name] = run.config.run.steps
         self._close(run)
-        self._print(f"{run.name}: done in {seconds:.0f} s; {self._over} of {self._count} runs; {self.outlook()}")
+        self._print(
+            f"{run.name}: done in {seconds:.0f} s; {self._over} of {counted(self._count, 'run')}; {self.outlook()}"
+        )
 
     def failed(self, run: Run, reason: str) -> None:
         """Tell that a run failed. Its remaining steps no longer count."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
 from fastflow.run.directory import CONFIG_FILE
@@ -44,8 +45,8 @@ def run(request: Request, console: Console) -> int:
         ledger = Ledger(request.output)
         done = [run for run in request.runs if ledger.is_done(run)]
         console.print(
-            f"{len(request.runs)} runs in {len(request.groups)} groups, {len(done)} done already, "
-            f"{request.jobs} at once; what they print is in {request.output / LOGS}",
+            f"{counted(len(request.runs), 'run')} in {counted(len(request.groups), 'group')}, {len(done)} done "
+            f"already, {request.jobs} at once; what they print is in {request.output / LOGS}",
             markup=False, highlight=False, soft_wrap=True,
         )  # fmt: skip
         failed = carry_out(request, console, ledger, done)
@@ -57,15 +58,15 @@ def list_runs(request: Request, console: Console) -> None:
     if request.study is None:
         check_runs(request)
     for number, entry in enumerate(request.runs, start=1):
-        steps = f"{entry.group}; seed {entry.config.run.seed}, {entry.config.run.steps} steps"
+        steps = f"{entry.group}; seed {entry.config.run.seed}, {counted(entry.config.run.steps, 'step')}"
         console.print(
             f"{number:>{len(str(len(request.runs)))}}  {entry.name}: {steps}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"{len(request.runs)} runs in {len(request.groups)} groups, in {request.output}",
-                  markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+    runs, groups = counted(len(request.runs), "run"), counted(len(request.groups), "group")
+    console.print(f"{runs} in {groups}, in {request.output}", markup=False, highlight=False, soft_wrap=True)
 
 
 def check_output(output: Path) -> None:

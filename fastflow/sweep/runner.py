@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastflow.children import python_module, same_path
 from fastflow.config.reader import to_yaml
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, tell
 from fastflow.run.lock import RunLock
@@ -120,7 +121,10 @@ class Runner:
         """Pass a signal on to all runs and wait while they save. Ctrl-C then kills them."""
         if not self._jobs:
             return
-        tell(f"fastflow: {len(self._jobs)} run(s) save what they have reached and end; press Ctrl-C again to kill them")
+        tell(
+            f"fastflow: waiting until {counted(len(self._jobs), 'run')} saved and ended; press Ctrl-C again to end "
+            "at once"
+        )
         for job in self._jobs:
             with contextlib.suppress(ProcessLookupError):
                 job.process.send_signal(number)

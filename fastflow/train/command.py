@@ -16,6 +16,7 @@ import torch
 from fastflow.config.methods import WITHOUT_ALPHA
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config, ObjectiveConfig
+from fastflow.counted import counted
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.recorded import describe as describe_recorded
 from fastflow.models.decoder_layers import recomputed_layers
@@ -101,7 +102,9 @@ def describe(trainer: Trainer) -> str:
     trained = sum(parameter.numel() for parameter in policy.parameters())
     responses = batch.prompts_per_step * batch.responses_per_prompt
     evaluation = trainer.evaluation
-    evaluated = f"\nevaluated every {config.eval.every} steps on {evaluation.describe()}" if evaluation else ""
+    evaluated = (
+        f"\nevaluated every {counted(config.eval.every, 'step')} on {evaluation.describe()}" if evaluation else ""
+    )
     several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
     recorded = describe_recorded(known, batch.prompts_per_step, config.run.steps) + "\n" if known else ""
@@ -111,9 +114,11 @@ def describe(trainer: Trainer) -> str:
         f"{describe_body(trainer)}\n"
         f"{describe_head(policy)}\n"
         f"{recorded}"
-        f"{config.run.steps} steps of {batch.prompts_per_step} prompts x {batch.responses_per_prompt} responses = "
-        f"{responses} responses, {batch.updates_per_rollout} update(s) per step on "
-        f"{responses // batch.updates_per_rollout} responses, micro-batches of {batch.tokens_per_microbatch} tokens"
+        f"{counted(config.run.steps, 'step')} of {counted(batch.prompts_per_step, 'prompt')} x "
+        f"{counted(batch.responses_per_prompt, 'response')} = {counted(responses, 'response')}, "
+        f"{counted(batch.updates_per_rollout, 'update')} per step on "
+        f"{counted(responses // batch.updates_per_rollout, 'response')}, micro-batches of "
+        f"{counted(batch.tokens_per_microbatch, 'token')}"
         f"{evaluated}"
     )
 
@@ -172,8 +177,8 @@ def describe_resumption(trainer: Trainer) -> str:
     if at.updates == 0 and not trainer.resumed:
         return "there is no save to go on from: the run starts from its beginning"
     if at.step >= steps:
-        return f"all {steps} steps are done already; raise run.steps to train on"
-    inside = "" if at.under_way is None else f", in which {len(at.under_way.results)} update(s) are done"
+        return f"the run has done its {counted(steps, 'step')} already; raise run.steps to train on"
+    inside = "" if at.under_way is None else f", after {counted(len(at.under_way.results), 'update')} of it"
     return f"going on with step {at.step + 1} of {steps}{inside}"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastflow.config.methods import ANSWER, OFFLINE
 from fastflow.config.schema import Config, ModelConfig
+from fastflow.counted import counted
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
 from fastflow.models.decoder_layers import check_compiler
@@ -71,7 +72,7 @@ def _describe_recorded(config: Config, records: list[Record], tokenizer: PreTrai
     ending = {"stop": "ended", "length": "cut, so that it teaches no end"}[response.finish_reason]
     return "\n".join([
         recorded.describe(prompts, config.batch.prompts_per_step, config.run.steps),
-        f"The first, {first.source}, in {len(first.ids)} and {len(response)} tokens; it {ending}:",
+        f"The first, {first.source}, in {len(first.ids)} and {counted(len(response), 'token')}; it {ending}:",
         f"  prompt    {json.dumps(tokenizer.decode(first.ids.tolist()), ensure_ascii=False)}",
         f"  response  {json.dumps(tokenizer.decode(response.response_ids.tolist()), ensure_ascii=False)}",
     ])  # fmt: skip

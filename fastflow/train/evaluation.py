@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastflow.config.schema import Config, DataConfig
 from fastflow.config.sections import EVALUATED
 from fastflow.config.setting import suggest
+from fastflow.counted import counted
 from fastflow.data.prompts import tokenize
 from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Prompt
@@ -114,7 +115,7 @@ class Evaluation:
         room, context = len(longest.ids) + self._params.max_response_tokens, context_of(self._policy.causal_lm.config)
         if context is not None and room > context:
             raise FastflowError(
-                f"{longest.source} has {len(longest.ids)} tokens; with eval.max_response_tokens = "
+                f"{longest.source} has {counted(len(longest.ids), 'token')}; with eval.max_response_tokens = "
                 f"{self._params.max_response_tokens} that exceeds the model's context of {context}; lower "
                 "eval.max_response_tokens, or leave the task out"
             )
@@ -127,9 +128,10 @@ class Evaluation:
 
     def describe(self) -> str:
         """What is asked, for the console."""
-        parts = [f"{work.task.name} ({len(work.questions)} questions x {self._config.eval.samples} responses)"
-                 for work in self._works]  # fmt: skip
-        return ", ".join(parts)
+        each = counted(self._config.eval.samples, "response")
+        return ", ".join(
+            f"{work.task.name} ({counted(len(work.questions), 'question')} x {each})" for work in self._works
+        )
 
     def take_up(self, step: int, ranks: Ranks) -> None:
         """Go on with a run whose first steps, so many, are done. A collective."""
@@ -193,8 +195,9 @@ class Evaluation:
             return None
         last = self.curve.evaluated[-1].step
         return (
-            f"stopped early after step {last}: {self._best_metric} has not improved in {best.since} evaluations "
-            f"(eval.patience = {patience}) since step {best.step}, where it was {best.value:.4g}"
+            f"stopped early after step {last}: {self._best_metric} has not improved in "
+            f"{counted(best.since, 'evaluation')} (eval.patience = {patience}) since step {best.step}, where it was "
+            f"{best.value:.4g}"
         )
 
     def best(self) -> Best | None:

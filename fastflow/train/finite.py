@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from fastflow.counted import counted
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.objectives.objective import Facts
@@ -55,7 +56,7 @@ def unusable(facts: Facts, unknown: Collection[str] = ()) -> str:
             continue
         bad = int((~getattr(facts, name).isfinite()).sum())
         if bad:
-            return f"{words} of {bad} of {len(facts.length)} responses is not finite"
+            return f"{words} of {bad} of {counted(len(facts.length), 'response')} is not finite"
     return ""
 
 
@@ -71,7 +72,7 @@ def not_finite(loss: float, norms: Sequence[float]) -> str:
 
 def last_straw(result: UpdateResult, update: int, skips: Skips) -> NonFiniteError:
     """Make the error that ends the run. update: the one that failed, from 1. skips: before it."""
-    before = f"; {skips.in_a_row} update(s) before it were skipped already" if skips.in_a_row else ""
+    before = f"; skipped before it: {counted(skips.in_a_row, 'update')}" if skips.in_a_row else ""
     return NonFiniteError(
         f"{result.skipped} in update {update}{before}; the weights were left as they were: lower optim.lr or "
         "optim.max_grad_norm, or check the model for NaN",
@@ -82,6 +83,6 @@ def last_straw(result: UpdateResult, update: int, skips: Skips) -> NonFiniteErro
 def all_skipped(skips: Skips) -> NonFiniteError:
     """Make the error that ends a run without a single update."""
     return NonFiniteError(
-        f"all {skips.total} updates of the run were skipped, since their loss or gradient was not finite: nothing was "
-        "learned; check the models for NaN, and look into the kept batches with fastflow replay"
+        f"every update of the run was skipped ({skips.total} in all), since loss or gradient was not finite: nothing "
+        "was learned; check the models for NaN, and look into the kept batches with fastflow replay"
     )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from fastflow.config.schema import Config
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.models.opening import resolve_device
 from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
@@ -90,7 +91,9 @@ def check_devices(config: Config, count: int) -> None:
         import torch
 
         if count > torch.cuda.device_count():
-            raise FastflowError(f"--devices {count}, but this machine has {torch.cuda.device_count()} CUDA devices")
+            raise FastflowError(
+                f"--devices {count}, but this machine has {counted(torch.cuda.device_count(), 'CUDA device')}"
+            )
 
 
 def watch_launcher() -> None:

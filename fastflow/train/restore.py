@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.models.parallel import copy_whole
 from fastflow.models.pulse import PULSE
@@ -144,6 +145,6 @@ def _restore_moments(
     read_tensors(directory, targets)
     counts = [float(entry["step"]) for entry in state.values()]
     if counts and not (max(counts) == updates and min(counts) >= 1):
-        raise ValueError(f"its optimiser counts {max(counts):g} updates and its state {updates}")
+        raise ValueError(f"its optimiser counts {counted(max(counts), 'update', 'g')} and its state {updates}")
     learner.optimizer.state.clear()
     learner.optimizer.state.update(state)

@@ -9,6 +9,7 @@ import platform
 from fastflow.config.reader import read_config
 from fastflow.config.resume import Resume, check_settings
 from fastflow.config.schema import Config
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.models.ranks import Ranks
 from fastflow.run import directory as run_directory
@@ -95,8 +96,8 @@ def check_ranks(saved: Saved, ranks: Ranks) -> None:
     """Say what another number of ranks changes."""
     if saved.state["ranks"] != ranks.count:
         logger.warning(
-            "the save is of %d rank(s) and the run goes on with %d: sums have another order, so that it is no longer "
-            "the uninterrupted one to the bit", saved.state["ranks"], ranks.count,
+            "the save is of %s and the run goes on with %d: sums have another order, so that it is no longer "
+            "the uninterrupted one to the bit", counted(saved.state["ranks"], "rank"), ranks.count,
         )  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def prompts_after(taken: int, count: int, saved: Saved) -> dict[str, int]:
     if saved.state["prompts"] != state:
         raise FastflowError(
             f"the save in {saved.directory} stands at {saved.state['prompts']} of the prompts, and after "
-            f"{saved.state['step']} steps it should be {state}; it is not of this run"
+            f"{counted(saved.state['step'], 'step')} it should be {state}; it is not of this run"
         )
     return state
 

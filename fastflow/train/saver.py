@@ -7,6 +7,7 @@ import logging
 import threading
 
 from fastflow.config.schema import Config
+from fastflow.counted import counted
 from fastflow.run.checkpoints import Checkpoints, name_of
 from fastflow.run.directory import GROWING
 from fastflow.run.durable import flush_file
@@ -99,7 +100,7 @@ class Saver:
         if self.position is None:
             return "no policy was saved before"
         step, updates = self.position.step, self.position.updates
-        return f"the policy after step {step} ({updates} updates) is in {self._run / 'policy'}"
+        return f"the policy after step {step} ({counted(updates, 'update')}) is in {self._run / 'policy'}"
 
     def give_up(self) -> None:
         """Leave a save that is being written unpublished, unless it is published at this moment."""

@@ -141,7 +141,7 @@ def test_a_second_ctrl_c_during_a_save_leaves_the_earlier_save_whole(begin, tmp_
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the save was given up; the policy after step 1 (1 updates) is in" in err
+    assert "the save was given up; the policy after step 1 (1 update) is in" in err
     assert "Traceback" not in out + err
     after = load_file(run / "policy" / "model.safetensors")
     assert all(before[name].equal(after[name]) for name in before)

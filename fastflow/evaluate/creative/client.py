@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate.creative.settings import KEY_VARIABLE, JudgeConfig
 from fastflow.rollout.server.client import Backoff
@@ -112,8 +113,8 @@ class ChatClient:
             if attempt < tries:
                 await asyncio.sleep(max(backoff.seconds(), failure.wait or 0.0))
         raise FastflowError(
-            f"the judge at {self._address} {failure}, {tries} times; check the server, or raise judge.attempts. What "
-            "it has said is kept: the same command goes on from there"
+            f"the judge at {self._address} {failure}, {counted(tries, 'time')}; check the server, or raise "
+            "judge.attempts. What it has said is kept: the same command goes on from there"
         )
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:

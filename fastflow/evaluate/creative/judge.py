@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.client import ChatClient, Refused
 from fastflow.evaluate.creative.questions import REMINDER, Messages
@@ -124,8 +125,8 @@ class Judge:
                 await asyncio.gather(*tasks, return_exceptions=True)
         if refusals and not cost.requests:
             raise FastflowError(
-                f"the judge at {self.settings.address} refused all {len(refusals)} requests; it {refusals[0]}; change "
-                "judge.max_tokens or judge.extra, or name a judge with a longer context"
+                f"the judge at {self.settings.address} refused {counted(len(refusals), 'request')} and answered "
+                f"none; it {refusals[0]}; change judge.max_tokens or judge.extra, or name a judge with a longer context"
             )
         cost.ungraded = sum(value is None for value in values)
         return values

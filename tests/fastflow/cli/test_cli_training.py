@@ -38,8 +38,8 @@ class TestTraining:
         ("skips", "words"),
         [
             (0, ("the base's log-prob of", "is not finite", "optim.lr")),
-            (1, ("the base's log-prob of", "1 update(s) before it were skipped already", "fastflow replay")),
-            (2, ("all 2 updates of the run were skipped", "nothing was learned")),
+            (1, ("the base's log-prob of", "skipped before it: 1 update", "fastflow replay")),
+            (2, ("every update of the run was skipped (2 in all)", "nothing was learned")),
         ],
     )
     def test_a_base_that_scores_nothing_leaves_a_usable_policy(
@@ -60,7 +60,7 @@ class TestTraining:
 
     def test_a_learning_rate_that_destroys_the_weights(self, train):
         outcome = train(optim__lr=1e30, optim__max_grad_norm=1e30, run__steps=3, optim__max_skips=1)
-        check_refused(outcome, "optim.lr", "1 update(s) before it were skipped already")
+        check_refused(outcome, "optim.lr", "skipped before it: 1 update")
 
     def test_only_truncated_responses_and_none_to_be_kept(self, train):
         outcome = train(rollout__max_response_tokens=1, objective__truncated="drop", run__seed=3)

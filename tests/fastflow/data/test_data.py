@@ -136,7 +136,7 @@ class TestMalformed:
             ('["a"]', "a list, but each line must be one JSON object"),
             ('"a"', "a str, but each line must be one JSON object"),
             ('{"promt": "a"}', "no field 'prompt' (data.prompt_field): did you mean promt?"),
-            ('{"data": [{"prompt": "a"}]}', "its field 'data' is a list of 1 records; write that list alone"),
+            ('{"data": [{"prompt": "a"}]}', "its field 'data' is a list of 1 record; write that list alone"),
             ('{"text": "a", "id": 3}', "no field 'prompt' (data.prompt_field): known are id, text"),
             ('{"prompt": ""}', "the prompt is empty"),
             ('{"prompt": " \\n"}', "the prompt is empty"),

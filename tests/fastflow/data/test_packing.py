@@ -136,7 +136,7 @@ def test_a_sequence_over_the_budget_stands_alone_and_is_reported(caplog):
         batches = pack([group], 10)
     assert sorted(batch.sequences.tolist() for batch in batches) == [[0, 2], [1], [3]]
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "2 of 4 sequences exceed batch.tokens_per_microbatch = 10 (longest: 30 tokens)" in message
+    assert "sequences over batch.tokens_per_microbatch = 10: 2 of 4 (longest: 30 tokens)" in message
 
 
 def test_exactly_full_is_not_over_the_budget(caplog):

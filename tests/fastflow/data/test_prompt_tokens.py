@@ -80,7 +80,9 @@ class TestRawText:
         with caplog.at_level(logging.WARNING, logger="fastflow.data"):
             assert tokens(tokenizer, f"ab{END}") == ["a", "b", END]
         (message,) = [record.getMessage() for record in caplog.records]
-        assert message.startswith(f"1 of 1 prompts end with the end-of-sequence token {END} (first: p.jsonl:1)")
+        assert message.startswith(
+            f"prompts with the end-of-sequence token {END} at their end: 1 of 1 (first: p.jsonl:1)"
+        )
 
 
 class TestChat:

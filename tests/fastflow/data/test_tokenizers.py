@@ -100,7 +100,7 @@ def test_repeated_prompts_are_counted_and_kept(caplog):
     with caplog.at_level(logging.INFO, logger="fastflow.data"):
         assert len(tokenized("ab", "c", "ab", "ab")) == 4
     assert [record.getMessage() for record in caplog.records] == [
-        "2 of 4 prompts repeat an earlier one (first: p.jsonl:3); each counts"
+        "prompts that repeat an earlier one: 2 of 4 (first: p.jsonl:3); each counts"
     ]
 
 

@@ -61,7 +61,7 @@ def test_added_tokens_count(pair, theirs):
 
 def test_a_token_of_the_base_alone_is_a_warning(pair, caplog):
     check_same_tokens(pair(with_added(AddedToken("<|im_end|>", special=True)), make_chat_tokenizer()))
-    assert "knows 1 tokens that the policy's does not (first: 39, '<tool>')" in caplog.text
+    assert "knows 1 token that the policy's does not (first: 39, '<tool>')" in caplog.text
 
 
 def test_templates_and_roles_may_differ(pair, caplog):

@@ -146,7 +146,7 @@ def test_the_same_prompt_side_by_side(page):
     assert "question 1?" in cards[1] and "Gold answer: <b>7</b>" in cards[1]
     assert "response 1.0" in cards[1] and "a sharper answer" in cards[1] and "answer <b>8</b>" in cards[1]
     assert [re.search('data-gain="([^"]*)"', card)[1] for card in cards] == ["0.5000", "0.7500", "0.0000", "0.5000"]
-    assert "This page shows all 4 prompts, and all 4 responses of each model to a prompt" in page.text
+    assert "This page shows all of 4 prompts, and all of 4 responses of each model to a prompt" in page.text
     assert "kept in the folder math: responses/sums-0-0123456789ab.parquet, responses/sums-1" in page.text
 
 
@@ -185,7 +185,7 @@ def test_the_page_holds_5_mb_and_says_what_it_left_out(tmp_path):
     ).groups()
     assert samples == "1" and page.source.count(f'id="{"evaluation0-task0"}-prompt-') == int(shown) > 50
     assert "4000 characters left out" in page.text and "of texts with more than 4000 characters the first" in page.text
-    assert "This page shows all 4 prompts, and all 4 responses" in page.text  # the small one is whole
+    assert "This page shows all of 4 prompts, and all of 4 responses" in page.text  # the small one is whole
     assert str(first.name) in page.text
 
 
@@ -195,7 +195,7 @@ def test_fewer_responses_before_fewer_prompts(tmp_path, monkeypatch):
     whole = report.write_evaluation(directory).stat().st_size
     monkeypatch.setattr(report_page, "MOST_BYTES", whole - 200_000)
     page = Page(report.write_evaluation(directory))
-    assert "This page shows all 30 prompts, and the first 2 of 4 responses" in page.text
+    assert "This page shows all of 30 prompts, and the first 2 of 4 responses" in page.text
 
 
 def test_evaluations_of_a_run_and_those_that_are_named(tmp_path):
@@ -216,7 +216,7 @@ def test_of_many_steps_the_table_shows_the_first_and_the_last(tmp_path):
     steps = {f"step {10 * number}": BASE for number in range(12)}
     page = Page(report.write_evaluation(write_evaluation(tmp_path / "e", steps, steps=True)))
     assert "Measure step 0 step 50 step 60" in page.text
-    assert "4 models in between are left out; results.json has them." in page.text
+    assert "4 models in between left out; results.json has them." in page.text
 
 
 def test_the_command_takes_a_run_or_an_evaluation(tmp_path, capsys, evaluation):

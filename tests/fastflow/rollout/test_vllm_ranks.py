@@ -109,7 +109,7 @@ def test_an_engine_that_stays_dead_ends_all_ranks_with_a_save(tmp_path):
     process = begin(tmp_path, "run", 2, loses="always", **{"run.steps": 5, "rollout.restarts": 1})
     said = finish(process, code=2)
     assert said.count("rank 1: it died at Ready; that was loss 2 in a row, and rollout.restarts = 1 allows no") == 1
-    assert said.count("the policy after step 1 (1 updates) is in") == 1
+    assert said.count("the policy after step 1 (1 update) is in") == 1
     assert "lost another rank" not in said and "stops alone" not in said
     state = json.loads((newest_save(tmp_path / "run") / "trainer" / "state.json").read_text())
     assert state["step"] == 1 and state["ranks"] == 2

@@ -238,7 +238,9 @@ def test_a_judge_that_refuses_is_quoted(real, tmp_path, monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     rows = [[{"question": 0, "sample": 0, "prompt": "ab", "response": "cd"}]]
     judge = Judge(JudgeConfig(address=f"{real['reloading'].address}/v1"))
-    with pytest.raises(FastflowError, match=r"refused all 1 requests; it answered .* with 400: max_tokens=1024 cannot"):
+    with pytest.raises(
+        FastflowError, match=r"refused 1 request and answered none; it answered .* with 400: max_tokens=1024 cannot"
+    ):
         grade_quality(judge, find_rubric("poem"), rows, Replies(tmp_path / "replies.jsonl"))
 
 

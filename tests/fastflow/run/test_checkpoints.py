@@ -103,7 +103,9 @@ class TestDamage:
     def test_none_is_whole(self, saves, tmp_path):
         for one in saves:
             (one / "policy/model.safetensors").unlink()
-        with pytest.raises(FastflowError, match=r"none of the 2 saves .* is whole \(the newest, step-2: policy/model"):
+        with pytest.raises(
+            FastflowError, match=r"no save in .* is whole, of 2 there \(the newest, step-2: policy/model"
+        ):
             Checkpoints(tmp_path).newest_whole()
         assert names(tmp_path) == ["step-1", "step-2"]  # nothing is renamed where nothing can be done
 

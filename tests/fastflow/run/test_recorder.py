@@ -126,7 +126,7 @@ class TestConsole:
     def test_skipped_updates_only_where_there_are_any(self):
         assert "skipped" not in self.printed(METRICS)[0]
         nothing = {**METRICS, "skipped_updates": 2, "loss": math.nan, "grad_norm": math.nan}
-        assert "loss nan" in self.printed(nothing)[0] and "  skipped 2 update(s)  " in self.printed(nothing)[0]
+        assert "loss nan" in self.printed(nothing)[0] and "  skipped 2 updates  " in self.printed(nothing)[0]
 
     def test_an_evaluation_has_a_line_for_each_task(self):
         scores = {

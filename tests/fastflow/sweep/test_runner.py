@@ -121,7 +121,7 @@ def test_a_signal_reaches_all_runs_and_no_process_stays(number, tmp_path, capfd)
         assert (tmp_path / "sweep/runs" / name / "stopped").read_text() == str(int(number))
         assert not is_alive(starts(tmp_path, name)[0][0])
     assert starts(tmp_path, "alpha-15_seed-2") == []
-    assert "2 run(s) save what they have reached" in capfd.readouterr().err
+    assert "waiting until 2 runs saved and ended" in capfd.readouterr().err
     assert not (tmp_path / "sweep" / "run.lock").exists()
 
 

@@ -315,7 +315,7 @@ class TestBestSave:
         assert (
             f"best {self.METRIC}: 0.4, after step 1, in {home / 'said' / 'checkpoints' / 'step-1' / 'policy'}" in said
         )
-        assert f"evaluated every 1 steps on own ({QUESTIONS} questions x {SAMPLES} responses)" in said
+        assert f"evaluated every 1 step on own ({QUESTIONS} questions x {SAMPLES} responses)" in said
         assert re.search(r"step 0  before any update\n  eval own  avg@2 10\.0%±10\.0  pass@2 ", said)
 
     def test_early_stopping_ends_the_run_as_a_whole_one(self, home, monkeypatch):

@@ -220,7 +220,7 @@ class TestWhatMayChange:
         self.resume(run, "--run.steps=3", f"--model.path={tmp_path / 'moved'}")
 
     def test_fewer_steps_than_are_done(self, run):
-        with pytest.raises(FastflowError, match=r"run\.steps = 1 \(was 2\) is less than the 2 steps"):
+        with pytest.raises(FastflowError, match=r"run\.steps = 1 \(was 2\) is less than the step 2"):
             self.resume(run, "--run.steps=1")
 
     def test_a_learning_rate_with_an_end_keeps_it(self, tmp_path):
