@@ -49,7 +49,8 @@ def test_the_figures_are_the_demos_own(sums, tmp_path):
     assert scores["well_formed"]["value"] == pytest.approx(expected["boxed_share"], abs=0.011)
     assert (tmp_path / entry["responses"]).is_file()
     assert (
-        f"This page shows all of {len(held_out)} prompts, and the first 4 of 16" in (tmp_path / "report.html").read_text()
+        f"This page shows all of {len(held_out)} prompts, and the first 4 of 16"
+        in (tmp_path / "report.html").read_text()
     )
 
 
