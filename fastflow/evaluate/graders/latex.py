@@ -69,6 +69,8 @@ _PLAIN_WORDS = {"and", "or", "if", "for", "in", "is", "the", "no", "yes", "not",
                 "day", "hz", "pa", "kj", "kn", "mol", "ms", "kw", "kv", "ma", "nm", "dm", "oz", "lb", "lbs", "mi",
                 "but", "has", "are", "its", "it", "on", "he", "she", "only", "sq", "ways"}  # fmt: skip
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*?)\\end\{\1\}", re.DOTALL)
+_PREFIXES = {"x": 16, "b": 2, "o": 8}
+_PREFIXED = re.compile(r"^\s*0([xbo])([0-9A-Fa-f]+)\s*$")  # 0x3F as a whole answer
 _LARGE_WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 _LARGE = re.compile(rf"(?<=\d)\s*«\s*({'|'.join(_LARGE_WORDS)})(?![A-Za-z])\s*([^»]*)»", re.IGNORECASE)
 _CJK = re.compile(r"«\s*(?P<said>[^«»]*?)\s*»|(?P<bare>[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]+)")
@@ -95,7 +97,7 @@ def normalise(text: str) -> str:
     )
     text = re.sub(r"\\\\\s*\[-?[\d.]+\s*(?:pt|em|ex|mm|cm)\]", r"\\\\", text).replace("{}", "")
     text = usual_forms(text)
-    text = _MATRIX.sub(lambda found: f"⟦{found.group(2).replace(chr(92) * 2, ';')}⟧", text)
+    text = _MATRIX.sub(_matrix, text)
     text = re.sub(r"\\[()\[\]]|\\\\|\\(?:text)?color\s*\{[^{}]*\}", " ", text)
     text = re.sub(r"\\(?:left|right)\s*\.", "", text).replace("{:}", ":").replace("+/-", "\\pm ")
     text = (
@@ -109,6 +111,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\([A-Za-z]+)", lambda found: _macro(found.group(1)), text)
     text = re.sub(r"\^\s*\{?\s*\\degree\s*\}?|\^\s*\{\s*o\s*\}|\^o\b", r"\\degree ", text)
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))", "*", text)
+    text = _PREFIXED.sub(lambda found: f"{found.group(2)}_{{{_PREFIXES[found.group(1)]}}}", text)
     text = (
         text.replace("**", "^").replace("<=", "\\le ").replace(">=", "\\ge ").replace("!=", "\\ne ").replace("==", "=")
     )
@@ -124,6 +127,14 @@ def normalise(text: str) -> str:
     text = _LARGE.sub(lambda found: f"*10^{{{_LARGE_WORDS[found.group(1).lower()]}}}«{found.group(2)}»", text)
     text = re.sub(r"[\[(]\s*(⟦[^⟧]*⟧)\s*[\])]", r"\1", text.replace("«»", ""))
     return re.sub(r"\s+", " ", text).strip()
+
+
+def _matrix(found: re.Match[str]) -> str:
+    """The rows of a matrix between semicolons; entries that only commas part are parted by & as in LaTeX."""
+    inside = found.group(2).replace("\\\\", ";")
+    if "&" not in inside and not re.search(r"[({]", inside):
+        inside = inside.replace(",", "&")
+    return f"⟦{inside}⟧"
 
 
 def _characters(text: str) -> str:

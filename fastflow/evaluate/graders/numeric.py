@@ -42,7 +42,10 @@ _LABEL = re.compile(
     r"\b(?:step|case|part|question|problem|page|pages|chapter|figure|table|line|example|section|note)\s+\d+\b:?",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(r"(?<=[\w%$°])\s+\([^()]*\)(?=\s*[.!]?\s*$)")
+_ASIDE = re.compile(
+    r"(?<=[\w%$°])(?:\s+\([^()]*\)|,\s+(?:which|that) is\s+(?:twice|thrice|half|double|triple)\b[^=.!?\n]*)"
+    r"(?=\s*[.!]?\s*$)"
+)
 _UNITS = re.compile(r"(?<=\d)(?=(?:[kcm]?m|k?g|ml|min|h|km/h|mph|s)\b)")
 _UNFINISHED = re.compile(r"could not|cannot|can't|don't know|do not know|unable|not sure|unknown", re.IGNORECASE)
 

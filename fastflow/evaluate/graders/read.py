@@ -307,6 +307,9 @@ def _words(text: str) -> Answer:
     bare = re.sub(r"\s+", " ", re.sub(r"[«»]", " ", text)).strip().lower()
     if bare in _NUMBER_WORDS:
         return Quantity(("num", Fraction(_NUMBER_WORDS.index(bare))), None, bare)
+    count, _, rest = bare.partition(" ")
+    if count in _NUMBER_WORDS and " " not in rest and (unit := read_unit(rest)).is_known:
+        return Quantity(("num", Fraction(_NUMBER_WORDS.index(count))), unit, bare)
     if "«" not in text and re.search(r"[\d\\A-Za-z]", text):
         return Words(text, is_formula=True)
     bare = re.sub(r"\b(?:the|a|an)\b|[^\w\s^+*/=<>-]", " ", bare)
