@@ -82,10 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="fastflow",
         description="Fine-tune language models without labels or rewards: sharpen or flatten their own distribution.",
+        epilog="fastflow COMMAND --help describes a command and its options.",
     )
     parser.add_argument("--version", action="version", version=f"fastflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    demo = commands.add_parser("demo", help="make, sharpen and flatten two small models; about 3 minutes on a CPU")
+
+    def add(name: str, does: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+
+    demo = add("demo", "make, sharpen and flatten two small models; about 3 minutes on a CPU")
     demo.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
     demo.add_argument("--output", default="runs/demo", help="directory for all that it makes (default: runs/demo)")
     demo.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
@@ -94,19 +99,19 @@ def _parser() -> argparse.ArgumentParser:
         help="engine that samples while a policy trains (default: local)",
     )  # fmt: skip
     demo.set_defaults(run=_demo)
-    commands.add_parser("plan", help="say whether a run fits the memory; see fastflow plan --help", add_help=False)
-    commands.add_parser("train", help="train a model; see fastflow train --help", add_help=False)
-    commands.add_parser("sweep", help="train with a grid of settings; see fastflow sweep --help", add_help=False)
-    commands.add_parser("evaluate", help="measure and compare models; see fastflow evaluate --help", add_help=False)
-    verify = commands.add_parser("verify", help="check the trainer against exact answers on enumerable models")
+    commands.add_parser("plan", help="say whether a run fits the memory", add_help=False)
+    commands.add_parser("train", help="train a model", add_help=False)
+    commands.add_parser("sweep", help="train with a grid of settings", add_help=False)
+    commands.add_parser("evaluate", help="measure and compare models", add_help=False)
+    verify = add("verify", "check the trainer against exact answers, on models small enough to have them")
     verify.set_defaults(run=_verify)
-    grade = commands.add_parser("grade", help="grade responses in a JSONL: right, wrong, unparsed or timed out")
+    grade = add("grade", "grade responses in a JSONL: right, wrong, unparsed or timed out")
     grade.set_defaults(run=_grade)
-    report = commands.add_parser("report", help="write one self-contained HTML file about a run or an evaluation")
+    report = add("report", "write one self-contained HTML file about a run or an evaluation")
     report.set_defaults(run=_report)
-    replay = commands.add_parser("replay", help="compute a skipped update of a run again, and say what goes bad in it")
+    replay = add("replay", "compute a skipped update of a run again, and say what goes bad in it")
     replay.set_defaults(run=_replay)
-    doctor = commands.add_parser("doctor", help="say what is installed, what works, and how to mend the rest")
+    doctor = add("doctor", "say what is installed, what works, and how to mend the rest")
     doctor.set_defaults(run=_doctor)
     from fastflow.doctor import command as doctor_command
     from fastflow.grade import command as grade_command
@@ -138,7 +143,9 @@ def _train(arguments: list[str]) -> int:
         from fastflow.train.dry_run import check_inputs
 
         first_prompt = check_inputs(request.config)
-        print(to_yaml(request.config) + "".join(f"# {visible(line)}\n" for line in first_prompt.splitlines()), end="")
+        ready = ["All of this was checked: the same command without --dry-run trains."] if first_prompt else []
+        comments = [f"# {visible(line)}\n" for line in (*first_prompt.splitlines(), *ready)]
+        print(to_yaml(request.config) + "".join(comments), end="")
         return 0
     if devices > 1:
         from fastflow.train.launch import check_devices

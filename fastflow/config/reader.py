@@ -21,7 +21,7 @@ from fastflow.config import lists, yaml_file
 from fastflow.config.parser import CommandParser
 from fastflow.config.presets import PRESETS
 from fastflow.config.schema import Config, sections
-from fastflow.config.setting import help_text, suggest
+from fastflow.config.setting import heading, help_text, suggest
 from fastflow.config.settings_file import is_known, read_settings_file, setting_names, suggest_setting
 from fastflow.errors import FastflowError
 
@@ -91,7 +91,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--devices", type=int, metavar="N", help="Train on N devices of this machine, one process each")
     parser.add_argument("--dry-run", action="store_true", help="Check and print the resolved settings, then exit")
     for name, section in sections().items():
-        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")
+        group = parser.add_argument_group(heading(name, section))
         hints = typing.get_type_hints(section)
         for entry in dataclasses.fields(section):
             group.add_argument(

@@ -118,6 +118,11 @@ def _check_plain(name: str, value: Any, depth: int = 0) -> None:
         )
 
 
+def heading(name: str, section: type) -> str:
+    """The line over a section's options in a command's help, which ends with a colon of the parser's."""
+    return f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}"
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest known names, otherwise all of them."""
     known = [str(entry) for entry in known]

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 
 from fastflow.config import lists, yaml_file
 from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
-from fastflow.config.setting import Section, help_text, setting, suggest
+from fastflow.config.setting import Section, heading, help_text, setting, suggest
 from fastflow.config.settings_file import read_settings_file
 from fastflow.errors import FastflowError
 from fastflow.evaluate import elsewhere
@@ -150,10 +150,11 @@ def build_parser() -> ArgumentParser:
         f"without their section: --tasks is --eval.tasks. Tasks that come along: {', '.join(names())}.",
         exit_on_error=False,
         allow_abbrev=False,
+        print_config=None,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
     for name, section in SECTIONS.items():
-        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")
+        group = parser.add_argument_group(heading(name, section))
         hints = typing.get_type_hints(section)
         for entry in dataclasses.fields(section):
             if entry.name in _entries(name):

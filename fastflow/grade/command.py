@@ -69,6 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
             kept = f"; {arguments.output} holds them" if arguments.output and verdicts else ""
             raise RunStopped(f"stopped after {len(verdicts)} of {counted(len(items), 'line')}{kept}", stop) from stop
     _print_table(console, items, verdicts)
+    told = "give --output OUT for the verdict on each line"
+    if arguments.output is not None:
+        told = f"the verdict on each line is in {arguments.output}"
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

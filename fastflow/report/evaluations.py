@@ -115,7 +115,10 @@ def read_evaluation(directory: Path) -> Evaluation:
     except (ValueError, RecursionError) as error:
         raise FastflowError(f"{file} is broken ({error}); remove it and evaluate again") from error
     if not isinstance(tree, dict) or not _are_tables(tree.get("tasks")):
-        raise FastflowError(f"{file} is no result of fastflow evaluate; give the directory of an evaluation")
+        raise FastflowError(
+            f"{file} is no result of fastflow evaluate; give the directory of a run or of an evaluation "
+            "(a sweep has its own page, report.html in its directory)"
+        )
     notes: list[str] = []
     tasks = [_task(directory, entry, notes) for entry in tree["tasks"]]
     settings, conventions = (tree.get(name) for name in ("settings", "conventions"))

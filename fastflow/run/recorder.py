@@ -92,8 +92,8 @@ class ConsoleSink(Sink):
             *([f"skipped {counted(metrics['skipped_updates'], 'update')}"] if metrics["skipped_updates"] else []),
             *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
             *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
-            f"{metrics['responses'] / metrics['seconds']:.0f} responses/s",
-            f"{metrics['tokens'] / metrics['seconds']:.0f} tokens/s",
+            f"{counted(metrics['responses'] / metrics['seconds'], 'response', '.0f')}/s",
+            f"{counted(metrics['tokens'] / metrics['seconds'], 'token', '.0f')}/s",
             *([f"{duration(left)} left"] if left else []),
         ]
         self._console.print("  ".join(fields), highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ import torch
 
 from fastflow import __version__
 from fastflow.config.sections import EVALUATED
+from fastflow.counted import counted
 from fastflow.run.directory import STATUS_FILE
 from fastflow.run.durable import FRESH
 from fastflow.run.evaluated import SECONDS, is_evaluated
@@ -97,7 +98,7 @@ def describe_machine(device: torch.device) -> str:
     """Versions and hardware, for a run's first line."""
     import transformers
 
-    hardware = f"{platform.machine()} with {torch.get_num_threads()} threads"
+    hardware = f"{platform.machine()} with {counted(torch.get_num_threads(), 'thread')}"
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import shlex
 import signal
 import sys
 from dataclasses import fields
@@ -70,6 +71,10 @@ def train(
 
         report = write_report(trainer.directory)
         console.print(f"report written to {report}", markup=False, highlight=False, soft_wrap=True)
+    if not config.eval.every:
+        models = shlex.join([config.model.path, str(trainer.directory)])
+        told = f"to compare it with its base: fastflow evaluate {models} --tasks TASK,TASK"
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
     return policy
 
 
@@ -194,5 +199,6 @@ def describe_body(trainer: Trainer) -> str:
     if isinstance(learner.base, FrozenModel):
         weights = list(learner.base.model.parameters())
         narrow = sum(weight.numel() for weight in weights if weight.dtype == torch.bfloat16)
-        parts.append(f"{narrow / sum(weight.numel() for weight in weights):.0%} of the base in bfloat16")
+        share = narrow / sum(weight.numel() for weight in weights)
+        parts.append(f"{share:.0%} of the base in bfloat16" if narrow else "base in float32")
     return ", ".join(parts)

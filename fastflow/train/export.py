@@ -120,8 +120,8 @@ class Exporter:
             shutil.copyfile(file, directory / file.name)
 
 
-def announce(report: ExportReport, config: Config) -> None:
-    """Log how much of what was learned the export's type loses; over 5 % is a warning."""
+def announce(report: ExportReport, config: Config, *, again: bool = False) -> None:
+    """Log how much of what was learned the export's type loses; over 5 % is a warning. again: say only what is one."""
     loss = report.update_error
     if loss is None:
         return
@@ -131,6 +131,8 @@ def announce(report: ExportReport, config: Config) -> None:
             "the policy is saved in %s, whose rounding takes %.3g %% of what was learned (relative error of the weight "
             "update); %sset --run.export_dtype float32", report.dtype, 100 * loss, kept,
         )  # fmt: skip
+        return
+    if again:
         return
     instead = ""
     if (in_bfloat16 := report.update_error_in_bfloat16) is not None and report.dtype == "float32":

@@ -40,6 +40,7 @@ class Saver:
         self._done = threading.Event()  # not the thread's own end: a signal in `join` makes some Pythons forget that
         self._failure: BaseException | None = None
         self._report: ExportReport | None = None
+        self._announced = False
         self._publishing = threading.Lock()
         self._given_up = False
 
@@ -93,7 +94,8 @@ class Saver:
             raise (failed or SaveFailed(told)) from failure
         self.position = position
         if self._report is not None:
-            announce(self._report, self._config)
+            announce(self._report, self._config, again=self._announced)
+            self._announced = True
 
     def last(self) -> str:
         """A sentence on where the newest save is."""

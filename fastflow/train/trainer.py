@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -199,7 +200,7 @@ class Trainer:
                     self.saver.wait()
                 return self.directory / "policy"
             except KeyboardInterrupt as stop:
-                said = f"{cause(stop)}; {self.rescue(stop)}"
+                said = f"{cause(stop)}; {self.rescue(stop)}{self._how_to_go_on()}"
                 raise self._last_word(interrupt.RunStopped(said, stop), stop) from stop
             except (FastflowError, torch.OutOfMemoryError) as stop:
                 raise self._last_word(FastflowError(f"{cause(stop)}; {self.rescue(stop)}"), stop) from stop
@@ -356,6 +357,12 @@ class Trainer:
         """What ends the run; where all ranks end with it, the first says so."""
         error.silent = not self.ranks.is_first and stops_all_ranks(stop)
         return error
+
+    def _how_to_go_on(self) -> str:
+        """The command that goes on from the newest save; nothing without one."""
+        if self.saver.position is None:
+            return ""
+        return f"; to go on: fastflow train --resume {shlex.quote(str(self.directory))}"
 
     def rescue(self, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is. A save is a collective: where one rank has to stop

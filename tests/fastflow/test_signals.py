@@ -70,7 +70,8 @@ def test_a_signal_saves_what_the_run_has_reached(number, begin, tmp_path):
     run = tmp_path / "run"
     step, updates = state_of(run)["step"], state_of(run)["updates"]
     assert err.splitlines()[-1] == (
-        f"fastflow: {NAMES[number]}; the policy after step {step} ({updates} updates) is in {run / 'policy'}"
+        f"fastflow: {NAMES[number]}; the policy after step {step} ({updates} updates) is in {run / 'policy'}; "
+        f"to go on: fastflow train --resume {run}"
     )
     assert step in (lines_in(tmp_path / "run" / "metrics.jsonl"), lines_in(tmp_path / "run" / "metrics.jsonl") + 1)
     assert load_file(tmp_path / "run" / "policy" / "model.safetensors")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from command_line import check_refused, invoke, write
+from fastflow.cli import main
+
+
+@pytest.mark.parametrize("command", ["demo", "verify", "grade", "report", "replay", "doctor", "train", "evaluate"])
+def test_every_help_says_what_the_command_does(capsys, command):
+    with contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    usage, description = re.split(r"\n\n", shown)[:2]
+    assert usage.startswith("usage: ") and description[0].isupper() and description.rstrip().endswith(".")
+    assert ".:" not in shown and "print_config" not in shown
 
 
 class TestArguments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,9 @@ class TestTraining:
         code, out, _ = train(run__steps=1)
         assert code == 0
         assert f"policy saved in {tmp_path / 'run' / 'policy'}" in out
+        assert re.search(
+            rf"^to compare it with its base: fastflow evaluate \S+ {tmp_path}/run --tasks", out, re.MULTILINE
+        )
         before = (tmp_path / "run" / "metrics.jsonl").read_text()
         check_refused(train(run__steps=1), tmp_path / "run", "already holds a run", "--run.output", "--run.overwrite")
         assert (tmp_path / "run" / "metrics.jsonl").read_text() == before

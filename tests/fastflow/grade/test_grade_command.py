@@ -36,6 +36,9 @@ def test_each_line_comes_back_with_its_verdict(tmp_path, capsys):
     ]
     table = capsys.readouterr().out
     assert "timed_out" in table and "50.0%" in table
+    assert table.splitlines()[-1] == f"the verdict on each line is in {output}"
+    assert main(["grade", str(tmp_path / "in.jsonl"), "--workers", "1"]) == 0
+    assert "--output OUT for the verdict on each line" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

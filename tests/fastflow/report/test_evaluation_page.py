@@ -263,7 +263,7 @@ def test_files_are_read_in_the_directory_alone(tmp_path, name):
     [
         ("{", "results.json is broken"),
         ("[]", "is no result of fastflow evaluate"),
-        ('{"title": "a sweep", "groups": {}}', "is no result of fastflow evaluate"),
+        ('{"title": "a sweep", "groups": {}}', "is no result of fastflow evaluate; .*a sweep has its own page"),
         ('{"tasks": [{"name": "a", "models": []}]}', "names a task without scores"),
         ('{"tasks": [{"name": "a", "models": [{"name": "b", "scores": {}}]}]}', "broken at the task a"),
     ],

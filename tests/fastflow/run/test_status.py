@@ -107,4 +107,4 @@ def test_versions_and_hardware_in_a_line():
     import torch
 
     line = describe_machine(torch.device("cpu"))
-    assert f"torch {torch.__version__}" in line and "threads" in line and "\n" not in line
+    assert f"torch {torch.__version__}" in line and " thread" in line and "\n" not in line

@@ -54,6 +54,11 @@ class TestAdaptersInBfloat16:
         assert report["update_error_in_bfloat16"] > 0.5  # which is what the export was before
         assert f"relative error of the weight update {error:.3g}, where bfloat16 would have" in caplog.text
 
+    def test_it_is_said_once_a_run(self, bfloat16_model, tmp_path, caplog):
+        caplog.set_level(logging.INFO, "fastflow")
+        run(tmp_path, **LORA, run__save_every=1, run__steps=2)
+        assert caplog.text.count("relative error of the weight update") == 1
+
     @pytest.mark.parametrize("lr", [1e-5, 1e-3, 1e-1])
     def test_bfloat16_says_truly_what_it_takes(self, lr, bfloat16_model, tmp_path, caplog):
         policy = run(tmp_path, **{**LORA, "optim__lr": lr}, run__export_dtype="bfloat16")

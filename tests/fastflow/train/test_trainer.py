@@ -265,7 +265,7 @@ def test_the_announcement_names_what_computes_the_loss(settings):
     announcement = describe(Trainer(configure(settings), Console(quiet=True)))
     kernels = explain(torch.zeros(1, 1), torch.zeros(1, 1))
     assert kernels.startswith(("native: compiled sweeps", "torch: "))
-    assert f"attention sdpa\nlayers plain, 0% of the base in bfloat16\nkernels {kernels}\n" in announcement
+    assert f"attention sdpa\nlayers plain, base in float32\nkernels {kernels}\n" in announcement
 
 
 def test_the_announcement_names_the_switches_of_the_released_code(settings):
