@@ -86,14 +86,16 @@ def check_known(prompts: Sequence[RecordedPrompt], vocab_size: int) -> None:
                 )
 
 
-def describe(prompts: Sequence[RecordedPrompt], prompts_per_step: int, steps: int) -> str:
-    """Say how much there is, and how often the run goes through it."""
+def describe(prompts: Sequence[RecordedPrompt], prompts_per_step: int, steps: int, taken: int) -> str:
+    """Say how much there is, and how often the run goes through it. taken: responses to a prompt in its turn."""
     counts = [len(prompt.responses) for prompt in prompts]
     each = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     epochs = steps * prompts_per_step / len(prompts)
+    again = f", each time with {counted(taken, 'response')}"
+    again += ", so that some are taken more than once" if taken > min(counts) else ""
     return (
         f"{counted(sum(counts), 'recorded response')} to {counted(len(prompts), 'prompt')}, {each} each; each prompt "
-        f"has its turn {counted(epochs, 'time', '.3g')}"
+        f"has its turn {counted(epochs, 'time', '.3g')}{again}"
     )
 
 

@@ -112,7 +112,9 @@ def describe(trainer: Trainer) -> str:
     )
     several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
-    recorded = describe_recorded(known, batch.prompts_per_step, config.run.steps) + "\n" if known else ""
+    recorded = ""
+    if known:
+        recorded = f"{describe_recorded(known, batch.prompts_per_step, config.run.steps, batch.responses_per_prompt)}\n"
     return (
         f"{several}{describe_objective(trainer)} on "
         f"{config.model.path}: {trained:,} trained parameters on {policy.device}, attention {policy.kernel}\n"
@@ -169,7 +171,7 @@ def describe_objective(trainer: Trainer) -> str:
         power = f"beta {settings.beta:g}" if settings.name in WITHOUT_ALPHA else f"alpha {settings.alpha:g}"
         return f"{settings.name} at {power} (log_z {settings.log_z}{form})"
     if isinstance(objective, MaximumLikelihood):
-        return f"{settings.name}, maximum likelihood ({settings.distil_average}) of recorded responses, no base"
+        return f"{settings.name}, maximum likelihood ({settings.distil_average}) of recorded responses, without a base,"
     if isinstance(objective, PolicyGradient):
         surrogate = trainer.config.surrogate
         return f"{settings.name}, policy gradient (ratio {surrogate.ratio}, average {surrogate.average})"

@@ -71,7 +71,9 @@ def _describe_recorded(config: Config, records: list[Record], tokenizer: PreTrai
     response = first.responses[0]
     ending = {"stop": "ended", "length": "cut, so that it teaches no end"}[response.finish_reason]
     return "\n".join([
-        recorded.describe(prompts, config.batch.prompts_per_step, config.run.steps),
+        recorded.describe(
+            prompts, config.batch.prompts_per_step, config.run.steps, config.batch.responses_per_prompt
+        ),
         f"The first, {first.source}, in {len(first.ids)} and {counted(len(response), 'token')}; it {ending}:",
         f"  prompt    {json.dumps(tokenizer.decode(first.ids.tolist()), ensure_ascii=False)}",
         f"  response  {json.dumps(tokenizer.decode(response.response_ids.tolist()), ensure_ascii=False)}",

@@ -81,9 +81,10 @@ def test_responses_are_gathered_by_prompt(read):
     )
     assert (first.text, first.weights, second.weights) == ("ab", (2.0, 2.0, 1.0), (1.0,))
     assert first.source.endswith(":1")
-    assert describe([first, second], prompts_per_step=4, steps=3) == (
-        "4 recorded responses to 2 prompts, 1 to 3 each; each prompt has its turn 6 times"
-    )
+    told = "4 recorded responses to 2 prompts, 1 to 3 each; each prompt has its turn 6 times, each time with "
+    assert describe([first, second], prompts_per_step=4, steps=3, taken=1) == told + "1 response"
+    again = "2 responses, so that some are taken more than once"
+    assert describe([first, second], prompts_per_step=4, steps=3, taken=2) == told + again
 
 
 def test_prompts_in_tokens(read):

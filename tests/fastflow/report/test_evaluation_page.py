@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from evaluations import row, rows_of, write_evaluation
 from fastflow.errors import FastflowError
 from fastflow.report import command as report
 from fastflow.report import page as report_page
+from fastflow.report.comparison import describe_settings
 from fastflow.report.coverage import compare_words, drawn_ks
 from fastflow.report.evaluations import find_evaluations, read_evaluation, short_names
 from fastflow.report.paired import Difference, measure_of, paired
@@ -293,3 +295,10 @@ def test_names_leave_out_common_folders():
     assert short_names(["runs/base", "runs/alpha_4/policy"]) == ["base", "alpha_4/policy"]
     assert short_names(["runs/base"]) == ["runs/base"]
     assert short_names(["a", "a/b"]) == ["a", "a/b"]
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(0, []), (20, [("limit", "20")])])
+def test_a_limit_is_shown_only_where_there_is_one(tmp_path, limit, shown):
+    evaluation = read_evaluation(write_evaluation(tmp_path / "e", {"base": BASE}))
+    found = describe_settings(replace(evaluation, settings=evaluation.settings | {"limit": limit}))
+    assert [entry for entry in found if entry[0] == "limit"] == shown

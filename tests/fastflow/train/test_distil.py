@@ -13,6 +13,7 @@ from cli_runs import settings as tiny
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.rollout import engines
+from fastflow.train.command import describe
 from fastflow.train.dry_run import check_inputs
 from fastflow.train.trainer import Trainer
 from resumed_runs import check_same, configure, run_to_the_end, run_until_killed
@@ -59,7 +60,10 @@ def test_no_base_is_loaded_and_the_run_says_what_it_learns_from(tmp_path):
     config = configure(tmp_path, **distil(tmp_path))
     trainer = Trainer(config, Console(quiet=True))
     assert trainer.learner.base is None
-    assert "40 recorded responses to 10 prompts, 4 each; each prompt has its turn 1.6 times" in check_inputs(config)
+    assert "40 recorded responses to 10 prompts, 4 each; each prompt has its turn 1.6 times, each" in check_inputs(
+        config
+    )
+    assert "of recorded responses, without a base, on " in describe(trainer)
     trainer.close()
 
 
