@@ -17,11 +17,13 @@ from typing import NoReturn
 
 from fastflow import __version__
 from fastflow.config.parser import CommandParser
+from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError, named_paths
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
 from fastflow.visible import one_sentence, visible
 
 SPEAKING_SECONDS = 10.0  # for a rank to leave the watch of the others, and to say why all end
+COMMANDS = ("demo", "doctor", "evaluate", "grade", "plan", "replay", "report", "sweep", "train", "verify")
 
 
 def command() -> NoReturn:
@@ -66,6 +68,8 @@ def _let_another_speak() -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise FastflowError(f"unknown command {arguments[0]!r}: {suggest(arguments[0], COMMANDS)}")
     if arguments[:1] == ["train"]:  # jsonargparse reads its options
         return _train(arguments[1:])
     if arguments[:1] == ["plan"]:  # and so are these
@@ -140,10 +144,11 @@ def _train(arguments: list[str]) -> int:
     request = read_request(arguments)
     if request.dry_run:
         _show_warnings(logging.StreamHandler())
-        from fastflow.train.dry_run import check_inputs
+        from fastflow.train.dry_run import NO_PROMPT, check_inputs
 
         first_prompt = check_inputs(request.config)
-        ready = ["All of this was checked: the same command without --dry-run trains."] if first_prompt else []
+        ready = ["All of this was checked: the same command without --dry-run trains."]
+        ready = [] if first_prompt.startswith(NO_PROMPT) else ready
         comments = [f"# {visible(line)}\n" for line in (*first_prompt.splitlines(), *ready)]
         print(to_yaml(request.config) + "".join(comments), end="")
         return 0

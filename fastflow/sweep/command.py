@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,7 @@ def check_output(output: Path) -> None:
 
 def check_runs(request: Request) -> None:
     """Raise FastflowError for missing models, data, functions and packages of any run; equal ones are read once."""
+    from fastflow.data import is_file
     from fastflow.train.dry_run import check_inputs
 
     checked = set()
@@ -91,6 +93,8 @@ def check_runs(request: Request) -> None:
         checked.add(needs)
         try:
             check_inputs(config)
+            if not request.dry_run and is_file(config.data) and not os.path.exists(config.data.path):
+                raise FastflowError(f"data file {config.data.path} does not exist; check data.path")
         except FastflowError as error:
             raise FastflowError(f"run {entry.name}: {error}") from error
 

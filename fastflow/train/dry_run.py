@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NO_PROMPT = "No prompt to show"
+
+
 def check_inputs(config: Config) -> str:
     """Raise FastflowError for what would stop the run: missing inputs or packages, bad functions or records.
 
@@ -38,7 +41,7 @@ def check_inputs(config: Config) -> str:
         load_function(config.objective.reward, "objective.reward")
     read_works([task for task in find_tasks(config) if task.path], config)
     if not is_gym(config.data) and not (is_file(config.data) and os.path.exists(config.data.path)):
-        return "No prompt to show: data.path is not a file on this machine."
+        return f"{NO_PROMPT}: data.path is not a file on this machine."
     return first_prompt(config, read_records(config.data))
 
 
@@ -57,7 +60,7 @@ def first_prompt(config: Config, records: list[Record]) -> str:
                 model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
             )
         except Exception:  # a hub id that was never fetched raises errors of many types
-            return f"No prompt to show: the tokenizer of {model.path} is not on this machine."
+            return f"{NO_PROMPT}: the tokenizer of {model.path} is not on this machine."
     if config.objective.name in OFFLINE:
         return _describe_recorded(config, records, tokenizer)
     return describe_first(tokenize(records, tokenizer, config.data), tokenizer, config.data)

@@ -24,9 +24,11 @@ def test_every_help_says_what_the_command_does(capsys, command):
 
 
 class TestArguments:
-    @pytest.mark.parametrize("arguments", [["trian"], ["plot", "runs/x"]])
-    def test_an_unknown_command(self, capsys, arguments):
-        check_refused(invoke(capsys, *arguments), arguments[0], "train", "report")
+    @pytest.mark.parametrize(
+        ("arguments", "words"), [(["trian"], "did you mean train?"), (["fine-tune", "x"], "known are demo, doctor")]
+    )
+    def test_an_unknown_command(self, capsys, arguments, words):
+        check_refused(invoke(capsys, *arguments), f"unknown command '{arguments[0]}': {words}")
 
     def test_no_command(self, capsys):
         check_refused(invoke(capsys), "COMMAND")

@@ -162,7 +162,7 @@ class TestMain:
         file = write(tmp_path / "resolved.yaml", out)
         again = invoke(capsys, "train", "--config", file, "--dry-run")
         assert again == (0, out, "")
-        assert "lr: 0.0001\n" in out
+        assert "lr: 0.0001\n" in out and "All of this was checked" not in out  # its prompts are not here
 
     @pytest.mark.parametrize(
         ("option", "value", "words"),

@@ -173,6 +173,13 @@ def test_what_is_missing_is_found_before_the_first_run(tmp_path, capsys):
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_data_file_that_is_missing_is_found_before_the_first_run(tmp_path, capsys):
+    words = ["sweep", *options(tmp_path), f"--data.path={tmp_path / 'nowhere.jsonl'}"]
+    assert main([*words, "--dry-run"]) == 0  # as fastflow train --dry-run: it may lie on the machine of the runs
+    assert main(words) == 2
+    assert "nowhere.jsonl does not exist; check data.path" in capsys.readouterr().err
+
+
 def test_a_dry_run_lists_the_runs_and_makes_nothing(tmp_path, capsys):
     words = [*options(tmp_path), "--grid=objective.alpha=1,2", "--dry-run"]
     assert main(["sweep", *words]) == 0
