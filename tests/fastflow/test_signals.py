@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
+from fastflow.counted import counted
 
 pytestmark = pytest.mark.slow  # a process a test; some of them new, as users start them, and the others forked
 
@@ -70,8 +71,8 @@ def test_a_signal_saves_what_the_run_has_reached(number, begin, tmp_path):
     run = tmp_path / "run"
     step, updates = state_of(run)["step"], state_of(run)["updates"]
     assert err.splitlines()[-1] == (
-        f"fastflow: {NAMES[number]}; the policy after step {step} ({updates} updates) is in {run / 'policy'}; "
-        f"to go on: fastflow train --resume {run}"
+        f"fastflow: {NAMES[number]}; the policy after step {step} ({counted(updates, 'update')}) is in "
+        f"{run / 'policy'}; to go on: fastflow train --resume {run}"
     )
     assert step in (lines_in(tmp_path / "run" / "metrics.jsonl"), lines_in(tmp_path / "run" / "metrics.jsonl") + 1)
     assert load_file(tmp_path / "run" / "policy" / "model.safetensors")

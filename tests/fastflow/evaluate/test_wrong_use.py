@@ -120,7 +120,7 @@ class TestModels:
 
     def test_no_room_in_the_context(self, evaluate):
         outcome = evaluate("--max_tokens", "500")
-        check_refused(outcome, "letters.jsonl:1 has 1 tokens", "context of 128", "lower eval.max_tokens")
+        check_refused(outcome, "letters.jsonl:1 has 1 token;", "context of 128", "lower eval.max_tokens")
 
     def test_no_chat_template(self, evaluate):
         check_refused(evaluate("--chat_template", "true"), "eval.chat_template is on", "eval.chat_template = false")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from command_line import check_refused, invoke
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.objectives.flow import FlowObjective
 from fastflow.replay.recompute import replay
@@ -64,7 +65,7 @@ def test_the_same_numbers_again(run, kept):
     found = replay(kept)
     before = found.batch.about["updates"]
     assert not found.finite and found.weights.endswith("which are those of the skipped update")
-    assert f"({before} updates)" in found.weights
+    assert f"({counted(before, 'update')})" in found.weights
     dropout = (run / "adapter").exists()
     assert ["lora.dropout" in note for note in found.notes] == [True] * dropout
     then, now = found.batch.result, found.now
