@@ -124,7 +124,7 @@ def test_rows_whose_solution_has_no_box_are_left_out(tmp_path, caplog):
     rows = [ROWS["numina_holdout"], {"problem": "Prove it.", "solution": "Clear."}]
     (tmp_path / "numina_holdout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(read_questions(find_task("numina_holdout"), folder=str(tmp_path), limit=0)) == 1
-    assert "1 of 2 rows have no gold answer" in caplog.text
+    assert "rows without a gold answer in a box are left out: 1 of 2" in caplog.text
 
 
 def test_own_files_of_choices_need_the_field_choices(tmp_path):
