@@ -92,8 +92,7 @@ class ConsoleSink(Sink):
             *([f"skipped {counted(metrics['skipped_updates'], 'update')}"] if metrics["skipped_updates"] else []),
             *([] if metrics["mismatch_kl"] is None else [f"mismatch {metrics['mismatch_kl']:.0e}"]),
             *([f"lag {metrics['weight_lag']:g}"] if metrics["weight_lag"] else []),
-            f"{counted(metrics['responses'] / metrics['seconds'], 'response', '.0f')}/s",
-            f"{counted(metrics['tokens'] / metrics['seconds'], 'token', '.0f')}/s",
+            *(_rate(metrics[f"{noun}s"] / metrics["seconds"], noun) for noun in ("response", "token")),
             *([f"{duration(left)} left"] if left else []),
         ]
         self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
@@ -229,6 +228,11 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
     if config.run.wandb is not None:
         sinks.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
     return Recorder(sinks, directory)
+
+
+def _rate(per_second: float, noun: str) -> str:
+    """Write a rate with two digits at least: large models may take seconds for a response."""
+    return f"{counted(per_second, noun, '.2g' if per_second < 10 else '.0f')}/s"
 
 
 def _slope(metrics: dict[str, Any]) -> list[str]:

@@ -96,6 +96,12 @@ class TestConsole:
             "grad 2.50  mismatch 1e-07  128 responses/s  1800 tokens/s"
         )
 
+    def test_a_slow_run_still_shows_how_fast_it_is(self):
+        line = self.printed({**METRICS, "responses": 36, "tokens": 1130, "seconds": 60.0})[0]
+        assert line.endswith("0.6 responses/s  19 tokens/s")
+        line = self.printed({**METRICS, "responses": 1, "tokens": 450, "seconds": 60.0})[0]
+        assert line.endswith("0.017 responses/s  7.5 tokens/s")
+
     def test_the_time_that_is_left_at_the_pace_of_this_process(self, clock):
         out = io.StringIO()
         sink = ConsoleSink(Console(file=out, width=40), 100, after=50)
