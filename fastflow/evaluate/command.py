@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import Answers, Study, base_scores
+from fastflow.evaluate.doubts import doubts
 from fastflow.evaluate.earlier import check_directory, check_earlier
 from fastflow.evaluate.elsewhere import own_names
 from fastflow.evaluate.graders.pool import GraderPool
@@ -39,6 +41,8 @@ from fastflow.run.output_file import writing
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
@@ -83,6 +87,8 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
             replace_text(output / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False))
             replace_text(output / TABLE_FILE, markdown(results))
     print_results(results, console)
+    for doubt in doubts(results):
+        logger.warning("%s", doubt)
     console.print(
         f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}", highlight=False, soft_wrap=True
     )

@@ -83,7 +83,9 @@ def _line(found: Mapping[str, Any]) -> str:
     shown = [*averages[:1], *sorted(passed, key=lambda name: int(name[5:]))[-1:], *averages[1:]]
     fields = [f"{name} {100 * found[name]:.1f}%{_error(found[f'{name}_error'])}" for name in shown]
     fields += [f"tokens {found['tokens']:.1f}", f"cut {found['truncated']:.0%}"]
-    return "  ".join([*fields, f"well-formed {found['well_formed']:.0%}"])
+    fields += [f"well-formed {found['well_formed']:.0%}"]
+    fields += [f"unparsed {found['unparsed_share']:.0%}"] if found["unparsed_share"] else []
+    return "  ".join(fields)
 
 
 def _error(error: float | None) -> str:

@@ -139,10 +139,11 @@ class TestConsole:
             "avg@4": 0.25, "avg@4_error": 0.0312, "pass@2": 0.4, "pass@2_error": 0.1, "pass@4": 0.5,
             "pass@4_error": None, "maj@4": 0.3, "maj@4_error": 0.2, "tokens": 17.25, "tokens_error": 1.0,
             "truncated": 0.05, "truncated_error": 0.01, "well_formed": 0.9, "well_formed_error": 0.01,
+            "unparsed_share": 0.2,
         }  # fmt: skip
         both = {f"eval/{task}/{name}": value for task in ("sums", "own task") for name, value in scores.items()}
         lines = self.printed({**METRICS, **both, "seconds_eval": 2.0})
-        shown = "avg@4 25.0%±3.1  pass@4 50.0%  maj@4 30.0%±20.0  tokens 17.2  cut 5%  well-formed 90%"
+        shown = "avg@4 25.0%±3.1  pass@4 50.0%  maj@4 30.0%±20.0  tokens 17.2  cut 5%  well-formed 90%  unparsed 20%"
         assert lines[1:] == [f"  eval sums  {shown}", f"  eval own task  {shown}"]
 
     def test_lines_are_aligned(self):

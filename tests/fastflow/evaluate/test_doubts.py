@@ -1,0 +1,26 @@
+"""Scores that tell more of the grader than of the model are named, with what to do."""
+
+from fastflow.evaluate.doubts import doubts
+
+
+def results(*, unparsed=0, wrong=0, truncated=0.0, grader="math", kind="graded"):
+    verdicts = {"right": 1, "wrong": wrong, "unparsed": unparsed, "timed_out": 0}
+    scores = {"verdicts": verdicts, "truncated": {"value": truncated, "error": None}}
+    return {"tasks": [{"name": "sums", "kind": kind, "grader": grader, "models": [{"name": "base", "scores": scores}]}]}
+
+
+def test_most_responses_without_an_answer():
+    (said,) = doubts(results(unparsed=9))
+    assert said.startswith("sums: 9 of 10 responses of base have no answer that the grader math reads, so they cannot")
+    assert "say in the prompt how to give the answer" in said and "numeric" in said and "max_tokens" not in said
+
+
+def test_the_remedies_are_those_of_the_case():
+    (said,) = doubts(results(unparsed=9, truncated=0.8, grader="choice"))
+    assert "raise --max_tokens, since most responses are cut off, or say in the prompt" in said
+    assert "numeric" not in said
+
+
+def test_a_few_are_the_models_own_affair():
+    assert doubts(results(unparsed=5, wrong=4)) == []
+    assert doubts(results(unparsed=9, kind="creative")) == []
