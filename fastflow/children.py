@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,8 +25,14 @@ def python_module(name: str, *arguments: str) -> list[str]:
 
 
 def same_path(**more: str) -> dict[str, str]:
-    """Return an environment in which a child finds the modules that this process finds. more: other variables."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **more}
+    """Return an environment in which a child finds the modules that this process finds. more: other variables.
+
+    The standard library is left out: what the child starts may be another version of Python.
+    """
+    library = sysconfig.get_path("stdlib")
+    own = {library, os.path.join(library, "lib-dynload")}
+    others = [entry for entry in sys.path if entry and entry not in own]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(others), **more}
 
 
 @contextmanager

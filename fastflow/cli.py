@@ -147,7 +147,7 @@ def _train(arguments: list[str]) -> int:
         from fastflow.train.dry_run import NO_PROMPT, check_inputs
 
         first_prompt = check_inputs(request.config)
-        ready = ["All of this was checked: the same command without --dry-run trains."]
+        ready = ["Settings and prompts were checked. Leave out --dry-run to train."]
         ready = [] if first_prompt.startswith(NO_PROMPT) else ready
         comments = [f"# {visible(line)}\n" for line in (*first_prompt.splitlines(), *ready)]
         print(to_yaml(request.config) + "".join(comments), end="")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 
 from fastflow.config.methods import (
-    ANSWER,
     LIKELIHOOD_GRADIENTS,
     OFFLINE,
     POLICY_GRADIENTS,
@@ -164,7 +163,6 @@ def check_method(
                 f"objective.{entry.name} serves {' and '.join(methods)} alone, and objective.name is {name}; leave it "
                 f"out, or set objective.name = {' or '.join(methods)}"
             )
-    _check_answers(objective)
     if name in TAKE_A_REWARD and objective.reward is None:
         raise FastflowError(
             f"objective.name = {name} needs objective.reward = answer (the record's answer) or package.module:function"
@@ -193,21 +191,6 @@ def check_method(
                     f"surrogate.{entry.name} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and "
                     f"objective.name = {name} is none of them; leave it out"
                 )
-
-
-def _check_answers(objective: ObjectiveConfig) -> None:
-    """Refuse settings of answers where none is compared: by the method, or with the record's."""
-    usual = ObjectiveConfig()
-    if objective.grader != usual.grader and not objective.compares_answers:
-        raise FastflowError(
-            f"objective.grader = {objective.grader} compares answers, and objective.name = {objective.name} asks for "
-            "none; leave it out, or set objective.reward = answer"
-        )
-    if objective.answer_field != usual.answer_field and objective.reward != ANSWER:
-        raise FastflowError(
-            f"objective.answer_field = {objective.answer_field} serves objective.reward = answer alone, which is not "
-            "set; leave it out, or set that"
-        )
 
 
 def check_released(released: ReleasedConfig, objective: ObjectiveConfig, optim: OptimConfig) -> None:

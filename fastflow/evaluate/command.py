@@ -87,7 +87,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
             replace_text(output / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False))
             replace_text(output / TABLE_FILE, markdown(results))
     print_results(results, console)
-    for doubt in doubts(results):
+    for doubt in doubts(results, own={task.name for task in tasks if task.path}):
         logger.warning("%s", doubt)
     console.print(
         f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}", highlight=False, soft_wrap=True

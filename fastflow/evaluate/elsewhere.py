@@ -16,6 +16,7 @@ _INSTEAD = {
     "data.path": "give the questions by --tasks",
     "data.chat_template": "set eval.chat_template",
     "data.system": "set eval.system",
+    "data.final_assistant": "remove assistant turns at the end of the questions",
     "data.prompt_field": "write a task in YAML, with the entry question",
     "objective.answer_field": "write a task in YAML, with the entry gold",
     "objective.alpha": "set eval.alpha, which the methods of p^alpha read",

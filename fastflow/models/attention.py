@@ -84,8 +84,8 @@ def packed_attention(
     """Attend query (1, H, T, E) to key and value (1, H_kv, T, E). Returns (1, T, H, E).
 
     cu_seq_lens_q: (S+1,) int32 boundaries; sequence_lengths: the same on the host.
-    Raises RuntimeError without boundaries, with a mask, with a KV cache, with dropout, and where the model caps its
-    scores or adds sinks to them (s_aux), which transformers' SDPA leaves out without a word.
+    Raises RuntimeError without boundaries, with a mask, with a KV cache, and where the model caps its scores or adds
+    sinks to them (s_aux), which transformers' SDPA leaves out without a word; FastflowError for dropout.
     """
     if cu_seq_lens_q is None or sequence_lengths is None:
         raise RuntimeError(
@@ -97,8 +97,13 @@ def packed_attention(
         raise RuntimeError(
             f"{NAME} takes one packed row without attention mask or KV cache; pass use_cache=False and no mask"
         )
-    if softcap is not None or s_aux is not None or dropout:
-        raise RuntimeError("its attention caps its scores, has sinks or dropout, which no kernel here computes")
+    if softcap is not None or s_aux is not None:
+        raise RuntimeError("its attention caps its scores or has sinks, which no kernel here computes")
+    if dropout:
+        raise FastflowError(
+            f"the model drops {dropout:g} of its attention's scores in training, which its own code decides and no "
+            "kernel here computes; set that to 0 in its config.json"
+        )
     window = -1 if sliding_window is None else sliding_window - 1
     # under autocast, rotary embeddings and norms return query and key in float32; not every kernel casts them
     query, key = query.to(value.dtype), key.to(value.dtype)

@@ -228,7 +228,7 @@ class AdaptersOff:
 
 def logits_divisor(config: PretrainedConfig) -> float:
     """Return what a model divides its logits by, as Granite does."""
-    return float(getattr(config, "logits_scaling", 1.0))
+    return float(getattr(config, "logits_scaling", None) or 1.0)
 
 
 def has_adapters(model: PreTrainedModel | PeftModel) -> TypeIs[PeftModel]:

@@ -72,22 +72,13 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
     """Return the largest relative difference by packing. Raises FastflowError where it is over the tolerance."""
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, model.vocab_size, min(length, longest)) for length in LENGTHS]
-    was_training = model.model.training
-    model.model.eval()
-    try:
-        with torch.no_grad():
-            packed = model.run(lambda: _packed(model, sequences, longest))
-            alone = [model.run(functools.partial(_alone, model, ids)) for ids in sequences]
-    except (FastflowError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a model's own code may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise FastflowError(
-            f"{name} cannot read a packed batch ({type(error).__name__}: {reason}); fastflow needs models whose code "
-            "uses transformers' attention interface"
-        ) from error
-    finally:
-        model.model.train(was_training)
+    with _running(
+        model,
+        f"{name} cannot read a packed batch",
+        "fastflow needs models whose code uses transformers' attention interface",
+    ):
+        packed = model.run(lambda: _packed(model, sequences, longest))
+        alone = [model.run(functools.partial(_alone, model, ids)) for ids in sequences]
     allowed = _tolerance(model)
     differences = [_difference(*pair) for pair in zip(packed, alone, strict=True)]
     worst = max(differences)
@@ -108,20 +99,15 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
 
 
 def check_head(model: PackedModel, *, longest: int, name: str) -> float:
-    """Return how far the log-probs of training are from those of the logits that transformers computes, as a share of
+    """Return how far log-probs by the fused ops are from those of the logits that transformers computes, as a share of
     their spread. Raises FastflowError where that is over the tolerance.
     """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, model.vocab_size, min(max(LENGTHS), longest))
     targets = torch.from_numpy(rng.integers(0, model.vocab_size, len(ids))).to(model.device)
-    was_training = model.model.training
-    model.model.eval()
-    try:
-        with torch.no_grad():
-            ours = model.run(lambda: model.logprobs(_packed(model, [ids], len(ids))[0], targets))
-            logits = model.run(lambda: _own_logits(model, ids))
-    finally:
-        model.model.train(was_training)
+    with _running(model, f"{name} cannot compute logits", "check the model's own code"):
+        ours = model.run(lambda: model.logprobs(_alone(model, ids), targets))
+        logits = model.run(lambda: _own_logits(model, ids))
     if not logits.isfinite().all():
         raise FastflowError(
             f"the logits of {name} are NaN or infinite; its head's weights are damaged: download or save them again"
@@ -136,6 +122,23 @@ def check_head(model: PackedModel, *, longest: int, name: str) -> float:
             "or shifts them in a way that fastflow does not know; take a model without that"
         )
     return difference
+
+
+@contextlib.contextmanager
+def _running(model: PackedModel, failure: str, remedy: str) -> Iterator[None]:
+    """Run a model's own code, which may raise anything, in eval mode. Raises FastflowError with failure and remedy."""
+    was_training = model.model.training
+    model.model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    except (FastflowError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FastflowError(f"{failure} ({type(error).__name__}: {reason}); {remedy}") from error
+    finally:
+        model.model.train(was_training)
 
 
 def _tolerance(model: PackedModel) -> float:

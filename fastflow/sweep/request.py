@@ -12,7 +12,7 @@ from typing import Any
 from fastflow.config import yaml_file
 from fastflow.config.parser import CommandParser
 from fastflow.config.reader import known_settings
-from fastflow.config.resume import HARMLESS
+from fastflow.config.resume import HARMLESS, ROUNDING
 from fastflow.config.schema import sections
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
@@ -116,7 +116,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     cells = expand(axes)
     runs = read_runs(cells, base, options, output, own.config)
     metrics = tuple(dict.fromkeys(name.strip() for name in own.metrics.split(",") if name.strip()))
-    departures = _departures(given, runs[0]) if study is not None else ()
+    departures = _departures(given, runs[0], study) if study is not None else ()
     return Request(runs, output, own.jobs, own.devices, metrics, own.dry_run, study, departures)
 
 
@@ -193,11 +193,17 @@ def _given(options: Sequence[str]) -> list[str]:
     return [option[2:].partition("=")[0] for option in options if option.startswith("--")]
 
 
-def _departures(given: Sequence[str], run: Run) -> tuple[str, ...]:
-    """Settings of a study's runs that decide what they compute, and that the command line gives in its place."""
-    changed = [name for name in given if name in known_settings() and name not in HARMLESS - {"run.steps"}]
-    parts = [(name, *name.split(".")) for name in dict.fromkeys(changed)]
-    return tuple(f"{name} = {label_of(getattr(getattr(run.config, section), entry))}" for name, section, entry in parts)
+def _departures(given: Sequence[str], run: Run, study: Study) -> tuple[str, ...]:
+    """Settings that decide what a study's runs compute, where the command line gives another value than the study."""
+    decisive = {*known_settings()} - (HARMLESS - {"run.steps"}) - ROUNDING
+    changed = []
+    for name in dict.fromkeys(given):
+        if name in decisive:
+            section, entry = name.split(".")
+            value = getattr(getattr(run.config, section), entry)
+            if name not in study.settings or value != study.settings[name]:
+                changed.append(f"{name} = {label_of(value)}")
+    return tuple(changed)
 
 
 def _check_options(options: Sequence[str], axes: Sequence[Axis]) -> None:

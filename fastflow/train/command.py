@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.config.methods import WITHOUT_ALPHA
+from fastflow.config.methods import ANSWER, WITHOUT_ALPHA
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.counted import counted
@@ -72,10 +72,20 @@ def train(
         report = write_report(trainer.directory)
         console.print(f"report written to {report}", markup=False, highlight=False, soft_wrap=True)
     if not config.eval.every:
-        models = shlex.join([config.model.path, str(trainer.directory)])
-        told = f"to compare it with its base: fastflow evaluate {models} --tasks TASK,TASK"
-        console.print(told, markup=False, highlight=False, soft_wrap=True)
+        console.print(how_to_compare(config), markup=False, highlight=False, soft_wrap=True)
     return policy
+
+
+def how_to_compare(config: Config) -> str:
+    """The command that compares a run with its base, on prompts that are put as in training."""
+    words = [config.model.base or config.model.path, config.run.output]
+    if config.data.chat_template:
+        words += ["--chat_template", "true"]
+    if config.data.system is not None:
+        words += ["--system", config.data.system]
+    if config.model.trust_remote_code:
+        words += ["--model.trust_remote_code", "true"]
+    return f"to compare it with its base: fastflow evaluate {shlex.join(words)} --tasks TASK,TASK"
 
 
 def doubtful(config: Config) -> list[str]:
@@ -92,12 +102,23 @@ def doubtful(config: Config) -> list[str]:
     alpha, name = config.objective.alpha, config.objective.name
     if name in WITHOUT_ALPHA and alpha != ObjectiveConfig().alpha:
         warnings.append(f"objective.alpha = {alpha:g} is not read by objective.name = {name}")
+    warnings += _unread_answers(config.objective)
     sharpens = name not in WITHOUT_ALPHA and alpha > 1
     if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
     if config.eval.tasks and not config.eval.every:
         warnings.append("eval.tasks is set and eval.every = 0, so that nothing is evaluated")
     return warnings
+
+
+def _unread_answers(objective: ObjectiveConfig) -> list[str]:
+    """Settings of answers where none is compared: by the method, or with the record's."""
+    usual, unread = ObjectiveConfig(), []
+    if objective.grader != usual.grader and not objective.compares_answers:
+        unread.append(f"objective.grader = {objective.grader} is not read, since {objective.name} compares no answers")
+    if objective.answer_field != usual.answer_field and objective.reward != ANSWER:
+        unread.append(f"objective.answer_field = {objective.answer_field} is read with objective.reward = answer alone")
+    return unread
 
 
 def describe(trainer: Trainer) -> str:

@@ -362,7 +362,8 @@ class Trainer:
         """The command that goes on from the newest save; nothing without one."""
         if self.saver.position is None:
             return ""
-        return f"; to go on: fastflow train --resume {shlex.quote(str(self.directory))}"
+        several = f" --devices {self.ranks.count}" if self.ranks.count > 1 else ""
+        return f"; to go on: fastflow train --resume {shlex.quote(str(self.directory))}{several}"
 
     def rescue(self, stop: BaseException) -> str:
         """Save what a stopped run has reached, and say where it is. A save is a collective: where one rank has to stop

@@ -13,6 +13,7 @@ from fastflow.config.reader import read_config
 from fastflow.evaluate.settings import read_settings
 from fastflow.plan.command import read_arguments
 from fastflow.sweep.request import read_request as read_sweep
+from fastflow.sweep.studies import STUDIES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -78,7 +79,8 @@ def _check_fastflow(name: str, *arguments: str) -> None:
         settings = ["--model.path=MODEL", *settings]  # which a page may leave out
         (read_config if name == "train" else read_arguments)([word for word in settings if word != "--help"])
     elif name == "sweep":
-        read_sweep(["--model.path=MODEL", "--data.path=DATA", *(word for word in settings if word != "--help")])
+        left_out = [] if STUDIES.keys() & {*settings} else ["--model.path=MODEL", "--data.path=DATA"]
+        read_sweep([*left_out, *(word for word in settings if word != "--help")])
     elif name == "evaluate":
         named = [word for word in arguments if word != "--help"] or ["MODEL"]
         read_settings(named if "--tasks" in named else [*named, "--tasks=gsm8k"])  # which a page may leave out

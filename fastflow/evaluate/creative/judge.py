@@ -17,7 +17,7 @@ from fastflow.evaluate.creative.settings import JudgeConfig
 QUOTED = 2000  # characters of an unreadable reply that are shown to the judge again
 HOPELESS = 20  # refused requests without one that was answered
 AWAKE_SECONDS = 0.5
-GREETING, GREETING_TOKENS = "Are you there? Answer yes.", 16
+GREETING = "Are you there? Answer yes."
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ class Judge:
             ) from error
 
     async def _greet(self) -> None:
-        few = min(self.settings.max_tokens, GREETING_TOKENS)
         async with ChatClient(self.settings) as client:
-            await client.complete({**self._body([{"role": "user", "content": GREETING}], vote=0), "max_tokens": few})
+            await client.complete(self._body([{"role": "user", "content": GREETING}], vote=0))
 
     def _body(self, messages: Messages, vote: int) -> dict[str, Any]:
         return {

@@ -43,7 +43,7 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _ASIDE = re.compile(
-    r"(?<=[\w%$°])(?:\s+\([^()]*\)|,\s+(?:which|that) is\s+(?:twice|thrice|half|double|triple)\b[^=.!?\n]*)"
+    r"(?<=[\w%$°])(?:\s+\([^()]*\)|,\s+(?:which|that) is\s+(?:twice|thrice|half|double|triple)\b[^=.!?,\n]*)"
     r"(?=\s*[.!]?\s*$)"
 )
 _UNITS = re.compile(r"(?<=\d)(?=(?:[kcm]?m|k?g|ml|min|h|km/h|mph|s)\b)")

@@ -8,7 +8,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -21,8 +20,6 @@ from fastflow.rollout.vllm.process import EngineLost, EngineProcess
 from fastflow.rollout.vllm.weights import SharedWeights
 
 logger = logging.getLogger(__name__)
-
-Reply = TypeVar("Reply")
 
 
 class KeptEngine:

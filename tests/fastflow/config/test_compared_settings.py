@@ -90,3 +90,20 @@ def test_an_alpha_that_nothing_reads_is_warned_about(name):
 def test_an_alpha_that_sharpens_without_a_format_is_warned_about():
     config, _ = read_config(["--objective.name=rl_token", "--objective.alpha=2"])
     assert [warning.partition(" without")[0] for warning in doubtful(config)] == ["alpha above 1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--objective.grader=numeric"], "objective.grader = numeric is not read, since powerflow compares no answers"),
+        (["--objective.name=rent", "--objective.grader=exact"], "objective.grader = exact is not read, since rent"),
+        (["--objective.name=empo", "--objective.answer_field=gold"], "objective.answer_field = gold is read with"),
+        (["--objective.name=ttrl", "--objective.grader=exact"], None),
+        (["--objective.name=rent", "--objective.grader=exact", "--objective.rent_unanswered=-7"], None),
+        (["--objective.name=grpo", "--objective.reward=answer", "--objective.answer_field=gold"], None),
+    ],
+)
+def test_settings_of_answers_that_nothing_reads_are_told_and_not_refused(given, said):
+    """So that saved runs of earlier presets, which had them, go on."""
+    found = [warning for warning in doubtful(read_config(given)[0]) if "alpha above 1" not in warning]
+    assert found == [] if said is None else found[0].startswith(said)

@@ -49,7 +49,7 @@ def test_a_leak_is_seen(long_run, tmp_path, monkeypatch):
 
     def leaking(self, *arguments) -> None:
         step_done(self, *arguments)
-        kept.extend((torch.ones(2**20), (tmp_path / "prompts.jsonl").open()))
+        kept.extend((torch.ones(2**22), (tmp_path / "prompts.jsonl").open()))
 
     monkeypatch.setattr(Standing, "step_done", leaking)
     found = long_run.measure(tmp_path, STEPS // 2)
