@@ -132,6 +132,18 @@ class TestReport:
         check_refused(invoke(capsys, "report", tmp_path), "metrics.jsonl, line 1 is broken", "mend or remove")
 
 
+def test_the_command_that_compares_puts_prompts_as_in_training():
+    from fastflow.config.reader import read_config
+    from fastflow.train.command import how_to_compare
+
+    given = ["--model.path=hub/chat", "--model.base=hub/base", "--run.output=runs/it", "--data.path=x.jsonl"]
+    chat = ["--data.chat_template=true", "--data.system=Be brief.", "--model.trust_remote_code=true"]
+    told = how_to_compare(read_config([*given, *chat])[0])
+    assert told.startswith("to compare it with its base: fastflow evaluate hub/base runs/it --chat_template true ")
+    assert "--system 'Be brief.' --model.trust_remote_code true --tasks" in told
+    assert how_to_compare(read_config(given)[0]).endswith("fastflow evaluate hub/base runs/it --tasks TASK,TASK")
+
+
 class TestMain:
     def test_an_error_of_several_lines_is_printed_on_one(self, capsys, monkeypatch):
         def fail(arguments):
