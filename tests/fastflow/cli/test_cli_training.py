@@ -175,7 +175,7 @@ class TestMain:
         file = write(tmp_path / "resolved.yaml", out)
         again = invoke(capsys, "train", "--config", file, "--dry-run")
         assert again == (0, out, "")
-        assert "lr: 0.0001\n" in out and "All of this was checked" not in out
+        assert "lr: 0.0001\n" in out and "Leave out --dry-run" not in out
 
     @pytest.mark.parametrize(
         ("option", "value", "words"),
