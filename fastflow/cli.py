@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -20,6 +19,8 @@ from fastflow.config.parser import CommandParser
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError, named_paths
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
+from fastflow.run.logs import quiet_libraries, show_own_warnings, show_warnings
+from fastflow.streams import leave_dead_streams, open_missing_streams
 from fastflow.visible import one_sentence, visible
 
 SPEAKING_SECONDS = 10.0  # for a rank to leave the watch of the others, and to say why all end
@@ -28,7 +29,7 @@ COMMANDS = ("demo", "doctor", "evaluate", "grade", "plan", "replay", "report", "
 
 def command() -> NoReturn:
     """Run `main` and end the process with its exit code."""
-    _open_missing_streams()
+    open_missing_streams()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":  # torch's threads may abort a rank at exit, where another ended first
         os._exit(code)  # all files are closed, and `main` has flushed what was printed
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(f"fastflow: {stop if isinstance(stop, StopRequest) else 'interrupted'}")
             return exit_code(stop)
         finally:
-            _leave_dead_streams()
+            leave_dead_streams()
 
 
 def _let_another_speak() -> None:
@@ -143,7 +144,7 @@ def _train(arguments: list[str]) -> int:
     devices, arguments = split_devices(arguments)
     request = read_request(arguments)
     if request.dry_run:
-        _show_warnings(logging.StreamHandler())
+        show_warnings(logging.StreamHandler())
         from fastflow.train.dry_run import NO_PROMPT, check_inputs
 
         first_prompt = check_inputs(request.config)
@@ -157,7 +158,7 @@ def _train(arguments: list[str]) -> int:
 
         check_devices(request.config, devices)  # once, and before anything starts
         return run_on_devices(devices, arguments)
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.run.console import make_console
     from fastflow.train.command import train
     from fastflow.train.launch import naming_lost_ranks, watch_launcher
@@ -176,7 +177,7 @@ def _plan(arguments: list[str]) -> int:
     from fastflow.plan import command as plan
 
     request = plan.read_arguments(arguments)
-    _quiet_libraries()
+    quiet_libraries()
     return plan.run(request)
 
 
@@ -189,7 +190,7 @@ def _evaluate(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     config = read_settings(arguments)
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.evaluate.command import evaluate
     from fastflow.report.command import write_evaluation
     from fastflow.run.console import make_console
@@ -208,7 +209,7 @@ def _sweep(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     request = read_request(arguments)
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.run.console import make_console
     from fastflow.sweep.command import run
 
@@ -216,35 +217,35 @@ def _sweep(arguments: list[str]) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.demo.command import run_demo
 
     return run_demo(seed=arguments.seed, output=arguments.output, json_file=arguments.json, engine=arguments.engine)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.verify.command import run
 
     return run(arguments)
 
 
 def _grade(arguments: argparse.Namespace) -> int:
-    _show_own_warnings()  # it needs neither torch nor transformers
+    show_own_warnings()  # it needs neither torch nor transformers
     from fastflow.grade.command import run
 
     return run(arguments)
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.replay.command import run
 
     return run(arguments)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from fastflow.report.command import run
 
     return run(arguments)
@@ -254,61 +255,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from fastflow.doctor.command import run  # leaves the libraries alone: it must also run where they are broken
 
     return run(arguments)
-
-
-class _VisibleMessage(logging.Formatter):
-    """The message alone, as text: it may repeat what a data file, a model or a path says."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
-
-
-def _show_warnings(handler: logging.Handler) -> None:
-    handler.setFormatter(_VisibleMessage())
-    logging.basicConfig(handlers=[handler], force=True)
-
-
-def _show_own_warnings() -> None:
-    """Show our own warnings on the console, and of other libraries only what matters."""
-    from rich.logging import RichHandler
-
-    from fastflow.run.console import make_console
-
-    _show_warnings(RichHandler(console=make_console(), show_time=False, show_path=False))
-    logging.getLogger("fastflow").setLevel(logging.INFO)
-
-
-def _quiet_libraries() -> None:
-    """Our own warnings on the console; other libraries' chatter only when it matters."""
-    _show_own_warnings()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def _open_missing_streams() -> None:
-    """Give a process that was started without stdin, stdout or stderr an empty one: otherwise a file that is opened
-    first would take its place, and what is printed would land in it.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:
-                os.dup2(null, number)
-                os.close(null)
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
-
-
-def _leave_dead_streams() -> None:
-    """Drop output that a closed terminal or pipe did not take. Flushed at the end, it would change the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

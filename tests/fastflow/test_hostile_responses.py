@@ -18,6 +18,7 @@ from fastflow.config.schema import Config, DataConfig
 from fastflow.report import command as report
 from fastflow.report.text import printable
 from fastflow.run import console as run_console
+from fastflow.run.logs import show_warnings
 from fastflow.run.recorder import TensorBoardSink
 from fastflow.run.samples import write_samples
 from fastflow.visible import CONTROL, one_sentence, visible
@@ -106,7 +107,7 @@ def test_on_the_console(monkeypatch, text):
     monkeypatch.setattr("sys.stdout", terminal)
     console = run_console.make_console()
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-    cli._show_warnings(logging.StreamHandler(terminal))
+    show_warnings(logging.StreamHandler(terminal))
     logging.getLogger("fastflow.data").warning("a record holds %s", text)
     assert not CONTROL.search(terminal.getvalue())
     assert visible(text).splitlines()[0][:10] in terminal.getvalue()
