@@ -100,9 +100,9 @@ def hold_frequencies(model: PreTrainedModel) -> None:
     """Keep the frequencies that a model was built with, at every length."""
     module: Any
     for module in model.modules():
-        if isinstance(kinds_of_layers := getattr(module, "rope_type", None), dict):
-            module.rope_type = dict.fromkeys(kinds_of_layers, FIXED)
-        elif kinds_of_layers is not None:
+        if isinstance(kind := getattr(module, "rope_type", None), dict):
+            module.rope_type = dict.fromkeys(kind, FIXED)
+        elif kind is not None:
             module.rope_type = FIXED
 
 

@@ -1,4 +1,4 @@
-"""A base of the demo's sums, pretrained for seconds, and held-out sums as a task."""
+"""A base of the demo's sums, pretrained for seconds, with held-out sums as a task; a tiny encoder."""
 
 import json
 
@@ -30,3 +30,23 @@ def sums(tmp_path_factory):
     lines = [{"prompt": task.prompt(pair), "answer": str(sum(pair))} for pair in held_out]
     (directory / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory / "base", directory / "held_out.jsonl", held_out
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """A directory with a tiny BERT; read only."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from fastflow.demo.small_model import make_tokenizer
+
+    directory = tmp_path_factory.mktemp("encoder")
+    tokenizer = make_tokenizer(list("0123456789+=- .\\boxed{}"))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory

@@ -16,7 +16,6 @@ from fake_judge import FakeJudge, texts_in
 from fastflow.cli import main
 from fastflow.evaluate.creative.diversity import measure
 from fastflow.evaluate.responses import read
-from fastflow.evaluate.task import find_task
 from small_models import save_model
 
 pytest.importorskip("pyarrow")
@@ -49,25 +48,6 @@ def sums(tmp_path_factory):
     lines = [{"prompt": f"{number}+1=", "answer": str(number + 1)} for number in range(6)]
     (directory / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return directory / "base", directory / "held_out.jsonl"
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A directory with a tiny BERT."""
-    from transformers import BertConfig, BertModel
-
-    from fastflow.demo.small_model import make_tokenizer
-
-    directory = tmp_path_factory.mktemp("encoder")
-    tokenizer = make_tokenizer(list("0123456789+=- .\\boxed{}"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=64, initializer_range=0.5,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture
@@ -330,98 +310,3 @@ class TestRefused:
         adapter = adapters(base, tmp_path / "adapter", modules_to_save=["lm_head"])
         assert run([adapter], [file], tmp_path / "out", "--grader", "numeric", "--adapter-scale", "0,1") == 2
         assert "which no factor scales" in capsys.readouterr().err
-
-
-class TestTasks:
-    @pytest.mark.parametrize("name", ["poem", "story", "joke"])
-    def test_those_that_come_along(self, name):
-        from fastflow.evaluate.creative.rubric import find_rubric
-        from fastflow.evaluate.questions import read_questions
-
-        task = find_task(name)
-        asked = read_questions(task, folder=None, limit=0)
-        assert task.is_creative and len({question.prompt for question in asked}) == len(asked) >= 10
-        assert find_rubric(task.rubric)
-        assert len(read_questions(task, folder="nowhere", limit=3)) == 3
-
-    def test_prompts_from_a_file(self, tmp_path):
-        from fastflow.evaluate.questions import read_questions
-
-        (tmp_path / "mine.jsonl").write_text('{"prompt": "Write a limerick."}\n')
-        (tmp_path / "limerick.yaml").write_text("kind: creative\npath: mine.jsonl\nrubric: poem\n")
-        (question,) = read_questions(find_task(str(tmp_path / "limerick.yaml")), folder=None, limit=0)
-        assert question.prompt == "Write a limerick." and question.gold == ""
-
-    @pytest.mark.parametrize(
-        ("text", "complaint"),
-        [
-            ("kind: creativ\nprompts: [a]", "did you mean creative"),
-            ("kind: creative", "needs either prompts, dataset or path"),
-            ("kind: creative\nprompts: [a]\npath: b", "needs either prompts, dataset or path"),
-            ("kind: creative\nprompts: [a]\ngrader: math", "has no gold answer"),
-            ("kind: creative\nprompts: [a: b]", "prompts must be a list of texts"),
-            ("kind: creative\nprompts: a", "prompts is 'a'"),
-            ("grader: math\npath: a\nrubric: poem", "belong to kind: creative"),
-        ],
-    )
-    def test_what_is_none(self, tmp_path, text, complaint):
-        from fastflow.errors import FastflowError
-
-        (tmp_path / "odd.yaml").write_text(text)
-        with pytest.raises(FastflowError, match=complaint):
-            find_task(str(tmp_path / "odd.yaml"))
-
-
-class TestEncoder:
-    def test_the_mean_over_a_texts_own_tokens(self, encoder):
-        from transformers import AutoModel, AutoTokenizer
-
-        from fastflow.evaluate.creative.embedding import load_encoder
-
-        texts = ["1+2=3", "", "40", "1" * 200, "40"]
-        found = load_encoder(str(encoder), torch.device("cpu"))
-        vectors = found.encode(texts)
-        model, tokenizer = AutoModel.from_pretrained(encoder).eval(), AutoTokenizer.from_pretrained(encoder)
-        for text, vector in zip(texts, vectors, strict=True):
-            ids = torch.tensor([tokenizer(text)["input_ids"][:64]])
-            expected = torch.zeros(16)
-            if ids.numel():
-                with torch.no_grad():
-                    expected = model(input_ids=ids.long()).last_hidden_state[0].mean(0)
-            np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
-        assert "mean pooling" in found.description and str(encoder) in found.description
-        np.testing.assert_array_equal(vectors[2], vectors[4])
-
-    def test_another_encoder_is_another_key(self, encoder, tmp_path):
-        from fastflow.evaluate.creative.embedding import identity
-
-        copy = shutil.copytree(encoder, tmp_path / "copy")
-        before = identity(str(copy))
-        (copy / "model.safetensors").write_bytes(b"x")
-        assert identity(str(copy)) != before
-        assert identity("some/model") == "some/model"
-
-    def test_a_directory_of_sentence_transformers_pools_as_it_says(self, encoder, tmp_path):
-        package = pytest.importorskip("sentence_transformers")
-        from fastflow.evaluate.creative.embedding import load_encoder
-
-        body = package.models.Transformer(str(encoder), max_seq_length=32)
-        pooling = package.models.Pooling(body.get_word_embedding_dimension(), pooling_mode="mean")
-        package.SentenceTransformer(modules=[body, pooling], device="cpu").save(str(tmp_path / "model"))
-        found = load_encoder(str(tmp_path / "model"), torch.device("cpu"))
-        texts = ["1+2=3", "40"]
-        plain = load_encoder(str(encoder), torch.device("cpu"))
-        np.testing.assert_allclose(found.encode(texts), plain.encode(texts), atol=1e-5)
-        assert found.description == f"{tmp_path / 'model'} (sentence-transformers, first 32 tokens)"
-
-    def test_other_names_need_the_package(self, monkeypatch, tmp_path):
-        import sys
-
-        from fastflow.errors import FastflowError
-        from fastflow.evaluate.creative.embedding import load_encoder
-
-        monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-        (tmp_path / "modules.json").write_text("[]")
-        for name in ("some/model", str(tmp_path)):
-            with pytest.raises(FastflowError, match=r"fastflow\[creative\]"):
-                load_encoder(name, torch.device("cpu"))

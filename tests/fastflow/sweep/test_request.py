@@ -85,7 +85,8 @@ def test_a_study_says_which_settings_are_not_its_own(tmp_path, capsys):
     told, first, *_ = capsys.readouterr().out.splitlines()
     assert told.startswith("run.steps = 5, objective.format_pattern = null: not the study's own settings")
     assert "5 steps" in first
-    assert main([*study, "--run.keep=2"]) == 0
+    steps = f"--run.steps={STUDIES['figure-3'].settings['run.steps']}"
+    assert main([*study, "--run.keep=2", "--run.threads=1", "--model.device=cpu", steps]) == 0
     assert "own settings" not in capsys.readouterr().out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -190,6 +191,7 @@ def test_a_signal_saves_on_all_ranks(tmp_path, number):
     process.send_signal(number)
     said = finish(process, code=128 + number)
     assert said.count("the policy after step") == 1
+    assert re.search(r"to go on: fastflow train --resume \S+ --devices 2", said)
     assert_gone(ranks, 1)
     done = metrics_of(tmp_path / "run")
     state = json.loads((newest_save(tmp_path / "run") / "trainer" / "state.json").read_text())
