@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SAFE_PATH = "PYTHONSAFEPATH"  # Python 3.11 and later read it, in place of this module's own way
-_RUN = (  # sys is built in, and the first module that is looked for is runpy
+_RUN = (  # for Python 3.10: sys is built in, and the first module that is looked for is runpy
     "import sys; sys.path[:] = filter(None, sys.path); name = sys.argv.pop(1); import runpy; "
     "runpy.run_module(name, run_name='__main__', alter_sys=True)"
 )
@@ -21,6 +21,8 @@ _RUN = (  # sys is built in, and the first module that is looked for is runpy
 
 def python_module(name: str, *arguments: str) -> list[str]:
     """Return the command that runs a module as `python -m` would, without the working directory on sys.path."""
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", name, *arguments]
     return [sys.executable, "-c", _RUN, name, *arguments]
 
 
