@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastflow.errors import FastflowError
+from fastflow.models.similar_lengths import in_buckets
 
 NAME = "fastflow_packed"
 WINDOW_BLOCK = 256  # queries of one call under a sliding window that is shorter
@@ -146,22 +147,22 @@ def _sdpa(
     window: int,
 ) -> torch.Tensor:
     """Pad sequences of similar length into one call. Under a causal mask no token sees the padding on its right."""
-    heads, _, width = query.shape
+    heads = len(query)
     if query.is_cuda and query.dtype == torch.float32:  # there, the one kernel that shares heads stores all scores
         key, value = (states.repeat_interleave(heads // len(states), 0) for states in (key, value))
-    buckets, order = _sdpa_plan(lengths, query.device)
+    buckets = in_buckets(lengths, query.device)
     attend: Callable[..., torch.Tensor] = functools.partial(
         scaled_dot_product_attention, scale=scaling, enable_gqa=query.shape[0] != key.shape[0]
     )
     outputs = []
-    for positions in buckets:
+    for positions in buckets.positions:
         batch = [states.transpose(0, 1)[positions].transpose(1, 2) for states in (query, key, value)]
         if 0 <= window < positions.shape[1] - 1:
             attended = _windowed(attend, *batch, window=window)
         else:
             attended = attend(*batch, is_causal=True)
-        outputs.append(attended.transpose(1, 2).reshape(-1, heads, width))
-    return torch.cat(outputs).index_select(0, order)
+        outputs.append(attended.transpose(1, 2))
+    return buckets.packed(outputs)
 
 
 def _windowed(
@@ -179,40 +180,6 @@ def _windowed(
         part = (query[:, :, start:end], key[:, :, first:end], value[:, :, first:end])
         outputs.append(attend(*part, attn_mask=seen))
     return torch.cat(outputs, dim=2)
-
-
-@functools.lru_cache(maxsize=64)
-def _sdpa_plan(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Plan which packed tokens each padded call reads, and where the packed tokens stand among its outputs.
-
-    Returns one (sequences, longest) tensor of packed positions for each bucket, whose padding repeats the sequence's
-    last token, and the (T,) order that brings the concatenated, flattened outputs back to the packed order.
-    """
-    count = torch.tensor(lengths)
-    start = torch.cumsum(count, 0) - count
-    order = torch.empty(int(count.sum()), dtype=torch.int64)
-    buckets, offset = [], 0
-    for members in _similar_lengths(lengths):
-        longest = lengths[members[0]]
-        steps = torch.arange(longest)
-        chosen = torch.tensor(members)
-        buckets.append((start[chosen, None] + torch.minimum(steps, count[chosen, None] - 1)).to(device))
-        for slot, member in enumerate(members):
-            begin = int(start[member])
-            order[begin : begin + lengths[member]] = offset + slot * longest + steps[: lengths[member]]
-        offset += len(members) * longest
-    return tuple(buckets), order.to(device)
-
-
-def _similar_lengths(lengths: tuple[int, ...]) -> list[list[int]]:
-    """Sort sequences by falling length. Start a new bucket where padding would waste over a quarter of a sequence."""
-    buckets: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if buckets and 4 * lengths[index] >= 3 * lengths[buckets[-1][0]]:
-            buckets[-1].append(index)
-        else:
-            buckets.append([index])
-    return buckets
 
 
 def _varlen(
