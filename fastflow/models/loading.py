@@ -19,7 +19,7 @@ from fastflow.models.rope import check_kinds
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "qwen3_5_text")
 
 
 class LoadedNames(TypedDict):

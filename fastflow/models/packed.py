@@ -16,6 +16,7 @@ from fastflow.errors import FastflowError
 from fastflow.models import attention, rope
 from fastflow.models.fused_layers import PLAIN
 from fastflow.models.hollow import Unread
+from fastflow.models.linear_attention import keep_sequences_apart
 from fastflow.models.parallel import Root, run_inside
 from fastflow.models.ranks import Ranks
 from fastflow.models.residual_stream import BFLOAT16, in_bfloat16
@@ -64,6 +65,7 @@ class PackedModel:
         self.unread: Unread | None = None
         self.cut_head: CutHead | None = None
         self.causal_lm.config._attn_implementation = attention.NAME
+        keep_sequences_apart(self.causal_lm)
 
     @property
     def causal_lm(self) -> PreTrainedModel:

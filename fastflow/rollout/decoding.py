@@ -50,7 +50,7 @@ class DecodingBatch:
             cache=cache,
         )
         owner = torch.tensor([place[id(prompt)] for prompt in prompts], device=device)
-        cache.batch_select_indices(owner)
+        cache.reorder_cache(owner)
         return cls(
             items=torch.arange(len(prompts), device=device),
             alive=torch.ones(len(prompts), dtype=torch.bool, device=device),
@@ -62,7 +62,7 @@ class DecodingBatch:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may stand there more than once."""
-        self.cache.batch_select_indices(rows)
+        self.cache.reorder_cache(rows)
         for name in ("items", "mask", "next_position", "alive"):
             setattr(self, name, getattr(self, name)[rows])
 

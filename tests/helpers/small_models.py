@@ -8,7 +8,7 @@ import torch
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo.small_model import make_tokenizer
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite")
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "qwen3_5_text")
 OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "mistral": {"sliding_window": 8},
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
@@ -16,6 +16,14 @@ OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "granite": {
         "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7, "logits_scaling": 3.0,
+    },
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "rms_norm_eps": 1e-2,  # a norm follows what a state of few numbers puts out, which may be near zero
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0],
+        },
     },
 }  # fmt: skip
 VOCABULARY = 40
@@ -47,7 +55,11 @@ def make_causal_lm(family: str = "llama", *, tied: bool = True, vocab_size: int 
         settings["layer_types"] = [kinds[layer % len(kinds)] for layer in range(settings["num_hidden_layers"])]
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("A_log"):  # a state that lasts: by default half of it is gone after a token or two
+            torch.nn.init.uniform_(parameter, -4, -1)
+    return model
 
 
 def make_groups(rng: np.random.Generator, prompts: int = 3, responses: int = 4, *, vocab_size: int = VOCABULARY):

@@ -21,7 +21,8 @@ NARROW = {"autocast": True, "residual_stream": "bfloat16"}
 DEEP = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.1}
 
 
-ROUND_AFTER_NORMS = ("olmo2", "olmo3")  # their norms put out the type that they read, whatever their weight is
+ROUND_AFTER_NORMS = ("olmo2", "olmo3", "qwen3_5_text")  # their norms put out the type that they read, whatever their weight is
+NORMS_AROUND_ONE = ("Qwen3_5RMSNorm",)  # they multiply by 1 + weight
 
 
 @contextlib.contextmanager
@@ -44,7 +45,9 @@ def exact_logprobs(model, batch):
     model = copy.deepcopy(model).double()
 
     def normalise(norm, hidden):
-        return norm.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+        epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+        unit = type(norm).__name__ in NORMS_AROUND_ONE
+        return (norm.weight + unit) * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + epsilon)
 
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):

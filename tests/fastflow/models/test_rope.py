@@ -37,6 +37,8 @@ def make_model(kind: dict, family: str = "llama", **changes):
     scaled: dict = dict(kind)
     if family == "olmo3":
         scaled = {"full_attention": scaled, "sliding_attention": {"rope_type": "default", **THETA}}
+    if family == "qwen3_5_text":
+        scaled["partial_rotary_factor"] = 1.0  # these kinds name factors for all of a head
     return make_causal_lm(family, rope_parameters=scaled, max_position_embeddings=CONTEXT, **changes)
 
 
