@@ -11,9 +11,9 @@ bfloat16, other than where a cached pass adds one token. The rule runs without a
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,9 @@ from fastflow.models.similar_lengths import in_buckets
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RULE = "torch_chunk_gated_delta_rule"  # its name in transformers' modules, also where it calls another package
+# Names in transformers' modules, also where they call kernels of other packages
+RULE = "torch_chunk_gated_delta_rule"
+CONVOLUTION = "causal_conv1d_fn"
 
 
 def keep_sequences_apart(model: PreTrainedModel) -> None:
@@ -42,6 +44,11 @@ def linear_attentions(model: PreTrainedModel) -> list[nn.Module]:
     """Return the parts of a model's layers that carry a state from token to token."""
     found = (getattr(layer, "linear_attn", None) for layer in model.get_decoder().layers)
     return [mixer for mixer in found if isinstance(mixer, nn.Module)]
+
+
+def has_fused_rule() -> bool:
+    """Whether the package is installed whose kernels transformers takes for the rule on CUDA."""
+    return importlib.util.find_spec("fla") is not None
 
 
 @functools.cache
@@ -72,12 +79,12 @@ def _run_rule_without_autocast(mixer_class: type[nn.Module]) -> None:
         setattr(module, RULE, WithoutAutocast(rule))
 
 
-@dataclass(frozen=True)
 class WithoutAutocast:
     """Calls a rule of transformers in the types of its arguments."""
 
-    rule: Callable[..., tuple[Tensor, Tensor | None]]
+    def __init__(self, rule: Callable[..., tuple[Tensor, Tensor | None]]):
+        self.__wrapped__ = rule
 
     def __call__(self, query: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         with torch.autocast(query.device.type, enabled=False):
-            return self.rule(query, *arguments, **options)
+            return self.__wrapped__(query, *arguments, **options)

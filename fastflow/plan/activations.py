@@ -8,6 +8,7 @@ has a stand-in (stand_ins.py) that saves what the kernel does, by its signature 
 
     attention     queries, keys, values, output and 4 B a head; what sdpa gathers before and after; keys and values as
                   wide as the queries (varlen of torch below 2.13, and sdpa in float32 on CUDA)
+    linear        what the rule of flash-linear-attention saves, where it is installed
     Liger         a norm's input unchanged and one number a token (of query norms: a head); of the MLP gate and up alone
     dropout       a mask of one byte a number
 
@@ -38,14 +39,22 @@ from fastflow.models.hollow import exchange
 from fastflow.models.loading import read_config
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
+from fastflow.models.similar_lengths import in_buckets
 from fastflow.plan.sizes import ModelSizes
-from fastflow.plan.stand_ins import ATTENTION, WIDE_SDPA, register_attention, take_layers_of_liger, take_narrow_masks
+from fastflow.plan.stand_ins import (
+    ATTENTION,
+    WIDE_SDPA,
+    linear_attention,
+    register_attention,
+    take_layers_of_liger,
+    take_narrow_masks,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FLOAT = 4
-LENGTHS = (8, 24)  # tokens of the two passes that are compared
+LENGTHS = (64, 128)  # tokens of the two passes that are compared: whole chunks of linear attention
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class Numbers:
     """The types and layers of a forward pass. kernel: sdpa, varlen or flash_attn, or one of the stand-ins' names.
 
     narrow_masks: dropout's take one byte, as on CUDA. bfloat16_stream: model.residual_stream is bfloat16.
-    bfloat16_norms: ranks round the weights of the layers' norms.
+    bfloat16_norms: ranks round the weights of the layers' norms. fused_rule: flash-linear-attention serves.
     """
 
     bfloat16: bool
@@ -66,6 +75,7 @@ class Numbers:
     lora_targets: str = "all-linear"
     bfloat16_stream: bool = False
     bfloat16_norms: bool = False
+    fused_rule: bool = False
 
     @property
     def product(self) -> int:
@@ -107,13 +117,18 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     config = read_config(path, trust_remote_code=trust_remote_code)
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ["the only kind"]))
+    layers = getattr(config, "layer_types", None) or ["the only kind"] * config.num_hidden_layers
+    kinds = list(dict.fromkeys(layers))
     try:
-        once, twice = (_build(config, kinds * times, trust_remote_code, numbers) for times in (1, 2))
-        with FakeTensorMode():
-            _give_shapes(once.model)
-            _give_shapes(twice.model)
-            of_once, of_twice, output = _bytes_per_token(once), _bytes_per_token(twice), _output_bytes(once)
+        one_each = _build(config, kinds, trust_remote_code, numbers)
+        one_more = {kind: _build(config, [*kinds, kind], trust_remote_code, numbers) for kind in kinds}
+        _plan_batches()
+        fused = linear_attention(one_each.causal_lm, fused=numbers.fused_rule)
+        with fused, FakeTensorMode(allow_non_fake_inputs=True):
+            for model in (one_each, *one_more.values()):
+                _give_shapes(model.model)
+            of_one_each, output = _bytes_per_token(one_each), _output_bytes(one_each)
+            of_kinds = {kind: _bytes_per_token(model) - of_one_each for kind, model in one_more.items()}
     except FastflowError:
         raise
     except Exception as error:  # a model's own code may raise anything
@@ -122,9 +137,11 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
             f"the activations of {path} cannot be counted, since its code does not run without memory ({reason}); "
             "train it for one step to see what it takes"
         ) from error
-    of_kinds = of_twice - of_once
     indices = 2 * 8 if numbers.kernel in ("sdpa", WIDE_SDPA) else 0  # by which sdpa gathers, shared by all layers
-    return Saved(layer=-(-of_kinds // len(kinds)), outer=of_once - of_kinds + indices, output=output)
+    of_layers = sum(of_kinds[kind] for kind in layers)
+    return Saved(
+        layer=-(-of_layers // len(layers)), outer=of_one_each - sum(of_kinds.values()) + indices, output=output
+    )
 
 
 def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, numbers: Numbers) -> PackedModel:
@@ -170,6 +187,12 @@ def _give_shapes(model: nn.Module) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def _plan_batches() -> None:
+    """Make the indices of the passes' batches, which are kept for later passes: tensors without memory must not be."""
+    for tokens in (1, *LENGTHS):
+        in_buckets((tokens,), torch.device("cpu"))
 
 
 def _bytes_per_token(model: PackedModel) -> int:

@@ -63,7 +63,8 @@ def _stretched(model: ModelSizes, layers: int) -> ModelSizes:
     tensors = outer_tensors + (model.tensors - outer_tensors) // before * layers
     return replace(
         model, layers=layers, parameters=outer + per_layer * layers, tensors=tensors, body_linear=linear,
-        matrices=ends + linear,
+        matrices=ends + linear, attending=-(-model.attending * layers // before), state=model.state * layers // before,
+        convolved=model.convolved * layers // before,
     )  # fmt: skip
 
 

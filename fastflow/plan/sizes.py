@@ -11,13 +11,14 @@ import torch
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models import fused_layers
+from fastflow.models.linear_attention import linear_attentions
 from fastflow.models.loading import loading, read_config
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import logits_divisor
 from fastflow.models.rope import context_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,19 @@ class ModelSizes:
 
     path, trust_remote_code: where it is, and whether its own code may run. parameters, tensors: of the whole model.
     body_linear: parameters of the linear weights in its layers. matrices: the same with embedding and head.
-    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. context: tokens for
-    which the model has positions, where its config tells. bfloat16: whether its checkpoint is. fusable: whether Liger
-    has its layers. divides_logits: and so makes a copy of what its head reads.
+    vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. attending: layers
+    that have these. state, convolved: numbers that the others, of linear attention, keep of one sequence, however long:
+    in float32, and in the type of their products. context: tokens for which the model has positions, where its config
+    tells. bfloat16: whether its checkpoint is. fusable: whether Liger has its layers. divides_logits: and so makes a
+    copy of what its head reads.
     """
 
     path: str = field(compare=False)
     trust_remote_code: bool = field(compare=False)
     layers: int
+    attending: int
+    state: int
+    convolved: int
     hidden: int
     intermediate: int
     heads: int
@@ -118,13 +124,18 @@ def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
     head = model.get_output_embeddings().get_parameter("weight")
     embedding = model.get_input_embeddings().get_parameter("weight")
     linear = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
+    convolutions = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Conv1d)]
     outer = {id(weight): weight.numel() for weight in (head, embedding)}
+    carrying = linear_attentions(model)
     try:
         heads = config.num_attention_heads
         return ModelSizes(
             path=path,
             trust_remote_code=trust_remote_code,
             layers=config.num_hidden_layers,
+            attending=config.num_hidden_layers - len(carrying),
+            state=len(carrying) * _state(config) if carrying else 0,
+            convolved=sum(weight.shape[0] * weight.shape[-1] for weight in convolutions),
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
             heads=heads,
@@ -143,3 +154,8 @@ def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
         )
     except AttributeError as error:
         raise FastflowError(f"the config.json of {path} does not tell the model's sizes: {error}") from error
+
+
+def _state(config: PretrainedConfig) -> int:
+    """Count the numbers that a layer of linear attention carries from token to token."""
+    return int(config.linear_num_value_heads * config.linear_key_head_dim * config.linear_value_head_dim)

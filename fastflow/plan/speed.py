@@ -62,7 +62,7 @@ def expected_speed(config: Config, sizes: Sizes, device: Device) -> Speed | None
 
 def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> int:
     """Return the arithmetic that one sequence needs: the base forward, the policy forward and backward; the head on the
-    response's rows, attention causal. A loss that knows its gradient only behind the head projects twice, and
+    response's rows, attention causal, a state of linear attention read twice and written once by each token. A loss that knows its gradient only behind the head projects twice, and
     behaviour log-probs of the trainer's own are one more forward.
     """
     policy = sizes.model
@@ -73,7 +73,8 @@ def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> in
         return 2 * model.hidden * model.vocab_size * response
 
     def forward(model: ModelSizes) -> int:
-        return 2 * model.body_linear * length + 2 * model.layers * model.query * length * length + head(model)
+        attention = 2 * model.attending * model.query * length * length + 6 * model.state * length
+        return 2 * model.body_linear * length + attention + head(model)
 
     again = head(policy) if config.objective.name in POLICY_GRADIENTS or config.released.token_mask else 0
     recomputed = forward(policy) if config.importance.source == "recompute" else 0

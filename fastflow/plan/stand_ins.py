@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import sys
+from collections.abc import Iterator
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from fastflow.models.linear_attention import CONVOLUTION, RULE, WithoutAutocast, linear_attentions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ATTENTION = "fastflow_plan"  # its name in transformers
 WIDE_SDPA = "sdpa with repeated keys"  # in float32 on CUDA
 SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
+CHUNK = 64  # tokens over which the gated delta rule sums at once
 
 
 def register_attention() -> None:
@@ -38,6 +49,19 @@ def take_narrow_masks(model: nn.Module) -> None:
             module.forward = MethodType(_dropout, module)  # type: ignore[method-assign]
 
 
+@contextlib.contextmanager
+def linear_attention(model: PreTrainedModel, *, fused: bool) -> Iterator[None]:
+    """Compute linear attention, in the passes inside, by transformers' own code, which runs without memory as kernels
+    that may be installed do not. fused: let its rule save what the kernel of flash-linear-attention does.
+    """
+    with contextlib.ExitStack() as patches:
+        for module in {sys.modules[type(mixer).__module__] for mixer in linear_attentions(model)}:
+            rule, convolution = inspect.unwrap(getattr(module, RULE)), inspect.unwrap(getattr(module, CONVOLUTION))
+            patches.enter_context(patch.object(module, RULE, _delta_rule if fused else WithoutAutocast(rule)))
+            patches.enter_context(patch.object(module, CONVOLUTION, convolution))
+        yield
+
+
 class _Saving(torch.autograd.Function):
     """Returns a new tensor like the first one, and saves what it is given. The new one, too, where it is the output of
     an attention.
@@ -62,6 +86,18 @@ def _attention(
     states = [one.transpose(1, 2).clone() if gathers else one.transpose(1, 2) for one in (query, key, value)]
     output: Any = _Saving.apply(True, query.shape[1] * query.shape[2], *states)
     return output.clone() if gathers else output, None
+
+
+def _delta_rule(
+    query: Tensor, key: Tensor, value: Tensor, *, g: Tensor, beta: Tensor, **_: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Save normalised queries and keys with a number for each head, values, both gates, and a row of each chunk's
+    inverse, which has a number for each of its tokens.
+    """
+    inverse = value.new_empty(*value.shape[:-1], CHUNK)
+    heads = 2 * key.shape[:-1].numel()
+    output: Any = _Saving.apply(False, heads, value, query.clone(), key.clone(), g.clone(), beta, inverse)
+    return output, None
 
 
 def _norm(norm: nn.Module, hidden: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from fastflow.config.schema import Config
 from fastflow.models import attention
 from fastflow.models.decoder_layers import recomputed_layers
 from fastflow.models.fused_layers import LIGER, choose_layers
+from fastflow.models.linear_attention import has_fused_rule
 from fastflow.models.residual_stream import BFLOAT16
 from fastflow.objectives.log_z import LearnedLogZ
 from fastflow.plan import activations
@@ -76,6 +77,7 @@ def numbers_of(config: Config, model: ModelSizes, device: Device) -> activations
         narrow_masks=device.is_gpu,
         bfloat16_stream=settings.residual_stream == BFLOAT16,
         bfloat16_norms=settings.autocast and device.count > 1,
+        fused_rule=device.is_gpu and has_fused_rule(),
     )
 
 
@@ -212,7 +214,10 @@ def _local_sampler(config: Config, model: ModelSizes, device: Device) -> list[Ro
     widths, what = 2 * model.key, "longer by one token"
     if model.heads > model.key_value_heads:
         widths, what = widths + 2 * model.query, f"{what}, and repeated to all {model.heads} heads"
+    state = state_bytes(model, each)
     return [
+        Row("state of linear attention", "trainer", cached.sequences * state,
+            f"{cached.sequences:,} sequences x {state:,} B{cached.note}", (SAMPLING,)),
         Row("KV cache of the local sampler", "trainer", cached.tokens * per_token,
             f"{held} x {per_token:,} B{cached.note}", (SAMPLING,)),
         Row("copies of one layer's cache", "trainer", cached.tokens * widths * each,
@@ -232,4 +237,9 @@ def _drawing_bytes(sampled: Sampled) -> int:
 
 def cache_bytes_per_token(model: ModelSizes, element_bytes: int) -> int:
     """Return the bytes of keys and values of one token in all layers."""
-    return 2 * model.layers * model.key * element_bytes
+    return 2 * model.attending * model.key * element_bytes
+
+
+def state_bytes(model: ModelSizes, element_bytes: int) -> int:
+    """Return the bytes that linear attention keeps of one sequence, however long, in all layers."""
+    return FLOAT * model.state + element_bytes * model.convolved

@@ -9,7 +9,7 @@ from fastflow.plan.device import GIB, Device
 from fastflow.plan.lengths import most
 from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row, size
 from fastflow.plan.sizes import Adapters, ModelSizes
-from fastflow.plan.trainer_rows import cache_bytes_per_token, context_row, parameter_bytes
+from fastflow.plan.trainer_rows import cache_bytes_per_token, context_row, parameter_bytes, state_bytes
 from fastflow.rollout.vllm.adapters import RANKS, room_for
 
 BUCKET_BYTES = 256 * 2**20
@@ -27,7 +27,9 @@ def vllm_rows(
     cache = share - weights - WORKSPACE_BYTES if device.is_gpu else _cpu_cache()
     longest = most(config, device.count, lambda sampled: sampled.length)
     per_token, length = cache_bytes_per_token(model, each), longest.length
-    sequences, wanted = max(cache, 0) // (per_token * length), longest.sequences
+    state = state_bytes(model, each)
+    whole = per_token * length + state  # of one sequence
+    sequences, wanted = max(cache, 0) // whole, longest.sequences
 
     sleeps = sleeps_while_training(config, device)
     moments = (SAMPLING,) if sleeps else ALWAYS
@@ -35,7 +37,8 @@ def vllm_rows(
     if device.is_gpu:
         rows.append(Row("vLLM's workspace", "vllm", WORKSPACE_BYTES, "an assumption, not computed", moments))
     how = f"the rest of its share of {size(share)}" if device.is_gpu else "VLLM_CPU_KVCACHE_SPACE"
-    held = f"{per_token:,} B a token, {sequences:,} sequences of {length:,} tokens"
+    beside = f" and {state:,} B a sequence" if state else ""
+    held = f"{per_token:,} B a token{beside}, {sequences:,} sequences of {length:,} tokens"
     rows.append(Row("vLLM's KV cache", "vllm", max(cache, 0), f"{how}: {held}", moments))
     if sleeps and config.rollout.sleep == "weights-to-cpu":
         rows.append(Row("vLLM's weights on the host", "host", weights, "while the policy trains", TRAINING))
@@ -57,9 +60,9 @@ def vllm_rows(
         remedy = "raise rollout.memory_fraction" if device.is_gpu else "set VLLM_CPU_KVCACHE_SPACE to more GiB"
         obstacles.append(
             f"vLLM would not start: its KV cache of {size(max(cache, 0))} cannot hold one sequence of {length:,} "
-            f"tokens, which takes {size(per_token * length)}; {remedy}, or lower {longest.setting}"
+            f"tokens, which takes {size(whole)}; {remedy}, or lower {longest.setting}"
         )
-    full = size(wanted * length * per_token)
+    full = size(wanted * whole)
     remarks = [f"{wanted:,} sequences at full length{longest.note} need {full} of KV cache; "
                + (f"{sequences:,} fit, the others wait" if sequences < wanted else "all fit")]  # fmt: skip
     return rows, remarks, obstacles

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from fastflow.data.trajectory import Prompt
 from fastflow.models.opening import load_models
 from fastflow.plan import trainer_rows
 from fastflow.plan.device import GIB, Device
@@ -11,6 +14,7 @@ from fastflow.plan.estimate import estimate
 from fastflow.plan.remedies import changed, remedies
 from fastflow.plan.rows import ALWAYS, BACKWARD, PHASES, SAMPLING
 from fastflow.plan.table import verdict
+from fastflow.rollout.decoding import DecodingBatch
 from fastflow.rollout.vllm.weights import SharedWeights
 from plans import CPU, GPU, configure, rows_of, total_bytes
 from small_models import VOCABULARY
@@ -58,6 +62,25 @@ class TestSampling:
         row = rows_of(configure(models / "llama", **lengths))["trainer", "KV cache of the local sampler"]
         assert row.bytes == 5 * 100 * (2 * 2 * 2 * 16 * 4)  # keys and values, layers, key heads, width, float32
         assert row.moments == (SAMPLING,)
+
+    def test_the_state_of_linear_attention(self, models):
+        """One of two layers has keys and values; the other a state that no token makes longer."""
+        config = configure(models / "qwen3_5_text", data__max_prompt_tokens=30, rollout__max_response_tokens=70,
+                           rollout__max_sequences=5, model__autocast="true")  # fmt: skip
+        policy, _ = load_models(config.model, config.lora)
+        with torch.no_grad(), policy.decoding():
+            ids = np.arange(1, 10)
+            cache = DecodingBatch.prefill(policy, [Prompt(ids, "x")] * 5).cache
+        states = [one for layer in cache.layers if not hasattr(layer, "keys")
+                  for one in (*layer.conv_states.values(), *layer.recurrent_states.values())]  # fmt: skip
+        keys = [one for layer in cache.layers if hasattr(layer, "keys") for one in (layer.keys, layer.values)]
+        rows = rows_of(config)
+        assert rows["trainer", "state of linear attention"].bytes == total_bytes(states)
+        assert rows["trainer", "KV cache of the local sampler"].bytes == total_bytes(keys) * 100 // len(ids)
+        assert f"{total_bytes(states) // 5:,} B a sequence" in rows_of(
+            changed(config, "rollout.engine", "vllm"), GPU
+        )["vllm", "vLLM's KV cache"].how
+        assert ("trainer", "state of linear attention") not in rows_of(configure(models / "llama"))
 
     def test_vllm_takes_its_share_of_a_gpu_and_fills_it_with_cache(self, models):
         config = configure(models / "large", rollout__engine="vllm", model__autocast="true")
