@@ -7,6 +7,7 @@ type and a shape, as of loaded weights. filling.py then reads, on each rank, the
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+BESIDE_IMAGES = "model.language_model."  # how names of a text model's weights begin where there is one for images, too
 
 
 @dataclass
@@ -68,6 +71,7 @@ def _build(
     with loading(path, "model"), torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
     model.tie_weights()
+    found = _of_text_model(found, model)
     places = {parameter: _place(found, name, parameter) for name, parameter in model.named_parameters()}
     _check_leftovers(path, model, found)
     places = _give_one_number(model, places, device)
@@ -76,6 +80,16 @@ def _build(
         _read_generation(path, model)
     model.config.name_or_path = path
     return model.eval(), Unread(path, places)
+
+
+def _of_text_model(found: dict[str, StoredWeight], model: PreTrainedModel) -> dict[str, StoredWeight]:
+    """Name the weights as the text model does, where their files also hold one for images; leave out what is its."""
+    others = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return {
+        name.replace(BESIDE_IMAGES, "model.", 1) if name.startswith(BESIDE_IMAGES) else name: stored
+        for name, stored in found.items()
+        if not any(re.search(pattern, name) for pattern in others)
+    }
 
 
 def _place(found: dict[str, StoredWeight], name: str, parameter: nn.Parameter) -> StoredWeight:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "qwen3_5_text")
+WITH_IMAGES = ("qwen3_5",)  # families of which the text model is trained, and the one for images left out
 
 
 class LoadedNames(TypedDict):
@@ -51,7 +52,7 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
 
 
 def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
-    """Read the model's configuration.
+    """Read the model's configuration: that of its text model where it also sees images.
 
     Raises FastflowError where it, or the files of a local directory, name what fastflow does not train: another family,
     quantised weights, pickles, capped logits.
@@ -62,8 +63,13 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
     with loading(path, "model"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     check_quantisation(path, getattr(config, "quantization_config", None))
+    if config.model_type in WITH_IMAGES:
+        config = config.get_text_config()
     if config.model_type not in FAMILIES and not trust_remote_code:
-        raise FastflowError(f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}")
+        raise FastflowError(
+            f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}, and the text "
+            f"model of {', '.join(WITH_IMAGES)}"
+        )
     if not trust_remote_code:
         check_kinds(path, config)
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:

@@ -62,8 +62,9 @@ def expected_speed(config: Config, sizes: Sizes, device: Device) -> Speed | None
 
 def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> int:
     """Return the arithmetic that one sequence needs: the base forward, the policy forward and backward; the head on the
-    response's rows, attention causal, a state of linear attention read twice and written once by each token. A loss that knows its gradient only behind the head projects twice, and
-    behaviour log-probs of the trainer's own are one more forward.
+    response's rows, attention causal, a state of linear attention read twice and written once by each token. A loss
+    that knows its gradient only behind the head projects twice, and behaviour log-probs of the trainer's own are one
+    more forward.
     """
     policy = sizes.model
     base = sizes.base or policy

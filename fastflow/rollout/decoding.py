@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class DecodingBatch:
             cache=cache,
         )
         owner = torch.tensor([place[id(prompt)] for prompt in prompts], device=device)
-        cache.reorder_cache(owner)
+        _take_rows(cache, owner)
         return cls(
             items=torch.arange(len(prompts), device=device),
             alive=torch.ones(len(prompts), dtype=torch.bool, device=device),
@@ -62,7 +62,7 @@ class DecodingBatch:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may stand there more than once."""
-        self.cache.reorder_cache(rows)
+        _take_rows(self.cache, rows)
         for name in ("items", "mask", "next_position", "alive"):
             setattr(self, name, getattr(self, name)[rows])
 
@@ -94,6 +94,11 @@ def _make_cache(model: PreTrainedModel) -> DynamicCache:
             return super().update(key_states.to(value_states.dtype), value_states, *arguments, **options)
 
     return EvenCache(config=model.config)
+
+
+def _take_rows(cache: DynamicCache, rows: torch.Tensor) -> None:
+    """Keep these rows of a cache by the method of it that states of linear attention have, too."""
+    cache.reorder_cache(cast("torch.LongTensor", rows))
 
 
 def _next_logits(

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastflow.rollout.vllm import messages
+from fastflow.rollout.vllm import cpu, messages
 from fastflow.rollout.vllm.adapters import room_for
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
-
-CPU_PASS_TOKENS = 8192  # prompt tokens in one forward pass
 
 
 class RequestRefused(Exception):
@@ -34,14 +32,10 @@ class Engine:
 
         if current_platform.device_type != settings.device:
             raise RuntimeError(f"it is built for {current_platform.device_type}, the policy is on {settings.device}")
-        if settings.device == "cpu":
-            import vllm._custom_ops as operations
-
-            operations._supports_onednn = (
-                False  # its packed linear layers drop the parameters that the loader writes to
-            )
         from vllm import LLM
 
+        if settings.device == "cpu":
+            cpu.leave_weights_unpacked()
         self._llm = LLM(
             model=settings.model,
             load_format="dummy",  # the weights come through shared memory
@@ -50,9 +44,9 @@ class Engine:
             max_model_len=settings.context,
             max_num_seqs=settings.max_sequences,
             gpu_memory_utilization=settings.memory_fraction,
-            **(_on_cpu(settings) if settings.device == "cpu" else {}),
+            **(cpu.options(settings) if settings.device == "cpu" else {}),
             **(_with_adapters(settings) if settings.lora_rank else {}),
-            enable_prefix_caching=True,
+            enable_prefix_caching=not settings.carries_state,  # a state is kept at few places, and not on a CPU
             enable_sleep_mode=settings.sleeps,
             logprobs_mode="processed_logprobs",
             generation_config="vllm",  # the requests alone decide how they are sampled
@@ -181,15 +175,6 @@ def _with_adapters(settings: messages.EngineSettings) -> dict[str, Any]:
         "max_loras": 1,
         "max_lora_rank": room_for(settings.lora_rank),
         "lora_target_modules": list(settings.lora_targets),  # without the head: a probe needs all its rows
-    }
-
-
-def _on_cpu(settings: messages.EngineSettings) -> dict[str, Any]:
-    """Return options for a CPU. Prompts are prefilled whole: in parts, a seeded one needs a GPU's generator."""
-    return {
-        "enforce_eager": True,
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(CPU_PASS_TOKENS, settings.context),
     }
 
 

@@ -22,7 +22,8 @@ class EngineSettings:
     model: a directory with a config.json and no weights. tokenizer: whether it has a tokenizer too, for stop texts.
     sleeps: whether the engine must be able to give its memory back. threads: on a CPU. lora_rank: rank of the adapters
     that the engine applies itself; 0 where it gets merged weights. lora_targets: last parts of the names of adapted
-    layers. gpu: what CUDA_VISIBLE_DEVICES is to be; None leaves it.
+    layers. carries_state: whether the model has linear attention. gpu: what CUDA_VISIBLE_DEVICES is to be; None leaves
+    it.
     """
 
     model: str
@@ -37,6 +38,7 @@ class EngineSettings:
     log: str
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
+    carries_state: bool = False
     gpu: str | None = None
 
 

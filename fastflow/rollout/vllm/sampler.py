@@ -14,6 +14,7 @@ import torch
 
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.errors import FastflowError
+from fastflow.models.linear_attention import linear_attentions
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import visible_gpu
 from fastflow.models.rope import for_vllm
@@ -93,6 +94,7 @@ class VllmSampler:
             log=str(Path(self._folder.name) / "vllm.log"),
             lora_rank=rank_of(policy) if applies else 0,
             lora_targets=targets_of(policy) if applies else (),
+            carries_state=bool(linear_attentions(policy.causal_lm)),
             gpu=visible_gpu(policy.device.index) if policy.device.index is not None and self._is_shared else None,
         )
         self._engine = KeptEngine(

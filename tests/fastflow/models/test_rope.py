@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from fastflow.data.packing import pack
-from fastflow.data.trajectory import Group, Prompt, Trajectory, flatten
+from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
 from fastflow.models import rope
 from fastflow.models.packed import PackedModel
@@ -18,6 +17,7 @@ from fastflow.models.share import rescore
 from fastflow.rollout.admission import check_room
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
+from passes import alone_hidden, packed_hidden
 from small_models import FAMILIES, make_causal_lm
 
 THETA = {"rope_theta": 10000.0}
@@ -40,19 +40,6 @@ def make_model(kind: dict, family: str = "llama", **changes):
     if family == "qwen3_5_text":
         scaled["partial_rotary_factor"] = 1.0  # these kinds name factors for all of a head
     return make_causal_lm(family, rope_parameters=scaled, max_position_embeddings=CONTEXT, **changes)
-
-
-def packed_hidden(model: PackedModel, sequences: list[np.ndarray]) -> list[torch.Tensor]:
-    nothing = Trajectory(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32), "length")
-    (batch,) = pack([Group(Prompt(ids), (nothing,)) for ids in sequences], tokens_per_microbatch=10**9)
-    with torch.no_grad():
-        parts = model.hidden_states(batch).split(batch.lengths)
-    return [parts[batch.sequences.tolist().index(index)] for index in range(len(sequences))]
-
-
-def alone_hidden(model: PackedModel, ids: np.ndarray) -> torch.Tensor:
-    with torch.no_grad(), model.decoding() as plain:
-        return plain.model(torch.from_numpy(ids)[None], use_cache=False).last_hidden_state[0]
 
 
 def random_sequences(*lengths: int) -> list[np.ndarray]:

@@ -77,9 +77,10 @@ class TestSampling:
         rows = rows_of(config)
         assert rows["trainer", "state of linear attention"].bytes == total_bytes(states)
         assert rows["trainer", "KV cache of the local sampler"].bytes == total_bytes(keys) * 100 // len(ids)
-        assert f"{total_bytes(states) // 5:,} B a sequence" in rows_of(
-            changed(config, "rollout.engine", "vllm"), GPU
-        )["vllm", "vLLM's KV cache"].how
+        assert (
+            f"{total_bytes(states) // 5:,} B a sequence"
+            in rows_of(changed(config, "rollout.engine", "vllm"), GPU)["vllm", "vLLM's KV cache"].how
+        )
         assert ("trainer", "state of linear attention") not in rows_of(configure(models / "llama"))
 
     def test_vllm_takes_its_share_of_a_gpu_and_fills_it_with_cache(self, models):

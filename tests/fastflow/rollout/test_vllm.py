@@ -13,11 +13,13 @@ from fastflow.errors import FastflowError
 from fastflow.models import rope
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
+from fastflow.models.share import rescore
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
 from small_models import make_causal_lm
 from special_tokens import TURN, TURN_ID, make_chat_tokenizer
+from stand_in_torchvision import put_torchvision_on_the_path
 from vllm_runs import (
     HEAD_DIM,
     PARAMS,
@@ -34,7 +36,9 @@ PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 @needs_vllm
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False), ("mistral", True)])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("qwen3", True), ("llama", False), ("mistral", True), ("qwen3_5_text", True)]
+)
 def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
     """Before and after an optimiser-like change in place, of which nobody tells vLLM but load_weights."""
     model = make_model(family, tied=tied)
@@ -60,6 +64,28 @@ def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
         second = sampler.sample(requests, PARAMS)
         assert_agrees(second, model)
         assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
+    finally:
+        sampler.close()
+
+
+@needs_vllm
+def test_linear_attention_in_bfloat16(rng, monkeypatch, tmp_path):
+    """With the widths that vLLM takes on a CPU; there it computes linear attention in bfloat16 alone."""
+    put_torchvision_on_the_path(monkeypatch, tmp_path)
+    model = make_causal_lm("qwen3_5_text", head_dim=HEAD_DIM, linear_key_head_dim=128, linear_value_head_dim=128)
+    policy, exact = PackedModel(model, autocast=True), PackedModel(model)
+    sampler = start(policy)
+    try:
+        for _ in range(2):
+            groups = sampler.sample(make_requests(rng), PARAMS)
+            sampled, trained, true = (
+                np.concatenate([one.behaviour_logprobs for one in flatten(found)])
+                for found in (groups, rescore(policy, groups, 10**6), rescore(exact, groups, 10**6))
+            )
+            apart, rounded = (float(np.sqrt(np.mean((one - trained) ** 2))) for one in (sampled, true))
+            assert apart < 2 * rounded < 0.2
+            perturb(policy, 0.02)
+            sampler.load_weights(policy)
     finally:
         sampler.close()
 

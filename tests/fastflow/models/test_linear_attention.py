@@ -1,0 +1,126 @@
+"""Layers of linear attention: packed sequences, autocast, and checkpoints that also hold a model for images."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from fastflow.config.schema import ModelConfig
+from fastflow.data.packing import pack
+from fastflow.models import linear_attention
+from fastflow.models.hollow import open_causal_lm
+from fastflow.models.loading import load_causal_lm
+from fastflow.models.packed import PackedModel
+from fastflow.models.stored import Reader
+from passes import alone_hidden, packed_hidden
+from small_models import OWN_SETTINGS, VOCABULARY, make_causal_lm, make_groups
+
+FAMILY = "qwen3_5_text"
+
+
+@pytest.fixture
+def batch(rng):
+    (batch,) = pack(make_groups(rng), tokens_per_microbatch=10**6)
+    return batch
+
+
+def test_sequences_do_not_see_each_other(batch):
+    """Changing one sequence of a batch leaves the hidden states of the others bitwise alone."""
+    model = PackedModel(make_causal_lm(FAMILY))
+    before = model.hidden_states(batch)
+    start, end = batch.cu_seqlens[2:4].tolist()
+    batch.input_ids[start:end] = (batch.input_ids[start:end] + 1) % VOCABULARY
+    after = model.hidden_states(batch)
+    assert not torch.equal(before[start:end], after[start:end])
+    assert torch.equal(before[:start], after[:start]) and torch.equal(before[end:], after[end:])
+
+
+def test_a_token_sees_all_before_it():
+    """Through a state that lasts: beyond the chunk of 64 tokens over which the rule sums at once."""
+    model = PackedModel(make_causal_lm(FAMILY, layer_types=["linear_attention"]))
+    with torch.no_grad(), model.decoding() as plain:
+        ids = torch.randint(1, VOCABULARY, (1, 100), generator=torch.Generator().manual_seed(0))
+        other = ids.clone()
+        other[0, 30] = (other[0, 30] + 1) % VOCABULARY
+        one, two = (plain.model(row, use_cache=False).last_hidden_state[0] for row in (ids, other))
+    moved = (one - two).norm(dim=-1)
+    assert (moved[:30] == 0).all() and (moved[30:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_rule_runs_without_autocast(autocast, batch, monkeypatch):
+    model = PackedModel(make_causal_lm(FAMILY), autocast=autocast)
+    (mixer,) = linear_attention.linear_attentions(model.causal_lm)
+    module = linear_attention.sys.modules[type(mixer).__module__]
+    wrapped, seen = getattr(module, linear_attention.RULE), []
+    assert isinstance(wrapped, linear_attention.WithoutAutocast)
+
+    def spy(query, *arguments, **options):
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return wrapped.__wrapped__(query, *arguments, **options)
+
+    monkeypatch.setattr(module, linear_attention.RULE, linear_attention.WithoutAutocast(spy))
+    model.hidden_states(batch)
+    with model.decoding() as plain:
+        plain(batch.input_ids[None])
+    assert set(seen) == {(torch.bfloat16 if autocast else torch.float32, False)}
+
+
+def test_a_second_model_of_the_family_wraps_nothing_again():
+    models = [PackedModel(make_causal_lm(FAMILY)) for _ in range(2)]
+    (mixer,) = linear_attention.linear_attentions(models[1].causal_lm)
+    rule = getattr(linear_attention.sys.modules[type(mixer).__module__], linear_attention.RULE)
+    assert not isinstance(rule.__wrapped__, linear_attention.WithoutAutocast)
+
+
+@pytest.fixture(scope="module")
+def with_images(tmp_path_factory):
+    """A checkpoint as the hub has them: the text model beside one for images."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    text = make_causal_lm(FAMILY)
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    config = Qwen3_5Config(text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=True)
+    whole = Qwen3_5ForConditionalGeneration(config)
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    directory = tmp_path_factory.mktemp("with_images")
+    whole.save_pretrained(directory)
+    assert OWN_SETTINGS[FAMILY]["layer_types"] == text.config.layer_types
+    return str(directory), text
+
+
+def test_the_text_model_of_a_checkpoint_with_images(with_images, tmp_path):
+    path, text = with_images
+    model = load_causal_lm(path, ModelConfig(path=path))
+    assert model.config.model_type == FAMILY
+    again = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    exported = load_causal_lm(str(tmp_path), ModelConfig(path=str(tmp_path)))
+    for name, weight in text.state_dict().items():
+        assert torch.equal(again[name], weight) and torch.equal(exported.state_dict()[name], weight)
+
+
+def test_ranks_read_their_rows_of_it(with_images, caplog):
+    """Nothing is loaded whole, and what is for images is no leftover."""
+    path, text = with_images
+    with caplog.at_level(logging.INFO):
+        model, unread = open_causal_lm(path, ModelConfig(path=path), torch.device("cpu"))
+    assert unread is not None and not caplog.records
+    expected = dict(text.named_parameters())
+    with Reader().closing() as reader:
+        for name, parameter in model.named_parameters():
+            stored = unread.places[parameter]
+            assert torch.equal(reader.rows(stored, 0, stored.shape[0]), expected[name])
+
+
+def test_lengths_of_one_token_and_of_many(rng):
+    model = PackedModel(make_causal_lm(FAMILY))
+    sequences = [rng.integers(1, VOCABULARY, length) for length in (1, 200, 1, 65, 64)]
+    for packed, ids in zip(packed_hidden(model, sequences), sequences, strict=True):
+        np.testing.assert_allclose(packed, alone_hidden(model, ids), rtol=1e-4, atol=1e-5)
