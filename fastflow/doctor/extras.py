@@ -30,6 +30,8 @@ EXTRAS = (
           needs_cuda=True),
     Extra("liger-kernel", "from liger_kernel.transformers import apply_liger_kernel_to_qwen2", "liger",
           "model.fused_layers = liger", needs_cuda=True),
+    Extra("flash-linear-attention", "from fla.ops.gated_delta_rule import chunk_gated_delta_rule", "linear-attention",
+          "linear attention of Qwen3.5", needs_cuda=True),
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from fastflow.models.dropout import switch_off_dropout
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, choose_layers, fits, fuse_layers
 from fastflow.models.hollow import Unread, open_causal_lm
+from fastflow.models.linear_attention import has_fused_rule, linear_attentions
 from fastflow.models.loading import load_causal_lm, read_config
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.vocabulary import check_same_tokens, check_same_vocabulary
@@ -96,6 +97,10 @@ def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_
     if compiled:
         check_compiler(model.device)
     arrange_layers(model, compiled=compiled, checkpoint_share=checkpoint_share)
+    if model.device.type == "cuda" and linear_attentions(model) and not has_fused_rule():
+        logger.info(
+            'linear attention runs by PyTorch\'s operations; pip install "fastflow[linear-attention]" for kernels'
+        )
     return "compiled" if compiled else layers
 
 

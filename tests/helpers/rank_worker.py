@@ -81,6 +81,7 @@ def adapted(model: PreTrainedModel, rank: int) -> PeftModel:
 def make_learner(
     ranks: Ranks,
     *,
+    family: str = "llama",
     log_z: str = "group_mean",
     tied: bool = True,
     rank: int = 0,
@@ -98,7 +99,7 @@ def make_learner(
         batch=BatchConfig(tokens_per_microbatch=tokens),
         optim=OptimConfig(lr=1e-3, max_grad_norm=1.0),
     )
-    model = make_causal_lm(tied=tied)
+    model = make_causal_lm(family, tied=tied)
     if checkpointed:
         from fastflow.models.decoder_layers import arrange_layers
 
@@ -107,7 +108,7 @@ def make_learner(
         model = adapted(model, rank)
     types: dict[str, Any] = {"autocast": autocast, "residual_stream": residual_stream}
     policy = PackedModel(model, **types)
-    base = AdaptersOff(policy) if rank else FrozenModel(make_causal_lm(tied=tied, seed=1), **types)
+    base = AdaptersOff(policy) if rank else FrozenModel(make_causal_lm(family, tied=tied, seed=1), **types)
     if config.objective.name in OFFLINE:
         base = None
     shard_models(policy, base, ranks)
@@ -175,6 +176,7 @@ def all_learners(ranks: Ranks) -> None:
     check_updates(ranks, groups=few(groups, 1), log_z="learned")  # all ranks but one have nothing
     check_updates(ranks, groups=few(groups, 2), log_z="learned", tied=False)
     check_updates(ranks, groups=groups, checkpointed=True)
+    check_updates(ranks, groups=groups, family="qwen3_5_text", updates=2)
     check_methods(ranks, groups)
     check_autocast(ranks, groups)
     check_recomputed(ranks, groups)

@@ -194,6 +194,7 @@ class TestExtras:
         assert checks == [
             Check("flash-attn", OK, "not installed; only a GPU can use it (model.attention = flash_attn)"),
             Check("liger-kernel", OK, "not installed; only a GPU can use it (model.fused_layers = liger)"),
+            Check("flash-linear-attention", OK, "not installed; only a GPU can use it (linear attention of Qwen3.5)"),
         ]
 
     def test_every_extra_is_one_of_the_distribution(self):
