@@ -48,6 +48,8 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
             f"{path} lacks {len(missing)} of its model's weights (first: {missing[0]}), so they would be random; "
             "check that its config.json and weights belong together"
         )
+    # So that save_pretrained gives weights the model's own names, whatever those of its files are
+    model._weight_conversions = None  # type: ignore[assignment]
     return model
 
 

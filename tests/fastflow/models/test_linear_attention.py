@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastflow.config.schema import ModelConfig
 from fastflow.data.packing import pack
@@ -101,6 +102,7 @@ def test_the_text_model_of_a_checkpoint_with_images(with_images, tmp_path):
     assert model.config.model_type == FAMILY
     again = {name: weight.clone() for name, weight in model.state_dict().items()}
     model.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / "model.safetensors")) == {*again} - {"lm_head.weight"}
     exported = load_causal_lm(str(tmp_path), ModelConfig(path=str(tmp_path)))
     for name, weight in text.state_dict().items():
         assert torch.equal(again[name], weight) and torch.equal(exported.state_dict()[name], weight)
