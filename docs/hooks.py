@@ -35,8 +35,8 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 def settings() -> str:
     """A section for each section of the configuration, with a table of its settings."""
+    from fastflow.config.help import help_text
     from fastflow.config.schema import sections
-    from fastflow.config.setting import help_text
 
     parts = []
     for name, section in sections().items():

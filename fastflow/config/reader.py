@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from fastflow.config import lists, yaml_file
+from fastflow.config.help import SettingsHelp, add_settings
 from fastflow.config.parser import CommandParser
 from fastflow.config.presets import PRESETS
 from fastflow.config.schema import Config, sections
-from fastflow.config.setting import heading, help_text, suggest
+from fastflow.config.setting import suggest
 from fastflow.config.settings_file import is_known, read_settings_file, setting_names, suggest_setting
 from fastflow.errors import FastflowError
 
@@ -81,9 +81,10 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,  # --dry-run prints them
+        formatter_class=SettingsHelp,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    parser.add_argument("--preset", type=str, help=f"Starting point: {', '.join(PRESETS)}")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the settings below")
+    parser.add_argument("--preset", type=str, metavar="NAME", help=f"Starting point: {', '.join(PRESETS)}")
     parser.add_argument(
         "--resume", type=str, metavar="RUN",
         help="Go on with the run in this directory, with its settings; auto: with that in run.output, if it was saved",
@@ -91,12 +92,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--devices", type=int, metavar="N", help="Train on N devices of this machine, one process each")
     parser.add_argument("--dry-run", action="store_true", help="Check and print the resolved settings, then exit")
     for name, section in sections().items():
-        group = parser.add_argument_group(heading(name, section))
-        hints = typing.get_type_hints(section)
-        for entry in dataclasses.fields(section):
-            group.add_argument(
-                f"--{name}.{entry.name}", type=hints[entry.name], default=entry.default, help=help_text(entry)
-            )
+        add_settings(parser, name, section, [entry.name for entry in dataclasses.fields(section)])
     return parser
 
 

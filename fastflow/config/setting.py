@@ -31,13 +31,6 @@ def setting(
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, "bounds": bounds})
 
 
-def help_text(entry: dataclasses.Field[Any]) -> str:
-    """Return what `--help` shows for a field: its help, unit and range."""
-    allowed = " and ".join(f"{word} {bound:g}" for word, bound in entry.metadata["bounds"].items() if bound is not None)
-    notes = "; ".join(note for note in (entry.metadata["unit"], allowed) if note)
-    return entry.metadata["help"] + (f" [{notes}]" if notes else "")
-
-
 @dataclasses.dataclass(frozen=True)
 class Section:
     """Base of every section of the configuration. Its construction checks the range and choices of each field."""
@@ -116,11 +109,6 @@ def _check_plain(name: str, value: Any, depth: int = 0) -> None:
             f"{name} holds a {type(value).__name__}, but must hold texts, numbers, booleans, lists and mappings; put "
             "it into quotes"
         )
-
-
-def heading(name: str, section: type) -> str:
-    """The line over a section's options in a command's help, which ends with a colon of the parser's."""
-    return f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

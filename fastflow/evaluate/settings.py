@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from fastflow.config import lists, yaml_file
+from fastflow.config.help import SettingsHelp, add_settings
 from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
-from fastflow.config.setting import Section, heading, help_text, setting, suggest
+from fastflow.config.setting import Section, setting, suggest
 from fastflow.config.settings_file import read_settings_file
 from fastflow.errors import FastflowError
 from fastflow.evaluate import elsewhere
@@ -151,16 +151,11 @@ def build_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
+        formatter_class=SettingsHelp,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("--config", action="config", metavar="FILE", help="YAML file with any of the settings below")
     for name, section in SECTIONS.items():
-        group = parser.add_argument_group(heading(name, section))
-        hints = typing.get_type_hints(section)
-        for entry in dataclasses.fields(section):
-            if entry.name in _entries(name):
-                group.add_argument(
-                    f"--{name}.{entry.name}", type=hints[entry.name], default=entry.default, help=help_text(entry)
-                )
+        add_settings(parser, name, section, _entries(name))
     return parser
 
 

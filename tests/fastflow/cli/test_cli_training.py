@@ -198,6 +198,19 @@ class TestMain:
         assert "--objective.alpha" in out
         assert "paper-reasoning-base" in out
 
+    @pytest.mark.parametrize("command", ["train", "evaluate"])
+    def test_help_names_what_a_setting_takes_and_its_default(self, capsys, command):
+        """And no types of Python, nor a default that is nothing."""
+        text = " ".join(invoke(capsys, command, "--help")[1].split())
+        assert "type:" not in text and "default: )" not in text and "null)" not in text
+        expected = {
+            "train": ("--model.path TEXT Local", "--model.dtype {float32,bfloat16} Type", "--optim.lr NUMBER Peak",
+                      "(default: 5e-07)", "--model.autocast {true,false} Run", "(default: false)",
+                      "--optim.betas [ITEM,...] AdamW", "(default: 0.9,0.95)", "--run.steps N Steps;"),
+            "evaluate": ("--eval.temperature NUMBER Sampling", "(default: 1)"),
+        }  # fmt: skip
+        assert [words for words in expected[command] if words not in text] == []
+
     def test_help_imports_nothing_heavy(self):
         program = (
             "import sys\n"
