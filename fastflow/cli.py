@@ -143,10 +143,16 @@ def _train(arguments: list[str]) -> int:
 
     devices, arguments = split_devices(arguments)
     request = read_request(arguments)
+    if devices > 1:
+        from fastflow.train.launch import check_devices
+
+        check_devices(request.config, devices)  # once, and before anything starts
     if request.dry_run:
         show_warnings(logging.StreamHandler())
-        from fastflow.train.dry_run import NO_PROMPT, check_inputs
+        from fastflow.train.dry_run import NO_PROMPT, check_inputs, warn_of_output
 
+        if request.resume == "no":
+            warn_of_output(request.config)
         first_prompt = check_inputs(request.config)
         ready = ["Settings and prompts were checked. Leave out --dry-run to train."]
         ready = [] if first_prompt.startswith(NO_PROMPT) else ready
@@ -154,9 +160,6 @@ def _train(arguments: list[str]) -> int:
         print(to_yaml(request.config) + "".join(comments), end="")
         return 0
     if devices > 1:
-        from fastflow.train.launch import check_devices
-
-        check_devices(request.config, devices)  # once, and before anything starts
         return run_on_devices(devices, arguments)
     quiet_libraries()
     from fastflow.run.console import make_console

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +13,19 @@ from fastflow.config.schema import Config, ModelConfig
 from fastflow.counted import counted
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
+from fastflow.errors import FastflowError
 from fastflow.models.decoder_layers import check_compiler
 from fastflow.models.files import check_files
 from fastflow.models.fused_layers import choose_layers
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
+from fastflow.run.directory import check_output
 from fastflow.run.recorder import check_sinks
 from fastflow.train.evaluation import find_tasks, read_works
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
 
 NO_PROMPT = "No prompt to show"
 
@@ -43,6 +47,14 @@ def check_inputs(config: Config) -> str:
     if not is_gym(config.data) and not (is_file(config.data) and os.path.exists(config.data.path)):
         return f"{NO_PROMPT}: data.path is not a file on this machine."
     return first_prompt(config, read_records(config.data))
+
+
+def warn_of_output(config: Config) -> None:
+    """Warn where a new run could not have the directory that the settings name for it."""
+    try:
+        check_output(Path(config.run.output), overwrite=config.run.overwrite)
+    except FastflowError as error:
+        logger.warning("as it is now, this run would not start: %s", error)
 
 
 def first_prompt(config: Config, records: list[Record]) -> str:

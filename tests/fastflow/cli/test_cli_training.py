@@ -192,6 +192,24 @@ class TestMain:
         code, _, err = invoke(capsys, "train", "--preset", "demo", f"--{option}={value}", "--dry-run")
         assert code == 2 and words in err
 
+    def test_dry_run_warns_of_a_directory_that_holds_a_run(self, capsys, tmp_path):
+        """It still prints the settings; going on with that run needs no warning, nor replacing it."""
+        write(tmp_path / "prompts.jsonl", '{"prompt": "a"}\n')
+        (tmp_path / "run").mkdir()
+        write(tmp_path / "run" / "config.yaml", "")
+        given = ["train", f"--data.path={tmp_path / 'prompts.jsonl'}", "--model.path=a/b",
+                 f"--run.output={tmp_path / 'run'}", "--dry-run"]  # fmt: skip
+        code, out, err = invoke(capsys, *given)
+        assert code == 0 and "model:" in out
+        assert "as it is now, this run would not start" in err and "already holds a run" in err
+        for more in ("--run.overwrite=true", "--resume=auto"):
+            assert invoke(capsys, *given, more)[::2] == (0, "")
+
+    def test_dry_run_checks_the_devices(self, capsys):
+        given = ["train", "--preset", "demo", "--devices", "3", "--run.replicas", "2", "--dry-run"]
+        code, _, err = invoke(capsys, *given)
+        assert code == 2 and "run.replicas = 2 does not divide 3 ranks" in err
+
     def test_help_of_train_lists_the_settings(self, capsys):
         code, out, err = invoke(capsys, "train", "--help")
         assert (code, err) == (0, "")
