@@ -15,25 +15,30 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
 from fastflow.models.cut_head import CutHead
+from fastflow.models.embedding import factor_of, finish, puts_out_float32
 from fastflow.models.pulse import PULSE
 from fastflow_kernels import VocabularyShard
 
 
 class CutEmbedding(nn.Module):
-    """Takes the place of an embedding whose weight `head` has cut already. Calls are collectives of the ranks that
-    share the weight; each brings as many tokens as it likes.
+    """Takes the place of an embedding whose weight `head` has cut already, and puts out what that does. Calls are
+    collectives of the ranks that share the weight; each brings as many tokens as it likes.
     """
+
+    embed_scale: Tensor | None
 
     def __init__(self, embedding: nn.Module, head: CutHead):
         super().__init__()
         self.weight = head.parameter
         self.padding_idx = getattr(embedding, "padding_idx", None)  # a token whose row learns nothing here
+        self.register_buffer("embed_scale", factor_of(embedding), persistent=False)
+        self._in_float32 = puts_out_float32(embedding)
         self._head = head
 
     def forward(self, ids: Int64[Tensor, "*ids"]) -> Float[Tensor, "*ids D"]:
         errand = Errand.ask(ids.flatten(), max(self._head.sizes), self._head.shard)
         rows = _Rows.apply(self._head.own(self.weight), ids.flatten(), self.padding_idx, errand)
-        return rows.view(*ids.shape, rows.shape[1])
+        return finish(rows.float() if self._in_float32 else rows, self.embed_scale).view(*ids.shape, rows.shape[1])
 
 
 @dataclass(frozen=True)

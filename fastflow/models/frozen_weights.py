@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-PLAIN = (torch.nn.Linear.forward, torch.nn.Embedding.forward)  # a subclass may scale rows, in the type of the weight
+from fastflow.models.embedding import is_known, put_out_float32
 
 
 def in_bfloat16(weight: torch.Tensor) -> torch.Tensor | None:
@@ -22,15 +22,17 @@ def hold_in_bfloat16(
     """Store weights in bfloat16 where that changes no bit of a result. Returns how many parameters it stored so.
 
     Autocast rounds the weights of linear layers to bfloat16 before each product. Weights that are bfloat16 numbers
-    already, as in a checkpoint of that type, need no wider type. The same holds for the embedding, whose output a hook
-    turns back into float32. Norms, biases and all weights that rounding would change stay as they are, and so does an
-    embedding that computes more than rows. narrowed: gives a float32 weight in bfloat16; None where it stays.
+    already, as in a checkpoint of that type, need no wider type. The same holds for the embedding, whose rows become
+    float32 again when they are looked up. Norms, biases and all weights that rounding would change stay as they are,
+    and so does an embedding of unknown code. narrowed: gives a float32 weight in bfloat16; None where it stays.
     """
-    plain = [module for module in model.modules() if type(module).forward in PLAIN]
-    others = {id(one) for module in {*model.modules()}.difference(plain) for one in module.parameters(recurse=False)}
+    known = [
+        module for module in model.modules() if type(module).forward is torch.nn.Linear.forward or is_known(module)
+    ]
+    others = {id(one) for module in {*model.modules()}.difference(known) for one in module.parameters(recurse=False)}
     stored: dict[int, int] = {}  # tied weights are one parameter
     module: Any
-    for module in plain:
+    for module in known:
         if id(module.weight) in others:
             continue
         weight, dtype = module.weight, module.weight.dtype
@@ -40,9 +42,5 @@ def hold_in_bfloat16(
             weight.data = narrow
             stored[id(weight)] = weight.numel()
         if isinstance(module, torch.nn.Embedding):
-            module.register_forward_hook(_to_float32)
+            put_out_float32(module)
     return sum(stored.values())
-
-
-def _to_float32(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-    return output.float()

@@ -14,6 +14,7 @@ from fastflow.config.model_sections import ResidualStream
 from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError
 from fastflow.models import attention, rope
+from fastflow.models.embedding import factor_in_bfloat16
 from fastflow.models.fused_layers import PLAIN
 from fastflow.models.hollow import Unread
 from fastflow.models.linear_attention import keep_sequences_apart
@@ -182,6 +183,7 @@ class PackedModel:
         with contextlib.ExitStack() as entered:
             if self.autocast:
                 entered.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+                entered.enter_context(factor_in_bfloat16(self.causal_lm))
                 if self.residual_stream == BFLOAT16:
                     entered.enter_context(in_bfloat16(self.causal_lm))
             yield

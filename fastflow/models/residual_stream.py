@@ -26,7 +26,7 @@ def in_bfloat16(model: PreTrainedModel) -> Iterator[None]:
     Position embeddings take their type from the stream. They stay float32, in which cosines keep their precision at
     high positions.
     """
-    hooks = [model.get_input_embeddings().register_forward_hook(_to_bfloat16)]  # after those that are there already
+    hooks = [model.get_input_embeddings().register_forward_hook(_to_bfloat16)]
     if (rotary := getattr(model.get_decoder(), "rotary_emb", None)) is not None:
         hooks.append(rotary.register_forward_pre_hook(_like_float32))
     try:

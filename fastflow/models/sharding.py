@@ -19,6 +19,7 @@ from fastflow.config.model_sections import HeadPlace
 from fastflow.errors import FastflowError
 from fastflow.models.cut_embedding import CutEmbedding
 from fastflow.models.cut_head import CUT, CutHead, is_tied
+from fastflow.models.embedding import is_known
 from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
@@ -80,13 +81,13 @@ def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> 
 
 def cut_head_of(model: PreTrainedModel, mesh: DeviceMesh) -> CutHead:
     """Cut the head of a model for good, and its embedding with it where that is the same weight. Raises FastflowError
-    for an embedding that computes more than rows.
+    for an embedding of unknown code.
     """
     embedding, has_one_weight = model.get_input_embeddings(), is_tied(model)
-    if has_one_weight and type(embedding).forward is not nn.Embedding.forward:
+    if has_one_weight and not is_known(embedding):
         raise FastflowError(
-            f"model.head = cut would look up rows of {type(embedding).__name__}, which computes more than rows of its "
-            "weight; use --model.head gathered"
+            f"model.head = cut would look up rows of {type(embedding).__name__}, whose code may compute more than rows "
+            "of its weight; use --model.head gathered"
         )
     head = CutHead(model.get_output_embeddings(), mesh)
     if has_one_weight:

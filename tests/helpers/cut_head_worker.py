@@ -10,12 +10,15 @@ import torch
 
 from fastflow.config.model_sections import ResidualStream
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig
+from fastflow.data.packing import pack
 from fastflow.data.trajectory import Group, Trajectory
 from fastflow.models.cut_head import rows_of_each
+from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
 from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks
+from fastflow.models.scoring import token_logprobs
 from fastflow.models.self_check import check_head
 from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
@@ -29,8 +32,9 @@ VOCABULARY = 41  # which neither 2 nor 3 ranks cut evenly
 def make_learner(
     ranks: Ranks, head: str = "cut", *, name: str = "powerflow", log_z: str = "learned", rank: int = 0,
     tokens: int = 40, autocast: bool = False, residual_stream: ResidualStream = "float32", bias: bool = False,
-    tied: bool = False,
+    tied: bool = False, family: str = "llama", held: bool = False,
 ) -> Learner:  # fmt: skip
+    """held: the base is held in bfloat16, whose numbers are those of its weights."""
     alpha = 2.0 if name == "powerflow" else 1.0
     objective = ObjectiveConfig(name=name, alpha=alpha, log_z=log_z, reward="answer" if name == "grpo" else None)
     config = Config(
@@ -39,7 +43,7 @@ def make_learner(
         importance=ImportanceConfig(ratio="token_mean") if name == "powerflow" else ImportanceConfig(),
         optim=OptimConfig(lr=1e-3, max_grad_norm=1.0),
     )
-    model = make_causal_lm(tied=tied, vocab_size=VOCABULARY)
+    model = make_causal_lm(family, tied=tied, vocab_size=VOCABULARY)
     if bias:
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, VOCABULARY))
     if rank:
@@ -48,7 +52,10 @@ def make_learner(
     policy = PackedModel(model, **types)
     base: FrozenModel | AdaptersOff | None = AdaptersOff(policy) if rank else None
     if not rank and name != "distil":
-        base = FrozenModel(make_causal_lm(tied=tied, vocab_size=VOCABULARY, seed=1), **types)
+        frozen = make_causal_lm(family, tied=tied, vocab_size=VOCABULARY, seed=1)
+        if held:
+            hold_in_bfloat16(frozen, torch.Tensor.bfloat16)
+        base = FrozenModel(frozen, **types)
     shard_models(policy, base, ranks, head=head)
     torch.manual_seed(0)  # the log_z head
     return Learner(policy, base, config, total_updates=10)
@@ -89,7 +96,10 @@ def all_cut_heads(ranks: Ranks) -> None:
     check_updates(ranks, groups=groups, updates=5, tied=True)
     check_updates(ranks, groups=groups, rank=2, tied=True)
     check_updates(ranks, groups=few(groups, 1), tied=True)
-    check_lookups(ranks)
+    check_updates(ranks, groups=groups, updates=2, tied=True, family="gemma3_text")
+    for family in ("llama", "gemma3_text"):
+        check_lookups(ranks, family)
+        check_a_base_that_is_held(ranks, groups, family)
     check_logits(ranks)
     check_statistics(ranks)
     check_upstream(ranks)
@@ -156,9 +166,9 @@ def random_rows(ranks: Ranks) -> tuple[torch.Tensor, torch.Tensor, slice]:
     return hidden, targets, slice(starts[ranks.rank], starts[ranks.rank + 1])
 
 
-def check_lookups(ranks: Ranks) -> None:
+def check_lookups(ranks: Ranks, family: str) -> None:
     """A tied embedding gives the rows of a whole one, for any number of tokens, and so does its gradient."""
-    one, several = (make_learner(of, tied=True).policy.causal_lm for of in (Ranks(), ranks))
+    one, several = (make_learner(of, tied=True, family=family).policy.causal_lm for of in (Ranks(), ranks))
     assert several.get_input_embeddings().weight is several.lm_head.weight
     for count in (0, 5):  # the first rank has as many, the others more
         of_ranks = [torch.arange(count + 3 * rank).mul(7) % VOCABULARY for rank in range(ranks.count)]
@@ -169,6 +179,16 @@ def check_lookups(ranks: Ranks) -> None:
         (found * upstream).sum().backward()
         (one.get_input_embeddings()(torch.cat(of_ranks)) * upstream).sum().backward()
         torch.testing.assert_close(whole(several.lm_head.weight.grad), one.lm_head.weight.grad)
+
+
+def check_a_base_that_is_held(ranks: Ranks, groups: list[Group], family: str) -> None:
+    """A cut embedding puts out float32 rows of bfloat16 weights, as a whole one does."""
+    options = {"tied": True, "family": family, "autocast": True, "held": True}
+    one, several = (make_learner(of, **options).base for of in (Ranks(), ranks))
+    assert several.causal_lm.get_input_embeddings().weight.dtype == torch.bfloat16
+    (batch,) = pack(groups, tokens_per_microbatch=10**6)
+    found = several.run(lambda: several.logprobs(several.hidden_states(batch)[batch.rows], batch.targets))
+    torch.testing.assert_close(found, token_logprobs(one, batch), rtol=1e-5, atol=1e-5)
 
 
 def check_logits(ranks: Ranks) -> None:

@@ -11,7 +11,6 @@ from cut_head_worker import all_cut_heads, replicated_cut_heads
 from fastflow.errors import FastflowError
 from fastflow.models.cut_head import check_rows, rows_of_each
 from fastflow.models.packed import PackedModel
-from fastflow.models.sharding import cut_head_of
 from rank_worker import spawn
 from small_models import make_causal_lm
 
@@ -39,12 +38,6 @@ def test_a_head_that_cannot_be_cut():
     check_rows("my-model", 5, 3)
     with pytest.raises(FastflowError, match=r"gives 2 of the 5 rows .* none are left for the last of 4 ranks"):
         check_rows("my-model", 5, 4)
-
-
-def test_an_embedding_that_computes_more_is_not_cut():
-    """As Gemma's, which scales its rows."""
-    with pytest.raises(FastflowError, match="rows of Gemma3TextScaledWordEmbedding, which computes more than rows"):
-        cut_head_of(make_causal_lm("gemma3_text"), Mock())
 
 
 def test_an_objective_that_asks_for_the_whole_head():
