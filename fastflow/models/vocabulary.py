@@ -63,12 +63,25 @@ def check_same_vocabulary(policy: HasVocabulary, base: HasVocabulary, settings: 
 
 
 def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: HasVocabulary, settings: ModelConfig) -> None:
-    """Raise FastflowError for a tokenizer with ids that have no row in the head."""
-    if len(tokenizer) > policy.vocab_size:
+    """Raise FastflowError for a tokenizer with ids that have no row in the head.
+
+    Special tokens may have none, but for those that begin, end or pad a text: in Gemma's text models that is the place
+    of an image. A prompt that holds such a token is refused (rollout/admission.py).
+    """
+    if len(tokenizer) <= policy.vocab_size:
+        return
+    beyond = {token: text for text, token in tokenizer.get_vocab().items() if token >= policy.vocab_size}
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if not beyond.keys() <= special:
         raise FastflowError(
             f"the tokenizer in {settings.path} has {len(tokenizer)} tokens, but the model's head only "
             f"{policy.vocab_size} rows; they do not belong together: check model.path"
         )
+    logger.info(
+        "the tokenizer in %s knows %s for which the model has no row (first: %r), so no prompt may hold any",
+        settings.path, counted(len(beyond), "special token"), beyond[min(beyond)],
+    )  # fmt: skip
 
 
 def _tokens(path: str, settings: ModelConfig) -> dict[int, str] | None:

@@ -14,17 +14,7 @@ from fastflow.rollout.sampler import Request, SamplingParams
 
 def check_requests(policy: PackedModel, requests: Sequence[Request], params: SamplingParams) -> None:
     """Raise FastflowError for the first prompt that is empty, names an unknown token or leaves no room."""
-    for number, request in enumerate(requests, start=1):
-        prompt = request.prompt
-        name = prompt.source or f"prompt {number}"
-        if len(prompt.ids) == 0:
-            raise FastflowError(f"{name} has no tokens; remove it")
-        if prompt.ids.min() < 0 or prompt.ids.max() >= policy.vocab_size:
-            wrong = next(int(token) for token in prompt.ids if not 0 <= token < policy.vocab_size)
-            raise FastflowError(
-                f"{name} holds token {wrong}, but the model's head has {policy.vocab_size} rows; it was tokenised for "
-                "another model"
-            )
+    check_tokens(policy, [request.prompt for request in requests])
 
     def tokens(request: Request) -> int:
         return len(request.prompt.ids) + request.length_limit(params)
@@ -33,6 +23,21 @@ def check_requests(policy: PackedModel, requests: Sequence[Request], params: Sam
     if longest is not None:
         check_room(policy, [longest.prompt], longest.length_limit(params))
     check_pass(policy.causal_lm, params.max_response_tokens if longest is None else tokens(longest))
+
+
+def check_tokens(policy: PackedModel, prompts: Sequence[Prompt]) -> None:
+    """Raise FastflowError for the first prompt that is empty or names an unknown token."""
+    rows = policy.vocab_size
+    for number, prompt in enumerate(prompts, start=1):
+        name = prompt.source or f"prompt {number}"
+        if len(prompt.ids) == 0:
+            raise FastflowError(f"{name} has no tokens; remove it")
+        if prompt.ids.min() < 0 or prompt.ids.max() >= rows:
+            wrong = next(int(token) for token in prompt.ids if not 0 <= token < rows)
+            raise FastflowError(
+                f"{name} holds token {wrong}, but the model's head has {rows} rows: it was tokenised for another "
+                "model, or spells a special token that this model never reads; remove it"
+            )
 
 
 def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:

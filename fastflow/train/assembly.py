@@ -22,7 +22,7 @@ from fastflow.models.sharding import shard_models
 from fastflow.models.tokenizer import end_ids, load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.objectives.judging import Judge
-from fastflow.rollout.admission import context_for
+from fastflow.rollout.admission import check_tokens, context_for
 from fastflow.rollout.recorded import RecordedResponses
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
 from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
@@ -76,6 +76,7 @@ def load(config: Config, ranks: Ranks) -> Loaded:
     longest = context_for(policy, prompts, config.rollout.max_response_tokens)
     prepare_models(policy, base, longest=longest, names=names_of(config))
     check_known([prompt for prompt in prompts if isinstance(prompt, RecordedPrompt)], policy.vocab_size)
+    check_tokens(policy, prompts)
     if config.model.head == CUT and several:
         each = ranks.count // ranks.replicas
         check_rows(config.model.path, policy.vocab_size, each)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AddedToken
 
 from command_line import check_refused, invoke, write
+from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import named_paths
 from fastflow.models.loading import FAMILIES
 from small_models import VOCABULARY, make_causal_lm
@@ -94,6 +96,17 @@ class TestModels:
         model = changed()
         (model / "model.safetensors").write_bytes(content)
         check_refused(train(model__path=model), f"cannot load the model {model}", "check the path")
+
+    def test_a_special_token_without_a_row(self, train, changed, tmp_path):
+        """Gemma's text models have no row for <image_soft_token>."""
+        tokens = [AddedToken(f"<{name}>", special=True) for name in ("a", "b", "image_soft_token")]
+        model, tokenizer = changed(), make_tokenizer(list("abcdefghijklmnopqrstuvwxyz0123456789"))
+        tokenizer.add_tokens(tokens)
+        assert len(tokenizer) == VOCABULARY + 1
+        tokenizer.save_pretrained(model)
+        file = write(tmp_path / "image.jsonl", {"prompt": "ab"}, {"prompt": "a<image_soft_token>b"})
+        outcome = train(model__path=model, data__path=file)
+        check_refused(outcome, f"{file}:2 holds token {VOCABULARY}", "spells a special token", "remove it")
 
     def test_weights_of_another_shape(self, train, changed):
         model = changed(intermediate_size=64)

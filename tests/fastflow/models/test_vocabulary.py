@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from unittest.mock import Mock
+
 import pytest
 from transformers import AddedToken
 
@@ -9,7 +12,7 @@ from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
 from fastflow.models.opening import load_models
-from fastflow.models.vocabulary import check_same_tokens
+from fastflow.models.vocabulary import check_same_tokens, check_tokenizer_fits
 from small_models import make_causal_lm, save_model
 from special_tokens import PIECES, make_chat_tokenizer
 
@@ -94,3 +97,22 @@ def test_a_damaged_tokenizer_is_a_warning(pair, caplog):
 def test_the_same_directory_and_no_base_ask_for_nothing(tmp_path):
     check_same_tokens(ModelConfig(path=str(tmp_path / "none")))
     check_same_tokens(ModelConfig(path=str(tmp_path / "none"), base=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize(
+    ("name", "token", "fits"),
+    [
+        (None, AddedToken("<image_soft_token>", special=True), True),  # as Gemma 3 of text alone
+        (None, AddedToken("<tool>", special=False), False),
+        ("eos_token", AddedToken("<|im_end|>", special=True), False),
+        ("pad_token", AddedToken("<pad>", special=True), False),
+    ],
+)
+def test_a_special_token_may_have_no_row_in_the_head(name, token, fits):
+    tokenizer = with_added(token)
+    if name is not None:
+        setattr(tokenizer, name, str(token))
+    check_tokenizer_fits(tokenizer, Mock(vocab_size=len(tokenizer)), ModelConfig(path="it"))
+    refusal = contextlib.nullcontext() if fits else pytest.raises(FastflowError, match="38 rows; they do not belong")
+    with refusal:
+        check_tokenizer_fits(tokenizer, Mock(vocab_size=len(tokenizer) - 1), ModelConfig(path="it"))
