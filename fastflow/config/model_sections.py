@@ -18,7 +18,7 @@ class ModelConfig(Section):
     path: str = setting(
         "",
         "Local directory or Hugging Face id of the model to train (Llama, Qwen2, Qwen3, Qwen3.5, Mistral, OLMo 2 or 3, "
-        "SmolLM3, Phi-3 or Granite)",
+        "SmolLM3, Phi-3, Granite, or Gemma 3 of text alone)",
     )
     base: str | None = setting(None, "Frozen base, where it differs from model.path")
     device: str = setting("auto", "Device of policy and base: auto, cpu, cuda or cuda:N")

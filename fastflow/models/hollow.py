@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fastflow.config.schema import ModelConfig
 from fastflow.models.files import check_names, check_tie
@@ -68,7 +69,7 @@ def _build(
     if getattr(config, "transformers_weights", None):
         raise OtherFiles("its config.json names the file of its weights")
     found = find_weights(path)
-    with loading(path, "model"), torch.device("meta"):
+    with loading(path, "model"), torch.device("meta"), _NumbersOnTheHost():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
     model.tie_weights()
     found = _of_text_model(found, model)
@@ -138,8 +139,22 @@ def exchange(model: nn.Module, others: dict[nn.Parameter, nn.Parameter]) -> None
                 setattr(module, name, others[parameter])
 
 
+class _NumbersOnTheHost(TorchFunctionMode):
+    """Keeps single numbers off the meta device, as the factor of Gemma's embedding: a buffer that no file holds."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        if function is torch.tensor and isinstance(args[0] if args else None, (int, float)):
+            options = {"device": "cpu", **options}
+        return function(*args, **options)
+
+
 def _make_buffers(model: PreTrainedModel) -> None:
-    """Compute buffers, which no file holds. Only rotary embeddings have any in these families."""
+    """Compute buffers, which no file holds. Beside single numbers, only rotary embeddings have any in these
+    families.
+    """
     for name, module in list(model.named_modules()):
         own = [buffer for buffer in module.buffers(recurse=False) if buffer.is_meta]
         if not own:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
@@ -19,7 +20,9 @@ from fastflow.models.rope import check_kinds
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "qwen3_5_text")
+FAMILIES = (
+    "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
+)  # fmt: skip
 WITH_IMAGES = ("qwen3_5",)  # families of which the text model is trained, and the one for images left out
 
 
@@ -57,7 +60,7 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
     """Read the model's configuration: that of its text model where it also sees images.
 
     Raises FastflowError where it, or the files of a local directory, name what fastflow does not train: another family,
-    quantised weights, pickles, capped logits.
+    quantised weights, pickles, capped logits or attention scores, attention to later tokens.
     """
     from transformers import AutoConfig
 
@@ -68,16 +71,38 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
     if config.model_type in WITH_IMAGES:
         config = config.get_text_config()
     if config.model_type not in FAMILIES and not trust_remote_code:
-        raise FastflowError(
-            f"{path} is of the family {config.model_type!r}; fastflow supports {', '.join(FAMILIES)}, and the text "
-            f"model of {', '.join(WITH_IMAGES)}"
-        )
+        raise FastflowError(_other_family(path, config.model_type))
     if not trust_remote_code:
         check_kinds(path, config)
+    _check_computation(path, config)
+    return config
+
+
+def _other_family(path: str, family: str) -> str:
+    supported = f"{', '.join(FAMILIES)}, and the text model of {', '.join(WITH_IMAGES)}"
+    said = f"{path} is of the family {family!r}; fastflow supports {supported}"
+    if (text := f"{family}_text") in FAMILIES:
+        said += f"; a {family} reads images, too: take a model of text alone, whose model_type is {text}"
+    return said
+
+
+def _check_computation(path: str, config: PretrainedConfig) -> None:
+    """Raise FastflowError where a configuration asks for what fastflow does not compute."""
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         raise FastflowError(
             f"the config.json of {path} caps the logits (final_logit_softcapping = {cap}), and fastflow computes "
             "log-probs without such a cap; take a model that has none"
+        )
+    if (cap := getattr(config, "attn_logit_softcapping", None)) is not None:
+        raise FastflowError(
+            f"the config.json of {path} caps the attention scores (attn_logit_softcapping = {cap}), and fastflow "
+            "attends without such a cap; take a model that has none"
+        )
+    if both := getattr(config, "use_bidirectional_attention", None):
+        raise FastflowError(
+            f"the config.json of {path} lets tokens attend to later ones (use_bidirectional_attention = "
+            f"{json.dumps(both)}), as models that embed texts do; their log-probs would know what follows, so there is "
+            "nothing to train: take a model that attends to earlier tokens alone"
         )
     windows = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     if windows and getattr(config, "sliding_window", None) is None:
@@ -85,7 +110,6 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
             f"the config.json of {path} has layers of sliding attention and no sliding_window; set it, with "
             "use_sliding_window = true where the family has one"
         )
-    return config
 
 
 @contextlib.contextmanager

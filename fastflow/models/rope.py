@@ -33,7 +33,8 @@ def context_of(config: PretrainedConfig) -> int | None:
     """Count the tokens of the longest context, scaling included; None where the configuration does not say.
 
     linear and yarn extend a context by their factor, and a configuration names the length before that. For llama3 and
-    longrope it names the length after. dynamic counts as far as its frequencies are constant.
+    longrope it names the length after, and so does one of Gemma for linear. dynamic counts as far as its frequencies
+    are constant.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
@@ -41,7 +42,7 @@ def context_of(config: PretrainedConfig) -> int | None:
     reach = positions
     for rope in _scalings(config):
         factor = rope.get("factor") or 1.0
-        if _kind(rope) == "linear":
+        if _kind(rope) == "linear" and getattr(config, "model_type", None) != "gemma3_text":
             reach = max(reach, positions * factor)
         elif _kind(rope) == "yarn":
             reach = max(reach, (rope.get("original_max_position_embeddings") or positions) * factor)

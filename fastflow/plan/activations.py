@@ -2,9 +2,10 @@
 
 One layer of each kind and then two are built from config.json with tensors that have a shape and a type and no numbers
 (FakeTensor), and run as training runs them: adapters, autocast, the residual stream. What autograd saves is counted for
-two lengths, so that what no token takes, as autocast's copies of the weights, drops out. So each family counts as its
-own code computes. On a CPU the tests find exactly these bytes among the tensors that real passes save. What no CPU runs
-has a stand-in (stand_ins.py) that saves what the kernel does, by its signature and not by a measurement:
+two lengths, so that what no token takes, as autocast's copies of the weights and the 1 + weight of Gemma's norms, drops
+out. So each family counts as its own code computes. On a CPU the tests find exactly these bytes among the tensors that
+real passes save. What no CPU runs has a stand-in (stand_ins.py) that saves what the kernel does, by its signature and
+not by a measurement:
 
     attention     queries, keys, values, output and 4 B a head; what sdpa gathers before and after; keys and values as
                   wide as the queries (varlen of torch below 2.13, and sdpa in float32 on CUDA)

@@ -8,7 +8,9 @@ import torch
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo.small_model import make_tokenizer
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "qwen3_5_text")
+FAMILIES = (
+    "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
+)  # fmt: skip
 OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "mistral": {"sliding_window": 8},
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
@@ -16,6 +18,10 @@ OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "granite": {
         "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7, "logits_scaling": 3.0,
+    },
+    "gemma3_text": {
+        "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 4,
+        "initializer_range": 0.1,  # its embedding is scaled, and its norms make layers as large at every range
     },
     "qwen3_5_text": {
         "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,

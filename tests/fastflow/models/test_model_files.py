@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -220,10 +221,26 @@ class TestTies:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_a_cap_of_the_logits_is_refused(model, trusted):
-    change_config(model, final_logit_softcapping=30.0)
-    with pytest.raises(FastflowError, match=r"caps the logits \(final_logit_softcapping = 30.0\)"):
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"final_logit_softcapping": 30.0}, "caps the logits (final_logit_softcapping = 30.0)"),
+        ({"attn_logit_softcapping": 50.0}, "caps the attention scores (attn_logit_softcapping = 50.0)"),
+        ({"use_bidirectional_attention": True}, "attend to later ones (use_bidirectional_attention = true)"),
+    ],
+)
+def test_what_gemma_can_be_told_to_compute_is_refused(model, entry, words, trusted):
+    change_config(model, model_type="gemma3_text")
+    read_config(str(model), trust_remote_code=trusted)
+    change_config(model, **entry)
+    with pytest.raises(FastflowError, match=re.escape(words)):
         read_config(str(model), trust_remote_code=trusted)
+
+
+def test_a_model_that_reads_images_names_those_of_text_alone(model):
+    change_config(model, model_type="gemma3")
+    with pytest.raises(FastflowError, match=r"family 'gemma3'; .* take a model of text alone, .* gemma3_text"):
+        read_config(str(model), trust_remote_code=False)
 
 
 def test_the_base_is_looked_at_before_the_policys_weights_load(model, fine, monkeypatch):

@@ -21,12 +21,9 @@ NARROW = {"autocast": True, "residual_stream": "bfloat16"}
 DEEP = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.1}
 
 
-ROUND_AFTER_NORMS = (
-    "olmo2",
-    "olmo3",
-    "qwen3_5_text",
-)  # their norms put out the type that they read, whatever their weight is
-NORMS_AROUND_ONE = ("Qwen3_5RMSNorm",)  # they multiply by 1 + weight
+# Their norms put out the type that they read, whatever their weight is
+ROUND_AFTER_NORMS = ("olmo2", "olmo3", "gemma3_text", "qwen3_5_text")
+NORMS_AROUND_ONE = ("Gemma3RMSNorm", "Qwen3_5RMSNorm")  # they multiply by 1 + weight
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ CONTEXT = 128
 
 def make_model(kind: dict, family: str = "llama", **changes):
     scaled: dict = dict(kind)
-    if family == "olmo3":
+    if family in ("olmo3", "gemma3_text"):
         scaled = {"full_attention": scaled, "sliding_attention": {"rope_type": "default", **THETA}}
     if family == "qwen3_5_text":
         scaled["partial_rotary_factor"] = 1.0  # these kinds name factors for all of a head
@@ -103,6 +103,13 @@ def test_packed_equals_alone_or_is_refused(kind, lengths):
 def test_a_context_reaches_as_far_as_its_factor(entries, context):
     config = AutoConfig.for_model("qwen2", max_position_embeddings=128, **entries)
     assert rope.context_of(config) == context
+
+
+def test_a_configuration_of_gemma_names_the_scaled_length():
+    """As the 4B model's part for text: 131,072 tokens and a factor of 8."""
+    config = AutoConfig.for_model("gemma3_text", max_position_embeddings=128, rope_scaling={**LINEAR})
+    assert rope.kinds(config) == "linear"
+    assert rope.context_of(config) == 128
 
 
 def test_a_configuration_without_a_length_has_no_end():

@@ -62,8 +62,9 @@ class TestCounts:
 
     @pytest.mark.parametrize("tied", [True, False])
     @pytest.mark.parametrize("autocast", ["true", "false"])
-    def test_a_bfloat16_base_under_autocast_takes_half(self, models, tmp_path, tied, autocast):
-        path = save_model(tmp_path / "narrow", family="qwen2", tied=tied, dtype=torch.bfloat16)
+    @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+    def test_a_bfloat16_base_under_autocast_takes_half(self, models, tmp_path, family, tied, autocast):
+        path = save_model(tmp_path / "narrow", family=family, tied=tied, dtype=torch.bfloat16)
         config = configure(path, model__autocast=autocast)
         policy, base = load_models(config.model, config.lora)
         rows = rows_of(config)
@@ -127,6 +128,8 @@ class TestActivations:
             casts = 2 * model.body_linear // model.layers if numbers.autocast and not numbers.bfloat16 else 0
             if numbers.autocast and numbers.lora_rank:  # no row has the adapters' own copies
                 casts += 2 * count_adapters(str(path), config.model, config.lora).parameters // model.layers
+            if family == "gemma3_text":  # its norms multiply by 1 + weight, in float32
+                casts += 4 * (4 * model.hidden + 2 * model.head_dim)
             expected = tokens * count_saved(model, numbers).layer + casts
         found = (saved[4] - saved[2]) / 2
         # the last chunk of a sequence hands on no state, and these have one chunk

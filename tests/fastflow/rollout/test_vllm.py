@@ -37,7 +37,7 @@ PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @needs_vllm
 @pytest.mark.parametrize(
-    ("family", "tied"), [("qwen3", True), ("llama", False), ("mistral", True), ("qwen3_5_text", True)]
+    ("family", "tied"), [("qwen3", True), ("llama", False), ("mistral", True), ("gemma3_text", True)]
 )
 def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
     """Before and after an optimiser-like change in place, of which nobody tells vLLM but load_weights."""
