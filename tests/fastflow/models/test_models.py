@@ -11,6 +11,7 @@ from fastflow.data.packing import pack
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
 from fastflow.models import attention
+from fastflow.models.linear_attention import linear_attentions
 from fastflow.models.opening import load_models, resolve_device, with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
@@ -212,9 +213,12 @@ def test_autocast_gives_every_kernel_one_dtype(rng, monkeypatch):
 
     monkeypatch.setitem(attention._KERNELS, "sdpa", spy)
     (batch,) = pack(make_groups(rng), tokens_per_microbatch=10**6)
+    attending = 0
     for family in FAMILIES:
-        PackedModel(make_causal_lm(family), autocast=True).hidden_states(batch)
-    assert seen == [{torch.bfloat16}] * 2 * len(FAMILIES)
+        model = PackedModel(make_causal_lm(family), autocast=True)
+        attending += 2 - len(linear_attentions(model.causal_lm))
+        model.hidden_states(batch)
+    assert seen == [{torch.bfloat16}] * attending and attending > len(FAMILIES)
 
 
 def test_adapters_on_the_head_are_refused():
