@@ -16,6 +16,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fastflow.config.schema import ModelConfig
+from fastflow.models.expert_names import join_experts
+from fastflow.models.experts import has_experts
 from fastflow.models.files import check_names, check_tie
 from fastflow.models.loading import FAMILIES, load_causal_lm, loading, read_config
 from fastflow.models.stored import OtherFiles, Reader, StoredWeight, find_weights
@@ -69,6 +71,8 @@ def _build(
     if getattr(config, "transformers_weights", None):
         raise OtherFiles("its config.json names the file of its weights")
     found = find_weights(path)
+    if has_experts(config):
+        found = join_experts(found)
     with loading(path, "model"), torch.device("meta"), _NumbersOnTheHost():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
     model.tie_weights()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
+    "qwen3_moe",
 )  # fmt: skip
 WITH_IMAGES = ("qwen3_5",)  # families of which the text model is trained, and the one for images left out
 

@@ -12,6 +12,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.models import attention
 from fastflow.models.decoder_layers import arrange_layers, check_compiler
 from fastflow.models.dropout import switch_off_dropout
+from fastflow.models.experts import check_device, has_experts
 from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.fused_layers import LIGER, choose_layers, fits, fuse_layers
 from fastflow.models.hollow import Unread, open_causal_lm
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+OF_MIXTURES = {"gate", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "experts"}  # experts, routers
 
 
 def load_models(
@@ -90,6 +93,7 @@ def prepare_layers(model: PreTrainedModel, settings: ModelConfig, *, checkpoint_
     Returns the kind of layers that it has now: "liger", "compiled" or "plain". Raises FastflowError where
     model.fused_layers or model.compile does not work here.
     """
+    check_device(model.config, model.device)
     compiled = settings.compile == "layers"
     layers = choose_layers(settings.fused_layers, model.device, suitable=fits(model.config), compiled=compiled)
     if layers == LIGER:
@@ -120,9 +124,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    """Add LoRA adapters to a model. Raises FastflowError for targets that do not fit it."""
+    """Add LoRA adapters to a model. Raises FastflowError for targets that do not fit it, as experts and routers."""
     peft = need("peft", extra="lora", purpose="lora.rank above 0")
-    targets = lora.targets if lora.targets == "all-linear" else [name.strip() for name in lora.targets.split(",")]
+    targets = _targets(model, lora)
     if ends := {"lm_head", "embed_tokens"}.intersection(targets):
         raise FastflowError(
             f"lora.targets names {', '.join(sorted(ends))}, but the fused loss reads the head's weight; leave them out"
@@ -134,3 +138,21 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
         return peft.get_peft_model(model, adapters)
     except ValueError as error:
         raise FastflowError(f"lora.targets = {lora.targets!r} does not fit this model: {error}") from error
+
+
+def _targets(model: PreTrainedModel, lora: LoraConfig) -> str | list[str]:
+    """Return the modules that get adapters as peft takes them. It would adapt experts and routers under the names of
+    linear layers, which neither a merge nor vLLM takes.
+    """
+    named = [name.strip() for name in lora.targets.split(",")]
+    if not has_experts(model.config):
+        return lora.targets if named == ["all-linear"] else named
+    if named == ["all-linear"]:
+        linear = {name.rpartition(".")[2] for name, one in model.named_modules() if type(one) is torch.nn.Linear}
+        return sorted(linear - {"lm_head", *OF_MIXTURES})
+    if experts := OF_MIXTURES.intersection(name.rpartition(".")[2] for name in named):
+        raise FastflowError(
+            f"lora.targets names {', '.join(sorted(experts))}, but experts and routers get no adapters; leave them out "
+            "(all-linear is the attention here), or train all weights with lora.rank = 0"
+        )
+    return named

@@ -15,6 +15,7 @@ from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError
 from fastflow.models import attention, rope
 from fastflow.models.embedding import factor_in_bfloat16
+from fastflow.models.experts import take_experts, without_router_logits
 from fastflow.models.fused_layers import PLAIN
 from fastflow.models.hollow import Unread
 from fastflow.models.linear_attention import keep_sequences_apart
@@ -67,6 +68,7 @@ class PackedModel:
         self.cut_head: CutHead | None = None
         self.causal_lm.config._attn_implementation = attention.NAME
         keep_sequences_apart(self.causal_lm)
+        take_experts(self.causal_lm.config)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -181,6 +183,7 @@ class PackedModel:
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
         with contextlib.ExitStack() as entered:
+            entered.enter_context(without_router_logits(self.causal_lm.config))
             if self.autocast:
                 entered.enter_context(torch.autocast(self.device.type, torch.bfloat16))
                 entered.enter_context(factor_in_bfloat16(self.causal_lm))

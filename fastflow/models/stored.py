@@ -19,12 +19,16 @@ class OtherFiles(Exception):
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """One weight of a file, and what the file says of it."""
+    """One weight of a file, and what the file says of it.
+
+    rows: for each row, the weights that it is put together from, where the files hold these; empty where it is one.
+    """
 
     file: Path
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    rows: tuple[tuple[StoredWeight, ...], ...] = ()
 
 
 @dataclass
@@ -41,6 +45,12 @@ class Reader:
         """
         if start >= stop:
             return torch.empty((0, *stored.shape[1:]), dtype=stored.dtype)
+        if stored.rows:
+            joined = torch.empty((stop - start, *stored.shape[1:]), dtype=stored.dtype)
+            for row, parts in zip(joined, stored.rows[start:stop], strict=True):
+                for target, part in zip(row.split(parts[0].shape[0]), parts, strict=True):
+                    target.copy_(self.rows(part, 0, part.shape[0]))
+            return joined
         if stored.file not in self._open:
             self.close()  # one file is mapped at a time
             from safetensors import safe_open

@@ -12,6 +12,7 @@ not by a measurement:
     linear        what the rule of flash-linear-attention saves, where it is installed
     Liger         a norm's input unchanged and one number a token (of query norms: a head); of the MLP gate and up alone
     dropout       a mask of one byte a number
+    experts       the rows of the tokens that go to them, which are as many for every routing
 
 What torch.compile keeps is not counted: it is at most what the plain layers keep. Neither are the masks of a sliding
 window, which sdpa makes for blocks of queries.
@@ -36,6 +37,7 @@ from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
 from fastflow.models import rope
 from fastflow.models.dropout import switch_off_dropout
+from fastflow.models.experts import has_experts
 from fastflow.models.hollow import exchange
 from fastflow.models.loading import read_config
 from fastflow.models.opening import with_adapters
@@ -47,6 +49,7 @@ from fastflow.plan.stand_ins import (
     WIDE_SDPA,
     linear_attention,
     register_attention,
+    take_experts,
     take_layers_of_liger,
     take_narrow_masks,
 )
@@ -109,8 +112,11 @@ def checkpoint_bytes(model: ModelSizes, numbers: Numbers) -> int:
 
 
 def in_flight_bytes(model: ModelSizes, numbers: Numbers) -> int:
-    """Return the bytes of gradients that exist at once in a layer's backward: three of the MLP, two of the residual."""
-    return 3 * numbers.product * model.intermediate + 2 * FLOAT * model.hidden
+    """Return the bytes of gradients that exist at once in a layer's backward: three of the MLP, two of the residual,
+    and two of the rows that a token sends to its experts.
+    """
+    rows = 2 * numbers.product * model.hidden * model.chosen if model.experts else 0
+    return 3 * numbers.product * model.intermediate + 2 * FLOAT * model.hidden + rows
 
 
 @functools.cache
@@ -153,6 +159,8 @@ def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, 
     config.num_hidden_layers = len(kinds)
     if getattr(config, "layer_types", None):
         config.layer_types = kinds
+    if has_experts(config):  # a layer without counts as one with them
+        config.mlp_only_layers, config.decoder_sparse_step = [], 1
     dtype = torch.bfloat16 if numbers.bfloat16 else torch.float32
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -176,6 +184,7 @@ def _build(config: PretrainedConfig, kinds: list[str], trust_remote_code: bool, 
     policy = PackedModel(model.train(), kernel=numbers.kernel, autocast=numbers.autocast, residual_stream=stream)
     register_attention()
     policy.causal_lm.config._attn_implementation = ATTENTION
+    take_experts(policy.causal_lm.config)
     return policy
 
 

@@ -56,15 +56,15 @@ def with_layers(sizes: Sizes, layers: int) -> Sizes:
 
 def _stretched(model: ModelSizes, layers: int) -> ModelSizes:
     outer, before = outer_parameters(model), model.layers
-    linear = model.body_linear // before * layers
+    linear, experts = (count // before * layers for count in (model.body_linear, model.expert_weights))
     per_layer = layer_parameters(model)
     ends = model.matrices - model.body_linear
     outer_tensors = 2 if model.tied else 3
     tensors = outer_tensors + (model.tensors - outer_tensors) // before * layers
     return replace(
         model, layers=layers, parameters=outer + per_layer * layers, tensors=tensors, body_linear=linear,
-        matrices=ends + linear, attending=-(-model.attending * layers // before), state=model.state * layers // before,
-        convolved=model.convolved * layers // before,
+        matrices=ends + linear, expert_weights=experts, attending=-(-model.attending * layers // before),
+        state=model.state * layers // before, convolved=model.convolved * layers // before,
     )  # fmt: skip
 
 

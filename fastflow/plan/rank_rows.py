@@ -14,9 +14,11 @@ from fastflow.plan.device import Device
 from fastflow.plan.head_rows import cut_head_rows, is_cut
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row, size
 from fastflow.plan.sizes import ModelSizes
+from fastflow.plan.trainer_rows import OF_EXPERTS
 
 DIVIDED = ("policy's parameters", "adapters", "frozen base", "gradients", "AdamW's moments")
-CAST_BY_FSDP = ("bfloat16 copies of the weights", "bfloat16 copies in recomputed layers")
+# FSDP gathers layers in bfloat16, and the experts' gradient is a part of the gradient of one layer
+REPLACED = ("bfloat16 copies of the weights", "bfloat16 copies in recomputed layers", OF_EXPERTS)
 GATHERED_LAYERS = 2
 FLOAT = 4
 
@@ -28,7 +30,7 @@ def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Devi
     if device.count == 1:
         return rows
     count = device.count // config.run.replicas
-    kept = [row for row in rows if row.name not in CAST_BY_FSDP]
+    kept = [row for row in rows if row.name not in REPLACED]
     divided = [
         replace(row, bytes=-(-row.bytes // count), how=f"{row.how}; 1/{count} of it") if row.name in DIVIDED else row
         for row in kept

@@ -11,6 +11,7 @@ import torch
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models import fused_layers
+from fastflow.models.experts import expert_weights, router_weights
 from fastflow.models.linear_attention import linear_attentions
 from fastflow.models.loading import loading, read_config
 from fastflow.models.opening import with_adapters
@@ -41,7 +42,10 @@ class ModelSizes:
     """Counts and widths of one causal LM; tied weights count once.
 
     path, trust_remote_code: where it is, and whether its own code may run. parameters, tensors: of the whole model.
-    body_linear: parameters of the linear weights in its layers. matrices: the same with embedding and head.
+    body_linear: parameters of the linear weights in its layers, of all experts and of the routers. matrices: those with
+    embedding and head, without the routers. experts, chosen: of a layer in a mixture, and those that each token runs;
+    0 and 1 in a dense model. expert_weights: parameters of all experts. intermediate: numbers between the two products
+    of a token's MLP, or of its chosen experts. largest: numbers of the largest tensor.
     vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. attending: layers
     that have these. state, convolved: numbers that the others, of linear attention, keep of one sequence, however long:
     in float32, and in the type of their products. context: tokens for which the model has positions, where its config
@@ -65,11 +69,21 @@ class ModelSizes:
     tensors: int
     body_linear: int
     matrices: int
+    experts: int
+    chosen: int
+    expert_weights: int
+    largest: int
     tied: bool
     context: int | None
     bfloat16: bool
     fusable: bool
     divides_logits: bool
+
+    @property
+    def active_linear(self) -> int:
+        """Parameters of the linear weights in the layers that one token meets."""
+        idle = self.expert_weights // self.experts * (self.experts - self.chosen) if self.experts else 0
+        return self.body_linear - idle
 
     @property
     def query(self) -> int:
@@ -125,9 +139,13 @@ def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
     embedding = model.get_input_embeddings().get_parameter("weight")
     linear = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Linear)]
     convolutions = [layer.weight for layer in model.get_decoder().modules() if isinstance(layer, torch.nn.Conv1d)]
+    experts = [weight for module in model.modules() for weight in expert_weights(module)]
+    routers = [weight for module in model.modules() for weight in router_weights(module)]
+    multiplied = sum(weight.numel() for weight in (*linear, *experts))
     outer = {id(weight): weight.numel() for weight in (head, embedding)}
     carrying = linear_attentions(model)
     try:
+        chosen = config.num_experts_per_tok if experts else 1
         heads = config.num_attention_heads
         return ModelSizes(
             path=path,
@@ -137,15 +155,19 @@ def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
             state=len(carrying) * _state(config) if carrying else 0,
             convolved=sum(weight.shape[0] * weight.shape[-1] for weight in convolutions),
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
+            intermediate=chosen * config.moe_intermediate_size if experts else config.intermediate_size,
             heads=heads,
             key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab_size=len(head),
             parameters=sum(entry.numel() for entry in parameters),
             tensors=len(parameters),
-            body_linear=sum(weight.numel() for weight in linear),
-            matrices=sum(weight.numel() for weight in linear) + sum(outer.values()),
+            body_linear=multiplied + sum(weight.numel() for weight in routers),
+            matrices=multiplied + sum(outer.values()),
+            experts=len(experts[0]) if experts else 0,
+            chosen=chosen,
+            expert_weights=sum(weight.numel() for weight in experts),
+            largest=max(entry.numel() for entry in parameters),
             tied=head is embedding,
             context=context_of(config),
             bfloat16=config.dtype == torch.bfloat16,

@@ -62,9 +62,9 @@ def expected_speed(config: Config, sizes: Sizes, device: Device) -> Speed | None
 
 def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> int:
     """Return the arithmetic that one sequence needs: the base forward, the policy forward and backward; the head on the
-    response's rows, attention causal, a state of linear attention read twice and written once by each token. A loss
-    that knows its gradient only behind the head projects twice, and behaviour log-probs of the trainer's own are one
-    more forward.
+    response's rows, attention causal, of experts those that a token runs, a state of linear attention read twice and
+    written once by each token. A loss that knows its gradient only behind the head projects twice, and behaviour
+    log-probs of the trainer's own are one more forward.
     """
     policy = sizes.model
     base = sizes.base or policy
@@ -75,7 +75,7 @@ def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> in
 
     def forward(model: ModelSizes) -> int:
         attention = 2 * model.attending * model.query * length * length + 6 * model.state * length
-        return 2 * model.body_linear * length + attention + head(model)
+        return 2 * model.active_linear * length + attention + head(model)
 
     again = head(policy) if config.objective.name in POLICY_GRADIENTS or config.released.token_mask else 0
     recomputed = forward(policy) if config.importance.source == "recompute" else 0

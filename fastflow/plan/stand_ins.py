@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import sys
 from collections.abc import Iterator
@@ -13,12 +14,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from fastflow.models.experts import has_experts, run_experts
 from fastflow.models.linear_attention import CONVOLUTION, RULE, WithoutAutocast, linear_attentions
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-ATTENTION = "fastflow_plan"  # its name in transformers
+ATTENTION = EXPERTS = "fastflow_plan"  # their names in transformers
 WIDE_SDPA = "sdpa with repeated keys"  # in float32 on CUDA
 SHARING_VARLEN = "varlen without repeated keys"  # from torch 2.13 on
 CHUNK = 64  # tokens over which the gated delta rule sums at once
@@ -29,6 +31,15 @@ def register_attention() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, _attention)
+
+
+def take_experts(config: PretrainedConfig) -> None:
+    """Have a mixture multiply its experts by a stand-in: not every type of torch's product runs without numbers."""
+    if has_experts(config):
+        from transformers.integrations.moe import ExpertsInterface
+
+        ExpertsInterface.register(EXPERTS, functools.partial(run_experts, product=_Product.apply))
+        config._experts_implementation = EXPERTS
 
 
 def take_layers_of_liger(model: nn.Module) -> None:
@@ -73,6 +84,16 @@ class _Saving(torch.autograd.Function):
         statistics = first.new_empty(numbers, dtype=torch.float32)
         ctx.save_for_backward(first, *others, statistics, *([output] if saves_output else []))
         return output
+
+
+class _Product(torch.autograd.Function):
+    """Multiplies rows (S, N) by experts (E, M, N): (S, M)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+        of_rows, of_weights, _ = ctx.needs_input_grad
+        ctx.save_for_backward(*[rows] * of_weights, *[weights] * of_rows, ends)
+        return rows.new_empty(len(rows), weights.shape[1])
 
 
 def _attention(

@@ -21,6 +21,7 @@ from fastflow.plan.stand_ins import SHARING_VARLEN, WIDE_SDPA
 from fastflow_kernels.memory import Workspace, cpu_block_rows, cpu_multiplies_bfloat16, flow_loss_workspace
 
 FLOAT = 4
+OF_EXPERTS = "gradient of the experts"
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
 
 
@@ -139,10 +140,18 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
         rows.append(Row("one layer, recomputed", "trainer", bytes_, how, (BACKWARD,)))
     rows.append(Row("bfloat16 copies of the weights", "trainer", whole * cast, f"{whole} x {casts}", graph))
     if not numbers.lora_rank:  # autocast keeps copies of trained weights only
-        how = f"{again} x {casts}, kept until the forward pass ends"
-        rows.append(Row("bfloat16 copies in recomputed layers", "trainer", again * cast, how, (FORWARD,)))
+        kept = (model.body_linear - model.expert_weights) // model.layers
+        how = f"{again} x {kept:,} linear weights of a layer x 2 B, which autocast keeps until the forward pass ends"
+        again_cast = again * 2 * kept if cast else 0
+        rows.append(Row("bfloat16 copies in recomputed layers", "trainer", again_cast, how, (FORWARD,)))
     how = f"{tokens:,} tokens x {flight:,} B of one layer"
-    return [*rows, Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,))]
+    rows.append(Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,)))
+    if model.experts and not numbers.lora_rank:
+        each = parameter_bytes(config) + (2 if cast else 0)
+        joined = model.expert_weights // model.layers * 2 // 3  # gate and up of one layer
+        how = f"{joined:,} of gate and up in a layer x {each} B, dense, before it is added"
+        rows.append(Row(OF_EXPERTS, "trainer", joined * each, how, (BACKWARD,)))
+    return rows
 
 
 def loss_rows(config: Config, model: ModelSizes, device: Device, *, tokens: int) -> list[Row]:

@@ -10,7 +10,7 @@ from fastflow.plan.lengths import most
 from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row, size
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow.plan.trainer_rows import cache_bytes_per_token, context_row, parameter_bytes, state_bytes
-from fastflow.rollout.vllm.adapters import RANKS, room_for
+from fastflow.rollout.vllm.adapters import RANKS, can_apply, room_for
 
 BUCKET_BYTES = 256 * 2**20
 WORKSPACE_BYTES = GIB  # activations and CUDA graphs of vLLM, an assumption
@@ -42,7 +42,7 @@ def vllm_rows(
     rows.append(Row("vLLM's KV cache", "vllm", max(cache, 0), f"{how}: {held}", moments))
     if sleeps and config.rollout.sleep == "weights-to-cpu":
         rows.append(Row("vLLM's weights on the host", "host", weights, "while the policy trains", TRAINING))
-    if adapters is not None and _applies_adapters(config):
+    if adapters is not None and _applies_adapters(config, model, device.type):
         reserved = adapters.parameters * each * room_for(config.lora.rank) // config.lora.rank
         rows.append(Row("vLLM's adapters", "vllm", reserved, "which it applies itself: rollout.adapters", moments))
     elif adapters is not None and device.count == 1:
@@ -50,8 +50,10 @@ def vllm_rows(
         rows.append(Row("bucket of merged weights", "vllm", _bucket_bytes(config, adapters), how))
     if device.count > 1:
         how = "at most 256 MiB, or one weight, at a time; kept for the whole run"
-        rows.append(Row("bucket of gathered weights", "vllm", _gathered_bytes(config, model, adapters), how))
-        largest = _largest_weight(model) * parameter_bytes(config)
+        rows.append(
+            Row("bucket of gathered weights", "vllm", _gathered_bytes(config, model, adapters, device.type), how)
+        )
+        largest = model.largest * parameter_bytes(config)
         rows.append(Row("one weight, gathered", "trainer", largest, "the largest", (SAMPLING,)))
     rows.append(context_row("vllm", device))
 
@@ -73,17 +75,18 @@ def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None, r
     the policy is cut over several ranks of a machine, a bucket for each.
     """
     if ranks > 1:
-        return ranks * _gathered_bytes(config, model, adapters)
-    if adapters is None or _applies_adapters(config):
+        return ranks * _gathered_bytes(config, model, adapters, "cpu")
+    if adapters is None or _applies_adapters(config, model, "cpu"):
         return model.parameters * parameter_bytes(config)
     return adapters.plain * parameter_bytes(config) + _bucket_bytes(config, adapters)
 
 
-def _applies_adapters(config: Config) -> bool:
+def _applies_adapters(config: Config, model: ModelSizes, device: str) -> bool:
     """Return whether vLLM applies the adapters itself; the sampler decides in the same way."""
     choice, rank = config.rollout.adapters, config.lora.rank
     is_rounded = config.model.autocast or config.model.dtype == "bfloat16"
-    return rank <= RANKS[-1] and (choice == "apply" or (choice == "auto" and is_rounded))
+    able = rank <= RANKS[-1] and can_apply(device, mixture=model.experts > 0)
+    return able and (choice == "apply" or (choice == "auto" and is_rounded))
 
 
 def _bucket_bytes(config: Config, adapters: Adapters) -> int:
@@ -91,17 +94,12 @@ def _bucket_bytes(config: Config, adapters: Adapters) -> int:
     return max(min(BUCKET_BYTES, adapters.adapted * each), adapters.largest * each)
 
 
-def _gathered_bytes(config: Config, model: ModelSizes, adapters: Adapters | None) -> int:
+def _gathered_bytes(config: Config, model: ModelSizes, adapters: Adapters | None, device: str) -> int:
     each = parameter_bytes(config)
     most = model.parameters
-    if adapters is not None and not _applies_adapters(config):
+    if adapters is not None and not _applies_adapters(config, model, device):
         most = max(adapters.plain, adapters.adapted)  # a bucket holds either what changes or what does not
-    return max(min(BUCKET_BYTES, most * each), _largest_weight(model) * each)
-
-
-def _largest_weight(model: ModelSizes) -> int:
-    """Return the elements of the embedding or of a projection in a layer, whichever is larger."""
-    return model.hidden * max(model.vocab_size, model.intermediate, model.heads * model.head_dim)
+    return max(min(BUCKET_BYTES, most * each), model.largest * each)
 
 
 def _refusals(config: Config, device: Device) -> list[str]:

@@ -35,12 +35,13 @@ from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
 from fastflow.train.export import Exporter, ExportReport
 from fastflow.train.learner import Learner
+from fastflow.train.saved_weights import SavedWeights
 from fastflow.train.state import Identity, Position, scalars_of, write_rollout
 from fastflow.train.tensors import same_bits, write_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -127,7 +128,7 @@ def write(
     report = exporter.write(model, directory / "policy")
     trainer = directory / "trainer"
     trainer.mkdir()
-    exact = set(_exactly_held(directory, staged.weights))
+    exact = set(_exactly_held(directory, staged.weights, model.config))
     rest = {f"weights/{name}": tensor for name, tensor in staged.weights.items() if name not in exact}
     write_tensors(trainer / "tensors", {**rest, **staged.others})
     _write_generators(trainer / "generators", staged.generators)
@@ -207,34 +208,14 @@ def _others(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"log_z/{name}", tensor
 
 
-def _exactly_held(directory: Path, weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
+def _exactly_held(directory: Path, weights: Mapping[str, torch.Tensor], config: PretrainedConfig) -> Iterator[str]:
     """Names of the weights that policy/ or adapter/ hold to the bit."""
-    from safetensors import safe_open
-
-    files = places(directory)
-    for name, tensor in weights.items():
-        PULSE.work()
-        for candidate in exported_names(name):
-            if candidate in files:
-                with safe_open(files[candidate], "pt") as file:
-                    if same_bits(file.get_tensor(candidate), tensor):
-                        yield name
-
-
-def places(directory: Path) -> dict[str, Path]:
-    """The file of each tensor in policy/ and adapter/."""
-    from safetensors import safe_open
-
-    found: dict[str, Path] = {}
-    for file in (*directory.glob("policy/*.safetensors"), *directory.glob("adapter/*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
-    return found
-
-
-def exported_names(name: str) -> set[str]:
-    """What transformers and peft call a parameter in their files."""
-    return {name, name.replace(".default.", ".")}
+    with SavedWeights(directory, config) as saved:
+        for name, tensor in weights.items():
+            PULSE.work()
+            parts = saved.find(name, tensor.shape)
+            if parts and all(same_bits(saved.read(part), part.of(tensor)) for part in parts):
+                yield name
 
 
 def _write_generators(directory: Path, states: Sequence[Mapping[str, torch.Tensor]]) -> None:

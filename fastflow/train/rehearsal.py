@@ -18,6 +18,8 @@ import torch
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
+from fastflow.models.expert_names import parts_of
+from fastflow.models.experts import expert_weights
 from fastflow.models.packed import PackedModel
 from fastflow.run.directory import REHEARSAL
 from fastflow.run.durable import flush
@@ -66,12 +68,14 @@ def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, dir
 
 
 def miniature(model: AnyModule) -> AnyModule:
-    """Return a copy of the model with one number in place of each parameter; tied parameters stay tied."""
+    """Return a copy of the model with one number in place of each parameter, and two in place of each expert's, which a
+    save may cut in two. Tied parameters stay tied.
+    """
+    shapes = {id(one): [min(1, size) for size in one.shape] for one in model.parameters()}
+    shapes |= {id(one): [len(one), 2, 1] for module in model.modules() for one in expert_weights(module)}
     small: dict[int, torch.Tensor] = {
-        id(parameter): torch.nn.Parameter(
-            torch.zeros([min(1, size) for size in parameter.shape], dtype=parameter.dtype), requires_grad=False
-        )
-        for parameter in model.parameters()
+        id(one): torch.nn.Parameter(torch.zeros(shapes[id(one)], dtype=one.dtype), requires_grad=False)
+        for one in model.parameters()
     }
     for buffer in model.buffers():
         small[id(buffer)] = buffer.detach().to("cpu", copy=True)
@@ -163,9 +167,10 @@ def _check_names(directory: Path, settings: ModelConfig) -> None:
             saved |= set(weights.keys())
     with torch.device("meta"):
         read_back = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
-    names: dict[int, set[str]] = {}
+    names: dict[tuple[int, int], set[str]] = {}
     for name, tensor in read_back.state_dict(keep_vars=True).items():
-        names.setdefault(id(tensor), set()).add(name)
+        for part in parts_of(read_back.config, name, tensor.shape):
+            names.setdefault((id(tensor), part.offset), set()).add(part.name)
     missing = sorted(min(group) for group in names.values() if not group & saved)
     if missing:
         raise FastflowError(

@@ -15,9 +15,10 @@ from fastflow.errors import FastflowError
 from fastflow.models.parallel import copy_whole
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
-from fastflow.train.checkpoint import exported_names, log_z_head, named_parameters, places
+from fastflow.train.checkpoint import log_z_head, named_parameters
 from fastflow.train.finite import Skips
 from fastflow.train.learner import Learner
+from fastflow.train.saved_weights import SavedWeights
 from fastflow.train.state import GROUPS_FILE
 from fastflow.train.tensors import catalogue, read_tensors
 
@@ -97,26 +98,21 @@ def _generators(saved: Saved, rank: int) -> Path:
 
 
 def _restore_weights(directory: Path, learner: Learner) -> None:
-    from safetensors import safe_open
-
     tensors = directory / "trainer" / "tensors"
-    stored, files = catalogue(tensors), places(directory)
+    stored = catalogue(tensors)
     targets: dict[str, torch.Tensor] = {}
-    for name, parameter in learner.policy.model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if f"weights/{name}" in stored:
-            targets[f"weights/{name}"] = parameter.detach()
-            continue
-        held = [candidate for candidate in exported_names(name) if candidate in files]
-        if not held:
-            raise KeyError(f"the weights of {name}")
-        with safe_open(files[held[0]], "pt") as file:
-            tensor = file.get_tensor(held[0])
-        if (tensor.dtype, tensor.shape) != (parameter.dtype, parameter.shape):
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {parameter.dtype} here")
-        copy_whole(parameter, tensor)
-        PULSE.work()
+    with SavedWeights(directory, learner.policy.causal_lm.config) as saved:
+        for name, parameter in learner.policy.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if f"weights/{name}" in stored:
+                targets[f"weights/{name}"] = parameter.detach()
+                continue
+            parts = saved.find(name, parameter.shape)
+            if parts is None:
+                raise KeyError(f"the weights of {name}")
+            copy_whole(parameter, saved.join(parts, parameter))
+            PULSE.work()
     if (head := log_z_head(learner)) is not None:
         targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
     read_tensors(tensors, targets)

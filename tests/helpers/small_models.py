@@ -10,6 +10,7 @@ from fastflow.demo.small_model import make_tokenizer
 
 FAMILIES = (
     "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
+    "qwen3_moe",
 )  # fmt: skip
 OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "mistral": {"sliding_window": 8},
@@ -31,6 +32,7 @@ OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0],
         },
     },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
 }  # fmt: skip
 VOCABULARY = 40
 

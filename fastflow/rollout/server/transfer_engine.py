@@ -19,6 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from fastflow.rollout.vllm.packed_experts import pack_experts
+
 TIED_HEAD = "lm_head.weight"
 
 
@@ -87,6 +89,8 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
             return
         self._updating = False
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            pack_experts(self.model)
         head = getattr(self.model, "lm_head", None)
         if self.device.type == "cpu" and self._is_tied() and head is not None and hasattr(head, "quant_method"):
             # On a CPU the head computes with a packed copy, which loading the embedding does not change.

@@ -21,11 +21,13 @@ import torch
 from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
+from fastflow.models.expert_names import Part, parts_of
 from fastflow.models.merging import AdaptedLayer, MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
 
 BUCKET_BYTES = 2**30
+Bucket = dict[str, list[Part]]  # of one file: names in the policy, and what the checkpoint holds for them
 
 
 class WeightFolder:
@@ -83,7 +85,7 @@ def help_to_write(policy: PackedModel) -> None:
     """Take part in the collectives of WeightFolder.write, on a rank that writes nothing."""
     dtype, layers = _dtype_of(policy), dict(adapted_layers(policy.causal_lm))
     for bucket in _buckets(policy, dtype):
-        for source in bucket.values():
+        for source in bucket:
             _merged(policy, layers, source, dtype, RoundingLoss())
 
 
@@ -108,7 +110,10 @@ def write_checkpoint(policy: PackedModel, directory: Path) -> RoundingLoss:
     attempt(lambda: _write_descriptions(policy, dtype, directory, names, buckets))
     loss = RoundingLoss()
     for name, bucket in zip(names, buckets, strict=True):
-        tensors = {weight: _merged(policy, layers, source, dtype, loss).cpu() for weight, source in bucket.items()}
+        tensors: dict[str, torch.Tensor] = {}
+        for source, parts in bucket.items():
+            merged = _merged(policy, layers, source, dtype, loss).cpu()
+            tensors |= {part.name: part.of(merged) for part in parts}
         attempt(functools.partial(_save, tensors, directory / name))
     if failures:
         raise failures[0]
@@ -120,7 +125,7 @@ def _dtype_of(policy: PackedModel) -> torch.dtype | None:
     return torch.bfloat16 if policy.autocast else None
 
 
-def _name_files(buckets: list[dict[str, str]]) -> list[str]:
+def _name_files(buckets: list[Bucket]) -> list[str]:
     if len(buckets) == 1:
         return ["model.safetensors"]
     return [f"model-{number:05d}-of-{len(buckets):05d}.safetensors" for number in range(1, len(buckets) + 1)]
@@ -133,12 +138,17 @@ def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def _write_descriptions(
-    policy: PackedModel, dtype: torch.dtype | None, directory: Path, names: list[str], buckets: list[dict[str, str]]
+    policy: PackedModel, dtype: torch.dtype | None, directory: Path, names: list[str], buckets: list[Bucket]
 ) -> None:
     """Write config.json, and which file holds which weight where there are several."""
     directory.mkdir()
     if len(names) > 1:
-        places = {weight: name for name, bucket in zip(names, buckets, strict=True) for weight in bucket}
+        places = {
+            part.name: name
+            for name, bucket in zip(names, buckets, strict=True)
+            for parts in bucket.values()
+            for part in parts
+        }
         index = {"metadata": {}, "weight_map": places}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
     _write_config(policy, dtype, directory)
@@ -152,27 +162,27 @@ def _write_config(policy: PackedModel, dtype: torch.dtype | None, directory: Pat
     config.save_pretrained(directory)
 
 
-def _buckets(policy: PackedModel, dtype: torch.dtype | None) -> list[dict[str, str]]:
-    """Return for each file its names -> names in the policy. A file has BUCKET_BYTES at most, or one tensor."""
-    buckets: list[dict[str, str]] = [{}]
+def _buckets(policy: PackedModel, dtype: torch.dtype | None) -> list[Bucket]:
+    """Return what each file holds. A file has BUCKET_BYTES at most, or one tensor of the policy."""
+    buckets: list[Bucket] = [{}]
     size = 0
-    for weight, source, tensor in _weights(policy):
+    for source, parts, tensor in _weights(policy):
         bytes_here = tensor.numel() * (dtype or tensor.dtype).itemsize
         if buckets[-1] and size + bytes_here > BUCKET_BYTES:
             buckets.append({})
             size = 0
-        buckets[-1][weight] = source
+        buckets[-1][source] = parts
         size += bytes_here
     return buckets
 
 
-def _weights(policy: PackedModel) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """Yield (name in the checkpoint, name in the policy, tensor), tied tensors once."""
+def _weights(policy: PackedModel) -> Iterator[tuple[str, list[Part], torch.Tensor]]:
+    """Yield (name in the policy, what the checkpoint holds for it, tensor), tied tensors once."""
     seen: set[int] = set()
     for name, tensor in policy.causal_lm.state_dict(keep_vars=True).items():
         if ".lora_" not in name and id(tensor) not in seen:
             seen.add(id(tensor))
-            yield name.replace(".base_layer", ""), name, tensor
+            yield name, parts_of(policy.causal_lm.config, name.replace(".base_layer", ""), tensor.shape), tensor
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fastflow.errors import FastflowError
+from fastflow.models.experts import has_experts
 from fastflow.models.merging import adapted_layers
 from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
@@ -29,16 +30,28 @@ def applies_adapters(policy: PackedModel, choice: str, engine_dtype: torch.dtype
     """Return whether vLLM applies the adapters itself.
 
     choice: rollout.adapters; `auto` applies them where a merge would be rounded to bfloat16. Raises FastflowError where
-    `apply` asks for a rank that vLLM cannot apply.
+    `apply` asks for what vLLM cannot do: a higher rank, or adapters of a mixture of experts on a CPU.
     """
     rank = rank_of(policy)
     if not rank or choice == "merge":
+        return False
+    if not can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config)):
+        if choice == "apply":
+            raise FastflowError(
+                "vLLM applies adapters of a mixture of experts on a GPU only, since it multiplies experts by Triton's "
+                "kernels then; set --rollout.adapters merge"
+            )
         return False
     if choice == "apply" and rank > RANKS[-1]:
         raise FastflowError(
             f"lora.rank = {rank} is more than the {RANKS[-1]} that vLLM can apply; set --rollout.adapters merge"
         )
     return choice == "apply" or (engine_dtype == torch.bfloat16 and rank <= RANKS[-1])
+
+
+def can_apply(device: str, *, mixture: bool) -> bool:
+    """Return whether vLLM applies adapters to models of this kind. device: "cpu" or "cuda"."""
+    return device != "cpu" or not mixture
 
 
 def room_for(rank: int) -> int:

@@ -11,6 +11,7 @@ import torch
 
 from fastflow.rollout.vllm import cpu, messages
 from fastflow.rollout.vllm.adapters import room_for
+from fastflow.rollout.vllm.packed_experts import PackedExperts
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -44,7 +45,7 @@ class Engine:
             max_model_len=settings.context,
             max_num_seqs=settings.max_sequences,
             gpu_memory_utilization=settings.memory_fraction,
-            **(cpu.options(settings) if settings.device == "cpu" else {}),
+            **(cpu.options(settings) if settings.device == "cpu" else _on_gpu(settings)),
             **(_with_adapters(settings) if settings.lora_rank else {}),
             enable_prefix_caching=not settings.carries_state,  # a state is kept at few places, and not on a CPU
             enable_sleep_mode=settings.sleeps,
@@ -57,6 +58,7 @@ class Engine:
         self._blocks: tuple[torch.Tensor, ...] = ()
         self._rounds: tuple[tuple[messages.Place, ...], ...] = ()
         self._loaded: set[str] = set()
+        self._experts = PackedExperts()
         self._requests = 0
         self._adapters: LoRARequest | None = None  # which all requests use
 
@@ -83,6 +85,8 @@ class Engine:
             place.name: self._blocks[place.block][place.offset : place.offset + place.shape.numel()].view(place.shape)
             for place in self._rounds[message.round]
         }
+        if self._device == "cpu" and any(".experts." in name for name in weights):
+            self._llm.apply_model(self._experts.unpack)
         (loaded,) = self._llm.apply_model(lambda model: model.load_weights(iter(weights.items())))
         self._loaded |= {_without_wrapper(name) for name in loaded}
         if self._device == "cuda":  # the trainer may change the weights once they are read, not before
@@ -100,6 +104,7 @@ class Engine:
         return messages.Done()
 
     def _commit(self, message: messages.Commit) -> messages.Done:
+        self._llm.apply_model(self._experts.pack)
         (parameters,) = self._llm.apply_model(
             lambda model: {_without_wrapper(name) for name, _ in model.named_parameters()}
         )
@@ -176,6 +181,11 @@ def _with_adapters(settings: messages.EngineSettings) -> dict[str, Any]:
         "max_lora_rank": room_for(settings.lora_rank),
         "lora_target_modules": list(settings.lora_targets),  # without the head: a probe needs all its rows
     }
+
+
+def _on_gpu(settings: messages.EngineSettings) -> dict[str, Any]:
+    """Return options for a GPU. The kernels of Triton read experts as they are loaded; others reorder them once."""
+    return {"moe_backend": "triton"} if settings.has_experts else {}
 
 
 def _sampling_params(message: messages.Sample) -> SamplingParams:

@@ -17,7 +17,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
 from fastflow.rollout.vllm.messages import Attach, Place
 from fastflow.rollout.vllm.room import require_room
-from fastflow.rollout.vllm.weights import ADAPTED, BUCKET_BYTES, Named, fill, shared
+from fastflow.rollout.vllm.weights import ADAPTED, BUCKET_BYTES, Named, fill, places_of, shared
 
 Source = tuple[str, torch.nn.Parameter, torch.Tensor]  # name, the policy's parameter, its place in the bucket
 
@@ -59,7 +59,7 @@ class GatheredWeights:
         for part in rounds:
             dtype, offset, found, sources = part[0][1].dtype, 0, [], []
             for name, parameter in part:
-                found.append(Place(name.replace(".base_layer", ""), numbers[dtype], offset, parameter.shape))
+                found += places_of(policy, name, parameter, numbers[dtype], offset)
                 view = blocks[dtype][offset : offset + parameter.numel()].view(parameter.shape)
                 sources.append((name, parameter, view))
                 offset += parameter.numel()

@@ -22,8 +22,8 @@ class EngineSettings:
     model: a directory with a config.json and no weights. tokenizer: whether it has a tokenizer too, for stop texts.
     sleeps: whether the engine must be able to give its memory back. threads: on a CPU. lora_rank: rank of the adapters
     that the engine applies itself; 0 where it gets merged weights. lora_targets: last parts of the names of adapted
-    layers. carries_state: whether the model has linear attention. gpu: what CUDA_VISIBLE_DEVICES is to be; None leaves
-    it.
+    layers. carries_state, has_experts: whether the model has linear attention, and whether it is a mixture. gpu: what
+    CUDA_VISIBLE_DEVICES is to be; None leaves it.
     """
 
     model: str
@@ -39,6 +39,7 @@ class EngineSettings:
     lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
     carries_state: bool = False
+    has_experts: bool = False
     gpu: str | None = None
 
 

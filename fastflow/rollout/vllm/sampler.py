@@ -14,6 +14,7 @@ import torch
 
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.errors import FastflowError
+from fastflow.models.experts import has_experts
 from fastflow.models.linear_attention import linear_attentions
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import visible_gpu
@@ -95,6 +96,7 @@ class VllmSampler:
             lora_rank=rank_of(policy) if applies else 0,
             lora_targets=targets_of(policy) if applies else (),
             carries_state=bool(linear_attentions(policy.causal_lm)),
+            has_experts=has_experts(policy.causal_lm.config),
             gpu=visible_gpu(policy.device.index) if policy.device.index is not None and self._is_shared else None,
         )
         self._engine = KeptEngine(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 
 from fastflow.errors import FastflowError
+from fastflow.models.expert_names import parts_of
 from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm.messages import Attach, Place
@@ -23,7 +24,7 @@ Named = tuple[str, torch.nn.Parameter]
 
 
 class SharedWeights:
-    """All weights of the policy's causal LM, under transformers' names, in shared blocks of memory.
+    """All weights of the policy's causal LM, under the names of its checkpoint, in shared blocks of memory.
 
     attach: the message that tells the other process where they are. engine_dtype: the type in which the other process
     holds them; a merge whose rounding loses the adapters is logged. merge: whether to merge the adapters; otherwise the
@@ -76,8 +77,7 @@ class SharedWeights:
         if self._policy.device.type == "cuda":  # the streams of two processes have no common order
             torch.cuda.synchronize(self._policy.device)
 
-    @staticmethod
-    def _move(named: list[Named], blocks: list[torch.Tensor]) -> Iterator[Place]:
+    def _move(self, named: list[Named], blocks: list[torch.Tensor]) -> Iterator[Place]:
         """Move parameters into new shared blocks, one per type; they become views of these. Yields their places."""
         by_dtype: dict[torch.dtype, list[Named]] = {}
         for name, parameter in named:
@@ -89,7 +89,7 @@ class SharedWeights:
                 view = memory[offset : offset + parameter.numel()].view(parameter.shape)
                 view.copy_(parameter.data)
                 parameter.data = view
-                yield Place(name.replace(".base_layer", ""), len(blocks), offset, parameter.shape)
+                yield from places_of(self._policy, name, parameter, len(blocks), offset)
                 offset += parameter.numel()
             blocks.append(memory)
 
@@ -109,6 +109,12 @@ class SharedWeights:
             rounds.append(tuple(places))
             self._merged.append(targets)
         blocks.append(memory)
+
+
+def places_of(policy: PackedModel, name: str, parameter: torch.Tensor, block: int, offset: int) -> list[Place]:
+    """Return the places of what a checkpoint holds for a parameter that begins at an offset of a block."""
+    parts = parts_of(policy.causal_lm.config, name.replace(".base_layer", ""), parameter.shape)
+    return [Place(part.name, block, offset + part.offset, part.shape) for part in parts]
 
 
 def fill(named: list[Named], bucket_bytes: int) -> Iterator[list[Named]]:

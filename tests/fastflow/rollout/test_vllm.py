@@ -37,7 +37,8 @@ PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @needs_vllm
 @pytest.mark.parametrize(
-    ("family", "tied"), [("qwen3", True), ("llama", False), ("mistral", True), ("gemma3_text", True)]
+    ("family", "tied"),
+    [("qwen3", True), ("llama", False), ("mistral", True), ("gemma3_text", True), ("qwen3_moe", False)],
 )
 def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
     """Before and after an optimiser-like change in place, of which nobody tells vLLM but load_weights."""
@@ -91,7 +92,7 @@ def test_linear_attention_in_bfloat16(rng, monkeypatch, tmp_path):
 
 
 @needs_vllm
-@pytest.mark.parametrize("family", ["qwen3", "qwen2"])  # without and with biases
+@pytest.mark.parametrize("family", ["qwen3", "qwen2", "qwen3_moe"])  # without and with biases, and beside experts
 def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
     monkeypatch.setattr(vllm_weights.SharedWeights.__init__, "__defaults__", (10_000,))  # bytes: several buckets
     model = PackedModel(

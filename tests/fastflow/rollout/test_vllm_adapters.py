@@ -119,6 +119,12 @@ class TestChoice:
 
 
 class TestWhatIsHandedOver:
+    def test_a_mixture_of_experts_on_a_cpu_gets_merged_weights(self):
+        model = make("qwen3_moe", torch.bfloat16)
+        assert not applies_adapters(model, "auto", torch.bfloat16)
+        with pytest.raises(FastflowError, match=r"mixture of experts on a GPU only.* --rollout\.adapters merge"):
+            applies_adapters(model, "apply", torch.bfloat16)
+
     def test_the_weights_under_the_adapters_stand_there_unmerged(self):
         model = make("qwen2", torch.bfloat16, scale=0.1)
         names = {name for name, _ in make_causal_lm("qwen2").named_parameters()}

@@ -53,12 +53,14 @@ def test_the_plugin_registers_once():
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """Three servers: two that take transfers, tied and untied, and an untied one that can only reload."""
+    """Three servers: two that take transfers, a tied mixture of experts and an untied model, and an untied one that can
+    only reload.
+    """
     folder = tmp_path_factory.mktemp("servers")
     servers = {}
     try:
         for name, tied, transfers in (("tied", True, True), ("untied", False, True), ("reloading", False, False)):
-            directory = save_model(folder / name, family="qwen3", tied=tied, head_dim=HEAD_DIM)
+            directory = save_model(folder / name, **settings_of(tied))
             tokenizer = make_chat_tokenizer()
             tokenizer.chat_template = CHAT.get(name)
             tokenizer.save_pretrained(directory)
@@ -73,7 +75,12 @@ def real(tmp_path_factory):
 
 def make_policy(tied: bool) -> PackedModel:
     """Of another seed than what the servers were started with."""
-    return PackedModel(make_causal_lm("qwen3", tied=tied, head_dim=HEAD_DIM, seed=1))
+    return PackedModel(make_causal_lm(**settings_of(tied), seed=1))
+
+
+def settings_of(tied: bool) -> dict:
+    experts = {"family": "qwen3_moe", "moe_intermediate_size": 32}  # as wide as vLLM's kernels read them on a CPU
+    return {"tied": tied, "head_dim": HEAD_DIM, **(experts if tied else {"family": "qwen3"})}
 
 
 @needs_vllm
@@ -171,7 +178,7 @@ def test_the_engine_reads_no_other_files_and_misses_none(real, running, tmp_path
 
 @needs_vllm
 def test_where_a_reload_leaves_the_head_behind_the_probe_tells(real, running):
-    """A tied model on a CPU: vLLM's reload does not reach the packed copy of the head."""
+    """A tied mixture on a CPU: vLLM's reload does not reach the packed copies of head and experts."""
     model = make_policy(tied=True)
     sampler = running(model, real["tied"], silence=60.0)
     (server,) = sampler._servers
