@@ -11,6 +11,7 @@ in a fixed order, so that a run repeats to the bit.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,14 @@ def take_experts(config: PretrainedConfig) -> None:
     if has_experts(config):
         from transformers.integrations.moe import ExpertsInterface
 
-        ExpertsInterface.register(NAME, run_experts)
+        ExpertsInterface.register(NAME, _outside_compiled_layers())
         config._experts_implementation = NAME
+
+
+@functools.cache
+def _outside_compiled_layers() -> Callable[..., Tensor]:
+    """Keep the experts out of torch.compile, which takes grouped products in bfloat16 alone."""
+    return torch.compiler.disable(run_experts)
 
 
 def has_experts(config: PretrainedConfig) -> bool:

@@ -29,6 +29,7 @@ def write_models(directory: Path) -> None:
             save_model(directory / f"{family} {tied}", family=family, tied=tied, vocab_size=VOCABULARY + 1)
     save_model(directory / "bfloat16", dtype=torch.bfloat16, tied=False)
     save_sharded(directory)
+    save_model(directory / "experts", family="qwen3_moe", dtype=torch.bfloat16)
     (directory / "llama True" / "generation_config.json").write_text('{"eos_token_id": [0, 3], "temperature": 0.5}')
 
 
@@ -48,6 +49,7 @@ def check_all(directory: Path, ranks: Ranks) -> None:
     tied, wide = (str(directory / name) for name in ("llama True", "bfloat16"))
     for model in (tied, wide, str(directory / "qwen2 False")):
         check_case(ranks, ModelConfig(path=model, device="cpu", autocast=True), LoraConfig(), proves=model == tied)
+    check_case(ranks, ModelConfig(path=str(directory / "experts"), device="cpu", autocast=True), LoraConfig())
     check_case(ranks, ModelConfig(path=tied, device="cpu"), LORA, proves=True)
     check_case(ranks, ModelConfig(path=wide, device="cpu", dtype="bfloat16"), LORA)
     check_case(ranks, ModelConfig(path=wide, device="cpu", checkpoint_share=0.5), LoraConfig())

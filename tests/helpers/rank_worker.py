@@ -90,6 +90,7 @@ def make_learner(
     autocast: bool = False,
     residual_stream: ResidualStream = "float32",
     method: dict[str, Section] | None = None,
+    family: str = "llama",
 ) -> Learner:
     sections = method or {
         "objective": ObjectiveConfig(alpha=2.0, log_z=log_z), "importance": ImportanceConfig(ratio="token_mean")
@@ -177,8 +178,10 @@ def all_learners(ranks: Ranks) -> None:
     check_updates(ranks, groups=few(groups, 2), log_z="learned", tied=False)
     check_updates(ranks, groups=groups, checkpointed=True)
     check_updates(ranks, groups=groups, family="qwen3_5_text", updates=2)
+    check_updates(ranks, groups=groups, checkpointed=True, family="qwen3_moe")
     check_methods(ranks, groups)
     check_autocast(ranks, groups)
+    check_autocast(ranks, groups, family="qwen3_moe")
     check_recomputed(ranks, groups)
     check_non_finite(ranks, groups)
 
@@ -255,12 +258,13 @@ def check_recomputed(ranks: Ranks, groups: list[Group]) -> None:
             np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=1e-5, atol=1e-5)
 
 
-def check_autocast(ranks: Ranks, groups: list[Group]) -> None:
+def check_autocast(ranks: Ranks, groups: list[Group], *, family: str = "llama") -> None:
     """In bfloat16 the ranks differ from one by less than one differs from float32, whatever the residual stream is."""
-    exact = gradient_of(make_learner(Ranks()), groups)
+    exact = gradient_of(make_learner(Ranks(), family=family), groups)
     for stream in ("float32", "bfloat16"):
         one, several = (
-            gradient_of(make_learner(of, autocast=True, residual_stream=stream), groups) for of in (Ranks(), ranks)
+            gradient_of(make_learner(of, autocast=True, residual_stream=stream, family=family), groups)
+            for of in (Ranks(), ranks)
         )
         assert several.dtype == torch.float32
         assert (several - one).norm() <= (one - exact).norm(), ((several - one).norm(), (one - exact).norm())

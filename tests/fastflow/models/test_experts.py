@@ -1,0 +1,200 @@
+"""Mixtures of experts: how their products run, and what their files call them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastflow.config.schema import LoraConfig, ModelConfig
+from fastflow.data.packing import pack
+from fastflow.errors import FastflowError
+from fastflow.models import decoder_layers
+from fastflow.models.expert_names import join_experts, parts_of
+from fastflow.models.experts import check_device, expert_weights, multiply
+from fastflow.models.hollow import open_causal_lm
+from fastflow.models.opening import with_adapters
+from fastflow.models.packed import PackedModel
+from fastflow.models.stored import OtherFiles, StoredWeight
+from fastflow.rollout.vllm.gathered import GatheredWeights
+from fastflow.rollout.vllm.weights import SharedWeights
+from resumed_runs import configure, newest_save, run_to_the_end, run_until_killed, tensors_of
+from small_models import assert_near, hidden_and_gradients, make_causal_lm, make_groups, save_model
+
+FAMILY = "qwen3_moe"
+NARROW = {"autocast": True, "residual_stream": "bfloat16"}
+
+
+@pytest.fixture
+def batches(rng):
+    return pack(make_groups(rng), tokens_per_microbatch=60)
+
+
+@pytest.mark.parametrize("width", [16, 10])  # 10: rows that no grouped product takes
+def test_hidden_states_and_gradients_are_those_of_transformers(width, batches):
+    policy = PackedModel(make_causal_lm(FAMILY, moe_intermediate_size=width))
+    found = hidden_and_gradients(policy, batches)
+    policy.causal_lm.config._experts_implementation = "eager"
+    assert_near(found, hidden_and_gradients(policy, batches), tolerance=1e-5)
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zeros(batches):
+    policy = PackedModel(make_causal_lm(FAMILY, num_experts=64))
+    policy.hidden_states(batches[0]).sum().backward()
+    gradients = torch.cat([weight.grad.flatten(1) for weight in weights_of(policy) if len(weight.grad) == 64], dim=1)
+    idle = (gradients == 0).all(dim=1)
+    assert idle.any() and not idle.all()
+
+
+def weights_of(policy: PackedModel):
+    return [weight for module in policy.model.modules() for weight in expert_weights(module)]
+
+
+@pytest.mark.parametrize(("types", "expected"), [({}, torch.float32), ({"autocast": True}, torch.bfloat16),
+                                                 (NARROW, torch.bfloat16)], ids=str)  # fmt: skip
+def test_products_are_in_the_type_of_autocast(types, expected, batches, monkeypatch):
+    seen = set()
+
+    def look(rows, weights, offs):
+        seen.update((rows.dtype, weights.dtype))
+        return product(rows, weights, offs=offs)
+
+    product = torch.nn.functional.grouped_mm
+    monkeypatch.setattr("fastflow.models.experts.grouped_mm", look)
+    policy = PackedModel(make_causal_lm(FAMILY), **types)
+    policy.hidden_states(batches[0]).sum().backward()
+    assert seen == {expected}
+    assert {weight.grad.dtype for weight in weights_of(policy)} == {torch.float32}
+
+
+def test_rows_of_each_expert_meet_its_weights():
+    rows, weights = torch.randn(7, 8), torch.randn(4, 12, 8)
+    counts = [3, 0, 4, 0]
+    ends = torch.tensor(counts).cumsum(0).int()
+    expected = torch.cat([part @ one.T for part, one in zip(rows.split(counts), weights, strict=True)])
+    torch.testing.assert_close(multiply(rows, weights, ends), expected)
+
+
+def test_passes_keep_no_logits_of_routers(batches):
+    """Though the configuration asks for them, for a loss that balances experts; and it still does in the export."""
+    policy = PackedModel(make_causal_lm(FAMILY, output_router_logits=True))
+    kept = []
+    for layer in policy.causal_lm.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda *given: kept.append(policy.causal_lm.config.output_router_logits))
+    policy.hidden_states(batches[0])
+    with policy.decoding() as plain, torch.no_grad():
+        assert plain(batches[0].input_ids[None]).router_logits is None
+    assert kept == [False] * 4 and policy.causal_lm.config.output_router_logits
+
+
+def test_compiled_layers_leave_the_experts_out(batches, monkeypatch):
+    """Dynamo refuses grouped products in float32."""
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(decoder_layers, "_packed_forward", decoder_layers._packed_forward.__wrapped__)
+    monkeypatch.setattr(decoder_layers, "_compiled_forward", decoder_layers._compiled_forward.__wrapped__)
+    model = make_causal_lm(FAMILY, num_hidden_layers=1)
+    expected = PackedModel(copy.deepcopy(model)).hidden_states(batches[0])
+    decoder_layers.arrange_layers(model, compiled=True)
+    torch.testing.assert_close(PackedModel(model).hidden_states(batches[0]), expected)
+
+
+def test_a_gpu_without_grouped_products_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    cuda = torch.device("cuda")
+    with pytest.raises(FastflowError, match=r"compute capability 8\.0 or later, and Tesla T4 is older"):
+        check_device(make_causal_lm(FAMILY).config, cuda)
+    check_device(make_causal_lm("qwen3").config, cuda)
+
+
+class TestAdapters:
+    def test_all_linear_is_the_attention(self):
+        adapted = with_adapters(make_causal_lm(FAMILY), LoraConfig(rank=2))
+        trained = {name.split(".")[-4] for name, one in adapted.named_parameters() if one.requires_grad}
+        assert trained == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+    @pytest.mark.parametrize("targets", ["q_proj,up_proj", "gate", "mlp.experts"])
+    def test_experts_and_routers_get_none(self, targets):
+        with pytest.raises(FastflowError, match=r"but experts and routers get no adapters; leave them out"):
+            with_adapters(make_causal_lm(FAMILY), LoraConfig(rank=2, targets=targets))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "mixture", family=FAMILY)
+
+
+class TestFiles:
+    def test_parts_are_the_weights_of_the_files(self, saved):
+        model, files = make_causal_lm(FAMILY), load_file(saved / "model.safetensors")
+        found = {
+            part.name: part.of(one)
+            for name, one in model.named_parameters()
+            for part in parts_of(model.config, name, one.shape)
+        }
+        assert found.keys() == files.keys()
+        assert all(torch.equal(found[name], files[name]) for name in files)
+        for one in (weight for module in model.modules() for weight in expert_weights(module)):
+            (first, *_) = parts_of(model.config, "x.mlp.experts.down_proj", one.shape)
+            assert first.of(one).data_ptr() == one.data_ptr()  # no copy
+
+    def test_dense_models_have_none(self):
+        config = make_causal_lm("qwen3").config
+        (part,) = parts_of(config, "x.mlp.experts.down_proj", torch.Size((4, 2, 2)))
+        assert part.name == "x.mlp.experts.down_proj"
+
+    def test_files_without_one_of_them_load_as_transformers_says(self, saved, tmp_path, caplog):
+        path = shutil.copytree(saved, tmp_path / "model")
+        tensors = load_file(path / "model.safetensors")
+        del tensors["model.layers.1.mlp.experts.2.up_proj.weight"]
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(FastflowError, match=r"cannot load the model .*/model: "):
+            open_causal_lm(str(path), ModelConfig(path=str(path), device="cpu"), torch.device("cpu"))
+        assert "its files have no model.layers.1.mlp.experts.2.up_proj.weight" in caplog.text
+
+    def test_experts_that_differ(self, tmp_path):
+        def stored(expert: int, dtype: torch.dtype) -> StoredWeight:
+            return StoredWeight(tmp_path, "", dtype, (3, 2))
+
+        pieces = ("gate_proj", "up_proj", "down_proj")
+        found = {
+            f"x.experts.{expert}.{piece}.weight": stored(expert, dtype)
+            for expert, dtype in enumerate((torch.float32, torch.bfloat16))
+            for piece in pieces
+        }
+        with pytest.raises(OtherFiles, match=r"the experts of x\.experts\.gate_up_proj differ in shape or type"):
+            join_experts(found)
+
+    @pytest.mark.parametrize("kind", [SharedWeights, GatheredWeights])
+    def test_vllm_gets_the_names_of_the_files(self, kind, saved):
+        policy = PackedModel(make_causal_lm(FAMILY))
+        weights = kind(policy, bucket_bytes=4000)
+        found = {}
+        for number in weights.due(is_complete=False):
+            weights.prepare(number)
+            for place in weights.attach.rounds[number]:
+                block = weights.attach.blocks[place.block]
+                part = block[place.offset : place.offset + place.shape.numel()].view(place.shape)
+                found[place.name] = part.detach().clone()
+        files = load_file(saved / "model.safetensors")
+        assert found.keys() == files.keys()
+        assert all(torch.equal(found[name], files[name]) for name in files)
+
+
+def test_a_run_saves_what_it_was_given_and_goes_on_to_the_bit(tmp_path):
+    """Under the names of the files, each weight once."""
+    path = save_model(tmp_path / "model", family=FAMILY)
+    common = {"run__steps": 3, "run__save_every": 1}
+    whole = run_to_the_end(configure(tmp_path, run__output=tmp_path / "whole", **common))
+    config = configure(tmp_path, run__output=tmp_path / "cut", **common)
+    run_until_killed(config, before=3)
+    cut = run_to_the_end(config, resume="yes")
+    one, other = (tensors_of(newest_save(run)) for run in (whole, cut))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    names = load_file(path / "model.safetensors").keys()
+    assert load_file(newest_save(whole) / "policy" / "model.safetensors").keys() == names
+    assert not [name for name in one if ":weights/" in name]
