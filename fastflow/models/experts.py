@@ -1,11 +1,11 @@
 """Runs the experts of a mixture over the tokens that a router sends them: two grouped products, whatever the routing.
 
 transformers knows it by the name `fastflow_experts`. Tokens are put in the order of their experts, so that the rows of
-an expert stand together, and one call multiplies all of them (`torch.nn.functional.grouped_mm`): on CUDA one kernel
-for bfloat16 from compute capability 8.0 on, elsewhere a product for each expert inside the call. No shape depends on
-the routing, and every expert has a gradient, if only of zeros. Of transformers' own implementations,
-`eager` and `batched_mm` copy weights for each expert or token, and `grouped_mm` ignores autocast. Its sums and ours are
-in a fixed order, so that a run repeats to the bit.
+an expert stand together, and one call multiplies all of them: `torch.nn.functional.grouped_mm`, a single kernel in
+bfloat16 on compute capability 9 and 10, and a product for each expert elsewhere. No shape depends on the routing, and
+every expert has a gradient, if only of zeros. Of transformers' own implementations, `eager` and `batched_mm` copy
+weights or their gradients for each expert or token, and `grouped_mm` leaves float32 weights as they are under autocast.
+Sums are in a fixed order, so that a run repeats to the bit.
 """
 
 from __future__ import annotations
@@ -78,15 +78,12 @@ def check_device(config: PretrainedConfig, device: torch.device) -> None:
 
 @contextlib.contextmanager
 def without_router_logits(config: PretrainedConfig) -> Iterator[None]:
-    """Keep no routers' logits in the passes inside, whatever config.json says: no loss of ours reads them."""
-    asked = getattr(config, "output_router_logits", False)
-    if asked:
-        config.output_router_logits = False
+    """Keep no routers' logits in the passes inside, though config.json asks for them: no loss of ours reads them."""
+    config.output_router_logits = False
     try:
         yield
     finally:
-        if asked:
-            config.output_router_logits = asked
+        config.output_router_logits = True
 
 
 def multiply(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:

@@ -183,7 +183,8 @@ class PackedModel:
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
         with contextlib.ExitStack() as entered:
-            entered.enter_context(without_router_logits(self.causal_lm.config))
+            if getattr(self.causal_lm.config, "output_router_logits", False):
+                entered.enter_context(without_router_logits(self.causal_lm.config))
             if self.autocast:
                 entered.enter_context(torch.autocast(self.device.type, torch.bfloat16))
                 entered.enter_context(factor_in_bfloat16(self.causal_lm))
