@@ -34,6 +34,9 @@ OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     },
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
 }  # fmt: skip
+WITHOUT_CHOICE = {  # a token that chooses otherwise in bfloat16 moves more than rounding does
+    "qwen3_moe": {"num_experts_per_tok": 4},
+}
 VOCABULARY = 40
 
 

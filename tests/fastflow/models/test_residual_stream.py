@@ -15,7 +15,7 @@ from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
-from small_models import FAMILIES, make_causal_lm, make_groups
+from small_models import FAMILIES, WITHOUT_CHOICE, make_causal_lm, make_groups
 
 NARROW = {"autocast": True, "residual_stream": "bfloat16"}
 DEEP = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.1}
@@ -102,7 +102,7 @@ def test_the_model_is_as_before(batch, device):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_beside_exact_ones(family, batch, device):
     """A bfloat16 stream takes them less than twice as far as autocast alone, and about as far as a bfloat16 model."""
-    model = make_causal_lm(family, **DEEP).to(device)
+    model = make_causal_lm(family, **DEEP, **WITHOUT_CHOICE.get(family, {})).to(device)
     exact = exact_logprobs(model, batch)
 
     def error(model, **types):
@@ -119,7 +119,7 @@ def test_gradients_reach_every_parameter_in_float32(family, lora, batch, device)
     """They are less than twice as far from those of float32 as autocast alone takes them."""
 
     def outcome(**types):
-        model = make_causal_lm(family, **DEEP)
+        model = make_causal_lm(family, **DEEP, **WITHOUT_CHOICE.get(family, {}))
         torch.manual_seed(0)
         if lora is not None:
             model = with_adapters(model, lora)

@@ -73,6 +73,15 @@ class TestCounts:
         ratio = rows["trainer", "frozen base"].bytes / rows["trainer", "policy's parameters"].bytes
         assert 0.5 < ratio < 0.53 if autocast == "true" else ratio == 1
 
+    def test_a_bfloat16_mixture_under_autocast_takes_half_as_base(self, tmp_path):
+        """But for its norms and routers."""
+        path = save_model(tmp_path / "narrow", family="qwen3_moe", dtype=torch.bfloat16)
+        config = configure(path, model__autocast="true")
+        _, base = load_models(config.model, config.lora)
+        rows = rows_of(config)
+        assert rows["trainer", "frozen base"].bytes == total_bytes(base.model.parameters())
+        assert rows["trainer", "frozen base"].bytes < 0.55 * rows["trainer", "policy's parameters"].bytes
+
     def test_another_base_is_counted_for_itself(self, models, tmp_path):
         deep = save_model(tmp_path / "deep", num_hidden_layers=5, head_dim=16)
         rows = rows_of(configure(models / "llama", model__base=deep))
@@ -185,6 +194,22 @@ class TestActivations:
         again = rows.get(("trainer", "bfloat16 copies in recomputed layers"))
         assert (again is None) is (not changes)
         assert again is None or (again.bytes == copies.bytes and again.moments == (FORWARD,))
+
+    def test_the_gradient_of_experts_is_dense(self, tmp_path):
+        """Before it is added: of gate and up of all experts of a layer, in bfloat16 and in float32 under autocast."""
+        path = save_model(tmp_path / "model", family="qwen3_moe")
+        name, dense = ("trainer", "gradient of the experts"), 4 * 2 * 16 * 32
+        assert rows_of(configure(path))[name].bytes == 4 * dense
+        assert rows_of(configure(path, model__autocast="true"))[name].bytes == (2 + 4) * dense
+        assert name not in rows_of(configure(path, lora__rank=2))
+        assert name not in rows_of(configure(path), replace(CPU, count=2))  # a part of a layer's
+
+    def test_recomputed_experts_leave_no_copies(self, tmp_path):
+        """Autocast keeps those of linear layers and routers until the forward pass ends; experts are rounded anew."""
+        path = save_model(tmp_path / "model", family="qwen3_moe")
+        rows = rows_of(configure(path, model__autocast="true", model__checkpoint_share=1))
+        attention, router = 2 * 32 * (4 + 2) * 8, 4 * 32
+        assert rows["trainer", "bfloat16 copies in recomputed layers"].bytes == 2 * 2 * (attention + router)
 
     def test_ligers_layers_save_less(self, models, monkeypatch):
         """By the formulas: 15 numbers of the width and the MLP's silu less in bfloat16 parameters; see test_devices."""

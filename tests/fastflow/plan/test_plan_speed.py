@@ -72,3 +72,18 @@ def test_the_command_says_it(models, monkeypatch, tmp_path, capsys):
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     speed = json.loads((tmp_path / "plan.json").read_text())["speed"]
     assert f"updates of about {speed['tokens_per_s']:,.0f} tokens/s are expected" in said
+
+
+def test_a_token_of_a_mixture_meets_the_experts_that_it_runs(models):
+    """Two of four, with all the rest of the layer."""
+    config = configure(models / "qwen3_moe")
+    model, layers, width = sizes_of(config).model, 2, 32
+    experts = layers * 4 * 3 * 16 * width
+    assert (model.experts, model.chosen, model.expert_weights, model.intermediate) == (4, 2, experts, 2 * 16)
+    attention = 2 * width * (4 + 2) * 16  # queries and output, keys and values
+    router = 4 * width
+    assert model.body_linear == layers * (attention + router) + experts
+    assert model.active_linear == layers * (attention + router) + experts // 2
+    rows = 7 + 5 - 1
+    body = 2 * model.active_linear * rows + 2 * layers * model.query * rows**2
+    assert update_flops(config, sizes_of(config), 7, 5) == 4 * (body + 2 * width * model.vocab_size * 5)

@@ -19,7 +19,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import split_tokens, token_logprobs
 from fastflow.rollout.local import LocalSampler, draw
 from fastflow.rollout.sampler import Request, SamplingParams, requests_for
-from small_models import FAMILIES, make_causal_lm
+from small_models import FAMILIES, WITHOUT_CHOICE, make_causal_lm
 
 PARAMS = SamplingParams(max_response_tokens=12)
 
@@ -61,7 +61,7 @@ def test_the_cache_goes_by_the_name_that_the_model_gives_it(rng):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprobs_in_bfloat16_are_as_near_the_trainers_whatever_the_residual_stream(family, rng):
     """Cached passes round as packed ones do: the two are nearer to each other than to float32."""
-    model = make_causal_lm(family)
+    model = make_causal_lm(family, **WITHOUT_CHOICE.get(family, {}))
     for stream in ("float32", "bfloat16"):
         policy = PackedModel(model, autocast=True, residual_stream=stream)
         groups = LocalSampler(policy, eos_ids=[0]).sample(requests_for(make_prompts(rng), 12, seed=0, step=1), PARAMS)
