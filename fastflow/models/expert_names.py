@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastflow.errors import FastflowError
 from fastflow.models.experts import has_experts
-from fastflow.models.stored import OtherFiles, StoredWeight
+from fastflow.models.stored import OtherFiles, StoredWeight, find_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 JOINED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 OF_AN_EXPERT = re.compile(r"(?P<layer>.+\.experts)\.(?P<expert>\d+)\.(?P<which>gate_proj|up_proj|down_proj)\.weight")
+
+
+class ExpertMissing(OtherFiles):
+    """The files hold a layer's experts in part."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def _of_experts(name: str, shape: torch.Size) -> Iterator[Part]:
 def join_experts(found: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
     """Put the weights of experts together under the names of the model's parameters. The others stay.
 
-    Raises OtherFiles where they are not alike, or some are missing.
+    Raises OtherFiles where they are not alike, ExpertMissing where one is missing between others.
     """
     joined = {name: stored for name, stored in found.items() if not OF_AN_EXPERT.fullmatch(name)}
     layers: dict[str, dict[tuple[int, str], StoredWeight]] = {}
@@ -72,10 +77,22 @@ def join_experts(found: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
         for parameter, pieces in JOINED.items():
             wanted = [[(expert, piece) for piece in pieces] for expert in range(experts)]
             if missing := [key for row in wanted for key in row if key not in weights]:
-                raise OtherFiles(f"its files have no {layer}.{missing[0][0]}.{missing[0][1]}.weight")
+                raise ExpertMissing(f"its files have no {layer}.{missing[0][0]}.{missing[0][1]}.weight")
             rows = [tuple(weights[key] for key in row) for row in wanted]
             joined[f"{layer}.{parameter}"] = _joined(f"{layer}.{parameter}", rows)
     return joined
+
+
+def check_experts(path: str) -> None:
+    """Raise FastflowError where the files of a mixture lack a weight of an expert, which transformers says in many
+    lines. Accepts files that are not read row by row.
+    """
+    try:
+        join_experts(find_weights(path))
+    except ExpertMissing as why:
+        raise FastflowError(f"cannot load the model {path}: {why}; download or copy its files again") from why
+    except OtherFiles:
+        return
 
 
 def _joined(name: str, rows: list[tuple[StoredWeight, ...]]) -> StoredWeight:

@@ -13,6 +13,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
+from fastflow.models.expert_names import check_experts
+from fastflow.models.experts import has_experts
 from fastflow.models.files import check_files, check_names, check_quantisation, check_tie
 from fastflow.models.pulse import PULSE
 from fastflow.models.rope import check_kinds
@@ -39,6 +41,8 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     config = read_config(path, trust_remote_code=settings.trust_remote_code)
+    if has_experts(config):
+        check_experts(path)
     with loading(path, "model"), _beating():
         model_and_names = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,

@@ -17,7 +17,7 @@ from fastflow.models.scoring import split_tokens, token_logprobs
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.command import train
-from small_models import FAMILIES, make_causal_lm, make_groups
+from small_models import FAMILIES, WITHOUT_CHOICE, make_causal_lm, make_groups
 
 AUTOCAST = pytest.mark.parametrize("autocast", [False, True])
 
@@ -52,7 +52,7 @@ def test_a_run(device, autocast, tmp_path, model_directory):
 @AUTOCAST
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_sampler_agrees_with_the_trainer(device, autocast, family, rng):
-    model = PackedModel(make_causal_lm(family).to(device), autocast=autocast)
+    model = PackedModel(make_causal_lm(family, **WITHOUT_CHOICE.get(family, {})).to(device), autocast=autocast)
     prompts = [Prompt(rng.integers(1, 40, 5)) for _ in range(3)]
     params = SamplingParams(max_response_tokens=12)
     groups = LocalSampler(model, eos_ids=[0]).sample(requests_for(prompts, 4, seed=0, step=0), params)
@@ -73,7 +73,8 @@ def test_cuda_attention_kernels_agree_with_sdpa(kernel, family, rng):
     if kernel == "flash_attn":
         pytest.importorskip("flash_attn")
     # head_dim 64: the smallest that every variable-length kernel supports
-    model = make_causal_lm(family, hidden_size=128, num_attention_heads=2, num_key_value_heads=1, head_dim=64).cuda()
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    model = make_causal_lm(family, **sizes, **WITHOUT_CHOICE.get(family, {})).cuda()
     (batch,) = pack(make_groups(rng), tokens_per_microbatch=10**6)
     batch = batch.to(torch.device("cuda"))
     direction = torch.randn(batch.tokens, 128, device="cuda")  # of no norm, which the last layer would keep constant
