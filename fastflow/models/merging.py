@@ -13,6 +13,7 @@ from typing import Protocol, TypeGuard
 
 import torch
 
+from fastflow.errors import FastflowError
 from fastflow.models.parallel import whole
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,16 @@ class AdaptedLayer(Protocol):
 
 
 def adapted_layers(model: torch.nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield the layers of a model that carry LoRA adapters, with their names."""
+    """Yield the layers of a model that carry LoRA adapters, with their names. Raises FastflowError for adapters of
+    experts, which peft itself makes and loads.
+    """
     for name, layer in model.named_modules():
         if _is_adapted(layer):
+            if hasattr(layer, "parameter_name"):
+                raise FastflowError(
+                    f"{name} has adapters of experts or of a router, which fastflow neither merges nor hands to vLLM; "
+                    "take adapters of the attention alone"
+                )
             yield name, layer
 
 

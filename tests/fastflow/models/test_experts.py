@@ -17,6 +17,7 @@ from fastflow.models import decoder_layers
 from fastflow.models.expert_names import join_experts, parts_of
 from fastflow.models.experts import check_device, expert_weights, multiply
 from fastflow.models.hollow import open_causal_lm
+from fastflow.models.merging import adapted_layers
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
 from fastflow.models.stored import OtherFiles, StoredWeight
@@ -121,6 +122,13 @@ class TestAdapters:
     def test_experts_and_routers_get_none(self, targets):
         with pytest.raises(FastflowError, match=r"but experts and routers get no adapters; leave them out"):
             with_adapters(make_causal_lm(FAMILY), LoraConfig(rank=2, targets=targets))
+
+    def test_those_of_peft_are_refused_where_they_would_be_merged(self):
+        peft = pytest.importorskip("peft")
+        adapters = peft.LoraConfig(r=2, target_parameters=["mlp.experts.down_proj"], target_modules=["q_proj"])
+        adapted = peft.get_peft_model(make_causal_lm(FAMILY), adapters)
+        with pytest.raises(FastflowError, match=r"mlp\.experts has adapters of experts or of a router"):
+            list(adapted_layers(adapted))
 
 
 @pytest.fixture(scope="module")
