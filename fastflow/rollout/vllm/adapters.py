@@ -54,6 +54,12 @@ def can_apply(device: str, *, mixture: bool) -> bool:
     return device != "cpu" or not mixture
 
 
+def remedy_of(policy: PackedModel) -> str:
+    """What helps where a merge rounds the adapters away."""
+    able = can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config))
+    return "set --rollout.adapters apply" if able else "compute in float32"
+
+
 def room_for(rank: int) -> int:
     """Return the smallest rank in RANKS that holds this one."""
     return next(room for room in RANKS if room >= rank)

@@ -15,6 +15,7 @@ import torch.multiprocessing.reductions
 from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
+from fastflow.rollout.vllm.adapters import remedy_of
 from fastflow.rollout.vllm.messages import Attach, Place
 from fastflow.rollout.vllm.room import require_room
 from fastflow.rollout.vllm.weights import ADAPTED, BUCKET_BYTES, Named, fill, places_of, shared
@@ -40,7 +41,7 @@ class GatheredWeights:
         self._policy = policy
         self._engine_dtype = engine_dtype
         self._merge = merge
-        self._loss, self._watch = RoundingLoss(), MergeWatch("set --rollout.adapters apply")
+        self._loss, self._watch = RoundingLoss(), MergeWatch(remedy_of(policy))
         self._layers = dict(adapted_layers(policy.causal_lm))
         by_dtype: dict[tuple[torch.dtype, bool], list[Named]] = {}
         for name, parameter in policy.causal_lm.named_parameters():

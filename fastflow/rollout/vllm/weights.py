@@ -15,6 +15,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.expert_names import parts_of
 from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
+from fastflow.rollout.vllm.adapters import remedy_of
 from fastflow.rollout.vllm.messages import Attach, Place
 from fastflow.rollout.vllm.room import require_room
 
@@ -41,7 +42,7 @@ class SharedWeights:
     ):
         self._policy = policy
         self._engine_dtype = engine_dtype
-        self._loss, self._watch = RoundingLoss(), MergeWatch("set --rollout.adapters apply")
+        self._loss, self._watch = RoundingLoss(), MergeWatch(remedy_of(policy))
         self._layers = dict(adapted_layers(policy.causal_lm))
         named = [item for item in policy.causal_lm.named_parameters() if ".lora_" not in item[0]]
         adapted = [item for item in named if merge and item[0].endswith(ADAPTED)]

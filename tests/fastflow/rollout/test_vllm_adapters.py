@@ -23,7 +23,7 @@ from fastflow.rollout import probe
 from fastflow.rollout.server.weights import WeightFolder
 from fastflow.rollout.vllm import kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
-from fastflow.rollout.vllm.adapters import applies_adapters, room_for, write_adapters
+from fastflow.rollout.vllm.adapters import applies_adapters, remedy_of, room_for, write_adapters
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
 from fastflow.train.digests import digest_of_base
@@ -124,6 +124,7 @@ class TestWhatIsHandedOver:
         assert not applies_adapters(model, "auto", torch.bfloat16)
         with pytest.raises(FastflowError, match=r"mixture of experts on a GPU only.* --rollout\.adapters merge"):
             applies_adapters(model, "apply", torch.bfloat16)
+        assert (remedy_of(model), remedy_of(make())) == ("compute in float32", "set --rollout.adapters apply")
 
     def test_the_weights_under_the_adapters_stand_there_unmerged(self):
         model = make("qwen2", torch.bfloat16, scale=0.1)
