@@ -21,6 +21,7 @@ from fastflow.plan.stand_ins import SHARING_VARLEN, WIDE_SDPA
 from fastflow_kernels.memory import Workspace, cpu_block_rows, cpu_multiplies_bfloat16, flow_loss_workspace
 
 FLOAT = 4
+ONEDNN_BYTES = int(0.6 * GIB)  # of 1,024 bfloat16 products of different sizes, which is as many as it keeps
 OF_EXPERTS = "gradient of the experts"
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
 
@@ -37,6 +38,8 @@ def trainer_rows(
     rows += loss_rows(config, model, device, tokens=microbatch_tokens(config))
     if config.rollout.engine == "local" and config.objective.name not in OFFLINE:
         rows += _local_sampler(config, model, device)
+    if model.experts and not device.is_gpu and numbers_of(config, model, device).product < FLOAT:
+        rows.append(Row("oneDNN's code for experts", "trainer", ONEDNN_BYTES, "measured, for each number of rows anew"))
     return [row for row in [*rows, context_row("trainer", device)] if row.bytes]
 
 

@@ -204,6 +204,10 @@ class TestActivations:
         assert name not in rows_of(configure(path, lora__rank=2))
         assert name not in rows_of(configure(path), replace(CPU, count=2))  # a part of a layer's
 
+    def test_onednn_keeps_code_for_experts_in_bfloat16(self, tmp_path):
+        path, name = save_model(tmp_path / "model", family="qwen3_moe"), ("trainer", "oneDNN's code for experts")
+        assert name in rows_of(configure(path, model__autocast="true")) and name not in rows_of(configure(path))
+
     def test_recomputed_experts_leave_no_copies(self, tmp_path):
         """Autocast keeps those of linear layers and routers until the forward pass ends; experts are rounded anew."""
         path = save_model(tmp_path / "model", family="qwen3_moe")
