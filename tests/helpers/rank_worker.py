@@ -90,7 +90,6 @@ def make_learner(
     autocast: bool = False,
     residual_stream: ResidualStream = "float32",
     method: dict[str, Section] | None = None,
-    family: str = "llama",
 ) -> Learner:
     sections = method or {
         "objective": ObjectiveConfig(alpha=2.0, log_z=log_z), "importance": ImportanceConfig(ratio="token_mean")
