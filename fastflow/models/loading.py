@@ -74,13 +74,21 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     check_quantisation(path, getattr(config, "quantization_config", None))
     if config.model_type in WITH_IMAGES:
-        config = config.get_text_config()
+        config = _text_of(config)
     if config.model_type not in FAMILIES and not trust_remote_code:
         raise FastflowError(_other_family(path, config.model_type))
     if not trust_remote_code:
         check_kinds(path, config)
     _check_computation(path, config)
     return config
+
+
+def _text_of(whole: PretrainedConfig) -> PretrainedConfig:
+    """Return the configuration of the text model, with what may stand in that of the whole alone."""
+    text = whole.get_text_config()
+    text.dtype = text.dtype or whole.dtype
+    text.tie_word_embeddings = text.tie_word_embeddings or whole.tie_word_embeddings
+    return text
 
 
 def _other_family(path: str, family: str) -> str:
@@ -119,14 +127,17 @@ def _check_computation(path: str, config: PretrainedConfig) -> None:
 
 @contextlib.contextmanager
 def loading(path: str, what: str) -> Iterator[None]:
-    """Turn each failure of loading into one sentence."""
+    """Turn each failure of loading into one sentence. Random numbers that a model draws for weights which its files
+    replace are not missing afterwards: how it is loaded changes nothing that follows.
+    """
     local = Path(path)
     if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
         raise FastflowError(
             f"model directory {path} does not exist; check the path (`fastflow demo` makes small models)"
         )
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     except FastflowError:
         raise
     except Exception as error:  # a configuration of the wrong type, a damaged file, a model's own code

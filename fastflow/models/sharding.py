@@ -21,6 +21,7 @@ from fastflow.models.cut_embedding import CutEmbedding
 from fastflow.models.cut_head import CUT, CutHead, is_tied
 from fastflow.models.embedding import is_known
 from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
+from fastflow.models.linear_attention import linear_attention_of
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
@@ -46,7 +47,7 @@ def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> 
     """Cut one model over the ranks, in place. Where its weights are still in their files, each rank reads its own rows.
 
     Under autocast, layers are gathered and multiplied in bfloat16 and their gradients summed in float32. Embedding and
-    head stay float32: the head's gradient is not rounded.
+    head stay float32: the head's gradient is not rounded. So does linear attention, for the rates of its state's decay.
     """
     model.ranks = ranks
     if ranks.count == 1:
@@ -63,6 +64,8 @@ def shard(model: PackedModel, ranks: Ranks, *, head: HeadPlace = "gathered") -> 
     places = {} if unread is None else empty(root, unread)
     for layer in model.causal_lm.get_decoder().layers:
         layer.register_forward_pre_hook(_beat)
+        if (mixer := linear_attention_of(layer)) is not None:  # a bfloat16 rate of decay is another model
+            fully_shard(mixer, mesh=mesh, mp_policy=plain)
         fully_shard(layer, mesh=mesh, mp_policy=narrow if model.autocast else plain)
         PULSE.work()
     if head == CUT:

@@ -29,6 +29,7 @@ class Buckets:
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a training pass may find what one without gradients has made
 def in_buckets(lengths: tuple[int, ...], device: torch.device) -> Buckets:
     """Plan the batches of packed sequences of these lengths, longest first."""
     count = torch.tensor(lengths)

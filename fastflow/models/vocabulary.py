@@ -71,6 +71,8 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerBase, policy: HasVocabula
     if len(tokenizer) <= policy.vocab_size:
         return
     beyond = {token: text for text, token in tokenizer.get_vocab().items() if token >= policy.vocab_size}
+    if not beyond:  # two texts of one token
+        return
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     if not beyond.keys() <= special:

@@ -20,6 +20,7 @@ window, which sdpa makes for blocks of queries.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import warnings
@@ -47,8 +48,8 @@ from fastflow.plan.sizes import ModelSizes
 from fastflow.plan.stand_ins import (
     ATTENTION,
     WIDE_SDPA,
-    linear_attention,
     register_attention,
+    rule_of_a_kernel,
     take_experts,
     take_layers_of_liger,
     take_narrow_masks,
@@ -130,8 +131,8 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
         one_each = _build(config, kinds, trust_remote_code, numbers)
         one_more = {kind: _build(config, [*kinds, kind], trust_remote_code, numbers) for kind in kinds}
         _plan_batches()
-        fused = linear_attention(one_each.causal_lm, fused=numbers.fused_rule)
-        with fused, FakeTensorMode(allow_non_fake_inputs=True):
+        rule = rule_of_a_kernel(one_each.causal_lm) if numbers.fused_rule else contextlib.nullcontext()
+        with rule, FakeTensorMode(allow_non_fake_inputs=True):
             for model in (one_each, *one_more.values()):
                 _give_shapes(model.model)
             of_one_each, output = _bytes_per_token(one_each), _output_bytes(one_each)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import sys
 from collections.abc import Iterator
 from types import MethodType
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastflow.models.experts import has_experts, run_experts
-from fastflow.models.linear_attention import CONVOLUTION, RULE, WithoutAutocast, linear_attentions
+from fastflow.models.linear_attention import RULE, linear_attentions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -61,15 +60,11 @@ def take_narrow_masks(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def linear_attention(model: PreTrainedModel, *, fused: bool) -> Iterator[None]:
-    """Compute linear attention, in the passes inside, by transformers' own code, which runs without memory as kernels
-    that may be installed do not. fused: let its rule save what the kernel of flash-linear-attention does.
-    """
+def rule_of_a_kernel(model: PreTrainedModel) -> Iterator[None]:
+    """Let linear attention save, in the passes inside, what the kernel of flash-linear-attention does."""
     with contextlib.ExitStack() as patches:
         for module in {sys.modules[type(mixer).__module__] for mixer in linear_attentions(model)}:
-            rule, convolution = inspect.unwrap(getattr(module, RULE)), inspect.unwrap(getattr(module, CONVOLUTION))
-            patches.enter_context(patch.object(module, RULE, _delta_rule if fused else WithoutAutocast(rule)))
-            patches.enter_context(patch.object(module, CONVOLUTION, convolution))
+            patches.enter_context(patch.object(module, RULE, _delta_rule))
         yield
 
 

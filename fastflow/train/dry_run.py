@@ -18,7 +18,7 @@ from fastflow.models.decoder_layers import check_compiler
 from fastflow.models.files import check_files
 from fastflow.models.fused_layers import choose_layers
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
-from fastflow.run.directory import check_output
+from fastflow.run.directory import check_inputs_survive, check_output
 from fastflow.run.recorder import check_sinks
 from fastflow.train.evaluation import find_tasks, read_works
 
@@ -51,8 +51,10 @@ def check_inputs(config: Config) -> str:
 
 def warn_of_output(config: Config) -> None:
     """Warn where a new run could not have the directory that the settings name for it."""
+    output = Path(config.run.output)
     try:
-        check_output(Path(config.run.output), overwrite=config.run.overwrite)
+        check_output(output, overwrite=config.run.overwrite)
+        check_inputs_survive(output, config)
     except FastflowError as error:
         logger.warning("as it is now, this run would not start: %s", error)
 

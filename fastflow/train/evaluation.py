@@ -30,6 +30,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import Ranks
 from fastflow.models.rope import context_of
 from fastflow.models.tokenizer import end_ids
+from fastflow.rollout.admission import check_tokens
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import Schedule
 from fastflow.run import generators
@@ -97,6 +98,8 @@ class Evaluation:
         self._works, self._config, self._policy = works, config, policy
         self._text = ResponseText(tokenizer, end_ids(policy, tokenizer))
         self._prompts = [_prompts(work, tokenizer, config) for work in works]
+        for prompts in self._prompts:
+            check_tokens(policy, prompts)
         self._pool = _grader_pool(works)
         settings, rollout = config.eval, config.rollout
         self._params = SamplingParams(

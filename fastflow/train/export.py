@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 
 from fastflow.config.schema import Config
+from fastflow.models.linear_attention import DECAY
 from fastflow.models.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
 from fastflow.models.packed import PackedModel, has_adapters
 from fastflow.models.pulse import Beating
@@ -67,8 +68,8 @@ class Exporter:
         else:
             report = self._round(model)
         dtype = getattr(torch, report.dtype)
-        for parameter in Beating(model.parameters()):
-            if parameter.is_floating_point():
+        for name, parameter in Beating(model.named_parameters()):
+            if parameter.is_floating_point() and not name.endswith(DECAY):
                 parameter.data = parameter.data.to(dtype)
         model.config._attn_implementation = "sdpa"  # users of the export do not have fastflow_packed
         self._save_model(model, directory)

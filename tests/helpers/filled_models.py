@@ -51,6 +51,7 @@ def check_all(directory: Path, ranks: Ranks) -> None:
         check_case(ranks, ModelConfig(path=model, device="cpu", autocast=True), LoraConfig(), proves=model == tied)
     check_case(ranks, ModelConfig(path=str(directory / "experts"), device="cpu", autocast=True), LoraConfig())
     check_case(ranks, ModelConfig(path=tied, device="cpu"), LORA, proves=True)
+    check_case(ranks, ModelConfig(path=str(directory / "qwen3_5_text True"), device="cpu", autocast=True), LORA)
     check_case(ranks, ModelConfig(path=wide, device="cpu", dtype="bfloat16"), LORA)
     check_case(ranks, ModelConfig(path=wide, device="cpu", checkpoint_share=0.5), LoraConfig())
     check_a_file_that_goes(ranks, directory)

@@ -181,6 +181,7 @@ def all_learners(ranks: Ranks) -> None:
     check_methods(ranks, groups)
     check_autocast(ranks, groups)
     check_autocast(ranks, groups, family="qwen3_moe")
+    check_decay(ranks, groups)
     check_recomputed(ranks, groups)
     check_non_finite(ranks, groups)
 
@@ -267,6 +268,15 @@ def check_autocast(ranks: Ranks, groups: list[Group], *, family: str = "llama") 
         )
         assert several.dtype == torch.float32
         assert (several - one).norm() <= (one - exact).norm(), ((several - one).norm(), (one - exact).norm())
+
+
+def check_decay(ranks: Ranks, groups: list[Group]) -> None:
+    """Ranks keep the rates of a state's decay in float32 under autocast: rounded, they would be another model's."""
+    one, several = (make_learner(of, family="qwen3_5_text", autocast=True).policy for of in (Ranks(), ranks))
+    expected, found = (rescore(policy, groups, 40) for policy in (one, several))
+    for mine, theirs in zip(found, expected, strict=True):
+        for left, right in zip(mine.trajectories, theirs.trajectories, strict=True):
+            np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=0, atol=1e-4)
 
 
 def gradient_of(learner: Learner, groups: list[Group]) -> torch.Tensor:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
 from fastflow.models.expert_names import Part, parts_of
+from fastflow.models.linear_attention import DECAY
 from fastflow.models.merging import AdaptedLayer, MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import whole
@@ -200,6 +201,8 @@ def _merged(
     """
     module_name, _, attribute = name.rpartition(".")
     tensor = whole(getattr(policy.causal_lm.get_submodule(module_name), attribute))
+    if name.endswith(DECAY):  # vLLM holds it in float32
+        return tensor
     if not name.endswith(".base_layer.weight"):
         return tensor.to(dtype or tensor.dtype)
     layer = layers[module_name.removesuffix(".base_layer")]

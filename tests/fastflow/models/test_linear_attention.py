@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fastflow.config.schema import ModelConfig
 from fastflow.data.packing import pack
 from fastflow.models import linear_attention
 from fastflow.models.hollow import open_causal_lm
-from fastflow.models.loading import load_causal_lm
+from fastflow.models.loading import load_causal_lm, read_config
 from fastflow.models.packed import PackedModel
 from fastflow.models.stored import Reader
+from fastflow.rollout.decoding import _cache_argument
 from passes import alone_hidden, packed_hidden
 from small_models import OWN_SETTINGS, VOCABULARY, make_causal_lm, make_groups
 
@@ -56,14 +59,13 @@ def test_the_rule_runs_without_autocast(autocast, batch, monkeypatch):
     model = PackedModel(make_causal_lm(FAMILY), autocast=autocast)
     (mixer,) = linear_attention.linear_attentions(model.causal_lm)
     module = linear_attention.sys.modules[type(mixer).__module__]
-    wrapped, seen = getattr(module, linear_attention.RULE), []
-    assert isinstance(wrapped, linear_attention.WithoutAutocast)
+    rule, seen = getattr(module, linear_attention.RULE), []
 
     def spy(query, *arguments, **options):
         seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
-        return wrapped.__wrapped__(query, *arguments, **options)
+        return rule(query, *arguments, **options)
 
-    monkeypatch.setattr(module, linear_attention.RULE, linear_attention.WithoutAutocast(spy))
+    monkeypatch.setattr(module, linear_attention.RULE, linear_attention.Fitted(spy, autocast=False))
     model.hidden_states(batch)
     with model.decoding() as plain:
         plain(batch.input_ids[None])
@@ -74,12 +76,46 @@ def test_a_second_model_of_the_family_wraps_nothing_again():
     models = [PackedModel(make_causal_lm(FAMILY)) for _ in range(2)]
     (mixer,) = linear_attention.linear_attentions(models[1].causal_lm)
     rule = getattr(linear_attention.sys.modules[type(mixer).__module__], linear_attention.RULE)
-    assert not isinstance(rule.__wrapped__, linear_attention.WithoutAutocast)
+    assert isinstance(rule, linear_attention.Fitted)
+    assert not isinstance(rule.__wrapped__, linear_attention.Fitted)
+
+
+@pytest.mark.parametrize(
+    "name", [linear_attention.RULE, linear_attention.RULE_OF_A_TOKEN, *linear_attention.CONVOLUTIONS]
+)
+def test_kernels_of_other_packages_do_not_serve_a_cpu(name, batch, monkeypatch):
+    """transformers takes them on every device. What it puts around its own functions leads to these."""
+    model = PackedModel(make_causal_lm(FAMILY))
+    (mixer,) = linear_attention.linear_attentions(model.causal_lm)
+    module = linear_attention.sys.modules[type(mixer).__module__]
+    own = inspect.unwrap(getattr(module, name))
+
+    @functools.wraps(own)
+    def kernel(*_, **__):
+        raise RuntimeError("0 active drivers")
+
+    monkeypatch.setattr(module, name, linear_attention.Fitted(kernel, autocast=False))
+    with torch.no_grad(), model.decoding() as plain:
+        cache = plain(batch.input_ids[None, :5], use_cache=True)
+        cache = getattr(cache, "cache", None) or cache.past_key_values
+        plain(batch.input_ids[None, 5:6], **{_cache_argument(plain.model): cache})
+    model.hidden_states(batch)
+    with pytest.raises(RuntimeError, match="0 active drivers"):  # packed sequences, which its own code would mix
+        getattr(module, name)(torch.zeros(1), cu_seqlens=torch.zeros(1))
+
+
+def test_a_package_that_does_not_load_is_none(monkeypatch):
+    monkeypatch.setitem(linear_attention.sys.modules, "fla.ops.gated_delta_rule", None)
+    linear_attention.has_fused_rule.cache_clear()
+    assert not linear_attention.has_fused_rule()
+    linear_attention.has_fused_rule.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def with_images(tmp_path_factory):
-    """A checkpoint as the hub has them: the text model beside one for images."""
+    """A checkpoint as the hub has them: the text model beside one for images and heads for further tokens, and the type
+    and the tie said by the configuration of the whole.
+    """
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     text = make_causal_lm(FAMILY)
@@ -87,11 +123,15 @@ def with_images(tmp_path_factory):
         "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
         "num_position_embeddings": 16,
     }  # fmt: skip
-    config = Qwen3_5Config(text_config=text.config.to_dict(), vision_config=vision, tie_word_embeddings=True)
+    of_text = {**text.config.to_dict(), "dtype": None, "tie_word_embeddings": False}
+    config = Qwen3_5Config(text_config=of_text, vision_config=vision, tie_word_embeddings=True)
     whole = Qwen3_5ForConditionalGeneration(config)
     whole.model.language_model.load_state_dict(text.model.state_dict())
     directory = tmp_path_factory.mktemp("with_images")
     whole.save_pretrained(directory)
+    weights = load_file(directory / "model.safetensors")
+    weights["mtp.norm.weight"] = torch.ones(4)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     assert OWN_SETTINGS[FAMILY]["layer_types"] == text.config.layer_types
     return str(directory), text
 
@@ -100,6 +140,7 @@ def test_the_text_model_of_a_checkpoint_with_images(with_images, tmp_path):
     path, text = with_images
     model = load_causal_lm(path, ModelConfig(path=path))
     assert model.config.model_type == FAMILY
+    assert read_config(path, trust_remote_code=False).dtype == torch.float32
     again = {name: weight.clone() for name, weight in model.state_dict().items()}
     model.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / "model.safetensors")) == {*again} - {"lm_head.weight"}

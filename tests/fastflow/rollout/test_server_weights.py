@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
@@ -101,6 +102,15 @@ def test_under_autocast_the_weights_are_bfloat16(tmp_path):
     assert json.loads((directory / "config.json").read_text())["dtype"] == "bfloat16"
     expected = model.causal_lm.state_dict()
     assert all(torch.equal(expected[name].bfloat16(), value) for name, value in load(directory).items())
+
+
+def test_the_rates_of_a_decay_keep_their_type(tmp_path):
+    """vLLM holds them in float32, as a trainer under autocast does; rounded they would be another model's."""
+    model = PackedModel(make_causal_lm("qwen3_5_text"), autocast=True)
+    directory = WeightFolder(str(tmp_path / "shared")).write(model)
+    found = load_file(directory / "model.safetensors")
+    types = {name.endswith(".A_log"): found[name].dtype for name in found}
+    assert types == {True: torch.float32, False: torch.bfloat16}
 
 
 def test_a_folder_that_cannot_be_written_is_named(model, tmp_path, monkeypatch):
