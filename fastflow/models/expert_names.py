@@ -62,10 +62,10 @@ def _of_experts(name: str, shape: torch.Size) -> Iterator[Part]:
             yield Part(f"{layer}.{expert}.{piece}.weight", offset, each)
 
 
-def join_experts(found: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
-    """Put the weights of experts together under the names of the model's parameters. The others stay.
+def join_experts(found: Mapping[str, StoredWeight], experts: int) -> dict[str, StoredWeight]:
+    """Put the weights of a layer's experts together under the names of the model's parameters. The others stay.
 
-    Raises OtherFiles where they are not alike, ExpertMissing where one is missing between others.
+    Raises OtherFiles where they are not alike, or too many; ExpertMissing where one is missing.
     """
     joined = {name: stored for name, stored in found.items() if not OF_AN_EXPERT.fullmatch(name)}
     layers: dict[str, dict[tuple[int, str], StoredWeight]] = {}
@@ -73,7 +73,8 @@ def join_experts(found: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
         if place := OF_AN_EXPERT.fullmatch(name):
             layers.setdefault(place["layer"], {})[int(place["expert"]), place["which"]] = stored
     for layer, weights in layers.items():
-        experts = 1 + max(expert for expert, _ in weights)
+        if experts <= (last := max(expert for expert, _ in weights)):
+            raise OtherFiles(f"its files have {layer}.{last}, and its config.json names {experts} experts")
         for parameter, pieces in JOINED.items():
             wanted = [[(expert, piece) for piece in pieces] for expert in range(experts)]
             if missing := [key for row in wanted for key in row if key not in weights]:
@@ -83,12 +84,12 @@ def join_experts(found: Mapping[str, StoredWeight]) -> dict[str, StoredWeight]:
     return joined
 
 
-def check_experts(path: str) -> None:
+def check_experts(path: str, experts: int) -> None:
     """Raise FastflowError where the files of a mixture lack a weight of an expert, which transformers says in many
     lines. Accepts files that are not read row by row.
     """
     try:
-        join_experts(find_weights(path))
+        join_experts(find_weights(path), experts)
     except ExpertMissing as why:
         raise FastflowError(f"cannot load the model {path}: {why}; download or copy its files again") from why
     except OtherFiles:

@@ -5,7 +5,7 @@ an expert stand together, and one call multiplies all of them: `torch.nn.functio
 bfloat16 on compute capability 9 and 10, and a product for each expert elsewhere. No shape depends on the routing, and
 every expert has a gradient, if only of zeros. Of transformers' own implementations, `eager` and `batched_mm` copy
 weights or their gradients for each expert or token, and `grouped_mm` leaves float32 weights as they are under autocast.
-Sums are in a fixed order, so that a run repeats to the bit.
+Sums over a token's experts are in a fixed order, in the backward pass too, so that a run repeats to the bit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NAME = "fastflow_experts"
+ROUNDED = "_fastflow_rounded"  # an attribute of experts
 FAMILIES = ("qwen3_moe",)
 GROUPED = (torch.float32, torch.bfloat16, torch.float16)
-ALIGNMENT = 16  # bytes of a row that grouped_mm wants multiples of
+ALIGNMENT = 16  # bytes of which grouped_mm wants multiples, in a row and in an address
 CAPABILITY = (8, 0)  # of the GPUs that multiply in bfloat16
 
 
@@ -88,8 +89,8 @@ def without_router_logits(config: PretrainedConfig) -> Iterator[None]:
 
 def multiply(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Multiply the rows (S, N) of each expert by its weights (M, N): (S, M). ends: (E,), where each one's rows end."""
-    wide = all(size * rows.element_size() % ALIGNMENT == 0 for size in weights.shape[1:])
-    if rows.dtype in GROUPED and wide:
+    aligned = all(size * rows.element_size() % ALIGNMENT == 0 for size in weights.shape[1:])
+    if rows.dtype in GROUPED and aligned and weights.data_ptr() % ALIGNMENT == 0:
         return grouped_mm(rows, weights.transpose(1, 2), offs=ends)
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat([part @ one.T for part, one in zip(rows.split(counts), weights.unbind(0), strict=True)])
@@ -109,11 +110,39 @@ def run_experts(
     places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     ends = torch.searchsorted(of_rows, torch.arange(count, device=of_rows.device), right=True, out_int32=True)
     rows: Tensor = _Dealt.apply(hidden.to(dtype), order, places)
-    gate, up = product(rows, experts.gate_up_proj.to(dtype), ends).chunk(2, dim=-1)
-    found = product(experts.act_fn(gate) * up, experts.down_proj.to(dtype), ends)
+    gate_up_proj, down_proj = _in_type(experts, dtype)
+    gate, up = product(rows, gate_up_proj, ends).chunk(2, dim=-1)
+    found = product(experts.act_fn(gate) * up, down_proj, ends)
     scaled = found * shares.flatten()[order, None].to(dtype)
     result: Tensor = _Gathered.apply(scaled, order, places, len(hidden))
     return result
+
+
+def _in_type(experts: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the weights of experts in the type of the products, from what `rounded_once` keeps where it is open."""
+    kept = getattr(experts, ROUNDED, None)
+    if kept is not None and not torch.is_grad_enabled():
+        if dtype not in kept:
+            kept[dtype] = tuple(weight.to(dtype) for weight in expert_weights(experts))
+        found: tuple[Tensor, Tensor] = kept[dtype]
+        return found
+    gate_up_proj, down_proj = (weight.to(dtype) for weight in expert_weights(experts))
+    return gate_up_proj, down_proj
+
+
+@contextlib.contextmanager
+def rounded_once(model: nn.Module) -> Iterator[None]:
+    """Round the weights of experts once for all passes inside, as autocast does for linear layers: in decoding there is
+    a pass for each token. The weights must not change meanwhile.
+    """
+    modules = [module for module in model.modules() if expert_weights(module)]
+    for module in modules:
+        setattr(module, ROUNDED, {})
+    try:
+        yield
+    finally:
+        for module in modules:
+            delattr(module, ROUNDED)
 
 
 class _Dealt(torch.autograd.Function):

@@ -72,7 +72,7 @@ def _build(
         raise OtherFiles("its config.json names the file of its weights")
     found = find_weights(path)
     if has_experts(config):
-        found = join_experts(found)
+        found = join_experts(found, config.num_experts)
     with loading(path, "model"), torch.device("meta"), _NumbersOnTheHost():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, settings.dtype))
     model.tie_weights()

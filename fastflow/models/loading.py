@@ -42,7 +42,7 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
 
     config = read_config(path, trust_remote_code=settings.trust_remote_code)
     if has_experts(config):
-        check_experts(path)
+        check_experts(path, config.num_experts)
     with loading(path, "model"), _beating():
         model_and_names = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,

@@ -152,7 +152,7 @@ def _targets(model: PreTrainedModel, lora: LoraConfig) -> str | list[str]:
         return sorted(linear - {"lm_head", *OF_MIXTURES})
     if experts := OF_MIXTURES.intersection(name.rpartition(".")[2] for name in named):
         raise FastflowError(
-            f"lora.targets names {', '.join(sorted(experts))}, but experts and routers get no adapters; leave them out "
-            "(all-linear is the attention here), or train all weights with lora.rank = 0"
+            f"lora.targets names {', '.join(sorted(experts))}, but the MLPs and routers of a mixture get no adapters; "
+            "leave them out (all-linear is the attention here), or train all weights with lora.rank = 0"
         )
     return named

@@ -15,7 +15,7 @@ from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError
 from fastflow.models import attention, rope
 from fastflow.models.embedding import factor_in_bfloat16
-from fastflow.models.experts import take_experts, without_router_logits
+from fastflow.models.experts import has_experts, rounded_once, take_experts, without_router_logits
 from fastflow.models.fused_layers import PLAIN
 from fastflow.models.hollow import Unread
 from fastflow.models.linear_attention import keep_sequences_apart
@@ -168,7 +168,7 @@ class PackedModel:
         config._attn_implementation = "sdpa"
         self.model.eval()
         try:
-            with self._autocast():
+            with self._autocast(), self._experts_rounded_once():
                 yield self.causal_lm
         finally:
             config._attn_implementation = attention.NAME
@@ -179,6 +179,12 @@ class PackedModel:
         divisor = logits_divisor(self.causal_lm.config)
         scaled = hidden if divisor == 1 else hidden / divisor
         return scaled.to(torch.bfloat16 if self.autocast else self.head()[0].dtype)
+
+    def _experts_rounded_once(self) -> contextlib.AbstractContextManager[None]:
+        """Keep rounded experts, unless other ranks have their parts: no rank has room for all."""
+        if self.root is None and has_experts(self.causal_lm.config):
+            return rounded_once(self.causal_lm)
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ class SavedWeights:
             if (tensor.dtype, tensor.shape) != (like.dtype, part.shape):
                 raise ValueError(f"{part.name} is {tensor.dtype} {tuple(tensor.shape)}, not {like.dtype} here")
             if joined is None:
-                return tensor
+                return tensor.view(like.shape)
             part.of(joined).copy_(tensor)
         assert joined is not None
         return joined

@@ -76,6 +76,8 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
 
     def finish_weight_update(self) -> None:
         self._end()
+        if self.device.type == "cpu" and not any(".experts." in name for name in self._wanted):
+            pack_experts(self.model)  # those that were not loaded are packed already
         if self._wanted and self.model_config.quantization is None:
             raise ValueError(
                 f"fastflow: {len(self._wanted)} of the model's parameters got no weights (first: {min(self._wanted)})"
@@ -89,8 +91,6 @@ class FileTransferEngine(WeightTransferEngine[Folder, File]):
             return
         self._updating = False
         finalize_layerwise_reload(self.model, self.model_config)
-        if self.device.type == "cpu":
-            pack_experts(self.model)
         head = getattr(self.model, "lm_head", None)
         if self.device.type == "cpu" and self._is_tied() and head is not None and hasattr(head, "quant_method"):
             # On a CPU the head computes with a packed copy, which loading the embedding does not change.

@@ -57,7 +57,7 @@ def can_apply(device: str, *, mixture: bool) -> bool:
 def remedy_of(policy: PackedModel) -> str:
     """What helps where a merge rounds the adapters away."""
     able = can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config))
-    return "set --rollout.adapters apply" if able else "compute in float32"
+    return "set --rollout.adapters apply" if able else "set --model.autocast false and --model.dtype float32"
 
 
 def room_for(rank: int) -> int:

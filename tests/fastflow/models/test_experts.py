@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
 from fastflow.errors import FastflowError
-from fastflow.models import decoder_layers
+from fastflow.models import decoder_layers, experts
 from fastflow.models.expert_names import join_experts, parts_of
 from fastflow.models.experts import check_device, expert_weights, multiply
 from fastflow.models.hollow import open_causal_lm
@@ -49,6 +50,25 @@ def test_an_expert_without_tokens_has_a_gradient_of_zeros(batches):
     gradients = torch.cat([weight.grad.flatten(1) for weight in weights_of(policy) if len(weight.grad) == 64], dim=1)
     idle = (gradients == 0).all(dim=1)
     assert idle.any() and not idle.all()
+
+
+def test_decoding_rounds_experts_once(batches, monkeypatch):
+    """Where weights may change, and with gradients, each pass rounds what it reads."""
+    policy, seen = PackedModel(make_causal_lm(FAMILY), autocast=True), []
+    rounded = experts._in_type
+    monkeypatch.setattr(experts, "_in_type", lambda *given: seen.append(rounded(*given)) or seen[-1])
+    ids = batches[0].input_ids[None]
+    with torch.no_grad():
+        policy.hidden_states(batches[0])
+        policy.hidden_states(batches[0])
+        with policy.decoding() as plain:
+            inside = [plain(ids, use_cache=False).logits for _ in range(2)]
+    places = [weights[0].data_ptr() for weights in seen]
+    assert places[4:6] == places[6:8] and not {*places[4:]} & {*places[:2]}
+    assert torch.equal(*inside)
+    policy.hidden_states(batches[0]).sum().backward()
+    assert all(weight.grad is not None for weight in weights_of(policy))
+    assert not any(hasattr(module, experts.ROUNDED) for module in policy.model.modules())
 
 
 def weights_of(policy: PackedModel):
@@ -120,7 +140,7 @@ class TestAdapters:
 
     @pytest.mark.parametrize("targets", ["q_proj,up_proj", "gate", "mlp.experts"])
     def test_experts_and_routers_get_none(self, targets):
-        with pytest.raises(FastflowError, match=r"but experts and routers get no adapters; leave them out"):
+        with pytest.raises(FastflowError, match=r"but the MLPs and routers of a mixture get no adapters; leave"):
             with_adapters(make_causal_lm(FAMILY), LoraConfig(rank=2, targets=targets))
 
     def test_those_of_peft_are_refused_where_they_would_be_merged(self):
@@ -155,14 +175,16 @@ class TestFiles:
         (part,) = parts_of(config, "x.mlp.experts.down_proj", torch.Size((4, 2, 2)))
         assert part.name == "x.mlp.experts.down_proj"
 
-    def test_files_without_one_of_them_are_refused(self, saved, tmp_path, caplog):
+    @pytest.mark.parametrize("lost", ["experts.2.up_proj", "experts.3.gate_proj"])
+    def test_files_without_one_of_them_are_refused(self, saved, tmp_path, caplog, lost):
         path = shutil.copytree(saved, tmp_path / "model")
         tensors = load_file(path / "model.safetensors")
-        del tensors["model.layers.1.mlp.experts.2.up_proj.weight"]
+        expert = lost.rpartition(".")[0] if "3" in lost else lost  # the last one, with all that it has
+        tensors = {name: one for name, one in tensors.items() if f"layers.1.mlp.{expert}." not in name}
         save_file(tensors, path / "model.safetensors", {"format": "pt"})
-        with pytest.raises(FastflowError, match=r"have no model\.layers\.1\.mlp\.experts\.2\.up_proj\.weight; dow"):
+        with pytest.raises(FastflowError, match=rf"have no model\.layers\.1\.mlp\.{re.escape(lost)}\.weight; dow"):
             open_causal_lm(str(path), ModelConfig(path=str(path), device="cpu"), torch.device("cpu"))
-        assert "every rank loads" in caplog.text and "its files have no model.layers.1.mlp.experts.2.up_" in caplog.text
+        assert "every rank loads" in caplog.text and f"its files have no model.layers.1.mlp.{lost}" in caplog.text
 
     def test_experts_that_differ(self, tmp_path):
         def stored(expert: int, dtype: torch.dtype) -> StoredWeight:
@@ -175,7 +197,12 @@ class TestFiles:
             for piece in pieces
         }
         with pytest.raises(OtherFiles, match=r"the experts of x\.experts\.gate_up_proj differ in shape or type"):
-            join_experts(found)
+            join_experts(found, 2)
+
+    def test_more_experts_than_the_configuration_names(self, tmp_path):
+        found = {"x.experts.2.up_proj.weight": StoredWeight(tmp_path, "", torch.float32, (3, 2))}
+        with pytest.raises(OtherFiles, match=r"its files have x\.experts\.2, and its config\.json names 2 experts"):
+            join_experts(found, 2)
 
     @pytest.mark.parametrize("kind", [SharedWeights, GatheredWeights])
     def test_vllm_gets_the_names_of_the_files(self, kind, saved):

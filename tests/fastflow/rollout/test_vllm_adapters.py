@@ -124,7 +124,10 @@ class TestWhatIsHandedOver:
         assert not applies_adapters(model, "auto", torch.bfloat16)
         with pytest.raises(FastflowError, match=r"mixture of experts on a GPU only.* --rollout\.adapters merge"):
             applies_adapters(model, "apply", torch.bfloat16)
-        assert (remedy_of(model), remedy_of(make())) == ("compute in float32", "set --rollout.adapters apply")
+        assert (remedy_of(model), remedy_of(make())) == (
+            "set --model.autocast false and --model.dtype float32",
+            "set --rollout.adapters apply",
+        )
 
     def test_the_weights_under_the_adapters_stand_there_unmerged(self):
         model = make("qwen2", torch.bfloat16, scale=0.1)
