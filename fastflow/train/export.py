@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import shutil
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 
 from fastflow.config.schema import Config
+from fastflow.models.experts import has_experts
 from fastflow.models.linear_attention import DECAY
 from fastflow.models.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
 from fastflow.models.packed import PackedModel, has_adapters
 from fastflow.models.pulse import Beating
+from fastflow.train.split_weights import write_split
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -107,11 +110,12 @@ class Exporter:
 
     def _save_model(self, model: PreTrainedModel, directory: Path) -> None:
         generation = model.generation_config
+        save = functools.partial(write_split, model) if has_experts(model.config) else model.save_pretrained
         if generation is None or is_strictly_valid(generation):
-            model.save_pretrained(directory)
+            save(directory)
             return
         model.generation_config = type(generation)()
-        model.save_pretrained(directory)
+        save(directory)
         generation.to_json_file(directory / GENERATION_FILE, use_diff=True)  # unchanged
 
     def _save_tokenizer(self, directory: Path) -> None:

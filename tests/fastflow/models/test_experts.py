@@ -18,12 +18,14 @@ from fastflow.models import decoder_layers, experts
 from fastflow.models.expert_names import join_experts, parts_of
 from fastflow.models.experts import check_device, expert_weights, multiply
 from fastflow.models.hollow import open_causal_lm
+from fastflow.models.loading import load_causal_lm
 from fastflow.models.merging import adapted_layers
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
 from fastflow.models.stored import OtherFiles, StoredWeight
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
+from fastflow.train.split_weights import write_split
 from resumed_runs import configure, newest_save, run_to_the_end, run_until_killed, tensors_of
 from small_models import assert_near, hidden_and_gradients, make_causal_lm, make_groups, save_model
 
@@ -169,6 +171,32 @@ class TestFiles:
         for one in (weight for module in model.modules() for weight in expert_weights(module)):
             (first, *_) = parts_of(model.config, "x.mlp.experts.down_proj", one.shape)
             assert first.of(one).data_ptr() == one.data_ptr()  # no copy
+
+    @pytest.mark.parametrize("tied", [False, True])
+    def test_an_export_is_what_transformers_writes_and_copies_nothing(self, tied, tmp_path, monkeypatch):
+        model = make_causal_lm(FAMILY, tied=tied)
+        lie = [range(one.data_ptr(), one.data_ptr() + one.nbytes) for one in model.parameters()]
+        written = []
+        monkeypatch.setattr("safetensors.torch.save_file", lambda *given: written.append(given[0]) or save_file(*given))
+        write_split(model, tmp_path / "ours")
+        monkeypatch.undo()
+        assert all(any(one.data_ptr() in place for place in lie) for one in written[0].values())
+        model.save_pretrained(tmp_path / "theirs")
+        ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        for file in ("config.json", "generation_config.json"):
+            assert (tmp_path / "ours" / file).read_text() == (tmp_path / "theirs" / file).read_text()
+
+    def test_a_large_export_has_several_files(self, tmp_path, monkeypatch):
+        from huggingface_hub import split_torch_state_dict_into_shards
+
+        small = functools.partial(split_torch_state_dict_into_shards, max_shard_size=4000)
+        monkeypatch.setattr("huggingface_hub.split_torch_state_dict_into_shards", small)
+        model = make_causal_lm(FAMILY)
+        write_split(model, tmp_path)
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+        again = load_causal_lm(str(tmp_path), ModelConfig(path=str(tmp_path))).state_dict()
+        assert all(torch.equal(again[name], one) for name, one in model.state_dict().items())
 
     def test_dense_models_have_none(self):
         config = make_causal_lm("qwen3").config
