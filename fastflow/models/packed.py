@@ -69,6 +69,7 @@ class PackedModel:
         self.causal_lm.config._attn_implementation = attention.NAME
         keep_sequences_apart(self.causal_lm)
         take_experts(self.causal_lm.config)
+        self._is_mixture = has_experts(self.causal_lm.config)
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -182,7 +183,7 @@ class PackedModel:
 
     def _experts_rounded_once(self) -> contextlib.AbstractContextManager[None]:
         """Keep rounded experts, unless other ranks have their parts: no rank has room for all."""
-        if self.root is None and has_experts(self.causal_lm.config):
+        if self._is_mixture and self.root is None:
             return rounded_once(self.causal_lm)
         return contextlib.nullcontext()
 
