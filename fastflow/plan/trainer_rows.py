@@ -227,7 +227,10 @@ def _local_sampler(config: Config, model: ModelSizes, device: Device) -> list[Ro
     if model.heads > model.key_value_heads:
         widths, what = widths + 2 * model.query, f"{what}, and repeated to all {model.heads} heads"
     state = state_bytes(model, each)
+    rounds = config.model.autocast and parameter_bytes(config) == FLOAT and device.count == 1
     return [
+        Row("experts in bfloat16", "trainer", 2 * model.expert_weights * rounds,
+            f"{model.expert_weights:,} x 2 B, rounded once for a batch that is decoded", (SAMPLING,)),
         Row("state of linear attention", "trainer", cached.sequences * state,
             f"{cached.sequences:,} sequences x {state:,} B{cached.note}", (SAMPLING,)),
         Row("KV cache of the local sampler", "trainer", cached.tokens * per_token,

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastflow.data.trajectory import Prompt
+from fastflow.models.experts import expert_weights
 from fastflow.models.opening import load_models
 from fastflow.plan import trainer_rows
 from fastflow.plan.device import GIB, Device
@@ -62,6 +63,15 @@ class TestSampling:
         row = rows_of(configure(models / "llama", **lengths))["trainer", "KV cache of the local sampler"]
         assert row.bytes == 5 * 100 * (2 * 2 * 2 * 16 * 4)  # keys and values, layers, key heads, width, float32
         assert row.moments == (SAMPLING,)
+
+    def test_experts_are_rounded_while_a_batch_is_decoded(self, models):
+        name, autocast = ("trainer", "experts in bfloat16"), {"model__autocast": "true"}
+        policy, _ = load_models((config := configure(models / "qwen3_moe", **autocast)).model, config.lora)
+        weights = [one for module in policy.model.modules() for one in expert_weights(module)]
+        assert rows_of(config)[name].bytes == total_bytes(weights) // 2 > 0
+        assert name not in rows_of(configure(models / "qwen3_moe"))
+        assert name not in rows_of(configure(models / "qwen3_moe", model__dtype="bfloat16", **autocast))
+        assert name not in rows_of(configure(models / "qwen3", **autocast))
 
     def test_the_state_of_linear_attention(self, models):
         """One of two layers has keys and values; the other a state that no token makes longer."""
