@@ -72,7 +72,8 @@ class Exporter:
             report = self._round(model)
         dtype = getattr(torch, report.dtype)
         for name, parameter in Beating(model.named_parameters()):
-            if parameter.is_floating_point() and not name.endswith(DECAY):
+            rounds_a_decay = name.endswith(DECAY) and dtype.itemsize < parameter.itemsize
+            if parameter.is_floating_point() and not rounds_a_decay:
                 parameter.data = parameter.data.to(dtype)
         model.config._attn_implementation = "sdpa"  # users of the export do not have fastflow_packed
         self._save_model(model, directory)

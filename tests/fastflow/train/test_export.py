@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 
 from cli_runs import settings
 from fastflow.config.reader import read_config
+from fastflow.demo.small_model import make_tokenizer
 from fastflow.models.merging import RoundingLoss, adapted_layers, merged_weight, weight_update
 from fastflow.models.packed import PackedModel
 from fastflow.train.command import train
+from fastflow.train.export import Exporter
 from fastflow.train.trainer import Trainer
-from small_models import FAMILIES, save_model
+from small_models import FAMILIES, make_causal_lm, save_model
 from weight_updates import relative_error, updates
 
 
@@ -146,6 +148,21 @@ def test_full_training_exports_the_live_weights(changes, tmp_path):
     for name, weight in trainer.learner.policy.causal_lm.named_parameters():
         assert torch.equal(exported[name], weight.detach())
     assert state(tmp_path)["update_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("live", "dtype", "of_decay"),
+    [(torch.float32, "bfloat16", torch.float32), (torch.bfloat16, "float32", torch.float32),
+     (torch.bfloat16, "bfloat16", torch.bfloat16)],
+)  # fmt: skip
+def test_the_rates_of_a_decay_are_never_rounded(live, dtype, of_decay, tmp_path):
+    """A state of linear attention would be another one."""
+    tokenizer = make_tokenizer(list("abc"))
+    model = make_causal_lm("qwen3_5_text").to(live)
+    Exporter(tokenizer, dtype).write(model, tmp_path)
+    exported = load_file(tmp_path / "model.safetensors")
+    types = {name.endswith(".A_log"): one.dtype for name, one in exported.items()}
+    assert types == {True: of_decay, False: getattr(torch, dtype)}
 
 
 def test_a_loss_without_an_update_is_none():
