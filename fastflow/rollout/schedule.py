@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
+from fastflow.config.schema import RolloutConfig
 from fastflow.data.trajectory import Group
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
@@ -116,3 +117,26 @@ class _CurrentWeights:
         if self._loaded != self._policy.version:
             self._sampler.load_weights(self._policy)
             self._loaded = self._policy.version
+
+
+def make_schedule(
+    sampler: Sampler,
+    policy: PackedModel,
+    requests: Callable[[int], Sequence[Request]],
+    rollout: RolloutConfig,
+    *,
+    steps: int,
+    ready: Sequence[Group] | None,
+) -> Schedule:
+    """Make the schedule that the settings name. steps, ready: see OneAhead."""
+    params = SamplingParams(
+        rollout.temperature,
+        rollout.top_p,
+        rollout.max_response_tokens,
+        rollout.min_response_tokens,
+        rollout.stop,
+    )
+    if not rollout.ahead:
+        return OnPolicy(sampler, policy, requests, params)
+    overlapping = cast(OverlappingSampler, sampler)  # Config refuses `ahead` for the others
+    return OneAhead(overlapping, policy, requests, params, steps=steps, ready=ready)

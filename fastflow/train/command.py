@@ -64,7 +64,7 @@ def train(
             logger.warning(warning)
         policy = trainer.run()
     console.print(f"policy saved in {policy}", markup=False, highlight=False, soft_wrap=True)
-    if trainer.evaluation is not None and (best := trainer.evaluation.best()) is not None:
+    if (best := trainer.evaluation.best()) is not None:
         console.print(describe_best(trainer, best), markup=False, highlight=False, soft_wrap=True)
     if config.run.report and trainer.ranks.is_first:
         from fastflow.report.command import write_report
@@ -127,10 +127,9 @@ def describe(trainer: Trainer) -> str:
     batch = config.batch
     trained = sum(parameter.numel() for parameter in policy.parameters())
     responses = batch.prompts_per_step * batch.responses_per_prompt
-    evaluation = trainer.evaluation
-    evaluated = (
-        f"\nevaluated every {counted(config.eval.every, 'step')} on {evaluation.describe()}" if evaluation else ""
-    )
+    evaluated = ""
+    if asked := trainer.evaluation.describe():
+        evaluated = f"\nevaluated every {counted(config.eval.every, 'step')} on {asked}"
     several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
     recorded = ""

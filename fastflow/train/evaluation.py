@@ -90,7 +90,7 @@ def read_works(tasks: Sequence[Task], config: Config, *, try_golds: bool = True)
 
 
 class Evaluation:
-    """Asks the works' questions when `eval` says so. schedule: gives the sampler, with the weights of now."""
+    """Asks the works' questions when `eval` says so; without works, never."""
 
     def __init__(
         self, works: Sequence[Work], config: Config, policy: PackedModel, tokenizer: PreTrainedTokenizerBase, run: Path
@@ -110,10 +110,12 @@ class Evaluation:
             rollout.stop,
         )
         self.curve = Curve(run, [work.task for work in works], config)
+        self.room = self._room()
 
-    @property
-    def room(self) -> int:
+    def _room(self) -> int:
         """Tokens of the longest question with its response. Raises FastflowError where the model has no such room."""
+        if not self._works:
+            return 0
         longest = max((prompt for prompts in self._prompts for prompt in prompts), key=lambda prompt: len(prompt.ids))
         room, context = len(longest.ids) + self._params.max_response_tokens, context_of(self._policy.causal_lm.config)
         if context is not None and room > context:
@@ -130,7 +132,7 @@ class Evaluation:
         return responses.key_of([[work.task.asked(), *map(as_json, work.questions)] for work in self._works])
 
     def describe(self) -> str:
-        """What is asked, for the console."""
+        """What is asked, for the console; nothing without works."""
         each = counted(self._config.eval.samples, "response")
         return ", ".join(
             f"{work.task.name} ({counted(len(work.questions), 'question')} x {each})" for work in self._works
@@ -138,6 +140,8 @@ class Evaluation:
 
     def take_up(self, step: int, ranks: Ranks) -> None:
         """Go on with a run whose first steps, so many, are done. A collective."""
+        if not self._works:
+            return
         with ranks.together():
             if ranks.is_first:
                 self.curve.take_up(step)
@@ -145,7 +149,7 @@ class Evaluation:
 
     def is_due_at_start(self, updates: int) -> bool:
         """Whether the base is still to be evaluated. updates: that the run has done."""
-        return self._config.eval.at_start and updates == 0 and not self.curve.evaluated
+        return bool(self._works) and self._config.eval.at_start and updates == 0 and not self.curve.evaluated
 
     def is_due(self, step: int) -> bool:
         """Whether an evaluation follows a step."""

@@ -1,17 +1,17 @@
-"""What a run is put together from, before its first step: inputs in the order of their cost, a save, the schedule."""
+"""What a run starts from: read, checked, and compared over the ranks, in the order of its cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastflow.config.methods import ANSWER, OFFLINE
-from fastflow.config.schema import Config, ObjectiveConfig, RolloutConfig
+from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
-from fastflow.data.trajectory import Group, Prompt
+from fastflow.data.trajectory import Prompt
 from fastflow.models.cut_head import CUT, check_rows
 from fastflow.models.opening import load_models, load_policy
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
@@ -23,18 +23,12 @@ from fastflow.models.tokenizer import end_ids, load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.objectives.judging import Judge
 from fastflow.rollout.admission import check_tokens, context_for
-from fastflow.rollout.recorded import RecordedResponses
-from fastflow.rollout.sampler import OverlappingSampler, Request, Sampler, SamplingParams
-from fastflow.rollout.schedule import OneAhead, OnPolicy, Schedule
-from fastflow.run import directory as run_directory
 from fastflow.train.answers import GradedAnswers, check_answers, grader_for
-from fastflow.train.checkpoint import named_parameters
 from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_start, digest_of_tokenizer
+from fastflow.train.evaluation import Evaluation, find_tasks, read_works
 from fastflow.train.export import Exporter
-from fastflow.train.learner import Learner
 from fastflow.train.rehearsal import rehearse
 from fastflow.train.resume import versions
-from fastflow.train.save_room import check_disk, save_size
 from fastflow.train.state import Identity
 
 if TYPE_CHECKING:
@@ -52,6 +46,36 @@ class Loaded(NamedTuple):
     policy: PackedModel
     base: PackedModel | AdaptersOff | None
     longest: int
+
+
+class Inputs(NamedTuple):
+    """What a run starts from. evaluation: without a task where none is asked for. small_files: the bytes that a save
+    holds beside the weights. identity: what the run may not change.
+    """
+
+    loaded: Loaded
+    evaluation: Evaluation
+    exporter: Exporter
+    small_files: int
+    identity: Identity
+
+
+def open_inputs(config: Config, directory: Path, ranks: Ranks, *, total_updates: int) -> Inputs:
+    """Read and check everything, and cut the models over the ranks. A collective, which ends on all ranks alike.
+
+    directory: of the run. Raises FastflowError for what does not fit together, differs between ranks, or cannot be
+    saved.
+    """
+    with ranks.together():
+        works = read_works(find_tasks(config), config, try_golds=ranks.is_first)
+        loaded = load(config, ranks)
+        evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, directory)
+    check_same_everywhere(ranks, loaded, config)
+    ranks.check_same("questions in eval.tasks", evaluation.digest)
+    with ranks.together():
+        exporter, small_files = rehearse_save(loaded, config, directory, ranks)
+    cut(loaded, config, ranks)
+    return Inputs(loaded, evaluation, exporter, small_files, identify(loaded, config, total_updates))
 
 
 def load(config: Config, ranks: Ranks) -> Loaded:
@@ -108,19 +132,6 @@ def read_prompts(config: Config, records: Sequence[Record], tokenizer: PreTraine
     return list(read_recorded(records, tokenizer, config.data, max_response_tokens=limit))
 
 
-def make_recorded(
-    policy: PackedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    rollout: RolloutConfig,
-    *,
-    on_progress: Callable[[int], None],
-    room: int = 0,
-) -> Sampler:
-    """Make what takes a sampler's place where responses are recorded; called as `make_sampler` is."""
-    return RecordedResponses(on_progress)
-
-
 def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Judge:
     """Make the judge of a run. Raises FastflowError where a reward needs answers that the records do not have."""
     if not settings.compares_answers:
@@ -170,33 +181,3 @@ def rehearse_save(loaded: Loaded, config: Config, directory: Path, ranks: Ranks)
         start = None
     exporter = Exporter(loaded.tokenizer, config.run.export_dtype, start)
     return rehearse(loaded.policy, exporter, config.model, directory) if ranks.is_first else (exporter, 0)
-
-
-def check_room(learner: Learner, config: Config, directory: Path, small_files: int, *, resumed: bool) -> None:
-    """Raise FastflowError where two parameters share a name, or the disk has no room for the run's saves."""
-    named_parameters(learner)
-    size = save_size(learner, config.run.export_dtype, tokenizer=small_files)
-    check_disk(directory, size, config, reclaimed=run_directory.reclaimable(directory, resumed=resumed))
-
-
-def make_schedule(
-    sampler: Sampler,
-    policy: PackedModel,
-    requests: Callable[[int], Sequence[Request]],
-    config: Config,
-    *,
-    ready: Sequence[Group] | None,
-) -> Schedule:
-    """Make the schedule that the settings name. ready: groups of the next step, where a save holds them."""
-    rollout = config.rollout
-    params = SamplingParams(
-        rollout.temperature,
-        rollout.top_p,
-        rollout.max_response_tokens,
-        rollout.min_response_tokens,
-        rollout.stop,
-    )
-    if not rollout.ahead:
-        return OnPolicy(sampler, policy, requests, params)
-    overlapping = cast(OverlappingSampler, sampler)  # Config refuses `ahead` for the others
-    return OneAhead(overlapping, policy, requests, params, steps=config.run.steps, ready=ready)

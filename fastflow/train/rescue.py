@@ -1,4 +1,4 @@
-"""The end of a run that has to stop: it saves what it has reached, and says where that is.
+"""What a run that has to stop has reached: saved, and where that is said.
 
 Where a save fails, the last resort is what was learned as plain tensors, wherever there is room for them.
 """
@@ -19,7 +19,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.parallel import part
 from fastflow.run.directory import RESCUED
 from fastflow.train.checkpoint import SaveFailed, reason
-from fastflow.train.learner import Learner, NonFiniteError
+from fastflow.train.learner import Learner
 from fastflow.train.saver import WORK, Saver
 from fastflow.train.state import Position
 
@@ -106,22 +106,3 @@ def _buckets(model: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         bucket[name] = parameter.detach().to("cpu", copy=True).contiguous()
     if bucket:
         yield bucket
-
-
-def cause(stop: BaseException) -> str:
-    """Say why a run stops, and what to do about it."""
-    if isinstance(stop, KeyboardInterrupt):
-        return str(stop) or "interrupted"
-    if isinstance(stop, torch.OutOfMemoryError):
-        return (
-            "out of GPU memory: lower rollout.max_sequences if it was sampling, batch.tokens_per_microbatch if not, or "
-            "raise model.checkpoint_share or set lora.rank"
-        )
-    return str(stop)
-
-
-def stops_all_ranks(stop: BaseException) -> bool:
-    """Whether every rank stops for this reason at the same place, so that they can still save together."""
-    if isinstance(stop, KeyboardInterrupt):
-        return isinstance(stop, interrupt.StopRequest) and not isinstance(stop, interrupt.GivenUp)
-    return isinstance(stop, (NonFiniteError, SaveFailed)) or getattr(stop, "on_all_ranks", False)

@@ -1,4 +1,4 @@
-"""Check, before training, that the disk has room for the saves of the run."""
+"""Check, before training, that the run can be saved: by the names of what it trains, and by the room on the disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from fastflow.config.schema import Config
 from fastflow.config.sections import EVALUATED
 from fastflow.errors import FastflowError
+from fastflow.run.directory import reclaimable
+from fastflow.train.checkpoint import named_parameters
 from fastflow.train.learner import Learner
 from fastflow.train.tensors import FILE_BYTES
 
@@ -63,6 +65,16 @@ def save_size(learner: Learner, export_dtype: str, *, tokenizer: int = 0) -> Sav
         tokenizer=tokenizer,
         rounded=_bytes(one for one in weights if one.requires_grad and one.dtype != (dtype or one.dtype)),
     )
+
+
+def check_room(learner: Learner, config: Config, directory: Path, small_files: int, *, resumed: bool) -> None:
+    """Raise FastflowError where two parameters share a name, or the disk has no room for the run's saves.
+
+    small_files: bytes of a save's files beside the weights.
+    """
+    named_parameters(learner)
+    size = save_size(learner, config.run.export_dtype, tokenizer=small_files)
+    check_disk(directory, size, config, reclaimed=reclaimable(directory, resumed=resumed))
 
 
 def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: int = 0) -> None:

@@ -57,7 +57,7 @@ def run_until_killed(config, *, before: int, updates: int | None = None, resume:
         return update(*arguments, **options)
 
     trainer.step, trainer.learner.update = dying_step, dying_update
-    trainer.rescue = lambda stop: ""
+    trainer.ending.rescue = lambda stop: ""
     try:
         trainer.run()
     except Killed:

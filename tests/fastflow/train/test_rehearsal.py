@@ -15,7 +15,7 @@ from cli_runs import options, settings
 from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
-from fastflow.train import assembly, trainer
+from fastflow.train import inputs, trainer
 from fastflow.train.export import Exporter, on_cpu
 from fastflow.train.rehearsal import REHEARSAL, miniature
 from fastflow.train.save_room import save_size
@@ -210,7 +210,7 @@ def test_the_rehearsal_leaves_nothing_and_changes_nothing(changes, tmp_path):
     made.close()
     monkeypatched = pytest.MonkeyPatch()
     with monkeypatched.context() as patched:
-        patched.setattr(assembly, "rehearse", lambda policy, exporter, settings, directory: (exporter, 0))
+        patched.setattr(inputs, "rehearse", lambda policy, exporter, settings, directory: (exporter, 0))
         plain = Trainer(config, Console(quiet=True))
     for name, weight in plain.learner.policy.model.state_dict().items():
         assert torch.equal(weight, live[name])

@@ -1,0 +1,47 @@
+"""What a step of training is measured by: its rollout, its updates, and how far sampler and trainer are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastflow.config.methods import OFFLINE, WITHOUT_ALPHA
+from fastflow.config.schema import Config
+from fastflow.data.trajectory import Group
+from fastflow.run.metrics import agreement, measure
+from fastflow.train.learner import Learner
+from fastflow.train.updates import Update, first_done
+
+
+def measure_step(
+    config: Config,
+    learner: Learner,
+    groups: Sequence[Group],
+    updates: Sequence[Update],
+    *,
+    version: int,
+    **seconds: float,
+) -> dict[str, Any]:
+    """The metrics of one step. A collective.
+
+    version: of the policy before the updates. seconds: of the sampling (`sample`) and of the whole step (`total`).
+    """
+    judgements = [update.judgement for update in updates]
+    objective, offline = config.objective, config.objective.name in OFFLINE
+    metrics = measure(
+        groups,
+        [update.result for update in updates],
+        well_formed=[fine for judgement in judgements for fine in judgement.well_formed or ()] or None,
+        scores=[score for judgement in judgements for score in judgement.scores or ()] or None,
+        alpha=None if objective.name in WITHOUT_ALPHA else objective.alpha,
+        seconds=seconds,
+        device=learner.policy.device,
+    )
+    shown = first_done(updates)
+    drawn_from_it = config.rollout.samples_the_policy and not offline
+    metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
+    if offline:
+        metrics["weight_lag"] = None  # no weights of this run sampled
+    metrics["skipped_updates_total"] = learner.skips.total
+    metrics["peak_memory_bytes"] = learner.policy.ranks.max(metrics["peak_memory_bytes"])
+    return metrics
