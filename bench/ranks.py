@@ -148,8 +148,8 @@ def make_learner(options: argparse.Namespace, ranks: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from fastflow.config.schema import BatchConfig, Config
+    from fastflow.models.cut.sharding import shard_models
     from fastflow.models.packed import FrozenModel, PackedModel
-    from fastflow.models.sharding import shard_models
     from fastflow.train.learner import Learner
 
     torch.manual_seed(0)

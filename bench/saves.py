@@ -24,7 +24,7 @@ from rich.console import Console
 
 from fastflow.config.reader import read_config
 from fastflow.demo.small_model import make_tokenizer
-from fastflow.train import checkpoint
+from fastflow.train.saves import checkpoint
 from fastflow.train.trainer import Trainer
 
 MOST_WAITING, MOST_BYTES = 1.3, 1.02

@@ -139,12 +139,12 @@ def _train(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     from fastflow.config.resume import read_request
-    from fastflow.train.devices import run_on_devices, split_devices
+    from fastflow.train.ranks.devices import run_on_devices, split_devices
 
     devices, arguments = split_devices(arguments)
     request = read_request(arguments)
     if devices > 1:
-        from fastflow.train.launch import check_devices
+        from fastflow.train.ranks.launch import check_devices
 
         check_devices(request.config, devices)  # once, and before anything starts
     if request.dry_run:
@@ -164,8 +164,8 @@ def _train(arguments: list[str]) -> int:
     quiet_libraries()
     from fastflow.run.console import make_console
     from fastflow.train.command import train
-    from fastflow.train.launch import naming_lost_ranks, watch_launcher
-    from fastflow.train.meeting import meeting
+    from fastflow.train.ranks.launch import naming_lost_ranks, watch_launcher
+    from fastflow.train.ranks.meeting import meeting
 
     watch_launcher()
     with meeting(request.config) as (config, ranks), naming_lost_ranks(ranks):

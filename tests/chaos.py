@@ -41,7 +41,7 @@ from dying import GONE, FileOperations, exit_code, in_a_child  # noqa: E402
 from fastflow.config.schema import Config  # noqa: E402
 from fastflow.run.manifest import verify  # noqa: E402
 from fastflow.train.progress import RunProgress  # noqa: E402
-from fastflow.train.saver import Saver  # noqa: E402
+from fastflow.train.saves.saver import Saver  # noqa: E402
 from forked_ranks import Pids, children_of, end_of, launch  # noqa: E402
 from resumed_runs import check_same, configure, metrics_of, newest_save, run_to_the_end, tensors_of  # noqa: E402
 from small_models import save_model  # noqa: E402

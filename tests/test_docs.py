@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastflow.models.loading import FAMILIES
+from fastflow.models.weights.loading import FAMILIES
 from fastflow.run.alarms import _conditions
 from step_files import trace_step
 

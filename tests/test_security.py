@@ -86,7 +86,7 @@ def test_the_test_itself_sees_them(source):
 
 
 def test_weights_are_loaded_as_safetensors():
-    from fastflow.models import loading
+    from fastflow.models.weights import loading
 
     assert "use_safetensors=True" in Path(loading.__file__).read_text()
 

@@ -21,9 +21,9 @@ from fastflow.demo.comparison import print_comparison
 from fastflow.demo.small_model import encode_prompt, make_model, make_tokenizer, pretrain
 from fastflow.demo.tasks import STORIES, SUMS, Task, judge
 from fastflow.errors import FastflowError
-from fastflow.models.loading import load_causal_lm
 from fastflow.models.packed import PackedModel
 from fastflow.models.tokenizer import end_ids, load_tokenizer
+from fastflow.models.weights.loading import load_causal_lm
 from fastflow.report.command import write_combined
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams

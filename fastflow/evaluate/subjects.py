@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError, need
-from fastflow.models.loading import load_causal_lm, read_config
-from fastflow.models.merging import scale_adapters
+from fastflow.models.layers.rope import context_of
 from fastflow.models.opening import prepare_layers, resolve_device
 from fastflow.models.packed import PackedModel
-from fastflow.models.rope import context_of
 from fastflow.models.self_check import check_head
 from fastflow.models.tokenizer import load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
+from fastflow.models.weights.loading import load_causal_lm, read_config
+from fastflow.models.weights.merging import scale_adapters
 from fastflow.run.directory import CONFIG_FILE
 
 if TYPE_CHECKING:

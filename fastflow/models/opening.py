@@ -9,17 +9,17 @@ import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError, need
-from fastflow.models import attention
-from fastflow.models.decoder_layers import arrange_layers, check_compiler
-from fastflow.models.dropout import switch_off_dropout
-from fastflow.models.experts import check_device, has_experts
-from fastflow.models.frozen_weights import hold_in_bfloat16
-from fastflow.models.fused_layers import LIGER, choose_layers, fits, fuse_layers
-from fastflow.models.hollow import Unread, open_causal_lm
-from fastflow.models.linear_attention import has_fused_rule, linear_attentions
-from fastflow.models.loading import load_causal_lm, read_config
+from fastflow.models.layers import attention
+from fastflow.models.layers.decoder_layers import arrange_layers, check_compiler
+from fastflow.models.layers.dropout import switch_off_dropout
+from fastflow.models.layers.experts import check_device, has_experts
+from fastflow.models.layers.fused_layers import LIGER, choose_layers, fits, fuse_layers
+from fastflow.models.layers.linear_attention import has_fused_rule, linear_attentions
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.vocabulary import check_same_tokens, check_same_vocabulary
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
+from fastflow.models.weights.hollow import Unread, open_causal_lm
+from fastflow.models.weights.loading import load_causal_lm, read_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,7 +35,7 @@ def load_models(
 ) -> tuple[PackedModel, PackedModel | AdaptersOff]:
     """Load policy and frozen base. Raises FastflowError for unreadable models and for vocabularies that differ.
 
-    to_be_cut: leave the weights in their files where that works, until sharding.py cuts the models over ranks.
+    to_be_cut: leave the weights in their files where that works, until cut/sharding.py cuts the models over ranks.
     """
     for path in filter(None, (settings.path, settings.base)):  # before weights load, which takes time
         read_config(path, trust_remote_code=settings.trust_remote_code)

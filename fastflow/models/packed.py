@@ -13,15 +13,15 @@ from torch import Tensor
 from fastflow.config.model_sections import ResidualStream
 from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError
-from fastflow.models import attention, rope
-from fastflow.models.embedding import factor_in_bfloat16
-from fastflow.models.experts import has_experts, rounded_once, take_experts, without_router_logits
-from fastflow.models.fused_layers import PLAIN
-from fastflow.models.hollow import Unread
-from fastflow.models.linear_attention import keep_sequences_apart
-from fastflow.models.parallel import Root, run_inside
+from fastflow.models.cut.parallel import Root, run_inside
+from fastflow.models.layers import attention, rope
+from fastflow.models.layers.embedding import factor_in_bfloat16
+from fastflow.models.layers.experts import has_experts, rounded_once, take_experts, without_router_logits
+from fastflow.models.layers.fused_layers import PLAIN
+from fastflow.models.layers.linear_attention import keep_sequences_apart
+from fastflow.models.layers.residual_stream import BFLOAT16, in_bfloat16
 from fastflow.models.ranks import Ranks
-from fastflow.models.residual_stream import BFLOAT16, in_bfloat16
+from fastflow.models.weights.hollow import Unread
 from fastflow_kernels import FlowLoss, TokenStatistics, flow_loss, linear_logprob
 from fastflow_kernels.sampling import head_logits
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
     from typing_extensions import TypeIs
 
-    from fastflow.models.cut_head import CutHead
+    from fastflow.models.cut.head import CutHead
 
 Result = TypeVar("Result")
 HeadInputs = tuple[Float[Tensor, "N D"], Float[Tensor, "V D"], Float[Tensor, " V"] | None]  # rows, weight, bias
@@ -40,10 +40,10 @@ class PackedModel:
     """A causal LM that reads PackedBatches: hidden states without the head, and the head apart.
 
     model: a transformers causal LM, or a peft model around one. kernel: its packed attention. autocast: run the
-    transformer body in bfloat16. residual_stream: its type under autocast, see residual_stream.py. layers: the kind of
-    its layers, for the announcement. version: optimiser updates that the weights have seen. ranks, root: those that it
-    is cut over, and what holds its parts together (see sharding.py). unread: where its weights are, until it is cut;
-    None where it has them. cut_head: the head, where it is one of these parts for good.
+    transformer body in bfloat16. residual_stream: its type under autocast (layers/residual_stream.py). layers: the
+    kind of its layers, for the announcement. version: optimiser updates that the weights have seen. ranks, root: those
+    that it is cut over, and what holds its parts together (cut/sharding.py). unread: where its weights are, until it
+    is cut; None where it has them. cut_head: the head, where it is one of these parts for good.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How far this process has come, for the other ranks' watch (train/watch.py).
+"""How far this process has come, for the other ranks' watch (train/ranks/watch.py).
 
 All ranks enter the same collectives in the same order. So the count of those that a rank has entered says who is
 behind, and a count that does not change says that the rank stands still.

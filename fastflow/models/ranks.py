@@ -20,7 +20,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.pulse import PULSE
 
 AnyObject = TypeVar("AnyObject")
-PATIENCE = 7 * 86400.0  # seconds that a collective waits while a watch says which rank hangs (train/watch.py)
+PATIENCE = 7 * 86400.0  # seconds that a collective waits while a watch says which rank hangs (train/ranks/watch.py)
 LAUNCHED_BY = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PLACES = {f"{of}_{what}" for of in ("LOCAL", "GROUP", "ROLE") for what in ("RANK", "WORLD_SIZE", "NAME")}
 

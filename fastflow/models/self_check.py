@@ -19,7 +19,7 @@ import torch
 from fastflow.data.packing import PackedBatch, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
-from fastflow.models import rope
+from fastflow.models.layers import rope
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 
 LENGTHS = (5, 96, 1, 33)

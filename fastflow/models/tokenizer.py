@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.files import check_files, check_tokenizer_files
-from fastflow.models.loading import loading
+from fastflow.models.weights.files import check_files, check_tokenizer_files
+from fastflow.models.weights.loading import loading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -36,14 +36,14 @@ from fastflow.config.schema import LoraConfig
 from fastflow.data.packing import PackedBatch, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
-from fastflow.models import rope
-from fastflow.models.dropout import switch_off_dropout
-from fastflow.models.experts import has_experts
-from fastflow.models.hollow import exchange
-from fastflow.models.loading import read_config
+from fastflow.models.layers import rope
+from fastflow.models.layers.dropout import switch_off_dropout
+from fastflow.models.layers.experts import has_experts
+from fastflow.models.layers.similar_lengths import in_buckets
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
-from fastflow.models.similar_lengths import in_buckets
+from fastflow.models.weights.hollow import exchange
+from fastflow.models.weights.loading import read_config
 from fastflow.plan.sizes import ModelSizes
 from fastflow.plan.stand_ins import (
     ATTENTION,

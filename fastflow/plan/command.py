@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
 from fastflow.run.output_file import writable
-from fastflow.train.devices import split_devices
+from fastflow.train.ranks.devices import split_devices
 
 if TYPE_CHECKING:
     from fastflow.config.schema import Config
@@ -61,7 +61,7 @@ def run(request: Request) -> int:
     from fastflow.plan.remedies import combination, remedies
     from fastflow.plan.speed import expected_speed
     from fastflow.plan.table import as_json, print_plan
-    from fastflow.train.launch import check_replicas, check_several_ranks
+    from fastflow.train.ranks.launch import check_replicas, check_several_ranks
 
     output = None if request.json is None else writable(request.json)
     check_replicas(request.config, request.devices)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
-from fastflow.models.cut_head import CUT, check_rows, rows_of_each
+from fastflow.models.cut.head import CUT, check_rows, rows_of_each
 from fastflow.plan.device import Device
 from fastflow.plan.lengths import sequences_at_once
 from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row, size

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
-from fastflow.models.cut_head import CUT
-from fastflow.models.residual_stream import BFLOAT16
+from fastflow.models.cut.head import CUT
+from fastflow.models.layers.residual_stream import BFLOAT16
 from fastflow.plan.device import Device
 from fastflow.plan.estimate import Estimate, estimate
 from fastflow.plan.lengths import longest_sequence, sequences_at_once

@@ -10,13 +10,13 @@ import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models import fused_layers
-from fastflow.models.experts import expert_weights, router_weights
-from fastflow.models.linear_attention import linear_attentions
-from fastflow.models.loading import loading, read_config
+from fastflow.models.layers import fused_layers
+from fastflow.models.layers.experts import expert_weights, router_weights
+from fastflow.models.layers.linear_attention import linear_attentions
+from fastflow.models.layers.rope import context_of
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import logits_divisor
-from fastflow.models.rope import context_of
+from fastflow.models.weights.loading import loading, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

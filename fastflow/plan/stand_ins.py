@@ -13,8 +13,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fastflow.models.experts import has_experts, run_experts
-from fastflow.models.linear_attention import RULE, linear_attentions
+from fastflow.models.layers.experts import has_experts, run_experts
+from fastflow.models.layers.linear_attention import RULE, linear_attentions
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

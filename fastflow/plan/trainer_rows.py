@@ -6,11 +6,11 @@ import torch
 
 from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS
 from fastflow.config.schema import Config
-from fastflow.models import attention
-from fastflow.models.decoder_layers import recomputed_layers
-from fastflow.models.fused_layers import LIGER, choose_layers
-from fastflow.models.linear_attention import has_fused_rule
-from fastflow.models.residual_stream import BFLOAT16
+from fastflow.models.layers import attention
+from fastflow.models.layers.decoder_layers import recomputed_layers
+from fastflow.models.layers.fused_layers import LIGER, choose_layers
+from fastflow.models.layers.linear_attention import has_fused_rule
+from fastflow.models.layers.residual_stream import BFLOAT16
 from fastflow.objectives.log_z import LearnedLogZ
 from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device

@@ -21,10 +21,10 @@ from fastflow.replay.file import BadUpdate, read_bad_update
 from fastflow.run import generators
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.train.bad_updates import digest_of_settings
-from fastflow.train.checkpoint import log_z_head, named_parameters
 from fastflow.train.finite import UNKNOWN_OFFLINE
 from fastflow.train.learner import Learner
-from fastflow.train.restore import read, restore
+from fastflow.train.saves.checkpoint import log_z_head, named_parameters
+from fastflow.train.saves.restore import read, restore
 
 LARGEST = torch.finfo(torch.float32).max  # of a loss
 OF_RESPONSES = {  # values of each response -> words

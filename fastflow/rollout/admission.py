@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from fastflow.counted import counted
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
+from fastflow.models.layers.rope import check_pass, context_of, kinds
 from fastflow.models.packed import PackedModel
-from fastflow.models.rope import check_pass, context_of, kinds
 from fastflow.rollout.sampler import Request, SamplingParams
 
 

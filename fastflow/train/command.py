@@ -20,10 +20,10 @@ from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.counted import counted
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.recorded import describe as describe_recorded
-from fastflow.models.decoder_layers import recomputed_layers
+from fastflow.models.layers.decoder_layers import recomputed_layers
+from fastflow.models.layers.residual_stream import BFLOAT16
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.ranks import Ranks
-from fastflow.models.residual_stream import BFLOAT16
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.likelihood import MaximumLikelihood

@@ -12,8 +12,8 @@ import torch
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
+from fastflow.models.cut.parallel import part, rows_of
 from fastflow.models.packed import AdaptersOff, PackedModel
-from fastflow.models.parallel import part, rows_of
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 

@@ -14,9 +14,9 @@ from fastflow.counted import counted
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
 from fastflow.errors import FastflowError
-from fastflow.models.decoder_layers import check_compiler
-from fastflow.models.files import check_files
-from fastflow.models.fused_layers import choose_layers
+from fastflow.models.layers.decoder_layers import check_compiler
+from fastflow.models.layers.fused_layers import choose_layers
+from fastflow.models.weights.files import check_files
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
 from fastflow.run.directory import check_inputs_survive, check_output
 from fastflow.run.recorder import check_sinks

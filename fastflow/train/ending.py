@@ -12,10 +12,10 @@ import torch
 
 from fastflow import interrupt
 from fastflow.errors import FastflowError
-from fastflow.train.checkpoint import SaveFailed
 from fastflow.train.learner import Learner, NonFiniteError
-from fastflow.train.rescue import rescue
-from fastflow.train.saver import Saver
+from fastflow.train.saves.checkpoint import SaveFailed
+from fastflow.train.saves.rescue import rescue
+from fastflow.train.saves.saver import Saver
 from fastflow.train.standing import Standing
 
 if TYPE_CHECKING:

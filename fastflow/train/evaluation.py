@@ -26,9 +26,9 @@ from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.task import Task, find_task
 from fastflow.evaluate.work import UNLIMITED, Work, check_golds
+from fastflow.models.layers.rope import context_of
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import Ranks
-from fastflow.models.rope import context_of
 from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.admission import check_tokens
 from fastflow.rollout.sampler import Request, SamplingParams

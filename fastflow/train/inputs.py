@@ -12,13 +12,13 @@ from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
 from fastflow.data.response_text import check_spelling
 from fastflow.data.trajectory import Prompt
-from fastflow.models.cut_head import CUT, check_rows
+from fastflow.models.cut.head import CUT, check_rows
+from fastflow.models.cut.sharding import shard_models
 from fastflow.models.opening import load_models, load_policy
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.pulse import PULSE, Beating
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models, prepare_models
-from fastflow.models.sharding import shard_models
 from fastflow.models.tokenizer import end_ids, load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.objectives.judging import Judge
@@ -26,9 +26,9 @@ from fastflow.rollout.admission import check_tokens, context_for
 from fastflow.train.answers import GradedAnswers, check_answers, grader_for
 from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_start, digest_of_tokenizer
 from fastflow.train.evaluation import Evaluation, find_tasks, read_works
-from fastflow.train.export import Exporter
-from fastflow.train.rehearsal import rehearse
 from fastflow.train.resume import versions
+from fastflow.train.saves.export import Exporter
+from fastflow.train.saves.rehearsal import rehearse
 from fastflow.train.state import Identity
 
 if TYPE_CHECKING:

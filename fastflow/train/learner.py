@@ -26,8 +26,8 @@ from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.interrupt import deferred_interrupt
+from fastflow.models.cut.parallel import whole
 from fastflow.models.packed import AdaptersOff, PackedModel
-from fastflow.models.parallel import whole
 from fastflow.models.scoring import behaviour_logprob, group_index, sum_per_sequence, token_logprobs
 from fastflow.models.share import Share
 from fastflow.objectives.by_name import make_objective

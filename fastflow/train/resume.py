@@ -14,7 +14,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.ranks import Ranks
 from fastflow.run import directory as run_directory
 from fastflow.run.checkpoints import Checkpoints
-from fastflow.train.restore import Saved, read
+from fastflow.train.saves.restore import Saved, read
 from fastflow.train.state import Identity
 
 logger = logging.getLogger(__name__)

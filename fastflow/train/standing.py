@@ -18,8 +18,8 @@ from fastflow.run import generators
 from fastflow.run.alarms import Alarms
 from fastflow.run.directory import lengths
 from fastflow.train.learner import Learner
-from fastflow.train.restore import Saved, read_generators
 from fastflow.train.resume import prompts_after
+from fastflow.train.saves.restore import Saved, read_generators
 from fastflow.train.state import Position, UnderWay, read_groups, read_result
 
 

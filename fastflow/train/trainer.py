@@ -40,10 +40,10 @@ from fastflow.train.finite import all_skipped
 from fastflow.train.inputs import Loaded, open_inputs
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
-from fastflow.train.restore import Saved, restore
 from fastflow.train.resume import check_identity, check_ranks, find_or_begin
-from fastflow.train.save_room import check_room
-from fastflow.train.saver import WORK, Saver
+from fastflow.train.saves.restore import Saved, restore
+from fastflow.train.saves.room import check_room
+from fastflow.train.saves.saver import WORK, Saver
 from fastflow.train.standing import Standing
 from fastflow.train.state import Identity, Position, UnderWay
 from fastflow.train.step_metrics import measure_step

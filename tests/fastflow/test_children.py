@@ -15,7 +15,7 @@ from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.sweep.runner import child_command
-from fastflow.train.devices import run_on_devices
+from fastflow.train.ranks.devices import run_on_devices
 
 
 @pytest.fixture(autouse=True)

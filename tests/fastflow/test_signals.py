@@ -22,7 +22,7 @@ NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM", sig
 SLOW_SAVES = """
 import time
 from pathlib import Path
-import fastflow.train.checkpoint as checkpoint
+import fastflow.train.saves.checkpoint as checkpoint
 write_tensors = checkpoint.write_tensors
 def slowly(directory, *arguments):
     (directory.parents[3] / "saving").touch()
@@ -30,7 +30,7 @@ def slowly(directory, *arguments):
         time.sleep(0.1)
     write_tensors(directory, *arguments)
 checkpoint.write_tensors = slowly
-from fastflow.train.saver import Saver
+from fastflow.train.saves.saver import Saver
 wait = Saver.wait
 def told(saver):
     if saver._writing is not None:

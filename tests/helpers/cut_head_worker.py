@@ -12,16 +12,16 @@ from fastflow.config.model_sections import ResidualStream
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig
 from fastflow.data.packing import pack
 from fastflow.data.trajectory import Group, Trajectory
-from fastflow.models.cut_head import rows_of_each
-from fastflow.models.frozen_weights import hold_in_bfloat16
+from fastflow.models.cut.head import rows_of_each
+from fastflow.models.cut.parallel import part, whole
+from fastflow.models.cut.rows import OwnPart, RowsOfRanks
+from fastflow.models.cut.sharding import shard_models
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
-from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
-from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks
 from fastflow.models.scoring import token_logprobs
 from fastflow.models.self_check import check_head
-from fastflow.models.sharding import shard_models
 from fastflow.models.share import rescore
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
 from fastflow.train.learner import Learner
 from rank_worker import GRADIENT, WEIGHTS, adapted, assert_close, few, gradient_of, state_of
 from small_models import make_causal_lm, make_groups

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from fastflow.config.schema import LoraConfig
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
-from fastflow.models.merging import adapted_layers
+from fastflow.models.cut.parallel import part
+from fastflow.models.cut.sharding import shard
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
-from fastflow.models.parallel import part
 from fastflow.models.ranks import FailedElsewhere, Ranks
-from fastflow.models.sharding import shard
+from fastflow.models.weights.merging import adapted_layers
 from fastflow.rollout import probe
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import OneAhead

@@ -9,12 +9,12 @@ import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
+from fastflow.models.cut.parallel import part, whole
+from fastflow.models.cut.sharding import shard_models
 from fastflow.models.opening import load_models
 from fastflow.models.packed import FrozenModel, PackedModel
-from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_head, check_packing
-from fastflow.models.sharding import shard_models
 from fastflow.train.digests import digest_of_base, digest_of_start, digest_of_tensors
 from small_models import FAMILIES, VOCABULARY, save_model
 

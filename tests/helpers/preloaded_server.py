@@ -28,7 +28,8 @@ from fastflow.children import python_module
 
 MODULES = [
     "fastflow.cli", "fastflow.config.resume", "fastflow.train.trainer", "fastflow.train.command",
-    "fastflow.train.devices", "fastflow.train.launch", "fastflow.train.watch", "fastflow.train.dry_run",
+    "fastflow.train.ranks.devices", "fastflow.train.ranks.launch", "fastflow.train.ranks.watch",
+    "fastflow.train.dry_run",
     "fastflow.sweep.command", "fastflow.sweep.request", "fastflow.run.console", "fastflow_kernels.torch_projector",
     "jsonargparse", "rich.logging", "psutil", "peft", "accelerate", "jinja2", "safetensors.torch",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",

@@ -26,11 +26,11 @@ from fastflow.config.schema import (
 )
 from fastflow.config.setting import Section
 from fastflow.data.trajectory import Group
+from fastflow.models.cut.parallel import part, whole
+from fastflow.models.cut.sharding import mesh_of, shard_models
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
-from fastflow.models.parallel import part, whole
 from fastflow.models.ranks import PATIENCE, Ranks, join, leave
-from fastflow.models.sharding import mesh_of, shard_models
 from fastflow.models.share import rescore
 from fastflow.objectives.answers import NO_ANSWER
 from fastflow.objectives.label_free_rewards import empo
@@ -101,7 +101,7 @@ def make_learner(
     )
     model = make_causal_lm(family, tied=tied)
     if checkpointed:
-        from fastflow.models.decoder_layers import arrange_layers
+        from fastflow.models.layers.decoder_layers import arrange_layers
 
         arrange_layers(model, checkpoint_share=0.5)
     if rank:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from fastflow.errors import FastflowError, need
-from fastflow.models.loading import loading
+from fastflow.models.weights.loading import loading
 
 SENTENCE_TRANSFORMERS = "modules.json"  # the file that makes a directory one of that package
 LONGEST = 512  # tokens, where an encoder names no limit of its own

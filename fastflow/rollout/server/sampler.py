@@ -16,8 +16,8 @@ import torch
 
 from fastflow.data.trajectory import Group, Trajectory
 from fastflow.errors import FastflowError, need
+from fastflow.models.layers.rope import advice_for_servers
 from fastflow.models.packed import PackedModel
-from fastflow.models.rope import advice_for_servers
 from fastflow.rollout.admission import check_requests
 from fastflow.rollout.probe import logprobs_of, probe_for
 from fastflow.rollout.sampler import Request, SamplingParams

@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
-from fastflow.models.expert_names import Part, parts_of
-from fastflow.models.linear_attention import DECAY
-from fastflow.models.merging import AdaptedLayer, MergeWatch, RoundingLoss, adapted_layers, weight_update
+from fastflow.models.cut.parallel import whole
+from fastflow.models.layers.linear_attention import DECAY
 from fastflow.models.packed import PackedModel
-from fastflow.models.parallel import whole
+from fastflow.models.weights.expert_names import Part, parts_of
+from fastflow.models.weights.merging import AdaptedLayer, MergeWatch, RoundingLoss, adapted_layers, weight_update
 
 BUCKET_BYTES = 2**30
 Bucket = dict[str, list[Part]]  # of one file: names in the policy, and what the checkpoint holds for them

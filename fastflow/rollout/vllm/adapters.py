@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.models.experts import has_experts
-from fastflow.models.merging import adapted_layers
+from fastflow.models.cut.parallel import whole
+from fastflow.models.layers.experts import has_experts
 from fastflow.models.packed import PackedModel
-from fastflow.models.parallel import whole
+from fastflow.models.weights.merging import adapted_layers
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM reserves room for one of these
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.multiprocessing.reductions
 
-from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
+from fastflow.models.cut.parallel import whole
 from fastflow.models.packed import PackedModel
-from fastflow.models.parallel import whole
+from fastflow.models.weights.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.rollout.vllm.adapters import remedy_of
 from fastflow.rollout.vllm.messages import Attach, Place
 from fastflow.rollout.vllm.room import require_room

@@ -14,11 +14,11 @@ import torch
 
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.errors import FastflowError
-from fastflow.models.experts import has_experts
-from fastflow.models.linear_attention import linear_attentions
+from fastflow.models.layers.experts import has_experts
+from fastflow.models.layers.linear_attention import linear_attentions
+from fastflow.models.layers.rope import for_vllm
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import visible_gpu
-from fastflow.models.rope import for_vllm
 from fastflow.rollout import probe
 from fastflow.rollout.admission import check_requests
 from fastflow.rollout.sampler import Request, SamplingParams

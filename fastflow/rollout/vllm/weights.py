@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.models.expert_names import parts_of
-from fastflow.models.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.models.packed import PackedModel
+from fastflow.models.weights.expert_names import parts_of
+from fastflow.models.weights.merging import MergeWatch, RoundingLoss, adapted_layers, weight_update
 from fastflow.rollout.vllm.adapters import remedy_of
 from fastflow.rollout.vllm.messages import Attach, Place
 from fastflow.rollout.vllm.room import require_room

@@ -14,7 +14,7 @@ from transformers import AddedToken
 from command_line import check_refused, invoke, write
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import named_paths
-from fastflow.models.loading import FAMILIES
+from fastflow.models.weights.loading import FAMILIES
 from small_models import VOCABULARY, make_causal_lm
 
 

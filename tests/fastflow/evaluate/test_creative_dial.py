@@ -11,8 +11,8 @@ from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer, effective_alpha
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.subjects import Subject, digest
-from fastflow.models.merging import adapted_layers, merged_weight, scale_adapters
 from fastflow.models.packed import PackedModel
+from fastflow.models.weights.merging import adapted_layers, merged_weight, scale_adapters
 from small_models import make_causal_lm
 
 

@@ -14,8 +14,8 @@ from fastflow.config.schema import LoraConfig
 from fastflow.data.packing import pack
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
-from fastflow.models import decoder_layers
-from fastflow.models.decoder_layers import arrange_layers, check_compiler, recomputed_layers
+from fastflow.models.layers import decoder_layers
+from fastflow.models.layers.decoder_layers import arrange_layers, check_compiler, recomputed_layers
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.scoring import token_logprobs

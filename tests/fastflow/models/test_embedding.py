@@ -9,10 +9,10 @@ import torch
 
 from fastflow.data.packing import pack
 from fastflow.errors import FastflowError
-from fastflow.models.embedding import factor_of
-from fastflow.models.frozen_weights import hold_in_bfloat16
+from fastflow.models.cut.sharding import cut_head_of
+from fastflow.models.layers.embedding import factor_of
 from fastflow.models.packed import PackedModel
-from fastflow.models.sharding import cut_head_of
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
 from small_models import make_causal_lm, make_groups
 
 ROOT, ROUNDED = 40**0.5, 6.3125  # 6.3246, which bfloat16 does not have

@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
 from fastflow.errors import FastflowError
-from fastflow.models import decoder_layers, experts
-from fastflow.models.expert_names import join_experts, parts_of
-from fastflow.models.experts import check_device, expert_weights, multiply
-from fastflow.models.hollow import open_causal_lm
-from fastflow.models.loading import load_causal_lm
-from fastflow.models.merging import adapted_layers
+from fastflow.models.layers import decoder_layers, experts
+from fastflow.models.layers.experts import check_device, expert_weights, multiply
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
-from fastflow.models.stored import OtherFiles, StoredWeight
+from fastflow.models.weights.expert_names import join_experts, parts_of
+from fastflow.models.weights.hollow import open_causal_lm
+from fastflow.models.weights.loading import load_causal_lm
+from fastflow.models.weights.merging import adapted_layers
+from fastflow.models.weights.stored import OtherFiles, StoredWeight
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
-from fastflow.train.split_weights import write_split
+from fastflow.train.saves.split_weights import write_split
 from resumed_runs import configure, newest_save, run_to_the_end, run_until_killed, tensors_of
 from small_models import assert_near, hidden_and_gradients, make_causal_lm, make_groups, save_model
 
@@ -87,7 +87,7 @@ def test_products_are_in_the_type_of_autocast(types, expected, batches, monkeypa
         return product(rows, weights, offs=offs)
 
     product = torch.nn.functional.grouped_mm
-    monkeypatch.setattr("fastflow.models.experts.grouped_mm", look)
+    monkeypatch.setattr("fastflow.models.layers.experts.grouped_mm", look)
     policy = PackedModel(make_causal_lm(FAMILY), **types)
     policy.hidden_states(batches[0]).sum().backward()
     assert seen == {expected}

@@ -7,10 +7,10 @@ import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
-from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.opening import load_models
 from fastflow.models.packed import FrozenModel
 from fastflow.models.scoring import token_logprobs
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
 from small_models import FAMILIES, make_causal_lm, make_groups, save_model
 
 

@@ -19,12 +19,12 @@ from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.errors import FastflowError
-from fastflow.models.decoder_layers import arrange_layers
-from fastflow.models.frozen_weights import hold_in_bfloat16
-from fastflow.models.fused_layers import FAMILIES, RotaryByDevice, choose_layers, fits, fuse_layers
+from fastflow.models.layers.decoder_layers import arrange_layers
+from fastflow.models.layers.fused_layers import FAMILIES, RotaryByDevice, choose_layers, fits, fuse_layers
 from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
 from fastflow.plan.activations import Numbers, count_saved
 from fastflow.plan.sizes import read_sizes
 from fastflow.train.command import train

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from fastflow.config.schema import ModelConfig
 from fastflow.data.packing import pack
-from fastflow.models import linear_attention
-from fastflow.models.hollow import open_causal_lm
-from fastflow.models.loading import load_causal_lm, read_config
+from fastflow.models.layers import linear_attention
 from fastflow.models.packed import PackedModel
-from fastflow.models.stored import Reader
+from fastflow.models.weights.hollow import open_causal_lm
+from fastflow.models.weights.loading import load_causal_lm, read_config
+from fastflow.models.weights.stored import Reader
 from fastflow.rollout.decoding import _cache_argument
 from passes import alone_hidden, packed_hidden
 from small_models import OWN_SETTINGS, VOCABULARY, make_causal_lm, make_groups

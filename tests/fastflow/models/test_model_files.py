@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from fastflow import cli
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.files import check_files, check_quantisation, check_tie
-from fastflow.models.loading import load_causal_lm, read_config
 from fastflow.models.opening import load_models
+from fastflow.models.weights.files import check_files, check_quantisation, check_tie
+from fastflow.models.weights.loading import load_causal_lm, read_config
 from small_models import make_causal_lm, save_model
 
 

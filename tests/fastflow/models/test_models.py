@@ -10,8 +10,8 @@ from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
-from fastflow.models import attention
-from fastflow.models.linear_attention import linear_attentions
+from fastflow.models.layers import attention
+from fastflow.models.layers.linear_attention import linear_attentions
 from fastflow.models.opening import load_models, resolve_device, with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs

@@ -11,10 +11,10 @@ import torch
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
 from fastflow.evaluate.subjects import Subject, load
-from fastflow.models.frozen_weights import hold_in_bfloat16
 from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
 from small_models import FAMILIES, WITHOUT_CHOICE, make_causal_lm, make_groups
 
 NARROW = {"autocast": True, "residual_stream": "bfloat16"}

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
-from fastflow.models import rope
+from fastflow.models.layers import rope
 from fastflow.models.packed import PackedModel
 from fastflow.models.share import rescore
 from fastflow.rollout.admission import check_room

@@ -13,7 +13,7 @@ from fastflow import cli
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.evaluate import subjects as evaluated
-from fastflow.models import attention
+from fastflow.models.layers import attention
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.self_check import TOLERANCE, check_head, check_models, check_packing, prepare_models

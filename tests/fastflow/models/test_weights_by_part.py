@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.hollow import open_causal_lm
-from fastflow.models.loading import load_causal_lm
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import Ranks
-from fastflow.models.stored import OtherFiles, Reader, find_weights
+from fastflow.models.weights.hollow import open_causal_lm
+from fastflow.models.weights.loading import load_causal_lm
+from fastflow.models.weights.stored import OtherFiles, Reader, find_weights
 from fastflow.train.digests import digest_of_start, digest_of_tensors
 from filled_models import check_all, write_models
 from rank_worker import spawn

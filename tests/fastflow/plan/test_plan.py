@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastflow.config.reader import read_config
-from fastflow.models.loading import FAMILIES
+from fastflow.models.weights.loading import FAMILIES
 from fastflow.plan import device as plan_device
 from fastflow.plan.activations import Numbers, count_saved
 from fastflow.plan.device import GIB, Device, find_device

@@ -177,7 +177,7 @@ class TestActivations:
     )  # fmt: skip
     def test_kernels_of_a_gpu(self, models, changes, shares_heads, kernel, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # whether or not flash-attn is installed
-        monkeypatch.setattr("fastflow.models.attention.varlen_shares_heads", lambda: shares_heads)
+        monkeypatch.setattr("fastflow.models.layers.attention.varlen_shares_heads", lambda: shares_heads)
         config = configure(models / "llama", model__device="cuda", **changes)
         assert numbers_of(config, read_sizes(config.model.path, config.model), GPU).kernel == kernel
 

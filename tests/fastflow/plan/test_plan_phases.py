@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastflow.data.trajectory import Prompt
-from fastflow.models.experts import expert_weights
+from fastflow.models.layers.experts import expert_weights
 from fastflow.models.opening import load_models
 from fastflow.plan import trainer_rows
 from fastflow.plan.device import GIB, Device

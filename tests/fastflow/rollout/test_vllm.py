@@ -10,7 +10,7 @@ from fastflow.config.schema import LoraConfig
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
-from fastflow.models import rope
+from fastflow.models.layers import rope
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
 from fastflow.models.share import rescore

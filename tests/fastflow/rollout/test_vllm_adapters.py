@@ -13,9 +13,9 @@ from cli_runs import settings
 from fastflow.config.reader import read_config
 from fastflow.config.schema import LoraConfig
 from fastflow.errors import FastflowError
-from fastflow.models.merging import adapted_layers
 from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import AdaptersOff, PackedModel
+from fastflow.models.weights.merging import adapted_layers
 from fastflow.plan.device import Device
 from fastflow.plan.sizes import count_adapters, read_sizes
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows

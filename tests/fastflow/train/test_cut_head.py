@@ -9,7 +9,7 @@ import torch
 
 from cut_head_worker import all_cut_heads, replicated_cut_heads
 from fastflow.errors import FastflowError
-from fastflow.models.cut_head import check_rows, rows_of_each
+from fastflow.models.cut.head import check_rows, rows_of_each
 from fastflow.models.packed import PackedModel
 from rank_worker import spawn
 from small_models import make_causal_lm

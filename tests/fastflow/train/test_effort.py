@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fastflow.train.effort import PIECE, moved
+from fastflow.train.ranks.effort import PIECE, moved
 
 
 def test_a_file_that_is_written_and_read_is_work(tmp_path):

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from cli_runs import settings
 from fastflow.config.reader import read_config
 from fastflow.demo.small_model import make_tokenizer
-from fastflow.models.merging import RoundingLoss, adapted_layers, merged_weight, weight_update
 from fastflow.models.packed import PackedModel
+from fastflow.models.weights.merging import RoundingLoss, adapted_layers, merged_weight, weight_update
 from fastflow.train.command import train
-from fastflow.train.export import Exporter
+from fastflow.train.saves.export import Exporter
 from fastflow.train.trainer import Trainer
 from small_models import FAMILIES, make_causal_lm, save_model
 from weight_updates import relative_error, updates

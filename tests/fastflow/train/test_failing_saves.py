@@ -18,7 +18,7 @@ from cli_runs import lines_in, options, settings, start
 from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
-from fastflow.train import rescue
+from fastflow.train.saves import rescue
 from fastflow.train.trainer import Trainer
 from small_models import save_model
 
@@ -96,12 +96,12 @@ PARTS = ["save_model", "save_tokenizer", "tensors", "generators", "manifest", "f
 def test_a_save_that_fails_in_any_of_its_parts(failing, error, tmp_path, monkeypatch):
     trainer = make(tmp_path, run__steps=4, run__save_every=2, lora__rank=2)
     step, places = trainer.step, {
-        "save_model": "fastflow.train.export.Exporter._save_model",
-        "save_tokenizer": "fastflow.train.export.Exporter._save_tokenizer",
-        "tensors": "fastflow.train.checkpoint.write_tensors",
-        "generators": "fastflow.train.checkpoint._write_generators",
-        "manifest": "fastflow.train.checkpoint.write_manifest",
-        "flush": "fastflow.train.checkpoint.flush",
+        "save_model": "fastflow.train.saves.export.Exporter._save_model",
+        "save_tokenizer": "fastflow.train.saves.export.Exporter._save_tokenizer",
+        "tensors": "fastflow.train.saves.checkpoint.write_tensors",
+        "generators": "fastflow.train.saves.checkpoint._write_generators",
+        "manifest": "fastflow.train.saves.checkpoint.write_manifest",
+        "flush": "fastflow.train.saves.checkpoint.flush",
         "publish": "fastflow.run.checkpoints.Checkpoints.publish",
         "adapter": "peft.PeftModel.save_pretrained",
     }  # fmt: skip
@@ -136,7 +136,7 @@ def test_an_interrupted_run_that_cannot_be_saved_keeps_its_exit_code(tmp_path, m
     def stopping(number):
         if number < 3:
             return step(number)
-        monkeypatch.setattr("fastflow.train.checkpoint.flush", lambda directory: (_ for _ in ()).throw(FULL))
+        monkeypatch.setattr("fastflow.train.saves.checkpoint.flush", lambda directory: (_ for _ in ()).throw(FULL))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "step", stopping)

@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 from cli_runs import ROOT, lines_in, options, settings, start, wait_for
 from fastflow.models.ranks import Ranks
-from fastflow.train.outlook import COMING_SECONDS, PATIENT_SECONDS, SILENT_SECONDS, Outlook, Sign
-from fastflow.train.watch import Watch, where
+from fastflow.train.ranks.outlook import COMING_SECONDS, PATIENT_SECONDS, SILENT_SECONDS, Outlook, Sign
+from fastflow.train.ranks.watch import Watch, where
 from preloaded import Preloaded
 from rank_runs import assert_gone, finish, ranks_of
 from resumed_runs import metrics_of

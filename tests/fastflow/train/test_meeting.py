@@ -10,7 +10,7 @@ import torch.distributed as dist
 from fastflow.config.schema import Config, ModelConfig, RolloutConfig, RunConfig
 from fastflow.errors import FastflowError
 from fastflow.models.ranks import PATIENCE, Ranks
-from fastflow.train import launch, meeting
+from fastflow.train.ranks import launch, meeting
 
 LAUNCHED = {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 

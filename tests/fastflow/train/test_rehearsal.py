@@ -16,9 +16,9 @@ from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.train import inputs, trainer
-from fastflow.train.export import Exporter, on_cpu
-from fastflow.train.rehearsal import REHEARSAL, miniature
-from fastflow.train.save_room import save_size
+from fastflow.train.saves.export import Exporter, on_cpu
+from fastflow.train.saves.rehearsal import REHEARSAL, miniature
+from fastflow.train.saves.room import save_size
 from fastflow.train.trainer import Trainer
 from small_models import make_causal_lm, save_model
 
@@ -132,7 +132,7 @@ def test_a_tokenizer_that_cannot_be_saved_at_all_is_refused_before_the_first_ste
         raise NotImplementedError("it has no way to be saved")
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", fail)
-    monkeypatch.setattr("fastflow.train.rehearsal._files_of", lambda path: [])
+    monkeypatch.setattr("fastflow.train.saves.rehearsal._files_of", lambda path: [])
     monkeypatch.setattr(trainer.Trainer, "step", lambda *_: pytest.fail("it trained"))
     code, _, err = train()
     assert code == 2 and err.count("\n") == 1

@@ -19,8 +19,8 @@ from fastflow.config.resume import read_request
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
 from fastflow.run.manifest import write_manifest
-from fastflow.train.checkpoint import stage
-from fastflow.train.restore import NEEDED, read
+from fastflow.train.saves.checkpoint import stage
+from fastflow.train.saves.restore import NEEDED, read
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,
@@ -366,7 +366,7 @@ class TestTensorsByName:
 def test_an_adapter_is_written_in_one_order(tmp_path):
     """peft keeps its targets in sets, whose order another process would not repeat."""
     program = (
-        "import sys; from pathlib import Path; from fastflow.train.checkpoint import save_adapter\n"
+        "import sys; from pathlib import Path; from fastflow.train.saves.checkpoint import save_adapter\n"
         "from fastflow.config.schema import LoraConfig; from fastflow.models.opening import with_adapters\n"
         "from small_models import make_causal_lm\n"
         "model = with_adapters(make_causal_lm(), LoraConfig(rank=2))\n"

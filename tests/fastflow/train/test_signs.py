@@ -10,7 +10,7 @@ from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.models.pulse import PULSE
 from fastflow.report.plots import pass_at_plot
-from fastflow.train import signs
+from fastflow.train.ranks import signs
 from fastflow_kernels import blocks, linear_logprob
 
 

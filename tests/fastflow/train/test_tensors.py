@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastflow.train import tensors
-from fastflow.train.tensors import catalogue, read_tensors, same_bits, write_tensors
+from fastflow.train.saves import tensors
+from fastflow.train.saves.tensors import catalogue, read_tensors, same_bits, write_tensors
 
 STATE = {
     "a/weight": torch.arange(12.0).reshape(3, 4).T,  # not contiguous

@@ -19,7 +19,7 @@ def write_tensors(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensors of the host to a directory of their own, as files of about FILE_BYTES. Raises OSError."""
     from torch.distributed import checkpoint as dcp
 
-    from fastflow.train.tensor_files import TensorFilesWriter
+    from fastflow.train.saves.tensor_files import TensorFilesWriter
 
     directory.mkdir()
     if not tensors:

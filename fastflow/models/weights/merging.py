@@ -14,7 +14,7 @@ from typing import Protocol, TypeGuard
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.models.parallel import whole
+from fastflow.models.cut.parallel import whole
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from fastflow.config.schema import Config
 from fastflow.models.ranks import PATIENCE, Ranks
-from fastflow.train.launch import claim, longest_wait, meet
-from fastflow.train.watch import watched
+from fastflow.train.ranks.launch import claim, longest_wait, meet
+from fastflow.train.ranks.watch import watched
 
 
 @contextlib.contextmanager

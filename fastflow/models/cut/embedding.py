@@ -1,4 +1,4 @@
-"""An embedding that stays cut over the ranks, because it is a head that does (cut_head.py): nobody gathers it.
+"""An embedding that stays cut over the ranks, because it is a head that does (head.py): nobody gathers it.
 
 Each rank asks those that keep its tokens' rows for them, and sends them the gradients back. So two times the tokens'
 hidden states travel, and each rank's rows get the gradient of all ranks' tokens.
@@ -14,8 +14,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
 
-from fastflow.models.cut_head import CutHead
-from fastflow.models.embedding import factor_of, finish, puts_out_float32
+from fastflow.models.cut.head import CutHead
+from fastflow.models.layers.embedding import factor_of, finish, puts_out_float32
 from fastflow.models.pulse import PULSE
 from fastflow_kernels import VocabularyShard
 

@@ -2,7 +2,7 @@
 
 A decoder layer is gathered when it runs. Embedding, last norm and head are one group, that of the root, which is
 gathered once for everything that runs inside its forward: so tied weights stay one tensor, and whoever reads the head
-there finds the whole of it. With model.head = cut, the head is not in that group (cut_head.py). Gradients are summed
+there finds the whole of it. With model.head = cut, the head is not in that group (head.py). Gradients are summed
 over the ranks, never averaged: the objective divides by the trajectories of all ranks.
 """
 
@@ -17,15 +17,15 @@ from torch import nn
 
 from fastflow.config.model_sections import HeadPlace
 from fastflow.errors import FastflowError
-from fastflow.models.cut_embedding import CutEmbedding
-from fastflow.models.cut_head import CUT, CutHead, is_tied
-from fastflow.models.embedding import is_known
-from fastflow.models.filling import empty, fill, hold_unread_in_bfloat16
-from fastflow.models.linear_attention import linear_attention_of
+from fastflow.models.cut.embedding import CutEmbedding
+from fastflow.models.cut.head import CUT, CutHead, is_tied
+from fastflow.models.cut.parallel import Root
+from fastflow.models.layers.embedding import is_known
+from fastflow.models.layers.linear_attention import linear_attention_of
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
-from fastflow.models.parallel import Root
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import PATIENCE, Ranks
+from fastflow.models.weights.filling import empty, fill, hold_unread_in_bfloat16
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastflow.models.attention import SequenceLengths
-from fastflow.models.similar_lengths import in_buckets
+from fastflow.models.layers.attention import SequenceLengths
+from fastflow.models.layers.similar_lengths import in_buckets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

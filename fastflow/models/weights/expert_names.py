@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.models.experts import has_experts
-from fastflow.models.stored import OtherFiles, StoredWeight, find_weights
+from fastflow.models.layers.experts import has_experts
+from fastflow.models.weights.stored import OtherFiles, StoredWeight, find_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

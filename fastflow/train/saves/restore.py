@@ -12,15 +12,15 @@ import torch
 
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
-from fastflow.models.parallel import copy_whole
+from fastflow.models.cut.parallel import copy_whole
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
-from fastflow.train.checkpoint import log_z_head, named_parameters
 from fastflow.train.finite import Skips
 from fastflow.train.learner import Learner
-from fastflow.train.saved_weights import SavedWeights
+from fastflow.train.saves.checkpoint import log_z_head, named_parameters
+from fastflow.train.saves.saved_weights import SavedWeights
+from fastflow.train.saves.tensors import catalogue, read_tensors
 from fastflow.train.state import GROUPS_FILE
-from fastflow.train.tensors import catalogue, read_tensors
 
 NEEDED = (
     "step", "updates", "version", "prompts", "records", "alarms", "under_way", "identity", "ranks", "without_moments",

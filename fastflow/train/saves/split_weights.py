@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.models.expert_names import parts_of
+from fastflow.models.weights.expert_names import parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

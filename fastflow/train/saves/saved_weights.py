@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastflow.models.expert_names import Part, parts_of
+from fastflow.models.weights.expert_names import Part, parts_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -16,11 +16,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fastflow.config.schema import ModelConfig
-from fastflow.models.expert_names import join_experts
-from fastflow.models.experts import has_experts
-from fastflow.models.files import check_names, check_tie
-from fastflow.models.loading import FAMILIES, load_causal_lm, loading, read_config
-from fastflow.models.stored import OtherFiles, Reader, StoredWeight, find_weights
+from fastflow.models.layers.experts import has_experts
+from fastflow.models.weights.expert_names import join_experts
+from fastflow.models.weights.files import check_names, check_tie
+from fastflow.models.weights.loading import FAMILIES, load_causal_lm, loading, read_config
+from fastflow.models.weights.stored import OtherFiles, Reader, StoredWeight, find_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 
 from fastflow.config.schema import Config
-from fastflow.models.experts import has_experts
-from fastflow.models.linear_attention import DECAY
-from fastflow.models.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
+from fastflow.models.layers.experts import has_experts
+from fastflow.models.layers.linear_attention import DECAY
 from fastflow.models.packed import PackedModel, has_adapters
 from fastflow.models.pulse import Beating
-from fastflow.train.split_weights import write_split
+from fastflow.models.weights.merging import WORTH_A_WARNING, RoundingLoss, adapted_layers, merged_weight
+from fastflow.train.saves.split_weights import write_split
 
 if TYPE_CHECKING:
     from peft import PeftModel

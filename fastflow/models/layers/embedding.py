@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SCALED = (
     "transformers.models.gemma3.modeling_gemma3.Gemma3TextScaledWordEmbedding",
-    "fastflow.models.cut_embedding.CutEmbedding",  # in the place of one
+    "fastflow.models.cut.embedding.CutEmbedding",  # in the place of one
 )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from fastflow.models.embedding import is_known, put_out_float32
-from fastflow.models.experts import expert_weights
+from fastflow.models.layers.embedding import is_known, put_out_float32
+from fastflow.models.layers.experts import expert_weights
 
 
 def in_bfloat16(weight: torch.Tensor) -> torch.Tensor | None:

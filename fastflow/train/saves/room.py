@@ -16,9 +16,9 @@ from fastflow.config.schema import Config
 from fastflow.config.sections import EVALUATED
 from fastflow.errors import FastflowError
 from fastflow.run.directory import reclaimable
-from fastflow.train.checkpoint import named_parameters
 from fastflow.train.learner import Learner
-from fastflow.train.tensors import FILE_BYTES
+from fastflow.train.saves.checkpoint import named_parameters
+from fastflow.train.saves.tensors import FILE_BYTES
 
 logger = logging.getLogger(__name__)
 

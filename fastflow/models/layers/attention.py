@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastflow.errors import FastflowError
-from fastflow.models.similar_lengths import in_buckets
+from fastflow.models.layers.similar_lengths import in_buckets
 
 NAME = "fastflow_packed"
 WINDOW_BLOCK = 256  # queries of one call under a sliding window that is shorter

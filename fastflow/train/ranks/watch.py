@@ -29,9 +29,9 @@ from fastflow.interrupt import tell
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.run.directory import CONFIG_FILE, STACKS
-from fastflow.train import effort
-from fastflow.train.outlook import SILENT_SECONDS, Hang, Outlook, Sign
-from fastflow.train.signs import give_signs
+from fastflow.train.ranks import effort
+from fastflow.train.ranks.outlook import SILENT_SECONDS, Hang, Outlook, Sign
+from fastflow.train.ranks.signs import give_signs
 
 TICK_SECONDS = 1.0
 STORE_SECONDS = 5.0  # for an answer of the store

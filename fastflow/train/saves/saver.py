@@ -11,10 +11,10 @@ from fastflow.counted import counted
 from fastflow.run.checkpoints import Checkpoints, name_of
 from fastflow.run.directory import GROWING
 from fastflow.run.durable import flush_file
-from fastflow.train import checkpoint
-from fastflow.train.checkpoint import SaveFailed, Staged
-from fastflow.train.export import Exporter, ExportReport, announce
 from fastflow.train.learner import Learner
+from fastflow.train.saves import checkpoint
+from fastflow.train.saves.checkpoint import SaveFailed, Staged
+from fastflow.train.saves.export import Exporter, ExportReport, announce
 from fastflow.train.state import Identity, Position
 
 logger = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ import torch
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.expert_names import parts_of
-from fastflow.models.experts import expert_weights
+from fastflow.models.layers.experts import expert_weights
 from fastflow.models.packed import PackedModel
+from fastflow.models.weights.expert_names import parts_of
 from fastflow.run.directory import REHEARSAL
 from fastflow.run.durable import flush
-from fastflow.train.checkpoint import reason, save_adapter
-from fastflow.train.export import AnyModule, Exporter, is_strictly_valid
+from fastflow.train.saves.checkpoint import reason, save_adapter
+from fastflow.train.saves.export import AnyModule, Exporter, is_strictly_valid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,12 +15,12 @@ import torch
 
 from fastflow import interrupt
 from fastflow.interrupt import deferred_interrupt
+from fastflow.models.cut.parallel import part
 from fastflow.models.packed import PackedModel
-from fastflow.models.parallel import part
 from fastflow.run.directory import RESCUED
-from fastflow.train.checkpoint import SaveFailed, reason
 from fastflow.train.learner import Learner
-from fastflow.train.saver import WORK, Saver
+from fastflow.train.saves.checkpoint import SaveFailed, reason
+from fastflow.train.saves.saver import WORK, Saver
 from fastflow.train.state import Position
 
 FILE_BYTES = 2**30

@@ -13,11 +13,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.models.expert_names import check_experts
-from fastflow.models.experts import has_experts
-from fastflow.models.files import check_files, check_names, check_quantisation, check_tie
+from fastflow.models.layers.experts import has_experts
+from fastflow.models.layers.rope import check_kinds
 from fastflow.models.pulse import PULSE
-from fastflow.models.rope import check_kinds
+from fastflow.models.weights.expert_names import check_experts
+from fastflow.models.weights.files import check_files, check_names, check_quantisation, check_tie
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -20,9 +20,9 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from fastflow.errors import FastflowError
-from fastflow.models.parallel import part
+from fastflow.models.cut.parallel import part
+from fastflow.models.cut.rows import OwnPart, RowsOfRanks, SummedGradient
 from fastflow.models.pulse import PULSE
-from fastflow.models.rows_of_ranks import OwnPart, RowsOfRanks, SummedGradient
 from fastflow_kernels import FlowLoss, TokenStatistics, VocabularyShard, flow_loss, linear_logprob
 from fastflow_kernels.sampling import head_logits
 

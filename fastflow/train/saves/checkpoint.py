@@ -28,16 +28,16 @@ import torch
 from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError
+from fastflow.models.cut.parallel import whole
 from fastflow.models.packed import PackedModel
-from fastflow.models.parallel import whole
 from fastflow.models.pulse import PULSE
 from fastflow.run.durable import flush
 from fastflow.run.manifest import Manifest, write_manifest
-from fastflow.train.export import Exporter, ExportReport
 from fastflow.train.learner import Learner
-from fastflow.train.saved_weights import SavedWeights
+from fastflow.train.saves.export import Exporter, ExportReport
+from fastflow.train.saves.saved_weights import SavedWeights
+from fastflow.train.saves.tensors import same_bits, write_tensors
 from fastflow.train.state import Identity, Position, scalars_of, write_rollout
-from fastflow.train.tensors import same_bits, write_tensors
 
 if TYPE_CHECKING:
     from peft import PeftModel

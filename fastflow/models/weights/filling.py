@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from fastflow.errors import FastflowError
-from fastflow.models.frozen_weights import hold_in_bfloat16
-from fastflow.models.hollow import Unread, exchange, hollow_tensor
-from fastflow.models.loading import loading
-from fastflow.models.parallel import rows_of
+from fastflow.models.cut.parallel import rows_of
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
-from fastflow.models.stored import Reader, StoredWeight
+from fastflow.models.weights.frozen_weights import hold_in_bfloat16
+from fastflow.models.weights.hollow import Unread, exchange, hollow_tensor
+from fastflow.models.weights.loading import loading
+from fastflow.models.weights.stored import Reader, StoredWeight
 
 
 def hold_unread_in_bfloat16(model: nn.Module, unread: Unread, ranks: Ranks) -> None:
