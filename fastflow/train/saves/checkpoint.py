@@ -65,13 +65,14 @@ class Staged(NamedTuple):
 
 
 class Skeleton:
-    """The policy without weights of its own, made once: what a save needs of a model beside the copied tensors, so that
-    training does not wait for more than these. Its frozen weights are the live ones, which nobody changes.
+    """The policy without trained weights of its own, made once: what a save needs of a model beside the copied tensors,
+    so that training does not wait for more than these. Its frozen weights are the policy's own, which nobody changes:
+    an engine may move them, and none is held twice.
     """
 
     def __init__(self, policy: PackedModel):
         own: dict[int, object] = {
-            id(one): torch.nn.Parameter(one.detach(), requires_grad=one.requires_grad)
+            id(one): torch.nn.Parameter(torch.empty_like(one, device="meta")) if one.requires_grad else one
             for one in policy.model.parameters()
         }
         self._model = copy.deepcopy(policy.model, own) if policy.root is None else policy.root.skeleton[0]
@@ -92,15 +93,19 @@ class Skeleton:
 def stage(learner: Learner, generators: Mapping[str, torch.Tensor]) -> Staged | None:
     """Copy the trained state to the host. Where the policy is cut over ranks, all gather tensor after tensor. The
     first keeps them, and the others return None. generators: the random states of this rank.
+
+    Raises SaveFailed, on all ranks, where the first has no memory for them.
     """
     policy, first = learner.policy, learner.policy.ranks.is_first
     named = list(policy.model.named_parameters())
-    weights = _copies(((name, one) for name, one in named if one.requires_grad), keep=first)
-    cut = [(name, one) for name, one in named if policy.root is not None and not one.requires_grad]
-    frozen = _copies(cut, keep=first)
-    buffers, others = _copies(policy.model.named_buffers(), keep=first), _copies(_others(learner), keep=first)
+    host = _Host(keeps=first)
+    weights = host.copies((name, one) for name, one in named if one.requires_grad)
+    frozen = host.copies((name, one) for name, one in named if policy.root is not None and not one.requires_grad)
+    buffers, others = host.copies(policy.model.named_buffers()), host.copies(_others(learner))
     without = [name for name, one in named_parameters(learner).items() if not learner.optimizer.state.get(one)]
     states = policy.ranks.gather(generators)
+    if told := policy.ranks.from_first(reason(host.failure) if host.failure else None):
+        raise SaveFailed(told) from host.failure
     return Staged(weights, buffers, others, without, frozen, states) if first else None
 
 
@@ -180,6 +185,8 @@ def reason(error: BaseException) -> str:
         return text
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         return f"{text}; make room there (`df -h`, `ulimit -f`), or choose another --run.output"
+    if "allocate memory" in text:
+        return f"{text}; a save copies weights and moments to the host's memory: free some of it (`free -h`)"
     return f"{type(error).__name__}: {text}"
 
 
@@ -188,10 +195,27 @@ def discard(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _copies(named: Iterable[tuple[str, torch.Tensor]], *, keep: bool) -> dict[str, torch.Tensor]:
-    """Copy whole tensors to the host. keep: False on a rank that only gives its parts of them."""
-    pairs = ((name, whole(tensor)) for name, tensor in named)
-    return {name: tensor.to("cpu", copy=True) for name, tensor in pairs if keep}
+class _Host:
+    """Copies whole tensors to this process's memory. keeps: False on a rank that only gives its parts of them.
+
+    Where a copy fails, `failure` says why, and the rest is still gathered: the other ranks are at it.
+    """
+
+    def __init__(self, *, keeps: bool):
+        self._keeps = keeps
+        self.failure: Exception | None = None
+
+    def copies(self, named: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        kept: dict[str, torch.Tensor] = {}
+        for name, tensor in named:
+            gathered = whole(tensor)
+            if self._keeps and self.failure is None:
+                try:
+                    kept[name] = gathered.to("cpu", copy=True)
+                except Exception as error:  # torch's for memory that is not there is a RuntimeError
+                    self.failure = error
+                    kept.clear()
+        return kept
 
 
 def log_z_head(learner: Learner) -> torch.nn.Module | None:

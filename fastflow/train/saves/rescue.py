@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -52,23 +52,36 @@ def _rescue(saver: Saver, learner: Learner, position: Position, directory: Path,
             problem = "the policy's weights are no longer finite and were not saved over an earlier save"
             return f"{problem}; {saver.last()}"
         if isinstance(stop, SaveFailed):
-            return f"{write_raw(learner.policy, directory)}; {saver.last()}"
+            return f"{write_raw(saver, learner.policy, directory)}; {saver.last()}"
         if not saver.is_saved(position):
             saver.save(position)
             saver.wait()
     except SaveFailed as failure:
-        return f"{failure}; {write_raw(learner.policy, directory)}; {saver.last()}"
+        return f"{failure}; {write_raw(saver, learner.policy, directory)}; {saver.last()}"
     return saver.last()
 
 
-def write_raw(policy: PackedModel, directory: Path) -> str:
-    """Write the trained parameters to RUN/rescued, otherwise to a temporary directory. Returns what it did, as text."""
+def write_raw(saver: Saver, policy: PackedModel, directory: Path) -> str:
+    """Write the trained weights to RUN/rescued, otherwise to a new temporary directory. Returns what it did, as text.
+
+    Where they are cut over ranks, these are the weights of the save that failed, which the first rank has whole.
+    """
+    weights: Mapping[str, torch.Tensor] = {
+        name: one for name, one in policy.model.named_parameters() if one.requires_grad
+    }
     if policy.ranks.count > 1:
-        return "the trained weights are cut over the ranks and were not written anywhere else"
+        weights = saver.unsaved
+        if not weights:
+            return "the trained weights are cut over the ranks and were not written anywhere else"
     reasons = []
-    for target in (directory / RESCUED, Path(tempfile.gettempdir()) / f"fastflow-{RESCUED}-{directory.resolve().name}"):
+    for make in (_in_the_run, _elsewhere):
         try:
-            _write(policy, _unused(target))
+            target = make(directory)
+        except OSError as error:
+            reasons.append(reason(error))
+            continue
+        try:
+            _write(weights, target)
         except Exception as error:
             shutil.rmtree(target, ignore_errors=True)
             reasons.append(reason(error))
@@ -81,28 +94,32 @@ def write_raw(policy: PackedModel, directory: Path) -> str:
     return f"the trained weights could not be written anywhere else ({reasons[-1]})"
 
 
-def _unused(target: Path) -> Path:
+def _in_the_run(directory: Path) -> Path:
+    target = directory / RESCUED
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     return target
 
 
-def _write(policy: PackedModel, target: Path) -> None:
+def _elsewhere(directory: Path) -> Path:
+    """A new directory: one of this name may be all that another run has left."""
+    return Path(tempfile.mkdtemp(prefix=f"fastflow-{RESCUED}-{directory.resolve().name}-"))
+
+
+def _write(weights: Mapping[str, torch.Tensor], target: Path) -> None:
     from safetensors.torch import save_file
 
-    for number, bucket in enumerate(_buckets(policy.model), start=1):
+    for number, bucket in enumerate(_buckets(weights), start=1):
         save_file(bucket, target / f"weights-{number:05d}.safetensors", metadata={"format": "pt"})
 
 
-def _buckets(model: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield the trained parameters on the CPU, at most FILE_BYTES at a time; a larger one comes alone."""
+def _buckets(weights: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the trained weights on the CPU, at most FILE_BYTES at a time; a larger one comes alone."""
     bucket: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if bucket and sum(tensor.nbytes for tensor in bucket.values()) + parameter.nbytes > FILE_BYTES:
+    for name, weight in weights.items():
+        if bucket and sum(tensor.nbytes for tensor in bucket.values()) + weight.nbytes > FILE_BYTES:
             yield bucket
             bucket = {}
-        bucket[name] = parameter.detach().to("cpu", copy=True).contiguous()
+        bucket[name] = weight.detach().to("cpu", copy=True).contiguous()
     if bucket:
         yield bucket

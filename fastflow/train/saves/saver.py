@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Mapping
+
+import torch
 
 from fastflow.config.schema import Config
 from fastflow.counted import counted
@@ -39,6 +42,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._done = threading.Event()  # not the thread's own end: a signal in `join` makes some Pythons forget that
         self._failure: BaseException | None = None
+        self.unsaved: Mapping[str, torch.Tensor] = {}  # the trained weights of a save that failed, on the first rank
         self._report: ExportReport | None = None
         self._announced = False
         self._publishing = threading.Lock()
@@ -139,7 +143,7 @@ class Saver:
                 raise
             self._checkpoints.retire()
         except BaseException as error:
-            self._failure = error
+            self._failure, self.unsaved = error, staged.weights
         finally:
             self._done.set()
 

@@ -148,23 +148,49 @@ def test_an_interrupted_run_that_cannot_be_saved_keeps_its_exit_code(tmp_path, m
 
 def test_weights_that_fit_nowhere_in_the_run_go_to_the_temporary_files(tmp_path, monkeypatch):
     trainer = make(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
     monkeypatch.setattr(rescue.tempfile, "gettempdir", lambda: str(tmp_path / "elsewhere"))
     (tmp_path / "run" / "rescued").write_text("")  # no directory can be made there
-    sentence = rescue.write_raw(trainer.learner.policy, tmp_path / "run")
-    target = tmp_path / "elsewhere" / "fastflow-rescued-run"
+    sentence = rescue.write_raw(trainer.saver, trainer.learner.policy, tmp_path / "run")
+    (target,) = (tmp_path / "elsewhere").iterdir()
+    assert target.name.startswith("fastflow-rescued-run-")
     assert f"the current trained weights are in {target}" in sentence
     rescued = load_file(target / "weights-00001.safetensors")
     assert all(torch.equal(rescued[name], weight) for name, weight in live(trainer).items())
+    rescue.write_raw(trainer.saver, trainer.learner.policy, tmp_path / "run")
+    assert (
+        len(list((tmp_path / "elsewhere").iterdir())) == 2
+    )  # the first one stays: it may be another run's of that name
     (tmp_path / "full").write_text("")
     monkeypatch.setattr(rescue.tempfile, "gettempdir", lambda: str(tmp_path / "full"))
-    assert "could not be written anywhere else" in rescue.write_raw(trainer.learner.policy, tmp_path / "run")
+    assert "could not be written anywhere else" in rescue.write_raw(
+        trainer.saver, trainer.learner.policy, tmp_path / "run"
+    )
     trainer.close()
+
+
+def test_a_run_whose_last_save_fails_is_not_done(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+    monkeypatch.setattr("fastflow.train.saves.checkpoint.flush", lambda directory: (_ for _ in ()).throw(FULL))
+    with pytest.raises(FastflowError, match="the save of step 3"):
+        trainer.run()
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["phase"], status["step"], status["steps"]) == ("stopped", 3, 3)
+
+
+def test_what_cannot_be_closed_keeps_nothing_else_open(tmp_path, monkeypatch):
+    trainer, closed = make(tmp_path), []
+    monkeypatch.setattr(trainer.judge, "close", lambda: (_ for _ in ()).throw(RuntimeError("a grader hangs")))
+    monkeypatch.setattr(trainer.sampler, "close", lambda: closed.append(True))
+    with pytest.raises(RuntimeError, match="a grader hangs"):
+        trainer.close()
+    assert closed and not (tmp_path / "run" / "run.lock").exists()
 
 
 def test_raw_weights_are_cut_into_files(tmp_path, monkeypatch):
     trainer = make(tmp_path)
     monkeypatch.setattr(rescue, "FILE_BYTES", 10_000)
-    rescue.write_raw(trainer.learner.policy, tmp_path / "run")
+    rescue.write_raw(trainer.saver, trainer.learner.policy, tmp_path / "run")
     files = sorted((tmp_path / "run" / "rescued").iterdir())
     assert len(files) > 3
     rescued = {name: weight for file in files for name, weight in load_file(file).items()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cli_runs import lines_in, options, settings, start, wait_for
@@ -203,10 +204,25 @@ def test_a_save_that_fails_ends_all_ranks(tmp_path):
     wait_for(lambda: lines_in(tmp_path / "run" / "metrics.jsonl") >= 1, process)
     (tmp_path / "run" / "checkpoints").write_text("in the way")
     ranks = ranks_of(process)
-    said = finish(process, code=2)
+    said = " ".join(finish(process, code=2).split())
     assert said.count("the save of step 40") >= 1
     assert "lost another rank" not in said
     assert_gone(ranks, 1)
+    rescued = tmp_path / "run" / "rescued"
+    assert f"the current trained weights are in {rescued}" in said  # which the first rank had gathered for the save
+    with (
+        safe_open(rescued / "weights-00001.safetensors", "pt") as kept,
+        safe_open(tmp_path / "model" / "model.safetensors", "pt") as start_of_all,
+    ):
+        assert set(kept.keys()) == set(start_of_all.keys())
+
+
+def test_a_first_rank_without_memory_for_a_save_holds_back_nobody(tmp_path):
+    changes = {"run.steps": 5, "run.save_every": 2, "run.hang_after": 60}
+    changes |= {"objective.name": "flowrl", "objective.reward": "no_host_memory:reward"}
+    said = " ".join(finish(begin(tmp_path, "--devices", "2", **changes), code=2).split())
+    assert said.count("the save of step 4") >= 1 and "can't allocate memory" in said and "free -h" in said
+    assert "the policy after step 2 (2 updates) is in" in said
 
 
 def test_a_rank_that_dies_ends_the_run(tmp_path):
