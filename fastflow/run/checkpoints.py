@@ -146,16 +146,18 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
     def _best_one(self) -> set[Path]:
+        """The save with the best metric; the first of several, as evaluations are compared."""
         if self._best is None:
             return set()
         sign = -1 if self._best == "lowest" else 1
-        scores: list[tuple[float, Path]] = []
+        scores: dict[Path, float] = {}
         for path in self._named():
             with contextlib.suppress(Damaged):
                 metric = (self._proved[path.name].manifest if path.name in self._proved else read_manifest(path)).metric
                 if metric is not None and math.isfinite(metric):
-                    scores.append((sign * metric, path))
-        return {max(scores)[1]} if scores else set()
+                    scores[path] = sign * metric
+        best = max(scores.values(), default=None)
+        return {min((path for path in scores if scores[path] == best), key=_order)} if scores else set()
 
     def _named(self, *, damaged: bool = False) -> Iterator[Path]:
         if not self.directory.is_dir():

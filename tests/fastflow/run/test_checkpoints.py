@@ -167,6 +167,12 @@ class TestKept:
             save(checkpoints, step, metric=metric)
         assert names(tmp_path) == [kept, "step-6"]
 
+    def test_of_several_best_ones_the_first(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path, keep=1, best="highest")
+        for step in (9, 10, 11):
+            save(checkpoints, step, metric=0.5 if step < 11 else 0.1)
+        assert names(tmp_path) == ["step-11", "step-9"]
+
     def test_inside_a_step_is_after_the_step_before(self, tmp_path):
         checkpoints = Checkpoints(tmp_path, keep=1)
         save(checkpoints, 9, updates=None)
