@@ -12,6 +12,7 @@ from fastflow.config.methods import (
     REWARD_BALANCES,
     TAKE_A_REWARD,
 )
+from fastflow.config.metric_names import METRICS
 from fastflow.config.model_sections import LoraConfig, ModelConfig
 from fastflow.config.released import ReleasedConfig
 from fastflow.config.sections import (
@@ -127,6 +128,11 @@ def check_rollout(rollout: RolloutConfig, importance: ImportanceConfig) -> None:
 def check_evaluation(evaluation: EvalConfig, run: RunConfig, rollout: RolloutConfig) -> None:
     """Raise FastflowError where evaluation during training contradicts itself, or what is made of it."""
     best = run.best_metric or ""
+    if best and best not in METRICS and not best.startswith(EVALUATED):
+        raise FastflowError(
+            f"run.best_metric = {best} is no metric, or no number; choose one of {', '.join(sorted(METRICS))}, or an "
+            f"evaluation's such as {EVALUATED}math500/avg@{evaluation.samples}"
+        )
     if evaluation.every and not evaluation.tasks:
         raise FastflowError(
             f"eval.every = {evaluation.every} needs eval.tasks: tasks such as math500,aime24, or JSONL files "

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.config.schema import Config
-from fastflow.config.sections import EVALUATED
 from fastflow.data import PromptStream
 from fastflow.data.update import UpdateResult
-from fastflow.errors import FastflowError
 from fastflow.rollout.sampler import Request
 from fastflow.run import generators
 from fastflow.run.alarms import Alarms
@@ -55,16 +53,11 @@ class Standing:
         )
 
     def step_done(self, step: int, metrics: dict[str, Any]) -> None:
-        """A step of which the last update is done and the metrics are written. Raises FastflowError where they lack
-        run.best_metric, unless that is of an evaluation, which does not follow every step.
+        """A step of which the last update is done and the metrics are written. Those of an evaluation do not follow
+        every step.
         """
         name = self._config.run.best_metric
-        if name is not None and name.startswith(EVALUATED):
-            self.position = self._whole(step, metrics.get(name))
-            return
-        if name is not None and name not in metrics:
-            raise FastflowError(f"run.best_metric = {name} is no metric; choose one of {', '.join(sorted(metrics))}")
-        self.position = self._whole(step, metrics[name] if name is not None else None)
+        self.position = self._whole(step, metrics.get(name) if name is not None else None)
 
     def take_up(self, saved: Saved, requests: Callable[[int], Sequence[Request]]) -> None:
         """Stand where a save does, from which the learner is restored: prompts, alarms, and what it has begun."""
