@@ -86,10 +86,17 @@ def deferred_interrupt(*, work: str = "", deliver: bool = True) -> Iterator[None
         if work and len(received) == 1:
             tell(f"fastflow: {StopRequest(number)} while {work}, which is finished first; press Ctrl-C to give it up")
 
-    with _handling(note):
-        yield
-    if received and deliver:
-        signal.raise_signal(received[0][0])
+    def deliver_first() -> None:
+        if received and deliver:
+            signal.raise_signal(received[0][0])
+
+    try:
+        with _handling(note):
+            yield
+    except Exception:  # which the signal's exception names as its context; GivenUp is of that signal already
+        deliver_first()
+        raise
+    deliver_first()
 
 
 @contextlib.contextmanager

@@ -45,6 +45,10 @@ class Sink(Protocol):
         """The run ends before its last step, as it was asked to."""
         return
 
+    def done(self) -> None:
+        """The last step is done, and the policy is saved."""
+        return
+
 
 class JsonlSink(Sink):
     """One JSON object a step, flushed at once; non-finite numbers become null."""
@@ -190,6 +194,10 @@ class Recorder:
     def stopped_early(self, why: str) -> None:
         for sink in self._sinks:
             sink.stopped_early(why)
+
+    def done(self) -> None:
+        for sink in self._sinks:
+            sink.done()
 
     def close(self) -> None:
         """What the disk does not take any more at the end is left out: the policy is saved by then."""

@@ -43,6 +43,7 @@ class StatusSink:
         self._pace = Pace(steps, after, evaluates=evaluates)
         self._evaluation: dict[str, Any] | None = None
         self._why_early: str | None = None
+        self._is_done = False
         self._replace("running")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
@@ -64,8 +65,11 @@ class StatusSink:
     def stopped_early(self, why: str) -> None:
         self._why_early = why
 
+    def done(self) -> None:
+        self._is_done = True
+
     def close(self) -> None:
-        self._replace("done" if self._step >= self._steps or self._why_early is not None else "stopped")
+        self._replace("done" if self._is_done else "stopped")
 
     def _note_evaluation(self, step: int, metrics: dict[str, Any]) -> None:
         self._pace.evaluated(metrics[SECONDS])

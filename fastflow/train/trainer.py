@@ -176,6 +176,7 @@ class Trainer:
                 with self.progress:
                     self._carry_out(recorder)
                 self._save_last()
+            recorder.done()
             return self.directory / "policy"
 
     def _carry_out(self, recorder: Recorder) -> None:
@@ -311,12 +312,11 @@ class Trainer:
 
     def close(self) -> None:
         """Release the sampler and the run directory; `run` does so at its end."""
-        try:
-            self.evaluation.close()
-            self.judge.close()
-            self.sampler.close()
-        finally:
-            self._release_lock()
+        with contextlib.ExitStack() as stack:  # from the last to the first, and all of them
+            stack.callback(self._release_lock)
+            stack.callback(self.sampler.close)
+            stack.callback(self.judge.close)
+            stack.callback(self.evaluation.close)
 
     def _release_lock(self) -> None:
         if self._lock is not None:

@@ -22,6 +22,13 @@ def test_the_block_is_finished_first():
         signal.sigtimedwait([], 0.1)
 
 
+def test_a_signal_is_not_lost_where_the_block_fails():
+    with pytest.raises(KeyboardInterrupt) as caught, deferred_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        raise OSError("full")
+    assert str(caught.value.__context__) == "full"
+
+
 def test_nothing_happens_without_an_interrupt_or_off_the_main_thread():
     done = []
 

@@ -83,16 +83,19 @@ def test_an_early_end_is_an_end(tmp_path):
     sink = StatusSink(tmp_path, steps=10)
     sink.write(4, metrics())
     sink.stopped_early("no better")
+    sink.done()
     sink.close()
     assert (read(tmp_path)["phase"], read(tmp_path)["stopped_early"], read(tmp_path)["eta_seconds"]) == (
         "done", "no better", 0,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("last", "phase"), [(10, "done"), (7, "stopped")])
-def test_how_it_ended(last, phase, tmp_path):
+@pytest.mark.parametrize(("saved", "phase"), [(True, "done"), (False, "stopped")])
+def test_a_run_is_done_once_its_policy_is_saved(saved, phase, tmp_path):
     sink = StatusSink(tmp_path, steps=10)
-    sink.write(last, metrics())
+    sink.write(10, metrics())
+    if saved:
+        sink.done()
     sink.close()
     assert read(tmp_path)["phase"] == phase
 
