@@ -20,7 +20,7 @@ from fastflow.objectives.objective import MakeObjective
 from fastflow.replay.file import BadUpdate, read_bad_update
 from fastflow.run import generators
 from fastflow.run.checkpoints import Checkpoints
-from fastflow.train.bad_updates import digest_of_settings
+from fastflow.train.bad_updates import DECIDING, digest_of_settings
 from fastflow.train.finite import UNKNOWN_OFFLINE
 from fastflow.train.learner import Learner
 from fastflow.train.saves.checkpoint import log_z_head, named_parameters
@@ -97,7 +97,8 @@ def replay(
     config = _settings(run, device)
     notes = []
     if digest_of_settings(config) != batch.about["settings"]:
-        notes.append("the settings of lora, objective or importance are no longer those of that update")
+        sections = ", ".join(DECIDING)
+        notes.append(f"settings of {sections} or rollout.max_response_tokens are no longer those of that update")
     if config.lora.dropout:
         notes.append("lora.dropout is left out, so that the numbers are near those of the run")
     learner, weights = _learner(run, config, model, objective, batch, notes)

@@ -28,6 +28,7 @@ from fastflow.train.state import scalars_of, tensors_of_groups, tensors_of_resul
 
 FORMAT = 1
 HEADER = "fastflow_bad_update"  # the entry of the file's metadata that holds the JSON below
+DECIDING = ("lora", "objective", "importance", "surrogate", "released")  # sections
 MOST_KEPT = 5  # files of a run: the first ones tell most, and the disk is for saves
 
 
@@ -71,8 +72,9 @@ def keep(
 
 
 def digest_of_settings(config: Config) -> str:
-    """SHA-256 of the settings that decide an update's loss and gradient."""
-    deciding = {name: dataclasses.asdict(getattr(config, name)) for name in ("lora", "objective", "importance")}
+    """SHA-256 of the settings that decide an update's loss and gradient, beside the model's."""
+    deciding: dict[str, Any] = {name: dataclasses.asdict(getattr(config, name)) for name in DECIDING}
+    deciding["max_response_tokens"] = config.rollout.max_response_tokens  # by which some methods divide
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
