@@ -39,7 +39,7 @@ TEMPERATURES = [1.0, 0.7, 3.0]
 OPTIONS = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from(TEMPERATURES),
-        "softcap": st.sampled_from([None, 5.0, 30.0]),
+        "softcap": st.sampled_from([None, 5.0, 30.0, 1e6]),
     }
 )
 
@@ -75,7 +75,7 @@ def problems(draw):
         logit_limit=draw(st.sampled_from([0.5, 4.0, 12.0])),
         with_bias=draw(st.booleans()),
         temperature=draw(st.sampled_from(TEMPERATURES)),
-        softcap=draw(st.sampled_from([None, 5.0])),  # a larger one rounds small logits too much for 1e-5
+        softcap=draw(st.sampled_from([None, 5.0, 50.0, 1e4])),
     )
 
 
@@ -234,6 +234,32 @@ def test_the_entropy_of_a_target_far_below_the_others(name, implementation):
     p = exact.detach().softmax(0)
     slopes = -2 * torch.where(p > 0, p * (p.log() + entropy.detach()), 0.0)
     assert relative_error(weight.grad.squeeze(1).cpu(), slopes) <= 1e-4
+
+
+@IMPLEMENTATIONS
+def test_a_target_that_cannot_be_drawn(name, implementation):
+    """Its log-prob is -inf; the gradients are those of the others, which lose what it would gain."""
+    tensors = head_tensors(3, 8, 150, 0, 4.0, True)
+    tensors["targets"] = torch.tensor([70, 3, 70])
+    tensors["bias"][70] = -torch.inf
+    leaves = {
+        key: value.to(DEVICE, torch.float32).requires_grad_() for key, value in tensors.items() if key != "targets"
+    }
+    logprob, statistics = linear_logprob(**leaves, targets=tensors["targets"].to(DEVICE), statistics=True)
+    exact = {key: value.double() for key, value in tensors.items() if key != "targets"}
+    logits = exact["hidden"] @ exact["weight"].T + exact["bias"]
+    every = logits.log_softmax(1)
+    torch.testing.assert_close(
+        logprob.detach().double().cpu(), every.gather(1, tensors["targets"][:, None]).squeeze(1), rtol=1e-5, atol=1e-5
+    )
+    assert logprob[0].item() == -torch.inf
+    torch.testing.assert_close(statistics.logsumexp.detach().double().cpu(), logits.logsumexp(1), rtol=1e-5, atol=1e-5)
+    entropy = torch.special.entr(every.exp()).sum(1)
+    torch.testing.assert_close(statistics.entropy.detach().double().cpu(), entropy, rtol=1e-5, atol=1e-5)
+    logprob.sum().backward()
+    slopes = torch.zeros_like(every).scatter_(1, tensors["targets"][:, None], 1.0) - every.exp()
+    assert relative_error(leaves["hidden"].grad.cpu(), slopes @ exact["weight"]) <= 1e-5
+    assert relative_error(leaves["weight"].grad.cpu(), slopes.T @ exact["hidden"]) <= 1e-5
 
 
 @IMPLEMENTATIONS

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastflow_kernels.head import Head
 from fastflow_kernels.triton.excess import Totals, is_excess, tile_logits
-from fastflow_kernels.triton.logit import LEAST_EXPONENT, bits_per_logit
+from fastflow_kernels.triton.logit import LEAST_EXPONENT, LEAST_LOGIT, bits_per_logit
 
 BLOCK_ROWS, BLOCK_TILES, BLOCK_WIDTH = 16, 64, 32
 
@@ -53,8 +53,9 @@ def combine_kernel(
     rows = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = rows < row_count
     own_logit = tl.load(target_logit + rows, mask=is_row, other=0.0)
-    highest = own_logit
-    is_known = highest == highest  # without a target there is nothing to measure
+    is_known = own_logit == own_logit  # without a target there is nothing to measure
+    # a target that cannot be drawn has no finite exponential to measure against
+    highest = tl.where(own_logit == float("-inf"), LEAST_LOGIT, own_logit)
     running = tl.zeros((BLOCK_ROWS,), tl.float32)
     running_weighted = tl.zeros((BLOCK_ROWS,), tl.float32)
     running_logits = tl.zeros((BLOCK_ROWS,), tl.float32)

@@ -98,13 +98,14 @@ def row_kernel(
         tl.store(logit_sum + row, tl.sum(running_logits, 0))
 
     if STORE:
+        measured = tl.where(row_reference == float("-inf"), 0.0, row_reference)  # a row of which nothing can be drawn
         for start in range(0, vocabulary, BLOCK_VOCABULARY):
             columns = start + tl.arange(0, BLOCK_VOCABULARY)
             inside = columns < vocabulary
             capped, scaled = logits_at(
                 logits, bias, row_start, columns, inside, inverse_temperature, softcap, HAS_BIAS, HAS_SOFTCAP
             )
-            values = tl.exp(scaled - row_reference)
+            values = tl.exp(scaled - measured)
             if HAS_SOFTCAP:
                 values *= soft_cap_slope(capped, softcap)
             values = tl.where(columns == target, 0.0, values)
