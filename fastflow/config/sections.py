@@ -168,8 +168,9 @@ class ObjectiveConfig(Section):
         unit="responses", at_least=0,
     )  # fmt: skip
     rent_unanswered: float | None = setting(
-        None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others"
-    )
+        None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others",
+        below=0,
+    )  # fmt: skip
     distil_average: Literal["token_mean", "sequence_mean"] = setting(
         "token_mean",
         "distil: weight of a token: 1 / all tokens of the update (maximum likelihood), or 1 / (responses x own "

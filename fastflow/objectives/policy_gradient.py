@@ -139,9 +139,10 @@ def surrogate(
 ) -> Surrogate:
     """Compute PPO's clipped surrogate of N tokens of S responses. lengths: tokens of each response.
 
-    A ratio beyond its bounds carries gradient only where the gradient leads back to them. Whichever ratio is taken, a
-    token's gradient is that ratio times the advantage times the gradient of its own log-prob (for the geometric mean
-    that is GSPO's gradient), so that the average alone decides how length counts.
+    A ratio beyond its bounds carries gradient only where the gradient leads back to them. One beyond e^LARGEST_LOG or
+    below its inverse is constant, as in verl: its gradient would be all that the update holds. Whichever ratio is
+    taken, a token's gradient is that ratio times the advantage times the gradient of its own log-prob (for the
+    geometric mean that is GSPO's gradient), so that the average alone decides how length counts.
     """
     log_ratio = logprob - behaviour
     if ratio != "token":
@@ -158,11 +159,16 @@ def surrogate(
 
 
 def kl_estimate(logprob: Float[Tensor, " N"], base: Float[Tensor, " N"], estimator: KlEstimator) -> Float[Tensor, " N"]:
-    """Estimate KL(pi || p_base) from each sampled token, nats; never below 0."""
+    """Estimate KL(pi || p_base) from each sampled token, nats; never below 0.
+
+    k3 is constant where the policy finds a token e^LARGEST_LOG times less likely than the base does: its gradient
+    there would be as large, and a token that was drawn is not one of these.
+    """
     d = base - logprob
     if estimator == "k2":
         return d.square() / 2
-    return d.clamp(max=LARGEST_LOG).exp() - d - 1
+    d = d.clamp(max=LARGEST_LOG)
+    return d.exp() - d - 1
 
 
 def _repeat(values: Tensor, lengths: Sequence[int]) -> Tensor:

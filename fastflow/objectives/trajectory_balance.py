@@ -91,9 +91,12 @@ def make_format_check(
 
 
 def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int]) -> Float[Tensor, " n"]:
-    """Scale rewards to zero mean and unit deviation within each group. A group of equal rewards gives zeros."""
+    """Scale rewards to zero mean and unit deviation within each group. Equal rewards, and a group of one, give zeros.
+
+    The deviation is that of a sample (n - 1), as in FlowRL's code and in verl's.
+    """
     parts = [part - part.mean() for part in reward.split(responses_per_group)]
-    return torch.cat([part / (part.std(correction=0) + 1e-6) for part in parts])
+    return torch.cat([part / (part.std(correction=min(len(part) - 1, 1)) + 1e-6) for part in parts])
 
 
 def load_function(name: str, setting: str) -> Callable[..., Any]:

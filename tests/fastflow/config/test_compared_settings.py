@@ -38,6 +38,7 @@ TBA = ["--objective.name=tba", "--objective.reward=answer"]
         (["--objective.name=ttrl", "--objective.ttrl_trained=17"], ("ttrl_trained = 17", "responses_per_prompt = 16")),
         (["--objective.name=ttrl", "--objective.ttrl_trained=1"], ("objective.ttrl_trained = 1", "2 or more")),
         (["--objective.name=empo", "--objective.ttrl_trained=8"], ("objective.ttrl_trained", "objective.name = ttrl")),
+        (["--objective.name=rent", "--objective.rent_unanswered=0"], ("objective.rent_unanswered", "below 0")),
         (["--objective.rent_unanswered=-7"], ("objective.rent_unanswered", "objective.name = rent")),
     ],
 )

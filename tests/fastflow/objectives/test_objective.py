@@ -14,6 +14,7 @@ from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS, Method
 from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
 from fastflow.errors import FastflowError
 from fastflow.objectives.flow import clip_bounds
+from fastflow.objectives.policy_gradient import advantages
 from fastflow.objectives.policy_rewards import POLICY_REWARDS
 from fastflow.objectives.trajectory_balance import (
     OBJECTIVES,
@@ -122,9 +123,19 @@ def test_other_members_have_other_fixed_points(sampled, alpha):
 
 class TestRewards:
     def test_by_hand(self):
-        # deviations 1 and 2: (1, 3) -> (-1, 1); (0, 0, 6, 6) with mean 3, deviation 3
-        normal = normalise_rewards(vector(1, 3, 0, 0, 6, 6), [2, 4])
-        assert normal.tolist() == pytest.approx([-1, 1, -1, -1, 1, 1], abs=1e-5)
+        # the deviation of a sample: of (1, 3) it is sqrt(2)
+        normal = normalise_rewards(vector(1, 3, 0, 0, 0, 0, 0, 6, 6, 6), [2, 8])
+        assert normal[:2].tolist() == pytest.approx([-(2**-0.5), 2**-0.5], abs=1e-5)
+        deviation = (5 * 2.25**2 + 3 * 3.75**2) / 7
+        assert normal[2:].tolist() == pytest.approx(
+            [-2.25 / deviation**0.5] * 5 + [3.75 / deviation**0.5] * 3, abs=1e-5
+        )
+
+    def test_as_advantages_are_taken(self):
+        rewards = vector(0, 1, 1, 0, 1, 5, 2, 2)
+        groups = torch.tensor([0] * 4 + [1] * 4)
+        expected = advantages(rewards, groups, divide_by_std=True)
+        torch.testing.assert_close(normalise_rewards(rewards, [4, 4]), expected)
 
     @pytest.mark.parametrize("rewards", [(2.0, 2.0, 2.0), (0.0,)])
     def test_equal_rewards_say_nothing(self, rewards):
@@ -137,7 +148,7 @@ class TestRewards:
         normal = normalise_rewards(vector(*(value for group in groups for value in group)), sizes)
         for part in normal.split(sizes):
             assert abs(float(part.mean())) < 1e-6
-            assert float(part.std(correction=0)) < 1 + 1e-6
+            assert float(part.std(correction=min(len(part) - 1, 1))) < 1 + 1e-6
 
 
 class TestFormatChecks:

@@ -153,6 +153,11 @@ class TestKl:
         logprob = vector(-1, -3, -0.2).requires_grad_()
         assert torch.autograd.gradcheck(lambda values: kl_estimate(values, vector(-2, -2.5, -0.2), estimator), logprob)
 
+    def test_a_token_that_the_policy_has_lost_is_not_pushed_further(self):
+        logprob = vector(-25, -21, -19).requires_grad_()
+        kl_estimate(logprob, vector(0, 0, 0), "k3").sum().backward()
+        assert logprob.grad[:2].tolist() == [0, 0] and float(logprob.grad[2]) == pytest.approx(1 - math.exp(19))
+
 
 def trajectory(*ids: int, behaviour: float = 0.0) -> Trajectory:
     return Trajectory(np.array(ids, dtype=np.int64), np.full(len(ids), behaviour, dtype=np.float32), "stop")
