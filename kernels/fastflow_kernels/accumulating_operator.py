@@ -25,8 +25,10 @@ operator.register_fake(fake)
 def add_and_attach(weight_sum: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
     """Run it and return the outputs ahead of the gradients, the loss differentiable in all but the weight.
 
-    arguments: those of flow_loss_operator.run.
+    arguments: those of flow_loss_operator.run. Raises RuntimeError in a forward pass that non-reentrant checkpointing
+    takes again during backward, since the first one has added the gradient already.
     """
+    _refuse_a_second_forward()
     detached = {name: None if arguments[name] is None else arguments[name].detach() for name in DIFFERENTIABLE}
     outputs = operator(**{**arguments, **detached, "need_weight": False}, weight_sum=weight_sum)
     d_hidden, _, d_bias, d_log_z = outputs[GRADIENTS:]
@@ -34,6 +36,17 @@ def add_and_attach(weight_sum: Tensor, arguments: dict[str, Any]) -> tuple[Tenso
         outputs[0], arguments["hidden"], arguments["bias"], arguments["log_z"], d_hidden, d_bias, d_log_z
     )
     return loss, *outputs[1:GRADIENTS]
+
+
+def _refuse_a_second_forward() -> None:
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        raise RuntimeError(
+            "flow_loss with accumulate_into ran inside torch.utils.checkpoint(use_reentrant=False), which computes it "
+            "twice, and the head's gradient would be added twice; leave this call out of the checkpoint (it keeps no "
+            "logits), or pass use_reentrant=True."
+        )
 
 
 def attach(

@@ -169,7 +169,8 @@ def flow_loss(
             it. The gradient of the weight is added to it in this call, not in the backward pass, and autograd gets
             none. This spares a tensor of this size, and a pass over it. The upstream gradient of the loss must be one:
             scale by the normaliser instead. Nothing is added under torch.no_grad(). With a head cut by FSDP, pass a
-            tensor for the whole weight and reduce it yourself.
+            tensor for the whole weight and reduce it yourself. Leave the call out of
+            torch.utils.checkpoint(use_reentrant=False), which would compute it twice.
         statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the
             vocabulary. With shards those of the whole vocabulary, on every rank.
 
@@ -181,8 +182,9 @@ def flow_loss(
     Raises:
         TypeError, ValueError: an input has the wrong type, shape, device or range.
         RuntimeError: a second backward goes through the same loss (torch.compile allows it); backward runs with
-            create_graph=True; a CUDA graph captures the call without offsets on both host and device; with
-            `accumulate_into`, the upstream gradient is not one (on CUDA and in a compiled graph, where the host
+            create_graph=True; an input has a tangent of forward-mode differentiation; a CUDA graph captures the
+            call without offsets on both host and device; with `accumulate_into`, non-reentrant checkpointing runs
+            the call again, or the upstream gradient is not one (on CUDA and in a compiled graph, where the host
             does not know it, the other gradients are nan then).
 
     Worked example, two tokens of probability 1/3 each: logprob = -2 log 3 = -2.1972, ratio = exp(0) = 1,

@@ -91,13 +91,22 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *
     return Choice(forced, f"{FORCE} asks for it")
 
 
-def explain(hidden: torch.Tensor, weight: torch.Tensor, *, shard: VocabularyShard | None = None) -> str:
-    """Say which implementation a call with these inputs would take, and why, in one line. shard: as in the call.
+def explain(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    vocabulary: int | None = None,
+    shard: VocabularyShard | None = None,
+) -> str:
+    """Say which implementation a call with these inputs would take, and why, in one line. The others: as in the call.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which would lose float64 precision'
     """
-    return str(choose(hidden.device, factor_dtype(hidden, weight), Head(weight, bias=None, shard=shard)))
+    head = Head(weight[:vocabulary], bias, softcap=softcap, shard=shard)
+    return str(choose(hidden.device, factor_dtype(hidden, weight), head))
 
 
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:

@@ -12,8 +12,9 @@ By the type of the inputs:
                         (4 V D bytes while the call runs)
     float16 on CUDA     float16 factors for the logits, float32 accumulators and results (tensor cores). The gradient's
                         two products in bfloat16: float16 keeps no entry below 6e-8 of the largest and overflows at
-                        65,504, where bfloat16 rounds every entry by 2^-9 and has float32's range, so that no loss
-                        scale is needed. A copy of the head in bfloat16 (2 V D bytes) stands while the call runs.
+                        65,504, where bfloat16 rounds every entry by 2^-9 and has float32's range, so that they need
+                        no loss scale; gradients that are handed out in float16 may. A copy of the head in bfloat16
+                        (2 V D bytes) stands while the call runs.
                         Only where hidden and weight are both float16, or autocast says so: other types have more
                         range, and with them it is float32
     float16 elsewhere   float32: on a CPU it is far slower, and devices before 8.0 have no bfloat16 tensor cores

@@ -6,7 +6,8 @@ Per row, with logits z, target t, a reference r of about their largest and e_v =
     S   = S_o + e_t
     log p_t = -log1p(S_o exp(r - z_t))
 
-A probability that differs from one by 1e-30 still has the log-prob -1e-30, and a reference that is off by a rounding
+A probability that differs from one by 1e-30 still has the log-prob -1e-30 (but in hopper, which sums the target along
+and takes it out again: there, absolute errors are 3e-7), and a reference that is off by a rounding
 changes nothing. Where exp(r - z_t) would overflow, e_t is nothing beside S_o: log p_t = (z_t - r) - log S.
 
     d log p_t / d z = onehot(t) - softmax(z) = -(1 / S) * [e, with -S_o in place of the target's entry]

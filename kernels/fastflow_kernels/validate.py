@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype
 from fastflow_kernels.shard import VocabularyShard
@@ -98,6 +99,17 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     if bias is not None:
         check_tensor("bias", bias, (weight.shape[0],), dtypes, like=hidden)
     check_tensor("targets", targets, (hidden.shape[0],), INTEGERS, like=hidden)
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(hidden, weight, bias)
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Refuse forward-mode differentiation, which the operators would answer with zeros."""
+    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            "the ops have no forward-mode derivative (torch.func.jvp, forward_ad); use fastflow_kernels.reference, "
+            "which has it, or a backward pass."
+        )
 
 
 def check_accumulate_into(value: object, weight: Tensor, product_dtype: torch.dtype) -> None:

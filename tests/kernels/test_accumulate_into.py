@@ -66,6 +66,24 @@ def test_the_first_of_them_is_the_ordinary_gradient_to_the_bit(implementation, b
     assert_matches((result, gradients), problem.run(block_rows=block_rows), forward=0.0, gradient=0.0)
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_adds_the_gradient_once_or_is_refused(reentrant):
+    problem = make_problem([3, 9], width=8, vocabulary=70)
+    leaves = leaves_of(problem)
+    total = torch.zeros_like(leaves["weight"], requires_grad=False)
+
+    def loss(hidden):
+        return call(problem, leaves | {"hidden": hidden}, accumulate_into=total).loss
+
+    result = torch.utils.checkpoint.checkpoint(loss, leaves["hidden"], use_reentrant=reentrant)
+    if not reentrant:
+        with pytest.raises(RuntimeError, match="leave this call out of the checkpoint"):
+            result.backward()
+        return
+    result.backward()
+    assert relative_error(total, problem.oracle()[1]["weight"]) <= 1e-11
+
+
 def test_a_bfloat16_head_is_not_rounded():
     """Its sum over blocks is the same float32 sum; the ordinary call rounds that at the end."""
     problem = make_problem([9, 16, 7], width=8, vocabulary=70).cast(torch.bfloat16)

@@ -27,6 +27,13 @@ def test_the_unchanged_calls_pass():
     call_linear_logprob(targets=torch.zeros(5, dtype=torch.int32), temperature=2, block_rows=1)
 
 
+@pytest.mark.parametrize("call", [call_flow_loss, call_linear_logprob])
+def test_forward_mode_is_refused_and_not_answered_with_zeros(call):
+    hidden = make_problem([2, 3]).cast(torch.float32).tensors["hidden"]
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*fastflow_kernels\.reference"):
+        torch.func.jvp(lambda values: call(hidden=values), (hidden,), (torch.ones_like(hidden),))
+
+
 HEAD_ERRORS = [
     ({"hidden": [[1.0]]}, TypeError, "hidden must be a 2-D tensor, got list; pass"),
     ({"hidden": torch.zeros(1, 5, 5)}, ValueError, r"hidden must be 2-D, got shape \(1, 5, 5\); select"),

@@ -34,8 +34,23 @@ def test_it_is_named_where_it_serves(device):
     ],
 )
 def test_explain_says_why_not(device, head, words):
+    """Of the factors."""
     with pytest.raises(RuntimeError, match=f"FASTFLOW_KERNELS=hopper cannot serve this call: {words}; unset it"):
         explain(*zeros(device, **head))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"vocabulary": 100}, "a vocabulary that is a multiple of 128, not 100"),
+        ({"softcap": 20.0}, "no softcap"),
+        ({"bias": torch.zeros(128)}, "no bias"),
+    ],
+)
+def test_explain_knows_the_call(device, call, words):
+    call = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in call.items()}
+    with pytest.raises(RuntimeError, match=f"FASTFLOW_KERNELS=hopper cannot serve this call: it takes {words};"):
+        explain(*zeros(device), **call)
 
 
 @pytest.mark.parametrize(
