@@ -56,9 +56,10 @@ def _draw_plane(panel, rows: list[dict]) -> None:
     panel.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     panel.set_xscale("log")
     panel.set_yscale("log")
-    slowest, largest = (max(_place(row)[axis] for row in rows) for axis in (1, 0))
+    slowest = max(row["ratio_to_limit"] for row in rows)
+    smallest, largest = (pick(_place(row)[0] for row in rows) for pick in (min, max))
     panel.set_ylim(0.9 * min(1.0, *(row["ratio_to_limit"] for row in rows)), 1.3 * slowest)
-    panel.set_xlim(right=largest * 6)  # room for labels
+    panel.set_xlim(smallest / 1.15, 1.6 * largest * (largest / smallest) ** 0.35)  # room for names
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if slowest < 12 else "")
     panel.tick_params(which="minor", labelsize=6)

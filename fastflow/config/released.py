@@ -10,8 +10,8 @@ from fastflow.config.setting import Section, setting
 
 @dataclass(frozen=True)
 class ReleasedConfig(Section):
-    """Switches of PowerFlow's released code, where it differs from the paper; the defaults are the paper's. The preset
-    powerflow-released sets all of them.
+    """Switches of PowerFlow's released code, where it differs from the paper, or decides what that leaves open. The
+    preset powerflow-released sets all of them.
     """
 
     token_mask: bool = setting(
