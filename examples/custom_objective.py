@@ -4,8 +4,8 @@ r"""A loss of your own in one file: a policy gradient in place of PowerFlow's re
     python examples/custom_objective.py --config examples/own_prompts/run.yaml --model.path runs/own_objective/model \
         --run.output runs/own_objective/run --run.steps 20 --batch.responses_per_prompt 16
 
-It takes the options of `fastflow train`; half a minute on a CPU. Sampling, packing, the base's log-probs, optimiser,
-saves, metrics, alarms and report stay as they are; only the loss is another.
+It takes the options of `fastflow train`, `--resume` among them; half a minute on a CPU. Sampling, packing, the base's
+log-probs, optimiser, saves, metrics, alarms and report stay as they are; only the loss is another.
 
 The advantage of a response is how far the policy falls short of the target p_base^alpha there, per token, against the
 mean of its group; `objective.reward` adds a reward of yours. A clipped importance weight corrects for updates after the
@@ -16,7 +16,7 @@ import sys
 
 import torch
 
-from fastflow.config.reader import read_config
+from fastflow.config.resume import read_request
 from fastflow.config.schema import Config
 from fastflow.data.packing import PackedBatch
 from fastflow.errors import FastflowError
@@ -68,7 +68,8 @@ class PolicyGradient:
 
 if __name__ == "__main__":
     try:
-        train(read_config(sys.argv[1:])[0], make_console(), objective=PolicyGradient)
+        request = read_request(sys.argv[1:])
+        train(request.config, make_console(), objective=PolicyGradient, resume=request.resume)
     except FastflowError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 
 class Ending:
-    """Saves what a stopped run has reached, and makes the message that ends it."""
+    """Saves what a stopped run has reached, and makes the message that ends it. again: what goes on with --resume."""
 
-    def __init__(self, saver: Saver, learner: Learner, standing: Standing, directory: Path, console: Console):
+    def __init__(
+        self, saver: Saver, learner: Learner, standing: Standing, directory: Path, console: Console, again: str
+    ):
         self._saver, self._learner, self._standing = saver, learner, standing
-        self._directory, self._console = directory, console
+        self._directory, self._console, self._again = directory, console, again
         self._ranks = learner.policy.ranks
 
     @contextlib.contextmanager
@@ -60,7 +62,7 @@ class Ending:
         if self._saver.position is None:
             return ""
         several = f" --devices {self._ranks.count}" if self._ranks.count > 1 else ""
-        return f"; to go on: fastflow train --resume {shlex.quote(str(self._directory))}{several}"
+        return f"; to go on: {self._again} --resume {shlex.quote(str(self._directory))}{several}"
 
     def _last_word(self, error: FastflowError, stop: BaseException) -> FastflowError:
         """What ends the run; where all ranks end with it, the first says so."""

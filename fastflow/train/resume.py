@@ -64,7 +64,7 @@ def settings_of(saved: Saved) -> Config:
 
 
 def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
-    """Raise FastflowError where prompts or base are not those of the save; name versions that changed."""
+    """Raise FastflowError where prompts, base or objective are not those of the save; name versions that changed."""
     known = {entry.name for entry in dataclasses.fields(Identity)}  # a later fastflow may add more
     before = Identity(**{name: value for name, value in saved.state["identity"].items() if name in known})
     if before.prompts != identity.prompts:
@@ -82,6 +82,12 @@ def check_identity(identity: Identity, saved: Saved, config: Config) -> None:
         raise FastflowError(
             f"the tokenizer of model.path = {config.model.path} is not that which the run was started with (the texts "
             "of its tokens or its end tokens differ); bring the old one back, or start a new run"
+        )
+    if before.objective not in ("", identity.objective):
+        raise FastflowError(
+            f"the run was started with the objective {before.objective}, and this would go on with "
+            f"{identity.objective}, another loss; go on with the program that started it, which hands its own "
+            "objective to fastflow.train.command.train with resume, or start a new run"
         )
     changed = [
         f"{name} {version} (was {before.versions.get(name)})"

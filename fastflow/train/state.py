@@ -66,7 +66,8 @@ class Identity:
     """What a run may not change without being another: digests of the prompts' token ids, of the base's weights and of
     the tokenizer.
 
-    total_updates: that the learning rate's course spans. tokenizer: "" in saves of an earlier fastflow.
+    total_updates: that the learning rate's course spans. objective: the name of its class. tokenizer, objective: ""
+    in saves of an earlier fastflow.
     """
 
     prompts: str
@@ -74,6 +75,7 @@ class Identity:
     total_updates: int
     versions: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str = ""
+    objective: str = ""
 
 
 def write_rollout(directory: Path, position: Position) -> None:

@@ -79,6 +79,7 @@ class Trainer:
         self._lock: RunLock | None = None
         self._signal: Callable[[], int] = lambda: 0
         self._saved: Saved | None = None
+        self._has_own_objective = objective is not make_objective
         try:
             checkpoints = self._open(resume)
             self._assemble(objective, checkpoints)
@@ -119,11 +120,13 @@ class Trainer:
         self.progress = RunProgress(self.console, label="training", steps=config.run.steps)
         self.alarms = Alarms(off=alarms_off(config))
         self.standing = Standing(config, self.learner, self.prompts, len(loaded.prompts), self.alarms, directory)
-        self.saver = Saver(checkpoints, self.learner, inputs.exporter, inputs.identity, config)
-        self.ending = Ending(self.saver, self.learner, self.standing, directory, self.console)
+        identity = replace(inputs.identity, objective=type(self.learner.objective).__name__)
+        self.saver = Saver(checkpoints, self.learner, inputs.exporter, identity, config)
+        again = "this program again with" if self._has_own_objective else "fastflow train"
+        self.ending = Ending(self.saver, self.learner, self.standing, directory, self.console, again)
         self.updates = Updates(config, self.learner, self.judge, self.standing, self.progress, directory, self.ranks)
         if self._saved is not None:
-            self._go_on_from(self._saved, inputs.identity)
+            self._go_on_from(self._saved, identity)
         self._taken_up = self.position.under_way
         self.sampler = self._make_sampler(loaded)
         self.schedule = make_schedule(
