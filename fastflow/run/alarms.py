@@ -14,11 +14,13 @@ RATIO = 10.0  # pi / pi_old; a few updates of a rollout stay below 2
 AT_THE_LIMIT = MALFORMED = 0.95  # shares of which hardly any response is left
 LOG_Z_ROOM = 10.0  # nats per token beside twice its first value, in which log_z moves as the policy sharpens
 REMEMBERED = ("length_mean", "truncated_share", "repetition", "log_z")  # of the first step that has them
-OF_UPDATES = ("stale rollouts", "sampler mismatch", "exploding ratios", "runaway log_z")  # need one that was done
+OF_UPDATES = (  # need one that was done
+    "stale rollouts", "sampler mismatch", "exploding ratios", "runaway log_z", "no signal",
+)  # fmt: skip
 
 NEED_A_ROLLOUT = (  # which say something of the policy only where it has sampled the responses
     "length collapse", "length explosion", "truncation", "repetition", "stale rollouts", "sampler mismatch",
-    "saturated length", "exploding ratios", "runaway log_z", "dead format",
+    "saturated length", "exploding ratios", "runaway log_z", "dead format", "no signal",
 )  # fmt: skip
 
 Condition = tuple[str, bool, str]  # name, whether it holds, what is said
@@ -103,6 +105,13 @@ def _conditions(now: dict[str, Any], first: dict[str, Any]) -> list[Condition]:
             f"saturated length: {now['truncated_share']:.0%} of the responses are cut at the length limit, so that "
             "hardly any shows an end; raise rollout.max_response_tokens, or check with rollout.stop and the prompts' "
             "template (data.chat_template) that the model can end",
+        ),
+        (
+            "no signal",
+            now["residual_mean"] == 0 and now["residual_std"] == 0,
+            "no signal: the residual, or advantage, of every response is 0, as where all rewards of a group are equal, "
+            "and the step taught nothing; read samples: are answers found (objective.grader, data.suffix), and do "
+            "rewards differ? Otherwise raise batch.responses_per_prompt, or take other prompts",
         ),
         (
             "exploding ratios",

@@ -21,6 +21,8 @@ CALM = {
     "loss": 0.5,
     "ratio_p99": 1.1,
     "log_z": -3.0,
+    "residual_mean": 0.0,
+    "residual_std": 0.4,
     "malformed_share": 0.1,
     "skipped_updates": 0,
     "skipped_updates_total": 0,
@@ -44,6 +46,7 @@ def after(first, **changes) -> list[str]:
 @pytest.mark.parametrize(
     ("first", "name", "value", "alarm"),
     [
+        ("small", "residual_std", 0.0, "no signal"),
         ("small", "length_mean", 50.0, None),
         ("small", "length_mean", 49.9, "length collapse"),
         ("small", "length_mean", 200.0, None),
