@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,7 @@ def run(request: Request) -> int:
     from fastflow.plan.remedies import combination, remedies
     from fastflow.plan.speed import expected_speed
     from fastflow.plan.table import as_json, print_plan
+    from fastflow.train.doubtful import vanishing
     from fastflow.train.ranks.launch import check_replicas, check_several_ranks
 
     output = None if request.json is None else writable(request.json)
@@ -72,6 +75,7 @@ def run(request: Request) -> int:
     sizes = sizes_of(config)
     most, speed = largest(config, sizes, device), expected_speed(config, sizes, device)
     result.remarks.extend(str(found) for found in (most, speed) if found is not None)
+    result.remarks.extend(vanishing(config))
     helpful = [] if result.fits else remedies(config, device, result)
     together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
     print_plan(Console(), config, result, helpful, together)
@@ -80,6 +84,15 @@ def run(request: Request) -> int:
             json.dumps(as_json(config, result, helpful, together, most, speed), indent=2) + "\n", encoding="utf-8"
         )
     return 0 if result.fits else DOES_NOT_FIT
+
+
+def _gibibytes(text: str) -> float:
+    """Read 79.6, 79.6GiB or 80GB as GiB."""
+    number, unit = re.fullmatch(r"(.*?)\s*(gib|gb|)", text.strip(), re.IGNORECASE).groups()  # type: ignore[union-attr]
+    try:
+        return float(number) * (1e9 / 2**30 if unit.lower() == "gb" else 1.0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write GiB as a number, such as 79.6, or 80GB") from None
 
 
 def _own_parser() -> CommandParser:
@@ -95,9 +108,9 @@ def _own_parser() -> CommandParser:
     parser.add_argument(
         "--memory",
         metavar="GIB",
-        type=float,
-        help="memory of the GPU to plan for, of each where there are several, in this machine or in another; with "
-        "--model.device cpu, the RAM (default: this machine's)",
+        type=_gibibytes,
+        help="memory of the GPU to plan for, of each where there are several, in this machine or in another, in GiB or "
+        "as 80GB; with --model.device cpu, the RAM (default: this machine's)",
     )
     parser.add_argument("--devices", metavar="N", help="ranks, with a device each (default: 1); the plan is of one")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON, in bytes")

@@ -16,9 +16,10 @@ from fastflow.plan.remedies import Remedy
 from fastflow.plan.rows import PHASES, SAMPLING, Row, size
 from fastflow.plan.speed import Speed
 
+NARROW = 0.03  # of a GPU's memory: what is left below it is within the estimate's error
 CAVEAT = (
-    "An estimate from formulas, with every response at full length; a run on an H200 took 1 % less. Numbers in "
-    "brackets do not exist at the moment of their phase's peak."
+    "An estimate from formulas, with every response at full length. Numbers in brackets do not exist at the moment of "
+    "their phase's peak."
 )
 
 
@@ -59,6 +60,8 @@ def verdict(config: Config, result: Estimate) -> str:
         return f"does not fit, although the peak of {size(needed)} is within {where}"
     left = device.memory - needed
     word = "fits" if device.is_gpu or left >= needed else "fits if malloc gives back what is freed"
+    if device.is_gpu and left < NARROW * device.memory:
+        word = "fits barely, where fragments and other processes leave room"
     return f"{word}: {size(needed)} while {_name(config, phase)}, of {where}; {size(left)} are left"
 
 

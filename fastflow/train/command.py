@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import logging
 import shlex
 import signal
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastflow.config.methods import ANSWER, WITHOUT_ALPHA
+from fastflow.config.methods import WITHOUT_ALPHA
 from fastflow.config.resume import Resume
-from fastflow.config.schema import Config, ObjectiveConfig
+from fastflow.config.schema import Config
 from fastflow.counted import counted
 from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.recorded import describe as describe_recorded
@@ -32,6 +33,7 @@ from fastflow.objectives.policy_gradient import PolicyGradient
 from fastflow.run.checkpoints import CHECKPOINTS, name_of
 from fastflow.run.status import describe_machine
 from fastflow.train.curve import Best
+from fastflow.train.doubtful import doubtful
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
 
@@ -83,42 +85,12 @@ def how_to_compare(config: Config) -> str:
         words += ["--chat_template", "true"]
     if config.data.system is not None:
         words += ["--system", config.data.system]
+    words += ["--max_tokens", str(config.rollout.max_response_tokens)]
+    if config.rollout.stop:
+        words += ["--rollout.stop", json.dumps(list(config.rollout.stop))]
     if config.model.trust_remote_code:
         words += ["--model.trust_remote_code", "true"]
-    return f"to compare it with its base: fastflow evaluate {shlex.join(words)} --tasks TASK,TASK"
-
-
-def doubtful(config: Config) -> list[str]:
-    """Settings that are allowed and probably not meant."""
-    small = config.optim.lr < 1e-5
-    warnings = []
-    if config.lora.rank and small:
-        warnings.append(f"optim.lr = {config.optim.lr:g} hardly moves LoRA adapters; 1e-5 to 1e-4 is usual")
-    if config.model.dtype == "bfloat16" and not config.lora.rank and small:
-        warnings.append(
-            f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 "
-            "and set model.autocast = true instead"
-        )
-    alpha, name = config.objective.alpha, config.objective.name
-    if name in WITHOUT_ALPHA and alpha != ObjectiveConfig().alpha:
-        warnings.append(f"objective.alpha = {alpha:g} is not read by objective.name = {name}")
-    warnings += _unread_answers(config.objective)
-    sharpens = name not in WITHOUT_ALPHA and alpha > 1
-    if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
-        warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
-    if config.eval.tasks and not config.eval.every:
-        warnings.append("eval.tasks is set and eval.every = 0, so that nothing is evaluated")
-    return warnings
-
-
-def _unread_answers(objective: ObjectiveConfig) -> list[str]:
-    """Settings of answers where none is compared: by the method, or with the record's."""
-    usual, unread = ObjectiveConfig(), []
-    if objective.grader != usual.grader and not objective.compares_answers:
-        unread.append(f"objective.grader = {objective.grader} is not read, since {objective.name} compares no answers")
-    if objective.answer_field != usual.answer_field and objective.reward != ANSWER:
-        unread.append(f"objective.answer_field = {objective.answer_field} is read with objective.reward = answer alone")
-    return unread
+    return f"to compare it with its base: fastflow evaluate {shlex.join(words)} --tasks TASKS"
 
 
 def describe(trainer: Trainer) -> str:

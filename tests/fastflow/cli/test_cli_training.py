@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class TestTraining:
         assert code == 0
         assert f"policy saved in {tmp_path / 'run' / 'policy'}" in out
         assert re.search(
-            rf"^to compare it with its base: fastflow evaluate \S+ {tmp_path}/run --tasks", out, re.MULTILINE
+            rf"^to compare it with its base: fastflow evaluate \S+ {tmp_path}/run --max_tokens 4 --tasks", out, re.MULTILINE
         )
         before = (tmp_path / "run" / "metrics.jsonl").read_text()
         check_refused(train(run__steps=1), tmp_path / "run", "already holds a run", "--run.output", "--run.overwrite")
@@ -134,14 +135,19 @@ class TestReport:
 
 def test_the_command_that_compares_puts_prompts_as_in_training():
     from fastflow.config.reader import read_config
+    from fastflow.evaluate.settings import read_settings
     from fastflow.train.command import how_to_compare
 
     given = ["--model.path=hub/chat", "--model.base=hub/base", "--run.output=runs/it", "--data.path=x.jsonl"]
     chat = ["--data.chat_template=true", "--data.system=Be brief.", "--model.trust_remote_code=true"]
     told = how_to_compare(read_config([*given, *chat])[0])
     assert told.startswith("to compare it with its base: fastflow evaluate hub/base runs/it --chat_template true ")
-    assert "--system 'Be brief.' --model.trust_remote_code true --tasks" in told
-    assert how_to_compare(read_config(given)[0]).endswith("fastflow evaluate hub/base runs/it --tasks TASK,TASK")
+    assert "--system 'Be brief.' --max_tokens 3072 --model.trust_remote_code true --tasks" in told
+    short = [*given, "--rollout.max_response_tokens=64", "--rollout.stop=[END]"]
+    told = how_to_compare(read_config(short)[0])
+    assert told.endswith("evaluate hub/base runs/it --max_tokens 64 --rollout.stop '[\"END\"]' --tasks TASKS")
+    settings = read_settings(shlex.split(told.partition("fastflow evaluate ")[2]))  # read as it was meant
+    assert settings.eval.max_tokens == 64 and settings.rollout.stop == ("END",)
 
 
 class TestMain:

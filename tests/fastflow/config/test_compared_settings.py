@@ -9,7 +9,7 @@ import pytest
 from fastflow.config.methods import POLICY_GRADIENTS, Method
 from fastflow.config.presets import METHODS, PRESETS
 from fastflow.config.reader import read_config
-from fastflow.train.command import doubtful
+from fastflow.train.doubtful import doubtful
 from refusals import refusal
 
 TBA = ["--objective.name=tba", "--objective.reward=answer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -17,6 +18,7 @@ from fastflow.config.reader import read_config
 from fastflow.models.weights.loading import FAMILIES
 from fastflow.plan import device as plan_device
 from fastflow.plan.activations import Numbers, count_saved
+from fastflow.plan.command import read_arguments
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate
 from fastflow.plan.remedies import changed, combination, remedies
@@ -121,6 +123,23 @@ class TestCommand:
             rows = [row for row in plan["rows"] if values["moment"] in row["moments"]]
             assert values["bytes"] == sum(row["bytes"] for row in rows), phase
 
+    @pytest.mark.parametrize(
+        ("text", "gib"), [("79.5", 79.5), ("79.5GiB", 79.5), ("80GB", 80e9 / GIB), ("80 gb", 80e9 / GIB)]
+    )
+    def test_sizes_as_they_are_written(self, text, gib):
+        assert read_arguments(["--model.path=x", f"--memory={text}"]).memory == pytest.approx(gib)
+
+    def test_what_hardly_fits_is_said(self, capsys, models, monkeypatch):
+        command = ("--model.path", models / "large", "--memory")
+        _, out, _ = invoke(capsys, *command, 80)
+        needed = float(re.search(r"fits: ([\d.]+) GiB", " ".join(out.split()))[1])
+        code, out, _ = invoke(capsys, *command, 1.01 * needed)
+        assert code == 0 and "fits barely" in out
+
+    def test_updates_that_vanish_are_named(self, capsys, models):
+        _, out, _ = invoke(capsys, "--model.path", models / "large", "--memory", 80, "--model.dtype", "bfloat16")
+        assert "vanish in bfloat16 parameters" in " ".join(out.split())
+
     def test_it_does_not_fit(self, capsys, models, tmp_path):
         file = tmp_path / "plan.json"
         code, out, err = invoke(
@@ -153,7 +172,7 @@ class TestCommand:
             (["--model.path={fine}", "--memory=0"], ("--memory is 0", "above 0")),
             (["--model.path={fine}", "--memory=nan"], ("--memory is nan",)),
             (["--model.path={fine}", "--memory=1e300"], ("--memory is 1e+300", "at most 1,000,000")),
-            (["--model.path={fine}", "--memory=much"], ("--memory", "much", "fastflow plan --help")),
+            (["--model.path={fine}", "--memory=much"], ("--memory", "much", "80GB", "fastflow plan --help")),
             (["--model.path={fine}", "--dry-run"], ("--dry-run", "fastflow train")),
             (["--model.path={fine}", "--model.pth=x"], ("unknown option --model.pth", "model.path?")),
             (["--model.path={fine}", "--model.device=gpu", "--memory=4"], ("model.device = 'gpu'",)),
