@@ -73,7 +73,9 @@ class TestTraining:
         assert code == 0
         assert f"policy saved in {tmp_path / 'run' / 'policy'}" in out
         assert re.search(
-            rf"^to compare it with its base: fastflow evaluate \S+ {tmp_path}/run --max_tokens 4 --tasks", out, re.MULTILINE
+            rf"^to compare it with its base: fastflow evaluate \S+ {tmp_path}/run --max_tokens 4 --tasks",
+            out,
+            re.MULTILINE,
         )
         before = (tmp_path / "run" / "metrics.jsonl").read_text()
         check_refused(train(run__steps=1), tmp_path / "run", "already holds a run", "--run.output", "--run.overwrite")
