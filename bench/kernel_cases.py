@@ -55,7 +55,6 @@ class Case:
     launch: Callable[[], object]
     needs: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
-    programs: int = 1  # that are to be on a multiprocessor together
     most_epilogue: int | None = None  # instructions that may follow the last product
 
 
@@ -130,7 +129,7 @@ def project_case(
         launch = partial(project_tilted, affine=(_empty(shape.rows), _empty(shape.rows)))
     if is_aligned:
         needs += [TMA_LOAD, TMA_STORE][: 1 + stores] if tile.tma else [ASYNCHRONOUS_COPY]
-    is_plain = is_aligned and not (has_bias or has_softcap or tile.flatten or further)
+    is_plain = is_aligned and not (has_bias or has_softcap or further)
     words = _words(shape, dtype, stores, has_bias, has_softcap, further)
     return Case(
         "project",
@@ -138,7 +137,6 @@ def project_case(
         partial(launch, hidden, head, targets, _empty(shape.rows), tile, exponentials),
         needs=tuple(needs),
         forbids=(ANY_TENSOR_CORES,) if dtype == torch.float32 else (),  # they would round float32 factors
-        programs=tile.programs_per_multiprocessor,
         most_epilogue=MOST_EPILOGUE if (architecture, dtype) == (90, torch.bfloat16) and is_plain else None,
     )
 
@@ -277,7 +275,7 @@ def _head(shape: Shape, dtype: torch.dtype, has_bias: bool, has_softcap: bool) -
 
 def _tile_words(tile: Tile) -> str:
     words = f"{tile.rows}x{tile.vocabulary}x{tile.width} {tile.warps} warps {tile.stages} stages"
-    flags = {"TMA": tile.tma, "flat": tile.flatten, f"group {tile.group}": tile.group != Tile.group}
+    flags = {"TMA": tile.tma, f"group {tile.group}": tile.group != Tile.group}
     return " ".join([words, *(name for name, is_set in flags.items() if is_set)])
 
 

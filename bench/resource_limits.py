@@ -2,9 +2,7 @@
 
 from bench.compile_report import Resources
 
-REGISTERS = 65536  # of a multiprocessor
 TENSOR_MEMORY_COLUMNS = 512
-RESERVED_SHARED_MEMORY = 1024  # bytes of a multiprocessor that the system takes for each program
 MEANING = {
     "HMMA": "tensor cores",
     "HGMMA": "tensor cores",
@@ -22,13 +20,12 @@ def breaches(
     *,
     needs: tuple[str, ...] = (),
     forbids: tuple[str, ...] = (),
-    programs: int = 1,
     most_epilogue: int | None = None,
 ) -> list[str]:
     """What is wrong with a kernel, in words; empty where nothing is.
 
-    shared_limit: bytes that a program may have. needs, forbids: instructions, as patterns among MEANING. programs:
-    how many are to be on a multiprocessor together. most_epilogue: instructions that may follow the last product.
+    shared_limit: bytes that a program may have. needs, forbids: instructions, as patterns among MEANING.
+    most_epilogue: instructions that may follow the last product.
     """
     spills, restores = resources.count("STL"), resources.count("LDL")
     rules = [
@@ -43,7 +40,6 @@ def breaches(
             resources.tensor_memory_columns > TENSOR_MEMORY_COLUMNS,
             f"{resources.tensor_memory_columns} columns of tensor memory, of which there are {TENSOR_MEMORY_COLUMNS}",
         ),
-        (not _fit(resources, shared_limit, programs), f"{programs} programs do not fit a multiprocessor"),
     ]
     rules += [(True, f"the assembler warns, {warning}") for warning in resources.warnings]
     if most_epilogue is not None:
@@ -52,10 +48,3 @@ def breaches(
     rules += [(not resources.count(name), f"no {MEANING[name]} ({name})") for name in needs]
     rules += [(resources.count(name) > 0, f"{MEANING[name]} ({name}), which round float32") for name in forbids]
     return [words for is_breach, words in rules if is_breach]
-
-
-def _fit(resources: Resources, shared_limit: int, programs: int) -> bool:
-    """One program always has its registers, and the rule before tells of its shared memory."""
-    shared = programs * (resources.shared_bytes + RESERVED_SHARED_MEMORY)
-    registers = programs * resources.registers * 32 * resources.warps
-    return programs == 1 or (shared <= shared_limit + RESERVED_SHARED_MEMORY and registers <= REGISTERS)

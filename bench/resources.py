@@ -137,7 +137,6 @@ def judge(case, architecture: int) -> dict:
             SHARED_MEMORY[architecture],
             needs=case.needs,
             forbids=case.forbids,
-            programs=case.programs,
             most_epilogue=case.most_epilogue,
         ),
     }

@@ -17,10 +17,7 @@ class Tile:
     warps: int
     stages: int  # slices in flight
     group: int = 16  # row tiles that share a pass of the weight
-    programs_per_multiprocessor: int = 1
-    flatten: bool = False  # one loop over tiles and slices: the next tile loads while this one ends
     tma: bool = False
-    halves: bool = False  # exponentials leave in two halves, so that they wait in half the shared memory
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,12 @@ UNALIGNED_TILE = Tile(64, 128, 32, warps=8, stages=2)
 CANDIDATES = {
     80: (Tile(128, 256, 32, warps=8, stages=3), Tile(128, 128, 64, warps=8, stages=3)),
     90: (
-        replace(_WIDE, flatten=True),
-        replace(_WIDE, stages=4, halves=True),
-        replace(_WIDE, stages=4, halves=True, flatten=True),
-        replace(_WIDE, halves=True),
-        replace(_WIDE, stages=4, halves=True, group=8),
-        replace(_WIDE, stages=4, halves=True, group=32),
-        Tile(128, 256, 128, warps=8, stages=2, tma=True, halves=True),
-        Tile(256, 128, 64, warps=8, stages=4, tma=True, halves=True),
+        replace(_WIDE, group=8),
+        replace(_WIDE, group=32),
+        _TALL,
+        _NARROW,
     ),
-    100: (Tile(128, 128, 64, warps=4, stages=4, tma=True), replace(_WIDE, flatten=True)),
+    100: (Tile(128, 128, 64, warps=4, stages=4, tma=True), _WIDE),
     120: (Tile(64, 128, 64, warps=4, stages=3), Tile(128, 64, 64, warps=4, stages=3)),
 }
 

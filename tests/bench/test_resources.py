@@ -101,16 +101,10 @@ def test_a_clean_kernel_has_no_breach():
         ({}, {"needs": ("UTC*MMA",)}, "no tensor cores (UTC*MMA)"),
         ({}, {"needs": ("UTMASTG",)}, "no TMA stores (UTMASTG)"),
         ({}, {"forbids": ("*MMA",)}, "tensor cores (*MMA), which round float32"),
-        ({"shared_bytes": LIMIT // 2 + 1}, {"programs": 2}, "2 programs do not fit a multiprocessor"),
-        ({}, {"programs": 2}, "2 programs do not fit a multiprocessor"),  # of 168 registers and 256 threads
     ],
 )
 def test_each_breach_is_named(change, rules, words):
     assert breaches(dataclasses.replace(CLEAN, **change), LIMIT, **rules) == [words]
-
-
-def test_two_programs_may_share_a_multiprocessor():
-    assert breaches(dataclasses.replace(CLEAN, registers=128), LIMIT, programs=2) == []
 
 
 def test_interpreted_kernels_are_refused(monkeypatch, capsys):

@@ -1,36 +1,12 @@
 """The projection of a block by QuACK's product for sm_90; `emulation.py` states what it computes."""
 
-from typing import Any, NamedTuple
-
 from torch import Tensor
 
 from fastflow_kernels.hopper.epilogue import exponentials as epilogue
 from fastflow_kernels.hopper.tiles import Part
 
-
-class Schedule(NamedTuple):
-    """One shape of the product's tiles, and how programs go over them."""
-
-    columns: int
-    cluster: tuple[int, int]  # tiles that share their factors' loads, in rows and in columns
-    pingpong: bool = False  # two tiles on a multiprocessor, one's epilogue under the other's product
-    rows: int = 128
-
-    def options(self) -> dict[str, Any]:
-        return {
-            "tile_M": self.rows,
-            "tile_N": self.columns,
-            "cluster_M": self.cluster[0],
-            "cluster_N": self.cluster[1],
-            "pingpong": self.pingpong,
-        }
-
-
-SCHEDULES = {
-    64: Schedule(64, (2, 1), pingpong=True),
-    128: Schedule(128, (2, 1), pingpong=True),
-    192: Schedule(192, (2, 1), pingpong=True),
-}
+# Two tiles on a multiprocessor, one's epilogue under the other's product; two tiles of a column share its load.
+SCHEDULE = {"tile_M": 128, "cluster_M": 2, "cluster_N": 1, "pingpong": True}
 
 
 def project(
@@ -57,5 +33,6 @@ def project(
                 "target_product": target_product,
                 "scale": scale,
             },
-            **SCHEDULES[part.width].options(),
+            tile_N=part.width,
+            **SCHEDULE,
         )

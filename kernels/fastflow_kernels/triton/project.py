@@ -75,12 +75,10 @@ def project_kernel(
     BLOCK_WIDTH: tl.constexpr,
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    HALVES: tl.constexpr,
 ):
     row_tiles = tl.cdiv(row_count, BLOCK_ROWS)
     vocabulary_tiles = tl.cdiv(vocabulary, BLOCK_VOCABULARY)
-    for tile in tl.range(tl.program_id(0), row_tiles * vocabulary_tiles, PROGRAMS, flatten=FLATTEN):
+    for tile in tl.range(tl.program_id(0), row_tiles * vocabulary_tiles, PROGRAMS):
         row_tile, vocabulary_tile = _place_of(tile, row_tiles, vocabulary_tiles, GROUP)
         first_row = row_tile * BLOCK_ROWS
         first_column = vocabulary_tile * BLOCK_VOCABULARY
@@ -119,8 +117,8 @@ def project_kernel(
         within = tl.arange(0, BLOCK_VOCABULARY)[None, :]
         if MOMENTS:
             logit_sum = tl.sum(tl.where(within < vocabulary - first_column, logits, 0.0), 1)
-        # Few tiles have a target or end the vocabulary, the others need no mask. A flattened loop takes no branches.
-        if FLATTEN or (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
+        # few tiles have a target or end the vocabulary, and the others need no mask
+        if (first_column + BLOCK_VOCABULARY > vocabulary) | (tl.max(place, 0) >= 0):
             counts = (within < vocabulary - first_column) & (within != place[:, None])
             logits = tl.where(counts, logits, float("-inf"))
         reference = tl.load(target_logit + rows, mask=is_row, other=0.0)
@@ -140,12 +138,7 @@ def project_kernel(
         if STORE:
             if HAS_SOFTCAP:
                 values = tl.where(values == 0.0, 0.0, values * soft_cap_slope(logits, softcap))
-            if TMA and HALVES:
-                pair = values.to(exponentials.dtype).reshape(BLOCK_ROWS, 2, BLOCK_VOCABULARY // 2).permute(0, 2, 1)
-                left_half, right_half = tl.split(pair)
-                exponentials.store([first_row, first_column], left_half)
-                exponentials.store([first_row, first_column + BLOCK_VOCABULARY // 2], right_half)
-            elif TMA:
+            if TMA:
                 exponentials.store([first_row, first_column], values.to(exponentials.dtype))
             else:
                 pointers = exponentials + rows.to(tl.int64)[:, None] * exponentials_stride + columns[None, :]
@@ -207,7 +200,7 @@ def _launch(
     if not row_count:
         return
     row_tiles, vocabulary_tiles = triton.cdiv(row_count, tile.rows), triton.cdiv(head.vocabulary, tile.vocabulary)
-    programs = tile.programs_per_multiprocessor * multiprocessors(hidden)  # a constant: else another kernel
+    programs = multiprocessors(hidden)  # a constant: else another kernel
     total, weighted, logit_sum = (None,) * 3 if totals is None else (totals.total, totals.weighted, totals.logit_sum)
     operands = hidden, head.weight, exponentials
     is_aligned = all(operand is None or has_aligned_rows(operand) for operand in operands)
@@ -245,8 +238,6 @@ def _launch(
         BLOCK_WIDTH=tile.width,
         GROUP=tile.group,
         PROGRAMS=programs,
-        FLATTEN=tile.flatten,
-        HALVES=tile.halves,
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,  # an exponent is one instruction: not left to a default that differs among versions
@@ -264,5 +255,5 @@ def _descriptors(hidden: Tensor, weight: Tensor, exponentials: Tensor | None, ti
     return (
         describe(hidden, [tile.rows, tile.width]),
         describe(weight, [tile.vocabulary, tile.width]),
-        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary // (1 + tile.halves)]),
+        None if exponentials is None else describe(exponentials, [tile.rows, tile.vocabulary]),
     )
