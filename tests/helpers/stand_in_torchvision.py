@@ -7,6 +7,7 @@ build of it for a CPU: docs/vllm.md removes the one that comes along, since it d
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 SOURCE = """
@@ -32,3 +33,4 @@ def put_torchvision_on_the_path(monkeypatch, folder: Path) -> None:
         (folder / "torchvision").mkdir()
         (folder / "torchvision" / "__init__.py").write_text(SOURCE, encoding="utf-8")
         monkeypatch.syspath_prepend(folder)
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)  # vLLM looks at a model in a process anew
