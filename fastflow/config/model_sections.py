@@ -17,8 +17,8 @@ class ModelConfig(Section):
 
     path: str = setting(
         "",
-        "Local directory or Hugging Face id of the model to train (Llama, Qwen2, Qwen3, Qwen3 MoE, Qwen3.5, Mistral, "
-        "OLMo 2 or 3, SmolLM3, Phi-3, Granite, or Gemma 3 of text alone)",
+        "Local directory or Hugging Face id of the model to train (Llama, Qwen2, Qwen3 or Qwen3.5, dense or MoE, "
+        "Mistral, OLMo 2 or 3, SmolLM3, Phi-3, Granite, or Gemma 3 of text alone)",
     )
     base: str | None = setting(None, "Frozen base, where it differs from model.path")
     device: str = setting("auto", "Device of policy and base: auto, cpu, cuda or cuda:N")

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OF_MIXTURES = {"gate", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "experts"}  # experts, routers
+OF_MIXTURES = {  # experts, those of all tokens with their gate, routers
+    "gate", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "experts", "shared_expert", "shared_expert_gate",
+}  # fmt: skip
 
 
 def load_models(

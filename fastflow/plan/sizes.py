@@ -45,7 +45,7 @@ class ModelSizes:
     body_linear: parameters of the linear weights in its layers, of all experts and of the routers. matrices: those with
     embedding and head, without the routers. experts, chosen: of a layer in a mixture, and those that each token runs;
     0 and 1 in a dense model. expert_weights: parameters of all experts. intermediate: numbers between the two products
-    of a token's MLP, or of its chosen experts. largest: numbers of the largest tensor.
+    of a token's MLP, or of its chosen and shared experts. largest: numbers of the largest tensor.
     vocab_size x hidden: the head. query, key: heads x head_dim of queries, and of keys or values. attending: layers
     that have these. state, convolved: numbers that the others, of linear attention, keep of one sequence, however long:
     in float32, and in the type of their products. context: tokens for which the model has positions, where its config
@@ -155,7 +155,7 @@ def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
             state=len(carrying) * _state(config) if carrying else 0,
             convolved=sum(weight.shape[0] * weight.shape[-1] for weight in convolutions),
             hidden=config.hidden_size,
-            intermediate=chosen * config.moe_intermediate_size if experts else config.intermediate_size,
+            intermediate=_of_experts(config, chosen) if experts else config.intermediate_size,
             heads=heads,
             key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
@@ -176,6 +176,11 @@ def _measure(path: str, trust_remote_code: bool) -> ModelSizes:
         )
     except AttributeError as error:
         raise FastflowError(f"the config.json of {path} does not tell the model's sizes: {error}") from error
+
+
+def _of_experts(config: PretrainedConfig, chosen: int) -> int:
+    """Count the numbers between the two products of the experts that a token runs, with the one that all tokens do."""
+    return int(chosen * config.moe_intermediate_size + getattr(config, "shared_expert_intermediate_size", 0))
 
 
 def _state(config: PretrainedConfig) -> int:

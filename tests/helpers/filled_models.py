@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
@@ -16,7 +18,7 @@ from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_head, check_packing
 from fastflow.train.digests import digest_of_base, digest_of_start, digest_of_tensors
-from small_models import FAMILIES, VOCABULARY, save_model
+from small_models import FAMILIES, MIXTURES, VOCABULARY, save_model
 
 LORA = LoraConfig(rank=2)
 SHARDED = "in several files"
@@ -29,18 +31,26 @@ def write_models(directory: Path) -> None:
             save_model(directory / f"{family} {tied}", family=family, tied=tied, vocab_size=VOCABULARY + 1)
     save_model(directory / "bfloat16", dtype=torch.bfloat16, tied=False)
     save_sharded(directory)
-    save_model(directory / "experts", family="qwen3_moe", dtype=torch.bfloat16)
+    for family in MIXTURES:
+        save_model(directory / f"{family} in bfloat16", family=family, dtype=torch.bfloat16)
+    save_joined(directory)
     (directory / "llama True" / "generation_config.json").write_text('{"eos_token_id": [0, 3], "temperature": 0.5}')
 
 
 def save_sharded(directory: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     source = directory / "bfloat16"
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     shutil.copytree(source, directory / SHARDED, ignore=shutil.ignore_patterns("*.safetensors"))
     model.save_pretrained(directory / SHARDED, max_shard_size="8KB")
     assert len(list((directory / SHARDED).glob("*.safetensors"))) > 2
+
+
+def save_joined(directory: Path) -> None:
+    """A mixture whose files hold the experts of a layer in one, under the names of the model's parameters."""
+    source = directory / "qwen3_5_moe_text False"
+    model = AutoModelForCausalLM.from_pretrained(source)
+    shutil.copytree(source, directory / "joined", ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(model.state_dict(), directory / "joined" / "model.safetensors", {"format": "pt"})
 
 
 def check_all(directory: Path, ranks: Ranks) -> None:
@@ -49,7 +59,9 @@ def check_all(directory: Path, ranks: Ranks) -> None:
     tied, wide = (str(directory / name) for name in ("llama True", "bfloat16"))
     for model in (tied, wide, str(directory / "qwen2 False")):
         check_case(ranks, ModelConfig(path=model, device="cpu", autocast=True), LoraConfig(), proves=model == tied)
-    check_case(ranks, ModelConfig(path=str(directory / "experts"), device="cpu", autocast=True), LoraConfig())
+    for family in MIXTURES:
+        path = str(directory / f"{family} in bfloat16")
+        check_case(ranks, ModelConfig(path=path, device="cpu", autocast=True), LoraConfig())
     check_case(ranks, ModelConfig(path=tied, device="cpu"), LORA, proves=True)
     check_case(ranks, ModelConfig(path=str(directory / "qwen3_5_text True"), device="cpu", autocast=True), LORA)
     check_case(ranks, ModelConfig(path=wide, device="cpu", dtype="bfloat16"), LORA)

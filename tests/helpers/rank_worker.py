@@ -35,7 +35,7 @@ from fastflow.models.share import rescore
 from fastflow.objectives.answers import NO_ANSWER
 from fastflow.objectives.label_free_rewards import empo
 from fastflow.train.learner import Learner, NonFiniteError
-from small_models import make_causal_lm, make_groups
+from small_models import CARRYING, MIXTURES, make_causal_lm, make_groups
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -177,10 +177,12 @@ def all_learners(ranks: Ranks) -> None:
     check_updates(ranks, groups=few(groups, 2), log_z="learned", tied=False)
     check_updates(ranks, groups=groups, checkpointed=True)
     check_updates(ranks, groups=groups, family="qwen3_5_text", updates=2)
-    check_updates(ranks, groups=groups, checkpointed=True, family="qwen3_moe")
+    for family in MIXTURES:
+        check_updates(ranks, groups=groups, checkpointed=True, family=family)
     check_methods(ranks, groups)
     check_autocast(ranks, groups)
-    check_autocast(ranks, groups, family="qwen3_moe")
+    for family in MIXTURES:
+        check_autocast(ranks, groups, family=family)
     check_decay(ranks, groups)
     check_recomputed(ranks, groups)
     check_non_finite(ranks, groups)
@@ -272,11 +274,12 @@ def check_autocast(ranks: Ranks, groups: list[Group], *, family: str = "llama") 
 
 def check_decay(ranks: Ranks, groups: list[Group]) -> None:
     """Ranks keep the rates of a state's decay in float32 under autocast: rounded, they would be another model's."""
-    one, several = (make_learner(of, family="qwen3_5_text", autocast=True).policy for of in (Ranks(), ranks))
-    expected, found = (rescore(policy, groups, 40) for policy in (one, several))
-    for mine, theirs in zip(found, expected, strict=True):
-        for left, right in zip(mine.trajectories, theirs.trajectories, strict=True):
-            np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=0, atol=1e-4)
+    for family in CARRYING:
+        one, several = (make_learner(of, family=family, autocast=True).policy for of in (Ranks(), ranks))
+        expected, found = (rescore(policy, groups, 40) for policy in (one, several))
+        for mine, theirs in zip(found, expected, strict=True):
+            for left, right in zip(mine.trajectories, theirs.trajectories, strict=True):
+                np.testing.assert_allclose(left.behaviour_logprobs, right.behaviour_logprobs, rtol=0, atol=1e-4)
 
 
 def gradient_of(learner: Learner, groups: list[Group]) -> torch.Tensor:

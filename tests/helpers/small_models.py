@@ -10,8 +10,19 @@ from fastflow.demo.small_model import make_tokenizer
 
 FAMILIES = (
     "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
-    "qwen3_moe",
+    "qwen3_moe", "qwen3_5_moe_text",
 )  # fmt: skip
+CARRYING = ("qwen3_5_text", "qwen3_5_moe_text")  # with layers of linear attention, which carry a state
+MIXTURES = ("qwen3_moe", "qwen3_5_moe_text")
+OF_STATES = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "rms_norm_eps": 1e-2,  # a norm follows what a state of few numbers puts out, which may be near zero
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0],
+    },
+}  # fmt: skip
+OF_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
     "mistral": {"sliding_window": 8},
     "olmo3": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
@@ -24,18 +35,13 @@ OWN_SETTINGS = {  # what makes a family differ from the others, on two layers
         "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 4,
         "initializer_range": 0.1,  # its embedding is scaled, and its norms make layers as large at every range
     },
-    "qwen3_5_text": {
-        "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-        "rms_norm_eps": 1e-2,  # a norm follows what a state of few numbers puts out, which may be near zero
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0],
-        },
-    },
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True},
+    "qwen3_5_text": OF_STATES,
+    "qwen3_moe": {**OF_EXPERTS, "norm_topk_prob": True},
+    "qwen3_5_moe_text": {**OF_STATES, **OF_EXPERTS, "shared_expert_intermediate_size": 24},
 }  # fmt: skip
 WITHOUT_CHOICE = {  # a token that chooses otherwise in bfloat16 moves more than rounding does
     "qwen3_moe": {"num_experts_per_tok": 4},
+    "qwen3_5_moe_text": {"num_experts_per_tok": 4},
 }
 VOCABULARY = 40
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "fastflow_experts"
 ROUNDED = "_fastflow_rounded"  # an attribute of experts
-FAMILIES = ("qwen3_moe",)
+FAMILIES = ("qwen3_moe", "qwen3_5_moe_text")
 GROUPED = (torch.float32, torch.bfloat16, torch.float16)
 ALIGNMENT = 16  # bytes of which grouped_mm wants multiples, in a row and in an address
 CAPABILITY = (8, 0)  # of the GPUs that multiply in bfloat16

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
-    "qwen3_moe",
+    "qwen3_moe", "qwen3_5_moe_text",
 )  # fmt: skip
-WITH_IMAGES = ("qwen3_5",)  # families of which the text model is trained, and the one for images left out
+WITH_IMAGES = ("qwen3_5", "qwen3_5_moe")  # families of which the text model is trained, and the one for images left out
 
 
 class LoadedNames(TypedDict):
@@ -92,7 +92,7 @@ def _text_of(whole: PretrainedConfig) -> PretrainedConfig:
 
 
 def _other_family(path: str, family: str) -> str:
-    supported = f"{', '.join(FAMILIES)}, and the text model of {', '.join(WITH_IMAGES)}"
+    supported = f"{', '.join(FAMILIES)}, and the text model of {' and '.join(WITH_IMAGES)}"
     said = f"{path} is of the family {family!r}; fastflow supports {supported}"
     if (text := f"{family}_text") in FAMILIES:
         said += f"; a {family} reads images, too: take a model of text alone, whose model_type is {text}"

@@ -10,6 +10,7 @@ import torch
 from fastflow.errors import FastflowError
 from fastflow.models.cut.parallel import whole
 from fastflow.models.layers.experts import has_experts
+from fastflow.models.layers.linear_attention import linear_attentions
 from fastflow.models.packed import PackedModel
 from fastflow.models.weights.merging import adapted_layers
 
@@ -55,9 +56,12 @@ def can_apply(device: str, *, mixture: bool) -> bool:
 
 
 def remedy_of(policy: PackedModel) -> str:
-    """What helps where a merge rounds the adapters away."""
-    able = can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config))
-    return "set --rollout.adapters apply" if able else "set --model.autocast false and --model.dtype float32"
+    """What helps where a merge rounds the adapters away. vLLM computes linear attention on a CPU in bfloat16 alone."""
+    if can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config)):
+        return "set --rollout.adapters apply"
+    if linear_attentions(policy.causal_lm):
+        return "train all weights with --lora.rank 0"
+    return "set --model.autocast false and --model.dtype float32"
 
 
 def room_for(rank: int) -> int:

@@ -26,11 +26,25 @@ from fastflow.models.weights.stored import OtherFiles, StoredWeight
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
 from fastflow.train.saves.split_weights import write_split
+from passes import packed_hidden
 from resumed_runs import configure, newest_save, run_to_the_end, run_until_killed, tensors_of
-from small_models import assert_near, hidden_and_gradients, make_causal_lm, make_groups, save_model
+from small_models import (
+    CARRYING,
+    MIXTURES,
+    VOCABULARY,
+    assert_near,
+    hidden_and_gradients,
+    make_causal_lm,
+    make_groups,
+    save_model,
+)
 
-FAMILY = "qwen3_moe"
 NARROW = {"autocast": True, "residual_stream": "bfloat16"}
+
+
+@pytest.fixture(scope="module", params=MIXTURES)
+def family(request):
+    return request.param
 
 
 @pytest.fixture
@@ -39,24 +53,36 @@ def batches(rng):
 
 
 @pytest.mark.parametrize("width", [16, 10])  # 10: rows that no grouped product takes
-def test_hidden_states_and_gradients_are_those_of_transformers(width, batches):
-    policy = PackedModel(make_causal_lm(FAMILY, moe_intermediate_size=width))
+def test_hidden_states_and_gradients_are_those_of_transformers(family, width, batches):
+    policy = PackedModel(make_causal_lm(family, moe_intermediate_size=width))
     found = hidden_and_gradients(policy, batches)
     policy.causal_lm.config._experts_implementation = "eager"
     assert_near(found, hidden_and_gradients(policy, batches), tolerance=1e-5)
 
 
-def test_an_expert_without_tokens_has_a_gradient_of_zeros(batches):
-    policy = PackedModel(make_causal_lm(FAMILY, num_experts=64))
+def test_packed_numbers_in_float64_are_those_of_transformers_own_code(family, rng):
+    """Which computes a softmax, norms and the rule of a state in float32."""
+    model = make_causal_lm(family).double()
+    theirs = copy.deepcopy(model)
+    theirs.config._attn_implementation = theirs.config._experts_implementation = "eager"
+    sequences = [rng.integers(1, VOCABULARY, length) for length in (1, 70, 9)]
+    for packed, ids in zip(packed_hidden(PackedModel(model), sequences), sequences, strict=True):
+        with torch.no_grad():
+            expected = theirs.model(torch.from_numpy(ids)[None], use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(packed, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_an_expert_without_tokens_has_a_gradient_of_zeros(family, batches):
+    policy = PackedModel(make_causal_lm(family, num_experts=64))
     policy.hidden_states(batches[0]).sum().backward()
     gradients = torch.cat([weight.grad.flatten(1) for weight in weights_of(policy) if len(weight.grad) == 64], dim=1)
     idle = (gradients == 0).all(dim=1)
     assert idle.any() and not idle.all()
 
 
-def test_decoding_rounds_experts_once(batches, monkeypatch):
+def test_decoding_rounds_experts_once(family, batches, monkeypatch):
     """Where weights may change, and with gradients, each pass rounds what it reads."""
-    policy, seen = PackedModel(make_causal_lm(FAMILY), autocast=True), []
+    policy, seen = PackedModel(make_causal_lm(family), autocast=True), []
     rounded = experts._in_type
     monkeypatch.setattr(experts, "_in_type", lambda *given: seen.append(rounded(*given)) or seen[-1])
     ids = batches[0].input_ids[None]
@@ -79,7 +105,7 @@ def weights_of(policy: PackedModel):
 
 @pytest.mark.parametrize(("types", "expected"), [({}, torch.float32), ({"autocast": True}, torch.bfloat16),
                                                  (NARROW, torch.bfloat16)], ids=str)  # fmt: skip
-def test_products_are_in_the_type_of_autocast(types, expected, batches, monkeypatch):
+def test_products_are_in_the_type_of_autocast(family, types, expected, batches, monkeypatch):
     seen = set()
 
     def look(rows, weights, offs):
@@ -88,7 +114,7 @@ def test_products_are_in_the_type_of_autocast(types, expected, batches, monkeypa
 
     product = torch.nn.functional.grouped_mm
     monkeypatch.setattr("fastflow.models.layers.experts.grouped_mm", look)
-    policy = PackedModel(make_causal_lm(FAMILY), **types)
+    policy = PackedModel(make_causal_lm(family), **types)
     policy.hidden_states(batches[0]).sum().backward()
     assert seen == {expected}
     assert {weight.grad.dtype for weight in weights_of(policy)} == {torch.float32}
@@ -102,9 +128,9 @@ def test_rows_of_each_expert_meet_its_weights():
     torch.testing.assert_close(multiply(rows, weights, ends), expected)
 
 
-def test_passes_keep_no_logits_of_routers(batches):
+def test_passes_keep_no_logits_of_routers(family, batches):
     """Though the configuration asks for them, for a loss that balances experts; and it still does in the export."""
-    policy = PackedModel(make_causal_lm(FAMILY, output_router_logits=True))
+    policy = PackedModel(make_causal_lm(family, output_router_logits=True))
     kept = []
     for layer in policy.causal_lm.model.layers:
         layer.mlp.gate.register_forward_hook(lambda *given: kept.append(policy.causal_lm.config.output_router_logits))
@@ -114,53 +140,56 @@ def test_passes_keep_no_logits_of_routers(batches):
     assert kept == [False] * 4 and policy.causal_lm.config.output_router_logits
 
 
-def test_compiled_layers_leave_the_experts_out(batches, monkeypatch):
+def test_compiled_layers_leave_the_experts_out(family, batches, monkeypatch):
     """Dynamo refuses grouped products in float32."""
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
     monkeypatch.setattr(decoder_layers, "_packed_forward", decoder_layers._packed_forward.__wrapped__)
     monkeypatch.setattr(decoder_layers, "_compiled_forward", decoder_layers._compiled_forward.__wrapped__)
-    model = make_causal_lm(FAMILY, num_hidden_layers=1)
+    model = make_causal_lm(family)
     expected = PackedModel(copy.deepcopy(model)).hidden_states(batches[0])
     decoder_layers.arrange_layers(model, compiled=True)
     torch.testing.assert_close(PackedModel(model).hidden_states(batches[0]), expected)
 
 
-def test_a_gpu_without_grouped_products_is_named(monkeypatch):
+def test_a_gpu_without_grouped_products_is_named(family, monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
     cuda = torch.device("cuda")
     with pytest.raises(FastflowError, match=r"compute capability 8\.0 or later, and Tesla T4 is older"):
-        check_device(make_causal_lm(FAMILY).config, cuda)
+        check_device(make_causal_lm(family).config, cuda)
     check_device(make_causal_lm("qwen3").config, cuda)
 
 
 class TestAdapters:
-    def test_all_linear_is_the_attention(self):
-        adapted = with_adapters(make_causal_lm(FAMILY), LoraConfig(rank=2))
+    def test_all_linear_is_the_attention(self, family):
+        adapted = with_adapters(make_causal_lm(family), LoraConfig(rank=2))
         trained = {name.split(".")[-4] for name, one in adapted.named_parameters() if one.requires_grad}
-        assert trained == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        of_states = {"in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"} if family in CARRYING else set()
+        assert trained == {"q_proj", "k_proj", "v_proj", "o_proj"} | of_states
 
-    @pytest.mark.parametrize("targets", ["q_proj,up_proj", "gate", "mlp.experts"])
-    def test_experts_and_routers_get_none(self, targets):
+    @pytest.mark.parametrize(
+        "targets", ["q_proj,up_proj", "gate", "mlp.experts", "shared_expert_gate", "mlp.shared_expert.down_proj"]
+    )
+    def test_experts_and_routers_get_none(self, family, targets):
         with pytest.raises(FastflowError, match=r"but the MLPs and routers of a mixture get no adapters; leave"):
-            with_adapters(make_causal_lm(FAMILY), LoraConfig(rank=2, targets=targets))
+            with_adapters(make_causal_lm(family), LoraConfig(rank=2, targets=targets))
 
-    def test_those_of_peft_are_refused_where_they_would_be_merged(self):
+    def test_those_of_peft_are_refused_where_they_would_be_merged(self, family):
         peft = pytest.importorskip("peft")
         adapters = peft.LoraConfig(r=2, target_parameters=["mlp.experts.down_proj"], target_modules=["q_proj"])
-        adapted = peft.get_peft_model(make_causal_lm(FAMILY), adapters)
+        adapted = peft.get_peft_model(make_causal_lm(family), adapters)
         with pytest.raises(FastflowError, match=r"mlp\.experts has adapters of experts or of a router"):
             list(adapted_layers(adapted))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("models") / "mixture", family=FAMILY)
+def saved(family, tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "mixture", family=family)
 
 
 class TestFiles:
-    def test_parts_are_the_weights_of_the_files(self, saved):
-        model, files = make_causal_lm(FAMILY), load_file(saved / "model.safetensors")
+    def test_parts_are_the_weights_of_the_files(self, family, saved):
+        model, files = make_causal_lm(family), load_file(saved / "model.safetensors")
         found = {
             part.name: part.of(one)
             for name, one in model.named_parameters()
@@ -173,8 +202,8 @@ class TestFiles:
             assert first.of(one).data_ptr() == one.data_ptr()  # no copy
 
     @pytest.mark.parametrize("tied", [False, True])
-    def test_an_export_is_what_transformers_writes_and_copies_nothing(self, tied, tmp_path, monkeypatch):
-        model = make_causal_lm(FAMILY, tied=tied)
+    def test_an_export_is_what_transformers_writes_and_copies_nothing(self, family, tied, tmp_path, monkeypatch):
+        model = make_causal_lm(family, tied=tied)
         lie = [range(one.data_ptr(), one.data_ptr() + one.nbytes) for one in model.parameters()]
         written = []
         monkeypatch.setattr("safetensors.torch.save_file", lambda *given: written.append(given[0]) or save_file(*given))
@@ -187,12 +216,12 @@ class TestFiles:
         for file in ("config.json", "generation_config.json"):
             assert (tmp_path / "ours" / file).read_text() == (tmp_path / "theirs" / file).read_text()
 
-    def test_a_large_export_has_several_files(self, tmp_path, monkeypatch):
+    def test_a_large_export_has_several_files(self, family, tmp_path, monkeypatch):
         from huggingface_hub import split_torch_state_dict_into_shards
 
         small = functools.partial(split_torch_state_dict_into_shards, max_shard_size=4000)
         monkeypatch.setattr("huggingface_hub.split_torch_state_dict_into_shards", small)
-        model = make_causal_lm(FAMILY)
+        model = make_causal_lm(family)
         write_split(model, tmp_path)
         assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
         again = load_causal_lm(str(tmp_path), ModelConfig(path=str(tmp_path))).state_dict()
@@ -233,8 +262,8 @@ class TestFiles:
             join_experts(found, 2)
 
     @pytest.mark.parametrize("kind", [SharedWeights, GatheredWeights])
-    def test_vllm_gets_the_names_of_the_files(self, kind, saved):
-        policy = PackedModel(make_causal_lm(FAMILY))
+    def test_vllm_gets_the_names_of_the_files(self, family, kind, saved):
+        policy = PackedModel(make_causal_lm(family))
         weights = kind(policy, bucket_bytes=4000)
         found = {}
         for number in weights.due(is_complete=False):
@@ -248,9 +277,9 @@ class TestFiles:
         assert all(torch.equal(found[name], files[name]) for name in files)
 
 
-def test_a_run_saves_what_it_was_given_and_goes_on_to_the_bit(tmp_path):
+def test_a_run_saves_what_it_was_given_and_goes_on_to_the_bit(family, tmp_path):
     """Under the names of the files, each weight once."""
-    path = save_model(tmp_path / "model", family=FAMILY)
+    path = save_model(tmp_path / "model", family=family)
     common = {"run__steps": 3, "run__save_every": 1}
     whole = run_to_the_end(configure(tmp_path, run__output=tmp_path / "whole", **common))
     config = configure(tmp_path, run__output=tmp_path / "cut", **common)

@@ -13,12 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from fastflow.config.schema import ModelConfig
 from fastflow.data.packing import pack
+from fastflow.demo.small_model import make_tokenizer
 from fastflow.models.layers import linear_attention
 from fastflow.models.packed import PackedModel
-from fastflow.models.weights.hollow import open_causal_lm
+from fastflow.models.weights.expert_names import parts_of
+from fastflow.models.weights.hollow import BESIDE_IMAGES, open_causal_lm
 from fastflow.models.weights.loading import load_causal_lm, read_config
 from fastflow.models.weights.stored import Reader
 from fastflow.rollout.decoding import _cache_argument
+from fastflow.train.saves.export import Exporter
 from passes import alone_hidden, packed_hidden
 from small_models import OWN_SETTINGS, VOCABULARY, make_causal_lm, make_groups
 
@@ -111,42 +114,57 @@ def test_a_package_that_does_not_load_is_none(monkeypatch):
     linear_attention.has_fused_rule.cache_clear()
 
 
-@pytest.fixture(scope="module")
-def with_images(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=[("qwen3_5_text", False), ("qwen3_5_moe_text", False), ("qwen3_5_moe_text", True)],
+    ids=["dense", "each expert for itself", "experts of a layer in one"],
+)
+def with_images(request, tmp_path_factory):
     """A checkpoint as the hub has them: the text model beside one for images and heads for further tokens, and the type
-    and the tie said by the configuration of the whole.
+    and the tie said by the configuration of the whole. Of a mixture, files hold experts in two ways.
     """
-    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-    text = make_causal_lm(FAMILY)
+    family, joined = request.param
+    text = make_causal_lm(family)
     vision = {
         "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
         "num_position_embeddings": 16,
     }  # fmt: skip
     of_text = {**text.config.to_dict(), "dtype": None, "tie_word_embeddings": False}
-    config = Qwen3_5Config(text_config=of_text, vision_config=vision, tie_word_embeddings=True)
-    whole = Qwen3_5ForConditionalGeneration(config)
+    config = AutoConfig.for_model(
+        family.removesuffix("_text"), text_config=of_text, vision_config=vision, tie_word_embeddings=True
+    )
+    whole = AutoModelForImageTextToText.from_config(config)
     whole.model.language_model.load_state_dict(text.model.state_dict())
     directory = tmp_path_factory.mktemp("with_images")
     whole.save_pretrained(directory)
     weights = load_file(directory / "model.safetensors")
-    weights["mtp.norm.weight"] = torch.ones(4)
+    if joined:
+        weights = {name: one.clone() for name, one in whole.state_dict().items() if name != "lm_head.weight"}
+    first = f"{BESIDE_IMAGES}layers.0"
+    weights |= {name.replace(first, "mtp.layers.0"): one + 1 for name, one in weights.items() if first in name}
+    assert any(name.endswith(".experts.gate_up_proj") for name in weights) is joined
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    assert OWN_SETTINGS[FAMILY]["layer_types"] == text.config.layer_types
+    assert OWN_SETTINGS[family]["layer_types"] == text.config.layer_types
     return str(directory), text
 
 
 def test_the_text_model_of_a_checkpoint_with_images(with_images, tmp_path):
     path, text = with_images
     model = load_causal_lm(path, ModelConfig(path=path))
-    assert model.config.model_type == FAMILY
+    assert model.config.model_type == text.config.model_type
     assert read_config(path, trust_remote_code=False).dtype == torch.float32
     again = {name: weight.clone() for name, weight in model.state_dict().items()}
-    model.save_pretrained(tmp_path)
-    assert set(load_file(tmp_path / "model.safetensors")) == {*again} - {"lm_head.weight"}
+    Exporter(make_tokenizer(list("abc"))).write(model, tmp_path)
+    names = {part.name for name, one in again.items() for part in parts_of(model.config, name, one.shape)}
+    assert set(load_file(tmp_path / "model.safetensors")) == names - {"lm_head.weight"}
     exported = load_causal_lm(str(tmp_path), ModelConfig(path=str(tmp_path)))
     for name, weight in text.state_dict().items():
         assert torch.equal(again[name], weight) and torch.equal(exported.state_dict()[name], weight)
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        assert torch.equal(exported(ids).logits, text.eval()(ids).logits)
 
 
 def test_ranks_read_their_rows_of_it(with_images, caplog):
@@ -160,6 +178,7 @@ def test_ranks_read_their_rows_of_it(with_images, caplog):
         for name, parameter in model.named_parameters():
             stored = unread.places[parameter]
             assert torch.equal(reader.rows(stored, 0, stored.shape[0]), expected[name])
+            assert torch.equal(reader.rows(stored, 1, stored.shape[0]), expected[name][1:])
 
 
 def test_lengths_of_one_token_and_of_many(rng):

@@ -15,15 +15,15 @@ from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
 from fastflow.models.weights.frozen_weights import hold_in_bfloat16
-from small_models import FAMILIES, WITHOUT_CHOICE, make_causal_lm, make_groups
+from small_models import CARRYING, FAMILIES, WITHOUT_CHOICE, make_causal_lm, make_groups
 
 NARROW = {"autocast": True, "residual_stream": "bfloat16"}
 DEEP = {"num_hidden_layers": 6, "hidden_size": 64, "intermediate_size": 96, "initializer_range": 0.1}
 
 
 # Their norms put out the type that they read, whatever their weight is
-ROUND_AFTER_NORMS = ("olmo2", "olmo3", "gemma3_text", "qwen3_5_text")
-NORMS_AROUND_ONE = ("Gemma3RMSNorm", "Qwen3_5RMSNorm")  # they multiply by 1 + weight
+ROUND_AFTER_NORMS = ("olmo2", "olmo3", "gemma3_text", *CARRYING)
+NORMS_AROUND_ONE = ("Gemma3RMSNorm", "Qwen3_5RMSNorm", "Qwen3_5MoeRMSNorm")  # they multiply by 1 + weight
 
 
 @contextlib.contextmanager

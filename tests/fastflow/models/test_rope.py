@@ -18,7 +18,7 @@ from fastflow.rollout.admission import check_room
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from passes import alone_hidden, packed_hidden
-from small_models import FAMILIES, make_causal_lm
+from small_models import CARRYING, FAMILIES, make_causal_lm
 
 THETA = {"rope_theta": 10000.0}
 ORIGINAL = {"original_max_position_embeddings": 32}
@@ -37,7 +37,7 @@ def make_model(kind: dict, family: str = "llama", **changes):
     scaled: dict = dict(kind)
     if family in ("olmo3", "gemma3_text"):
         scaled = {"full_attention": scaled, "sliding_attention": {"rope_type": "default", **THETA}}
-    if family == "qwen3_5_text":
+    if family in CARRYING:
         scaled["partial_rotary_factor"] = 1.0  # these kinds name factors for all of a head
     return make_causal_lm(family, rope_parameters=scaled, max_position_embeddings=CONTEXT, **changes)
 

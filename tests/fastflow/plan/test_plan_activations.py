@@ -20,7 +20,7 @@ from fastflow.plan.stand_ins import SHARING_VARLEN, WIDE_SDPA
 from fastflow.plan.trainer_rows import microbatch_tokens, numbers_of
 from fastflow.train.learner import Learner
 from plans import CPU, GPU, configure, rows_of, total_bytes
-from small_models import FAMILIES, OWN_SETTINGS, make_groups, save_model
+from small_models import FAMILIES, MIXTURES, OWN_SETTINGS, make_groups, save_model
 
 
 class TestCounts:
@@ -73,9 +73,10 @@ class TestCounts:
         ratio = rows["trainer", "frozen base"].bytes / rows["trainer", "policy's parameters"].bytes
         assert 0.5 < ratio < 0.53 if autocast == "true" else ratio == 1
 
-    def test_a_bfloat16_mixture_under_autocast_takes_half_as_base(self, tmp_path):
-        """But for its norms and routers."""
-        path = save_model(tmp_path / "narrow", family="qwen3_moe", dtype=torch.bfloat16)
+    @pytest.mark.parametrize("family", MIXTURES)
+    def test_a_bfloat16_mixture_under_autocast_takes_half_as_base(self, family, tmp_path):
+        """But for its norms and routers, and for convolutions and rates of linear attention."""
+        path = save_model(tmp_path / "narrow", family=family, dtype=torch.bfloat16)
         config = configure(path, model__autocast="true")
         _, base = load_models(config.model, config.lora)
         rows = rows_of(config)

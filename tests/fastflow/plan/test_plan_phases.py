@@ -18,7 +18,7 @@ from fastflow.plan.table import verdict
 from fastflow.rollout.decoding import DecodingBatch
 from fastflow.rollout.vllm.weights import SharedWeights
 from plans import CPU, GPU, configure, rows_of, total_bytes
-from small_models import VOCABULARY
+from small_models import CARRYING, MIXTURES, VOCABULARY
 
 EVALUATION = {
     "data__max_prompt_tokens": 30, "rollout__max_response_tokens": 70, "rollout__max_sequences": 12,
@@ -64,18 +64,20 @@ class TestSampling:
         assert row.bytes == 5 * 100 * (2 * 2 * 2 * 16 * 4)  # keys and values, layers, key heads, width, float32
         assert row.moments == (SAMPLING,)
 
-    def test_experts_are_rounded_while_a_batch_is_decoded(self, models):
+    @pytest.mark.parametrize("family", MIXTURES)
+    def test_experts_are_rounded_while_a_batch_is_decoded(self, family, models):
         name, autocast = ("trainer", "experts in bfloat16"), {"model__autocast": "true"}
-        policy, _ = load_models((config := configure(models / "qwen3_moe", **autocast)).model, config.lora)
+        policy, _ = load_models((config := configure(models / family, **autocast)).model, config.lora)
         weights = [one for module in policy.model.modules() for one in expert_weights(module)]
         assert rows_of(config)[name].bytes == total_bytes(weights) // 2 > 0
-        assert name not in rows_of(configure(models / "qwen3_moe"))
-        assert name not in rows_of(configure(models / "qwen3_moe", model__dtype="bfloat16", **autocast))
+        assert name not in rows_of(configure(models / family))
+        assert name not in rows_of(configure(models / family, model__dtype="bfloat16", **autocast))
         assert name not in rows_of(configure(models / "qwen3", **autocast))
 
-    def test_the_state_of_linear_attention(self, models):
+    @pytest.mark.parametrize("family", CARRYING)
+    def test_the_state_of_linear_attention(self, family, models):
         """One of two layers has keys and values; the other a state that no token makes longer."""
-        config = configure(models / "qwen3_5_text", data__max_prompt_tokens=30, rollout__max_response_tokens=70,
+        config = configure(models / family, data__max_prompt_tokens=30, rollout__max_response_tokens=70,
                            rollout__max_sequences=5, model__autocast="true")  # fmt: skip
         policy, _ = load_models(config.model, config.lora)
         with torch.no_grad(), policy.decoding():

@@ -87,3 +87,16 @@ def test_a_token_of_a_mixture_meets_the_experts_that_it_runs(models):
     rows = 7 + 5 - 1
     body = 2 * model.active_linear * rows + 2 * layers * model.query * rows**2
     assert update_flops(config, sizes_of(config), 7, 5) == 4 * (body + 2 * width * model.vocab_size * 5)
+
+
+def test_a_token_of_a_mixture_meets_the_shared_expert_too(models):
+    """With its gate; one of the two layers attends, and the other carries a state."""
+    model, width = sizes_of(configure(models / "qwen3_5_moe_text")).model, 32
+    attention = width * (2 * 4 + 4 + 2 * 2) * 16  # queries with gates and output, keys and values
+    of_state = width * (2 * 2 * 8 + 3 * 4 * 8 + 2 * 4)  # queries and keys; values, gates and output; two numbers a head
+    of_both = 2 * width * (4 + 3 * 24 + 1)  # router, shared expert and its gate
+    experts = 2 * 4 * 3 * 16 * width
+    assert (model.experts, model.chosen, model.expert_weights) == (4, 2, experts)
+    assert model.intermediate == 2 * 16 + 24
+    assert model.body_linear == attention + of_state + of_both + experts
+    assert model.active_linear == model.body_linear - experts // 2

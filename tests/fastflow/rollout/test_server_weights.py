@@ -16,7 +16,7 @@ from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.server import weights
 from fastflow.rollout.server.weights import WeightFolder
-from small_models import make_causal_lm
+from small_models import CARRYING, MIXTURES, make_causal_lm
 
 
 @pytest.fixture
@@ -30,7 +30,10 @@ def load(directory) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(directory, dtype="auto").state_dict()
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("llama", False), ("qwen2", True), ("qwen3_moe", False)])
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("qwen3", True), ("llama", False), ("qwen2", True), *((family, False) for family in MIXTURES)],
+)
 @pytest.mark.parametrize("bucket_bytes", [2**30, 6000])
 def test_a_version_is_a_checkpoint_of_the_policy(family, tied, bucket_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "BUCKET_BYTES", bucket_bytes)
@@ -49,7 +52,7 @@ def test_a_version_is_a_checkpoint_of_the_policy(family, tied, bucket_bytes, tmp
             names += opened.keys()
     assert (len(list(directory.glob("*.safetensors"))) > 1) == (bucket_bytes == 6000)
     assert ("lm_head.weight" in names) is not tied
-    per_expert = 2 * (4 * 3 - 2) if family == "qwen3_moe" else 0  # layers, experts, weights of each
+    per_expert = 2 * (4 * 3 - 2) if family in MIXTURES else 0  # layers, experts, weights of each
     assert len(names) == len(set(names)) == len(expected) - tied + per_expert
     assert model.causal_lm.config._attn_implementation == "fastflow_packed"
 
@@ -104,9 +107,10 @@ def test_under_autocast_the_weights_are_bfloat16(tmp_path):
     assert all(torch.equal(expected[name].bfloat16(), value) for name, value in load(directory).items())
 
 
-def test_the_rates_of_a_decay_keep_their_type(tmp_path):
+@pytest.mark.parametrize("family", CARRYING)
+def test_the_rates_of_a_decay_keep_their_type(family, tmp_path):
     """vLLM holds them in float32, as a trainer under autocast does; rounded they would be another model's."""
-    model = PackedModel(make_causal_lm("qwen3_5_text"), autocast=True)
+    model = PackedModel(make_causal_lm(family), autocast=True)
     directory = WeightFolder(str(tmp_path / "shared")).write(model)
     found = load_file(directory / "model.safetensors")
     types = {name.endswith(".A_log"): found[name].dtype for name in found}

@@ -17,7 +17,7 @@ from fastflow.models.share import rescore
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.vllm import weights as vllm_weights
-from small_models import make_causal_lm
+from small_models import CARRYING, MIXTURES, make_causal_lm
 from special_tokens import TURN, TURN_ID, make_chat_tokenizer
 from stand_in_torchvision import put_torchvision_on_the_path
 from vllm_runs import (
@@ -70,10 +70,13 @@ def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
 
 
 @needs_vllm
-def test_linear_attention_in_bfloat16(rng, monkeypatch, tmp_path):
+@pytest.mark.parametrize("family", CARRYING)
+def test_linear_attention_in_bfloat16(family, rng, monkeypatch, tmp_path):
     """With the widths that vLLM takes on a CPU; there it computes linear attention in bfloat16 alone."""
     put_torchvision_on_the_path(monkeypatch, tmp_path)
-    model = make_causal_lm("qwen3_5_text", head_dim=HEAD_DIM, linear_key_head_dim=128, linear_value_head_dim=128)
+    widths = {"head_dim": HEAD_DIM, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
+    of_experts = {"moe_intermediate_size": 32} if family in MIXTURES else {}
+    model = make_causal_lm(family, **widths, **of_experts)
     policy, exact = PackedModel(model, autocast=True), PackedModel(model)
     sampler = start(policy)
     try:

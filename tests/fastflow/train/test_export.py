@@ -18,7 +18,7 @@ from fastflow.models.weights.merging import RoundingLoss, adapted_layers, merged
 from fastflow.train.command import train
 from fastflow.train.saves.export import Exporter
 from fastflow.train.trainer import Trainer
-from small_models import FAMILIES, make_causal_lm, save_model
+from small_models import CARRYING, FAMILIES, make_causal_lm, save_model
 from weight_updates import relative_error, updates
 
 
@@ -155,10 +155,11 @@ def test_full_training_exports_the_live_weights(changes, tmp_path):
     [(torch.float32, "bfloat16", torch.float32), (torch.bfloat16, "float32", torch.float32),
      (torch.bfloat16, "bfloat16", torch.bfloat16)],
 )  # fmt: skip
-def test_the_rates_of_a_decay_are_never_rounded(live, dtype, of_decay, tmp_path):
+@pytest.mark.parametrize("family", CARRYING)
+def test_the_rates_of_a_decay_are_never_rounded(family, live, dtype, of_decay, tmp_path):
     """A state of linear attention would be another one."""
     tokenizer = make_tokenizer(list("abc"))
-    model = make_causal_lm("qwen3_5_text").to(live)
+    model = make_causal_lm(family).to(live)
     Exporter(tokenizer, dtype).write(model, tmp_path)
     exported = load_file(tmp_path / "model.safetensors")
     types = {name.endswith(".A_log"): one.dtype for name, one in exported.items()}
