@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from transformers import AutoConfig
 
 from fastflow.plan import command
 from fastflow.plan.device import GIB, Device
@@ -100,3 +101,13 @@ def test_a_token_of_a_mixture_meets_the_shared_expert_too(models):
     assert model.intermediate == 2 * 16 + 24
     assert model.body_linear == attention + of_state + of_both + experts
     assert model.active_linear == model.body_linear - experts // 2
+
+
+def test_the_widths_of_a_published_mixture(tmp_path):
+    """Qwen3.5-35B-A3B, by transformers' defaults: its config.json tells no width of a dense MLP."""
+    AutoConfig.for_model("qwen3_5_moe").save_pretrained(tmp_path)
+    model = sizes_of(configure(tmp_path)).model
+    assert (model.experts, model.chosen, model.layers, model.attending) == (256, 8, 40, 10)
+    assert model.intermediate == (8 + 1) * 512
+    assert round(model.parameters / 1e9, 1) == 34.7
+    assert round((model.active_linear + model.matrices - model.body_linear) / 1e9) == 3
