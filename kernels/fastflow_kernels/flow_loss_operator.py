@@ -47,7 +47,7 @@ def run(
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    product_dtype: torch.dtype,
+    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
@@ -64,7 +64,7 @@ def run(
     no longer valid after it.
 
     Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
-    each float; product_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
+    each float; factor_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
     shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest. weight_sum: what the
     gradient of the weight is added to in this call, whether or not need_weight says that it is to be returned.
     """
@@ -74,12 +74,12 @@ def run(
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
-        weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
+        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
     with running_on(hidden.device):
         offsets = _copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
         flow = FlowLossOverBlocks(
-            hidden.to(product_dtype).contiguous(),
+            hidden.to(factor_dtype).contiguous(),
             targets.long().contiguous(),
             offsets.long().contiguous(),
             head,
@@ -95,7 +95,7 @@ def run(
                 ratio=ratio,
                 normaliser=normaliser.item(),
             ),
-            choice=choose(hidden.device, product_dtype, head, statistics=statistics),
+            choice=choose(hidden.device, factor_dtype, head, statistics=statistics),
             need=NeededGradients(
                 need_hidden, need_weight or weight_sum is not None, need_bias and bias is not None, need_log_z
             ),
@@ -134,7 +134,7 @@ operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=(), 
 def fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
     hidden, weight, bias, log_z = (call[name] for name in DIFFERENTIABLE)
-    dtype = accumulator_dtype(call["product_dtype"])
+    dtype = accumulator_dtype(call["factor_dtype"])
     results = [hidden.new_empty((), dtype=dtype), *(log_z.new_empty(log_z.shape, dtype=dtype) for _ in range(4))]
     token_logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
     gradients = (

@@ -12,12 +12,12 @@ from fastflow_kernels.matmul import accumulate_, accumulator_dtype, back_project
 from fastflow_kernels.projector import Panel
 
 
-def finished_dtype(parameter_dtype: torch.dtype, product_dtype: torch.dtype) -> torch.dtype:
+def finished_dtype(parameter_dtype: torch.dtype, factor_dtype: torch.dtype) -> torch.dtype:
     """Return the type in which a parameter's gradient leaves the ops: bfloat16 for bfloat16, else float32 (float64).
 
     In float16 it would lose the small entries that a loss scale, the upstream gradient, is there to save.
     """
-    return torch.bfloat16 if parameter_dtype == torch.bfloat16 else accumulator_dtype(product_dtype)
+    return torch.bfloat16 if parameter_dtype == torch.bfloat16 else accumulator_dtype(factor_dtype)
 
 
 def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype, entry_bytes: int) -> HeadSum:

@@ -27,7 +27,7 @@ def run(
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    product_dtype: torch.dtype,
+    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
@@ -35,17 +35,17 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log-probs (N,), then TokenStatistics, whose parts are empty where they are not asked for.
 
-    Arguments as in `linear_logprob`; product_dtype and what follows it as in flow_loss_operator.run.
+    Arguments as in `linear_logprob`; factor_dtype and what follows it as in flow_loss_operator.run.
     """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     check_target_range(targets, vocabulary or weight.shape[0], shard)
     head = Head.of(
-        weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
+        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
     with running_on(hidden.device):
-        rows = hidden.to(product_dtype).contiguous()
-        choice = choose(hidden.device, product_dtype, head, statistics=statistics)
-        found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(product_dtype))
+        rows = hidden.to(factor_dtype).contiguous()
+        choice = choose(hidden.device, factor_dtype, head, statistics=statistics)
+        found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(factor_dtype))
         logprob = logprob_blocks.logprobs(
             rows, targets.long().contiguous(), head, choice, block_rows, block_bytes, found if statistics else None
         )
@@ -67,7 +67,7 @@ def run_backward(
     vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    product_dtype: torch.dtype,
+    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
@@ -82,7 +82,7 @@ def run_backward(
     """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     head = Head.of(
-        weight, bias, product_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
+        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
     )
     given: Tensor | Tilt
     if upstream_entropy is not None or upstream_logsumexp is not None:
@@ -95,16 +95,16 @@ def run_backward(
             upstream_logsumexp=upstream_logsumexp,
         )
     elif upstream is None:
-        given = hidden.new_zeros(hidden.shape[0], dtype=accumulator_dtype(product_dtype))
+        given = hidden.new_zeros(hidden.shape[0], dtype=accumulator_dtype(factor_dtype))
     else:
         given = upstream
     with running_on(hidden.device):
         d_hidden, d_weight, d_bias = logprob_blocks.gradients(
             given,
-            hidden.to(product_dtype).contiguous(),
+            hidden.to(factor_dtype).contiguous(),
             targets.long().contiguous(),
             head,
-            choose(hidden.device, product_dtype, head),
+            choose(hidden.device, factor_dtype, head),
             block_rows,
             block_bytes,
             need_hidden=need_hidden,
@@ -125,7 +125,7 @@ backward_operator = torch.library.custom_op("fastflow::linear_logprob_backward",
 @operator.register_fake
 def _fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
-    hidden, dtype = call["hidden"], accumulator_dtype(call["product_dtype"])
+    hidden, dtype = call["hidden"], accumulator_dtype(call["factor_dtype"])
     row_count = hidden.shape[0]
     return hidden.new_empty(row_count, dtype=dtype), *TokenStatistics.empty(
         row_count if call["statistics"] else 0, hidden, dtype

@@ -56,7 +56,7 @@ def checked_head_arguments(
         "vocabulary": vocabulary,
         "block_rows": block_rows,
         "block_bytes": block_bytes,
-        "product_dtype": factor_dtype(hidden, weight),
+        "factor_dtype": factor_dtype(hidden, weight),
         "shard_start": 0 if shard is None else shard.start,
         "shard_group": None if shard is None else shard.group.group_name,
         "shard_largest": None if shard is None else shard.largest,
@@ -112,14 +112,14 @@ def _refuse_tangents(*tensors: Tensor | None) -> None:
         )
 
 
-def check_accumulate_into(value: object, weight: Tensor, product_dtype: torch.dtype) -> None:
+def check_accumulate_into(value: object, weight: Tensor, factor_dtype: torch.dtype) -> None:
     """Refuse all but a contiguous tensor like the weight, in the type of sums, to which a gradient can be added."""
     if hasattr(value, "device_mesh"):  # a DTensor, whose module is slow to import
         raise TypeError(
             "accumulate_into is a DTensor, of which this rank holds a part; pass a tensor for the whole weight, and "
             "reduce it over the ranks afterwards, or leave accumulate_into out."
         )
-    check_tensor("accumulate_into", value, tuple(weight.shape), (accumulator_dtype(product_dtype),), like=weight)
+    check_tensor("accumulate_into", value, tuple(weight.shape), (accumulator_dtype(factor_dtype),), like=weight)
     total = cast(Tensor, value)
     if not total.is_contiguous():
         raise ValueError(
