@@ -82,16 +82,23 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """
     device = hidden.device.type
     dtype = min(hidden.dtype, weight.dtype, key=lambda dtype: (dtype.itemsize, dtype != torch.float16))
-    if dtype == torch.float32 and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    autocast = _autocast_dtype(device)
+    if dtype == torch.float32 and autocast is not None:
+        dtype = autocast
     if dtype == torch.bfloat16 and (device == "cuda" or (device == "cpu" and cpu_multiplies_bfloat16())):
         return torch.bfloat16
     if device == "cuda" and dtype == torch.float16 and cuda_multiplies_float16(hidden.device.index):
         is_all_float16 = hidden.dtype == weight.dtype == torch.float16
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if is_all_float16 or autocast == torch.float16:
             return torch.float16
     return accumulator_dtype(dtype)
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """Return the type that autocast asks for; None where it is off, or where a device, such as meta, has none."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 @torch.compiler.assume_constant_result

@@ -235,3 +235,11 @@ def test_autocast_decides_how_float32_inputs_are_multiplied(device):
     assert torch.equal(got.token_logprob, expected[0].token_logprob)
     for name in ("hidden", "weight"):
         assert relative_error(gradients[name].bfloat16(), expected[1][name]) == 0
+
+
+def test_meta_tensors_have_a_shape_and_a_type_alone():
+    """Also under autocast, of which that device has none."""
+    hidden, weight, targets = (torch.zeros(*shape, device="meta") for shape in ((2, 4), (3, 4), (2,)))
+    with torch.autocast("cpu", torch.bfloat16):
+        logprob = linear_logprob(hidden, weight, targets.long())
+    assert logprob.is_meta and logprob.shape == (2,) and logprob.dtype == torch.float32
