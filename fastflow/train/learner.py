@@ -112,17 +112,7 @@ class Learner:
         with _timed(seconds, "score", device):
             base_tokens = [self._base_logprobs(batch) for batch, _ in share.batches()]
             facts = self._facts(groups, share, base_tokens, penalty, reward)
-        known: dict[str, Any] = {
-            "lr": float(self.schedule.get_last_lr()[0]),
-            "length": facts.length.cpu(),
-            "group": facts.group.cpu(),
-            "base_logprob": facts.base_logprob.cpu(),
-            "behaviour_logprob": facts.behaviour_logprob.cpu(),
-            "base_token_logprobs": share.split(base_tokens),
-            "microbatches": len(share),
-            "tokens": share.tokens,
-            "seconds": seconds,
-        }
+        known = self._known(share, facts, base_tokens, seconds)
         unknown = UNKNOWN_OFFLINE if self.config.objective.name in OFFLINE else ()
         if problem := unusable(facts, unknown):  # which all ranks find alike
             seconds["train"] = 0.0
@@ -131,10 +121,7 @@ class Learner:
         with _timed(seconds, "score", device):
             loss_of = self.objective.losses(self.policy, facts)
         with _timed(seconds, "train", device):
-            self.policy.model.train()
-            self.free_gradients()
-            outputs = [self._accumulate(loss_of, *entry) for entry in share.batches()]
-            self._sum_own_gradients()
+            outputs = self._accumulated(loss_of, share)
             loss = self._sum_over_ranks(float(sum(output.loss for output in outputs)))
             norms = [_gradient_norm(trained["params"]) for trained in self.optimizer.param_groups]
             of_groups = [float(whole(norm)) for norm in norms]
@@ -188,6 +175,30 @@ class Learner:
             reward=torch.zeros_like(length) if reward is None else reward.to(length),
             known_tokens=lambda: tokens,
         )
+
+    def _known(
+        self, share: Share, facts: Facts, base_tokens: Sequence[torch.Tensor], seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        """What an UpdateResult says before the policy runs."""
+        return {
+            "lr": float(self.schedule.get_last_lr()[0]),
+            "length": facts.length.cpu(),
+            "group": facts.group.cpu(),
+            "base_logprob": facts.base_logprob.cpu(),
+            "behaviour_logprob": facts.behaviour_logprob.cpu(),
+            "base_token_logprobs": share.split(base_tokens),
+            "microbatches": len(share),
+            "tokens": share.tokens,
+            "seconds": seconds,
+        }
+
+    def _accumulated(self, loss_of: LossOfMicrobatch, share: Share) -> list[MicrobatchLoss]:
+        """Forward and backward of all micro-batches, from no gradient on."""
+        self.policy.model.train()
+        self.free_gradients()
+        outputs = [self._accumulate(loss_of, *entry) for entry in share.batches()]
+        self._sum_own_gradients()
+        return outputs
 
     def _accumulate(self, loss_of: LossOfMicrobatch, batch: PackedBatch, counts: bool) -> MicrobatchLoss:
         """Forward and backward of one micro-batch. counts: False where it only keeps step with other ranks."""
