@@ -28,13 +28,15 @@ LOADING = threading.Lock()  # transformers loads one model at a time
 class FakeServer:
     """completion: what a completion request gets instead of its answer: a status, an answer, or None for the answer.
 
-    transfers: whether the weight-transfer backend is configured. errors: path -> (status, message) that it always
-    gets. stale_head: the weights that it takes have no effect. tokens: what /metrics counts.
+    before_probe: called before a probe is answered. transfers: whether the weight-transfer backend is configured.
+    errors: path -> (status, message) that it always gets. stale_head: the weights that it takes have no effect. tokens:
+    what /metrics counts.
     """
 
     def __init__(self, *, transfers: bool = True, room: int = 40):
         self.transfers, self.room = transfers, room
         self.completion: Callable[[dict], object] = lambda body: None
+        self.before_probe: Callable[[], object] = lambda: None
         self.errors: dict[str, tuple[int, str]] = {}
         self.stale_head = False
         self.tokens = 0
@@ -143,6 +145,7 @@ class FakeServer:
         if self._paused or self._cached_tag != self.tag:
             return self._error(400, "paused" if self._paused else "the prefix cache is of other weights")
         if "prompt_logprobs" in body:
+            self.before_probe()
             ids = body["prompt"]
             logprobs = logprobs_of(self.policy, np.asarray(ids)).tolist()
             found = [{str(token): {"logprob": value}} for token, value in zip(ids[1:], logprobs, strict=True)]

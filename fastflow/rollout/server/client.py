@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 BRIEF_SECONDS = 10.0  # for requests that a healthy server answers at once
+COMPLETIONS = "/v1/completions"
 BUSY = (429, 503)
 GENERATED = re.compile(r"^vllm:generation_tokens_total(?:{[^}]*})? (\S+)$", re.MULTILINE)
 
@@ -54,9 +55,9 @@ class Backoff:
 class Client:
     """HTTP to one address, over connections that stay open.
 
-    connections: maximum concurrent requests. patience: seconds that an answer may take. Completions have no limit, and
-    brief requests have BRIEF_SECONDS at most. The key of a server with --api-key comes from the environment variable
-    VLLM_API_KEY.
+    connections: maximum concurrent requests. patience: seconds that an answer may take. Sampled responses have no limit
+    here, since whoever waits for them sees by other signs whether the server is alive; brief requests have
+    BRIEF_SECONDS at most. The key of a server with --api-key comes from the environment variable VLLM_API_KEY.
     """
 
     def __init__(self, address: str, *, connections: int, patience: float):
@@ -99,13 +100,13 @@ class Client:
 
     async def complete(self, body: dict[str, Any]) -> Any:
         """Return the answer to a completion request, however long it takes."""
-        return await self._json("POST", "/v1/completions", json=body, timeout=self._unlimited)
+        return await self._json("POST", COMPLETIONS, json=body, timeout=self._unlimited)
 
     async def prompt_logprobs(self, model: str, ids: Sequence[int]) -> list[float]:
         """Return the log-probs of the ids after the first."""
         body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
         try:
-            (choice,) = (await self.complete(body))["choices"]
+            (choice,) = (await self.post(COMPLETIONS, body))["choices"]
             found = zip(choice["prompt_logprobs"][1:], ids[1:], strict=True)
             return [entry[str(token)]["logprob"] for entry, token in found]
         except (KeyError, TypeError, ValueError) as error:

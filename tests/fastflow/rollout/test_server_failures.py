@@ -107,6 +107,24 @@ def test_a_server_that_hangs_at_a_load_keeps_nobody_waiting(model, fakes, runnin
 
 
 @needs_httpx
+def test_a_server_whose_probe_never_ends_is_named(model, fakes, running):
+    """Its workers hang, but its front answers."""
+    fake, released = fakes(), threading.Event()
+    sampler = running(model, fake, silence=1.0)
+    fake.before_probe = released.wait
+    perturb(model)
+    limit = threading.Timer(15, released.set)  # so that a wait without an end fails this test
+    limit.start()
+    try:
+        with pytest.raises(FastflowError, match=rf"{fake.address} does not answer /v1/completions .*rollout\.silence"):
+            sampler.load_weights(model)
+        assert not released.is_set()
+    finally:
+        limit.cancel()
+        released.set()
+
+
+@needs_httpx
 def test_another_run_at_the_same_server_is_told(model, fakes, running):
     fake = fakes()
     sampler = running(model, fake)
