@@ -15,6 +15,7 @@ from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
 
+LONGEST_LIST = 30  # characters of a text that is nothing but letters
 LONGEST_FORMULA = 200  # characters of a boxed formula that is compared with the options by value
 
 _ANCHOR = re.compile(
@@ -27,7 +28,8 @@ _ANCHOR = re.compile(
     re.IGNORECASE,
 )
 _CONCLUDING = re.compile(
-    r"(?:^|[.,;:!?。，；\n]|\bbut )[ \t]*(?:(?:so|thus|hence|therefore|but|and|then|no|yes|actually)\b[,:;]?[ \t]*)*"
+    r"(?:^|[.,;:!?。，；\n]|\bbut )[ \t]*"
+    r"(?:(?:so|thus|hence|therefore|but|and|then|no|yes|actually)\b[,:;]?[ \t]*){0,8}"
     r"(?:(?:I am|I'm)\s+(?:sure|certain|confident)\s+(?:that\s+)?)?"
     r"(?:(?:it|this|that)(?:['’]s|\s+is|\s+(?:must|has to|should) be)\s+"
     r"|(?<=so )|(?<=so, )|(?<=thus )|(?<=thus, )|(?<=hence )|(?<=hence, )|(?<=therefore )|(?<=therefore, )|(?<=no: ))"
@@ -43,7 +45,8 @@ _OPTION_IS = re.compile(
     re.MULTILINE,
 )
 _CHANGED = re.compile(
-    r"\b(?:change|switch|revise|correct)\b[^.!?\n]*?\bto\s+(?:option\s+)?[(\[]?([A-Z])[)\]]?(?=\s*(?:[.!;,\n]|$))"
+    rf"\b(?:change|switch|revise|correct)\b[^.!?\n]{{0,{LONGEST_SENTENCE}}}?\bto\s+"
+    r"(?:option\s+)?[(\[]?([A-Z])[)\]]?(?=\s*(?:[.!;,\n]|$))"
 )
 _LAST_WORDS = re.compile(
     r"(?:\b(?:option|choice)\s*|\bleaves(?: us with| only)?\s+|\bonly\s+(?=\S+ remains)|\bdefinitely\s+"
@@ -89,6 +92,9 @@ _CONCLUDED = re.compile(
 _LABELLED = re.compile(
     r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、—–]|-(?![A-Za-z])|$)\s*(.*)$",
     re.IGNORECASE,
+)
+_LIST = re.compile(  # each blank has one place only, otherwise what is no list takes exponential time
+    r"[(\[]?[A-Z][)\]]?(?:\s*(?:(?:[,/&;]|and|or)\s*)?[(\[]?[A-Z][)\]]?)+"
 )
 _WRAPPER = re.compile(
     r"\\(?:textbf|textit|textrm|text|mathrm|mathbf|mbox|operatorname|bf|rm)\s*\{?|[{}$]|\\[()\[\]]|\\[,;: !]"
@@ -159,9 +165,10 @@ def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | N
         others = set(re.findall(r"\b[A-Z]\b", found.group(2))) & set(choices)
         if known and (not others or texts.get(rest) == letter):
             return {letter} if not rest or texts.get(rest, letter) == letter else {letter, texts[rest]}
-    several = re.fullmatch(r"[(\[]?([A-Z])[)\]]?(?:\s*(?:,|/|and|or|&|;)?\s*[(\[]?([A-Z])[)\]]?)+", bare)
-    if several and len(bare) < 30 and (letters := set(re.findall(r"\b[A-Z]\b", bare))) and letters <= set(choices):
-        return letters
+    if len(bare) < LONGEST_LIST and _LIST.fullmatch(bare):
+        letters = set(re.findall(r"\b[A-Z]\b", bare))
+        if letters and letters <= set(choices):
+            return letters
     found = re.match(r"^[(\[]?([A-Z])[)\]]?\s+(.+)$", bare)
     if found and texts.get(found.group(2).lower().rstrip(".")) == found.group(1):
         return {found.group(1)}

@@ -107,6 +107,9 @@ def test_program_text_is_never_executed(tmp_path):
         ".",
         "**\n",
         "answer\n",
+        "so, so ",
+        "but ",
+        "change to ",
     ],
 )
 def test_responses_that_loop_cost_little(loop):
@@ -115,6 +118,12 @@ def test_responses_that_loop_cost_little(loop):
         start = time.monotonic()
         grade(Item(grader, "B" if choices else "7", loop * (50_000 // len(loop)), choices))
         assert time.monotonic() - start < 4
+
+
+def test_letters_that_are_no_list_cost_little():
+    start = time.monotonic()
+    assert grade(Item("choice", "B", "A B C D " * 6 + "x", {"A": "red", "B": "green"})) is Verdict.UNPARSED
+    assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize(
