@@ -32,7 +32,8 @@ _CONCLUDING = re.compile(
     r"(?:(?:so|thus|hence|therefore|but|and|then|no|yes|actually)\b[,:;]?[ \t]*){0,8}"
     r"(?:(?:I am|I'm)\s+(?:sure|certain|confident)\s+(?:that\s+)?)?"
     r"(?:(?:it|this|that)(?:['’]s|\s+is|\s+(?:must|has to|should) be)\s+"
-    r"|(?<=so )|(?<=so, )|(?<=thus )|(?<=thus, )|(?<=hence )|(?<=hence, )|(?<=therefore )|(?<=therefore, )|(?<=no: ))"
+    r"|(?<=so )|(?<=so, )|(?<=thus )|(?<=thus, )|(?<=hence )|(?<=hence, )|(?<=therefore )|(?<=therefore, )|(?<=no: )"
+    r"|(?<=[?] no, )|(?<=[?] no\. ))"
     r"(?:option\s+)?[(\[]?(?-i:(?P<letter>[A-Z]))[)\]]?[ \t]*(?=[.!;。\n]|$)",
     re.IGNORECASE,
 )
@@ -93,6 +94,7 @@ _LABELLED = re.compile(
     r"^(?:option\s+|choice\s+|answer\s*:?\s*)?[(\[]?([A-Za-z])[)\]]?\s*(?:[.:)、—–]|-(?![A-Za-z])|$)\s*(.*)$",
     re.IGNORECASE,
 )
+_ASKED = re.compile(r"[^.,;:!?。，；！？\n]*[?？](?!\s*(?:(?:yes|indeed|right|correct)\b|是的|对))", re.IGNORECASE)
 _LIST = re.compile(  # each blank has one place only, otherwise what is no list takes exponential time
     r"[(\[]?[A-Z][)\]]?(?:\s*(?:(?:[,/&;]|and|or)\s*)?[(\[]?[A-Z][)\]]?)+"
 )
@@ -188,13 +190,19 @@ def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
             found.append((anchor.start(), letters))
     for match in list(_OPTION_IS.finditer(text))[-MOST_STATEMENTS:]:
         letter: str = match.group(1) or match.group(2)
-        if letter in choices and not _NEGATED.search(text[: match.start()][-60:]):
+        denied = _NEGATED.search(text[: match.start()][-60:]) or _is_asked(text, match.end())
+        if letter in choices and not denied:
             found.append((match.start(), {letter}))
     for pattern in (_CONCLUDING, _CHINESE_IS, _CHANGED):
         for match in list(pattern.finditer(text))[-MOST_STATEMENTS:]:
-            if match.group(1) in choices:
+            if match.group(1) in choices and not (pattern is _CHINESE_IS and _is_asked(text, match.end())):
                 found.append((match.start(1), {match.group(1)}))
     yield from sorted(found, key=lambda item: item[0])
+
+
+def _is_asked(text: str, end: int) -> bool:
+    """Whether a statement that ends there is a question without the answer yes. "..., isn't it?" is none."""
+    return _ASKED.match(text, end, end + LONGEST_SENTENCE) is not None
 
 
 def _is_doubted(text: str, start: int, anchor: str) -> bool:
