@@ -24,10 +24,13 @@ _LATEX = re.compile(  # a backslash that stands for itself, though JSON wants tw
     # after a blank, a bracket or a symbol alone; elsewhere a new line may begin with the word e
     r"|(?:(?<=[\s$(){}\[\]])|(?<=\b\w))\\(?=(?:to|ne|nu)\b)"
 )
-_OPENING = re.compile(r"[{\[]")
+_OPENING = re.compile(  # of a value, not of a formula
+    r"""\{(?=\s*["}])|\[(?=\s*(?:[\[\]{"\d-]|true|false|null|NaN|Infinity))"""
+)
+_MOST_FAILURES = 200  # openings that open no whole value: each is read to its end, and models that loop write thousands
 _PAIR = re.compile(
     rf'"(?:{"|".join(_TEXTS)})"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*'
-    rf'"(?:{"|".join(_PROBABILITIES)})"\s*:\s*"?\s*([\d.eE+-]+)\s*(%?)',
+    rf'"(?:{"|".join(_PROBABILITIES)})"\s*:\s*(?:"\s*)?([\d.eE+-]+)\s*(%?)',
     re.DOTALL,
 )
 
@@ -105,15 +108,16 @@ class VerbalizedSampling:
 
 def _objects(written: str) -> list[Any]:
     """The JSON values that can be read, none within another: first those that hold a list, then all as one list."""
-    found, start = [], 0
+    found, start, failures = [], 0, 0
     mended = _LATEX.sub(r"\\\\", written)
     decoder = json.JSONDecoder(strict=False)
-    while (match := _OPENING.search(mended, start)) is not None:
+    while failures < _MOST_FAILURES and (match := _OPENING.search(mended, start)) is not None:
         try:
             value, start = decoder.raw_decode(mended, match.start())
             found.append(value)
         except (ValueError, RecursionError):
             start = match.start() + 1
+            failures += 1
     return [*(value for value in found if _list_in(value)), found]
 
 

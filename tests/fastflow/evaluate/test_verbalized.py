@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def test_latex_keeps_its_backslashes_and_new_lines_stay_new_lines():
 def test_a_line_that_begins_with_e_is_no_latex(written, text):
     (entry,) = parse(f'{{"text": "{written}", "probability": 1}}')
     assert entry.text == text
+
+
+@pytest.mark.parametrize(
+    "loop",
+    ["[", "{", '{"a":', "[1,", "[[1],", '["a", ', '{"a" ', '["', '{"text": "a", "probability": ', "\\frac{[", " "],
+)
+@pytest.mark.parametrize("before", ["", '"text": "a", "p":'])
+def test_what_a_model_repeats_without_end_costs_little(loop, before):
+    start = time.monotonic()
+    parse(before + loop * (100_000 // len(loop)))
+    assert time.monotonic() - start < 2
+
+
+def test_formulas_before_the_list_do_not_hide_it():
+    before = r"We have \frac{1}{2}, the interval [x, y], the set {a} and [0] and a 5\" disk. "
+    assert parse(before * 300 + PLAIN) == TWO
 
 
 def test_what_holds_no_answers_gives_none():
