@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Job:
 
 
 class Runner:
-    """Starts what is not done, waits, and ends its processes whatever happens.
+    """Starts what is not done, waits, and ends its processes whatever happens; they save first.
 
     after: called for each run that is done, also of an earlier sweep.
     """
@@ -53,6 +53,7 @@ class Runner:
         self._request, self._board, self._ledger = request, board, ledger
         self._after = after or (lambda run: None)
         self._jobs: list[Job] = []
+        self._patience: dict[str, float] = {}  # until when an earlier process may still save a run, by its name
         self._gpus = visible_gpus() if request.jobs > 1 else []
         self.failed: dict[str, str] = {}  # why, by the name of the run
 
@@ -66,8 +67,9 @@ class Runner:
                 waiting.append(run)
         try:
             while waiting or self._jobs:
-                while waiting and len(self._jobs) < self._request.jobs:
-                    self._start(waiting.popleft())
+                while len(self._jobs) < self._request.jobs and (free := self._first_free(waiting)):
+                    waiting.remove(free)
+                    self._start(free)
                 time.sleep(POLL_SECONDS)
                 self._board.refresh([job.run for job in self._jobs])
                 for job in [job for job in self._jobs if job.process.poll() is not None]:
@@ -75,13 +77,29 @@ class Runner:
         except KeyboardInterrupt as stop:
             self._stop(getattr(stop, "number", signal.SIGINT))
             raise
+        except BaseException:
+            self._stop(signal.SIGTERM)
+            raise
         finally:
             self._kill()
+
+    def _first_free(self, waiting: Iterable[Run]) -> Run | None:
+        """Return the first run that no process of a killed sweep still saves. Raises FastflowError where that takes too
+        long.
+        """
+        for run in waiting:
+            try:
+                if run.directory.exists():
+                    RunLock(run.directory).release()
+                return run
+            except FastflowError:
+                if time.monotonic() > self._patience.setdefault(run.name, time.monotonic() + LONGEST_SAVE):
+                    raise
+        return None
 
     def _start(self, run: Run) -> None:
         output = self._request.output
         settings, log = output / SETTINGS / f"{run.name}.yaml", output / LOGS / f"{run.name}.txt"
-        _wait_until_free(run)
         with writing(output):
             for file in (settings, log):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +149,8 @@ class Runner:
         with contextlib.suppress(KeyboardInterrupt):
             for job in self._jobs:
                 job.process.wait()
-                self._ledger.write(job.run, "stopped")
+                with contextlib.suppress(FastflowError):  # a full disk keeps no other run from its save
+                    self._ledger.write(job.run, "stopped")
 
     def _kill(self) -> None:
         """Leave no process behind, nor those that it started."""
@@ -149,19 +168,6 @@ def child_command(settings: Path, devices: int) -> list[str]:
     own = python_module("fastflow.sweep.child", str(os.getpid()))
     several = [f"--devices={devices}"] if devices > 1 else []
     return [*own, "train", "--config", str(settings), "--resume", "auto", *several]
-
-
-def _wait_until_free(run: Run) -> None:
-    """Wait for a process of a killed sweep that still saves this run. Raises FastflowError where it takes too long."""
-    deadline = time.monotonic() + LONGEST_SAVE
-    while run.directory.exists():
-        try:
-            RunLock(run.directory).release()
-            return
-        except FastflowError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_SECONDS)
 
 
 def _reason(code: int, job: Job) -> str:

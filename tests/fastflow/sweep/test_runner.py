@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from fastflow.errors import FastflowError
 from fastflow.interrupt import ONE_PRESS_SECONDS, RunStopped, stop_on_signals
+from fastflow.run.lock import LOCK_FILE
 from fastflow.sweep import command, runner
 from fastflow.sweep.machine import share_of
 from sweep_runs import quiet, request, stand_in, starts
@@ -142,14 +144,51 @@ def test_a_second_ctrl_c_kills_runs_that_do_not_end(tmp_path, capfd):
     assert not is_alive(starts(tmp_path, "alpha-16")[0][0])
 
 
-def test_an_error_ends_the_runs_that_go_on(tmp_path, monkeypatch):
-    def breaks(self, running):
-        if (tmp_path / "sweep/runs/alpha-15/status.json").exists():
-            raise RuntimeError("a bug")
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), FastflowError("the disk is full")])
+def test_an_error_ends_the_runs_that_go_on_and_they_save(error, tmp_path, monkeypatch):
+    runs = [tmp_path / "sweep/runs" / name for name in ("alpha-15_seed-0", "alpha-15_seed-1")]
+
+    def breaks(self, *_, **__):
+        if all((run / "status.json").exists() for run in runs):
+            raise error
 
     monkeypatch.setattr("fastflow.sweep.board.Board.refresh", breaks)
-    with pytest.raises(RuntimeError, match="a bug"):
-        sweep(tmp_path, "--grid=objective.alpha=15")
+    if isinstance(error, FastflowError):  # whose state cannot be noted either
+        monkeypatch.setattr("fastflow.sweep.ledger.Ledger.write", breaks)
+    with pytest.raises(type(error), match=str(error)):
+        sweep(tmp_path, "--grid=objective.alpha=15", "--seeds=0,1", "--jobs=2")
+    for run in runs:
+        assert (run / "stopped").read_text() == str(int(signal.SIGTERM))
+        assert not is_alive(starts(tmp_path, run.name)[0][0])
+
+
+def test_a_run_that_is_still_saved_keeps_no_other_waiting(tmp_path):
+    """By a process of an earlier sweep, which holds the lock on the run's directory."""
+    busy, told = tmp_path / "sweep/runs/alpha-1", []
+    busy.mkdir(parents=True)
+    with (busy / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        def release_later() -> None:
+            wait_for((tmp_path / "sweep/runs/alpha-2/policy").exists)
+            told.append(starts(tmp_path, "alpha-1"))
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        thread = threading.Thread(target=release_later)
+        thread.start()
+        code, _ = sweep(tmp_path, "--grid", "objective.alpha=1,2")
+        thread.join()
+    assert code == 0 and told == [[]]
+    assert len(starts(tmp_path, "alpha-1")) == 1
+
+
+def test_a_run_that_stays_in_use_ends_the_sweep(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "LONGEST_SAVE", 0.3)
+    busy = tmp_path / "sweep/runs/alpha-1"
+    busy.mkdir(parents=True)
+    with (busy / LOCK_FILE).open("w") as lock, pytest.raises(FastflowError, match="is in use by"):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep(tmp_path, "--grid", "objective.alpha=1,15", "--jobs=2")
     assert not is_alive(starts(tmp_path, "alpha-15")[0][0])
 
 
