@@ -136,6 +136,7 @@ def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({weight: tensor.contiguous() for weight, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    shutil.copymode(file.with_name("config.json"), file)  # as the umask says: safetensors keeps a file to its user
 
 
 def _write_descriptions(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 
@@ -68,6 +70,19 @@ def test_old_versions_go_and_nothing_remains(model, tmp_path):
     assert [path.name for path in folder.path.iterdir()] == ["version-1"]
     folder.close()
     assert [path.name for path in tmp_path.iterdir()] == ["version-0"]
+
+
+@pytest.mark.parametrize(("umask", "of_file", "of_directory"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_a_server_of_another_user_may_read_them_where_the_umask_allows(umask, of_file, of_directory, model, tmp_path):
+    before = os.umask(umask)
+    try:
+        directory = WeightFolder(str(tmp_path)).write(model)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(directory.stat().st_mode) == of_directory
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
+    assert modes.keys() >= {"config.json", "model.safetensors"}
+    assert set(modes.values()) == {of_file}
 
 
 def test_the_path_keeps_the_links_that_servers_may_need(tmp_path, monkeypatch):
