@@ -64,9 +64,13 @@ def set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
 
 
 def to_svg(figure: Any, prefix: str) -> str:
-    """Turn the figure into inline SVG: CSS variables for colours, the page's font, ids that start with `prefix`."""
+    """Turn the figure into inline SVG: CSS variables for colours, the page's font, ids that start with `prefix`.
+
+    Templates take the result for markup: of the prefix only letters, digits, _ and - remain.
+    """
     from matplotlib import rc_context
 
+    prefix = re.sub(r"[^\w-]+", "-", prefix, flags=re.ASCII)
     PULSE.work()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}), io.StringIO() as buffer:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

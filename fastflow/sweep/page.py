@@ -78,7 +78,9 @@ def render(outcome: Outcome) -> str:
     )
     groups, looks = outcome.groups, styles(list(outcome.groups))
     curves = [
-        plot for measure in outcome.trained() if (plot := curve_plot(groups, measure, looks, f"curve-{measure.metric}"))
+        plot
+        for place, measure in enumerate(outcome.trained())
+        if (plot := curve_plot(groups, measure, looks, f"curve-{place}"))
     ]
     return environment.get_template("sweep.html.j2").render(
         title=printable(outcome.title),

@@ -76,8 +76,9 @@ def curve_plot(
     )
     axes.set_xlabel("step")
     unit = ", ".join(filter(None, (measure.unit, "log scale" if axes.get_yscale() == "log" else "")))
-    description = f"{measure.title}{', ' if unit else ''}{unit}: {'; '.join(spoken)}"
-    return Plot(measure.title, unit, to_svg(figure, prefix), tuple(legend), description)
+    title = printable(measure.title)
+    description = f"{title}{', ' if unit else ''}{unit}: {'; '.join(spoken)}"
+    return Plot(title, unit, to_svg(figure, prefix), tuple(legend), description)
 
 
 def pareto_front(points: Mapping[str, tuple[Estimate, Estimate]]) -> list[ParetoPoint]:

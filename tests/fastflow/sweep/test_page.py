@@ -8,11 +8,14 @@ import re
 
 import pytest
 
+from fastflow.report.drawing import make_axes, to_svg
+from fastflow.report.text import printable
 from fastflow.sweep.measures import measure_of
 from fastflow.sweep.page import Outcome, write
 from fastflow.sweep.plots import pareto_front, thinned
 from fastflow.sweep.results import Estimate, RunResult, curve, estimate, final
 from fastflow.sweep.verdict import Verdict
+from fastflow.visible import CONTROL
 from html_page import Page
 from run_directories import step_record
 
@@ -45,6 +48,8 @@ def test_it_is_one_file_that_loads_nothing(page):
              if key in ("src", "srcset", "data", "href", "xlink:href")]  # fmt: skip
     assert loads and all(load.startswith(("#", "data:")) for load in loads)
     assert not re.search(r"@import|url\((?!#)|<script|https?://", page.source)
+    (policy,) = [attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     assert page.open == [] and "#0102" not in page.source and page.source.count("<style") == 1
 
 
@@ -57,6 +62,26 @@ def test_what_evaluations_during_training_found_is_shown_unasked(tmp_path):
     assert "held_out avg@4 % " in (text := Page(write(outcome, tmp_path)).text) and "alpha 1 2 25.0 ± 0.0" in text
     tokens = measure_of("eval/held_out/tokens")
     assert (tokens.title, tokens.unit, tokens.scale) == ("held_out tokens", "", 1)
+
+
+@pytest.mark.parametrize("task", ['x"><img src=y onerror=z>', "a b\\1", "it's (50 %)", "\x1b[31mred"])
+def test_the_name_of_a_task_is_text_and_leaves_references_whole(task, tmp_path):
+    scores = {f"eval/{task}/avg@4": 0.25, f"eval/{task.replace(' ', '-')}/avg@4": 0.5}
+    outcome = Outcome("a", [run("alpha 1", seed, **scores) for seed in range(2)], [], (), tuple(scores))
+    page = Page(write(outcome, tmp_path))
+    assert page.open == [] and printable(f"{task} avg@4") in page.text
+    assert not CONTROL.search(page.source)
+    assert not {"img", "script"} & {tag for tag, _ in page.tags}
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[\w-]+", name) for name in ids)
+    wanted = re.findall(r'(?:url\(|href=")#([^)"]*)', page.source)
+    assert wanted and set(wanted) <= set(ids)
+
+
+def test_an_id_of_a_figure_holds_no_markup():
+    figure, axes = make_axes()
+    axes.plot([1, 2])
+    assert re.findall(r'id="([^"]*)-', to_svg(figure, 'a"><b \\1>'))[0] == "a-b-1-"
 
 
 def test_text_stays_text(page):
