@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +100,22 @@ def _acquire(directory: Path, setting: str) -> tuple[Path, int]:
     try:
         while True:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _closed_unless_kept(descriptor) as keep:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise FastflowError(_in_use(directory, _read(file))) from None
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    file.unlink(missing_ok=True)
+                    return _acquire_without_flock(directory, error)
                 if not _is_same(descriptor, file):  # its last holder has removed it meanwhile
-                    os.close(descriptor)
                     continue
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, _this_process(), 0)
+                keep()
                 return file, descriptor
-            except BlockingIOError:
-                raise FastflowError(_in_use(directory, _read(file))) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                os.close(descriptor)
-                file.unlink(missing_ok=True)
-                return _acquire_without_flock(directory, error)
     except OSError as error:
         raise FastflowError(
             f"{setting} = {directory} cannot be written ({error.strerror}); choose another, or correct its permissions "
@@ -135,12 +136,26 @@ def _acquire_without_flock(directory: Path, reason: OSError) -> tuple[Path, int]
                 remedy = f"; if that process is gone, remove {file}"
                 raise FastflowError(_in_use(directory, holder) + remedy) from None
             file.unlink(missing_ok=True)
-    os.write(descriptor, _this_process())
+    with _closed_unless_kept(descriptor) as keep:
+        try:
+            os.write(descriptor, _this_process())
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+        keep()
     logger.warning(
         "%s has no file locks (%s): %s keeps other runs out, and has to be removed by hand if a run dies on another "
         "machine", directory, reason.strerror, file,
     )  # fmt: skip
     return file, descriptor
+
+
+@contextlib.contextmanager
+def _closed_unless_kept(descriptor: int) -> Iterator[Callable[[], object]]:
+    """Close a descriptor at the end of the block, unless the block has called what this yields."""
+    with contextlib.ExitStack() as end:
+        end.callback(os.close, descriptor)
+        yield end.pop_all
 
 
 def _is_same(descriptor: int, file: Path) -> bool:

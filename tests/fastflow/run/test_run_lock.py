@@ -111,6 +111,22 @@ def test_a_dead_process_holds_nothing(number, hold, tmp_path):
         assert json.loads((tmp_path / "run" / LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
+def test_a_refusal_leaves_no_file_open(hold, tmp_path, monkeypatch):
+    """A sweep asks five times a second."""
+    hold(tmp_path / "run")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FastflowError, match="is in use by"):
+        RunLock(tmp_path / "run")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(FastflowError, match="cannot be written"):
+        RunLock(tmp_path / "other")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_what_the_lock_made_goes_with_it(tmp_path):
     (tmp_path / "there").mkdir()
     RunLock(tmp_path / "there" / "a" / "b").release()
@@ -154,6 +170,18 @@ class TestWithoutFlock:
         assert "has no file locks (No locks available)" in caplog.text and HOLDER_FILE in caplog.text
         assert (tmp_path / "run" / HOLDER_FILE).exists() and not (tmp_path / "run" / LOCK_FILE).exists()
         lock.release()
+        assert not (tmp_path / "run").exists()
+
+    def test_a_full_disk_leaves_neither_file_nor_descriptor(self, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        before = os.listdir("/proc/self/fd")
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(FastflowError, match="cannot be written"):
+            RunLock(tmp_path / "run")
+        monkeypatch.undo()
+        assert len(os.listdir("/proc/self/fd")) == len(before)
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("changes", [{}, {"host": "elsewhere", "pid": 1}])
