@@ -1,6 +1,6 @@
 """The process that grades: items in as JSON lines, verdicts out, under a limit of memory that the parent sets.
 
-It imports neither torch nor transformers. What a comparison prints goes to the error stream, never between verdicts.
+It imports neither torch nor transformers. What a comparison prints is dropped, so that it stands between no verdicts.
 """
 
 from __future__ import annotations
