@@ -196,12 +196,12 @@ def _evaluate(arguments: list[str]) -> int:
     quiet_libraries()
     from fastflow.evaluate.command import evaluate
     from fastflow.report.command import write_evaluation
-    from fastflow.run.console import make_console
+    from fastflow.run.console import make_console, say
 
     console = make_console()
     evaluate(config, console)
     report = write_evaluation(Path(config.eval.output))
-    console.print(f"report written to {report}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"report written to {report}")
     return 0
 
 

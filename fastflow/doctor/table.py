@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastflow.doctor.check import BROKEN, MISSING, NOTE, OK, Check
+from fastflow.run.console import say
 
 STYLES = {OK: "green", MISSING: "dim", BROKEN: "bold red", NOTE: "yellow"}
 
@@ -40,8 +41,7 @@ def print_checks(console: Console, checks: list[Check]) -> None:
     if todo:
         console.print("\nwhat to do, where you need it:")
         for check in sorted(todo, key=lambda check: not check.is_fault):
-            line = f"  {check.name}: {check.remedy}"
-            console.print(line, style="red" if check.is_fault else None, markup=False, highlight=False, soft_wrap=True)
+            say(console, f"  {check.name}: {check.remedy}", style="red" if check.is_fault else None)
     console.print(verdict(checks), style="bold red" if any(check.is_fault for check in checks) else "green")
 
 

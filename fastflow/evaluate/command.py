@@ -34,6 +34,7 @@ from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, find_task, is_own_file
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, UNLIMITED, Work, check_golds, facts
 from fastflow.rollout.sampler import SamplingParams
+from fastflow.run.console import say
 from fastflow.run.durable import replace_text
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
@@ -89,9 +90,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     print_results(results, console)
     for doubt in doubts(results, own={task.name for task in tasks if task.path}):
         logger.warning("%s", doubt)
-    console.print(
-        f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}", highlight=False, soft_wrap=True
-    )
+    say(console, f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}")
     return results
 
 
@@ -106,7 +105,7 @@ def _respond(
     """Rows of one model for each task; the model is loaded only if some are missing."""
     kept = [store.rows() for store in stores]
     if all(rows is not None for rows in kept):
-        console.print(f"{model.name}: all responses are there already", highlight=False, soft_wrap=True)
+        say(console, f"{model.name}: all responses are there already")
         return [rows for rows in kept if rows is not None]
     policy, tokenizer = subjects.load(model, config.model)
     scorer = LogprobScorer(policy) if model.scale is not None else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastflow.counted import counted
 from fastflow.interrupt import RunStopped
+from fastflow.run.console import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,6 +55,4 @@ class Meter:
         self._finished = self._kept * self._samples
         self._bars.update(self._bar, completed=self._finished)
         if not self._console.is_terminal:
-            self._console.print(
-                f"{self._title}: {self._kept} of {counted(self._prompts, 'prompt')}", highlight=False, soft_wrap=True
-            )
+            say(self._console, f"{self._title}: {self._kept} of {counted(self._prompts, 'prompt')}")

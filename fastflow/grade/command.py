@@ -21,7 +21,7 @@ from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.grade.records import read_items
 from fastflow.interrupt import RunStopped
-from fastflow.run.console import make_console
+from fastflow.run.console import make_console, say
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     told = "give --output OUT for the verdict on each line"
     if arguments.output is not None:
         told = f"the verdict on each line is in {arguments.output}"
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    say(console, told)
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastflow.run.console import make_console, say
 from fastflow.run.output_file import writable, writing
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         writable(arguments.json)
     from fastflow.replay.recompute import replay
-    from fastflow.run.console import make_console
 
     found = replay(arguments.file, run=arguments.directory, model=arguments.model, device=arguments.device)
     show(found, make_console())
@@ -53,10 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
 def show(found: Replay, console: Console) -> None:
     """Print tables of what is not finite, and what to do."""
     about, then, now = found.batch.about, found.batch.result, found.now
-    _say(console, f"step {about['step']}, update {about['update']} of {about['of']}: {then.skipped}")
-    _say(console, f"computed again with the weights {found.weights}")
+    say(console, f"step {about['step']}, update {about['update']} of {about['of']}: {then.skipped}")
+    say(console, f"computed again with the weights {found.weights}")
     for note in found.notes:
-        _say(console, f"note: {note}")
+        say(console, f"note: {note}")
     table = _table("", "in the run", "now")
     for name, values in (("loss", (then.loss, now.loss)), ("gradient norm", (then.grad_norm, now.grad_norm))):
         table.add_row(name, *(f"{value:.6g}" for value in values))
@@ -73,7 +73,7 @@ def show(found: Replay, console: Console) -> None:
             table.add_row(entry.name, f"{entry.bad:,}", f"{entry.entries:,}")
         console.print(table)
         _left_out(console, len(found.gradients), "tensors")
-    _say(console, advice(found))
+    say(console, advice(found))
 
 
 def advice(found: Replay) -> str:
@@ -139,8 +139,4 @@ def _table(*headings: str) -> Any:
 
 def _left_out(console: Console, count: int, what: str) -> None:
     if count > MOST_ROWS:
-        _say(console, f"and {count - MOST_ROWS:,} more {what}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"and {count - MOST_ROWS:,} more {what}")

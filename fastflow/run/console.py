@@ -1,4 +1,4 @@
-"""Make a console that goes silent, and stops no run, when its terminal or pipe is gone."""
+"""Make a console that goes silent, and stops no run, when its terminal or pipe is gone; say what stays text on it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ class _TextConsole(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(visible(entry) if isinstance(entry, str) else entry for entry in objects), **options)
+
+
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a text as it stands: its brackets are no markup, no number gets a colour, and a line is never broken."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def make_console(*, quiet: bool = False) -> Console:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastflow.config.schema import Config
 from fastflow.counted import counted
 from fastflow.errors import need
+from fastflow.run.console import say
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
 from fastflow.run.output_file import writing
@@ -99,31 +100,28 @@ class ConsoleSink(Sink):
             *(_rate(metrics[f"{noun}s"] / metrics["seconds"], noun) for noun in ("response", "token")),
             *([f"{duration(left)} left"] if left else []),
         ]
-        self._console.print("  ".join(fields), highlight=False, soft_wrap=True)
+        say(self._console, "  ".join(fields))
         for alarm in metrics["alarms"]:
-            self._console.print(f"  alarm: {alarm}", style="bold yellow", highlight=False, soft_wrap=True)
+            say(self._console, f"  alarm: {alarm}", style="bold yellow")
         self._show_evaluation(metrics)
 
     def close(self) -> None: ...
 
     def evaluating(self, step: int, what: str) -> None:
         if not self._console.is_terminal:  # where no bar shows it
-            self._say(f"  evaluating after step {step}: {what}")
+            say(self._console, f"  evaluating after step {step}: {what}")
 
     def evaluated_start(self, metrics: dict[str, Any]) -> None:
-        self._say(f"step {0:>{self._width}}  before any update")
+        say(self._console, f"step {0:>{self._width}}  before any update")
         self._pace.evaluated(metrics[SECONDS])
         self._show_evaluation(metrics)
 
     def stopped_early(self, why: str) -> None:
-        self._say(why)
+        say(self._console, why)
 
     def _show_evaluation(self, metrics: dict[str, Any]) -> None:
         for line in lines_of(metrics):
-            self._say(f"  {line}")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            say(self._console, f"  {line}")
 
 
 class TensorBoardSink(Sink):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fastflow.counted import counted
+from fastflow.run.console import say
 from fastflow.run.directory import STATUS_FILE
 from fastflow.sweep.runs import Run
 from fastflow.visible import visible
@@ -49,7 +50,7 @@ class Board:
         steps, at = run.config.run.steps, steps_done(run)
         self._tasks[run.name] = self._bars.add_task(visible(run.name), total=steps, completed=at, note="")
         after = f", goes on after step {at} of {steps}" if at else f", {counted(steps, 'step')}"
-        self._print(f"{run.name}: started{after}")
+        say(self._console, f"{run.name}: started{after}")
 
     def refresh(self, running: Sequence[Run]) -> None:
         """Read how far the runs are."""
@@ -63,15 +64,16 @@ class Board:
         """Tell that a run is done."""
         self._steps[run.name] = run.config.run.steps
         self._close(run)
-        self._print(
-            f"{run.name}: done in {seconds:.0f} s; {self._over} of {counted(self._count, 'run')}; {self.outlook()}"
+        say(
+            self._console,
+            f"{run.name}: done in {seconds:.0f} s; {self._over} of {counted(self._count, 'run')}; {self.outlook()}",
         )
 
     def failed(self, run: Run, reason: str) -> None:
         """Tell that a run failed. Its remaining steps no longer count."""
         self._total -= run.config.run.steps - self._steps[run.name]
         self._close(run)
-        self._print(f"{run.name}: failed: {reason}")
+        say(self._console, f"{run.name}: failed: {reason}")
 
     def outlook(self) -> str:
         """Return what the rest takes at the pace since the start."""
@@ -88,9 +90,6 @@ class Board:
         if run.name in self._tasks:
             self._bars.remove_task(self._tasks.pop(run.name))
         self._bars.update(self._all, completed=sum(self._steps.values()), total=self._total, note=self.outlook())
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def steps_done(run: Run) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
+from fastflow.run.console import say
 from fastflow.run.directory import CONFIG_FILE
 from fastflow.run.lock import RunLock
 from fastflow.sweep.board import Board
@@ -31,11 +32,11 @@ def run(request: Request, console: Console) -> int:
     """
     check_output(request.output)
     if request.departures:
-        console.print(
+        say(
+            console,
             f"{', '.join(request.departures)}: not the study's own settings, about which it makes its claims; verdicts "
             "may miss for that reason",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
     if request.dry_run:
         list_runs(request, console)
         return 0
@@ -45,11 +46,11 @@ def run(request: Request, console: Console) -> int:
         check_runs(request)
         ledger = Ledger(request.output)
         done = [run for run in request.runs if ledger.is_done(run)]
-        console.print(
+        say(
+            console,
             f"{counted(len(request.runs), 'run')} in {counted(len(request.groups), 'group')}, {len(done)} done "
             f"already, {request.jobs} at once; what they print is in {request.output / LOGS}",
-            markup=False, highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        )
         failed = carry_out(request, console, ledger, done)
         return conclude(request, console, failed)
 
@@ -60,14 +61,9 @@ def list_runs(request: Request, console: Console) -> None:
         check_runs(request)
     for number, entry in enumerate(request.runs, start=1):
         steps = f"{entry.group}; seed {entry.config.run.seed}, {counted(entry.config.run.steps, 'step')}"
-        console.print(
-            f"{number:>{len(str(len(request.runs)))}}  {entry.name}: {steps}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"{number:>{len(str(len(request.runs)))}}  {entry.name}: {steps}")
     runs, groups = counted(len(request.runs), "run"), counted(len(request.groups), "group")
-    console.print(f"{runs} in {groups}, in {request.output}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{runs} in {groups}, in {request.output}")
 
 
 def check_output(output: Path) -> None:
@@ -140,5 +136,5 @@ def conclude(request: Request, console: Console, failed: dict[str, str]) -> int:
         *(f"{name} failed: {reason}; see {request.output / LOGS / name}.txt" for name, reason in failed.items()),
         f"report written to {page}",
     ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     return 1 if failed or not all(verdict.met for verdict in verdicts) else 0

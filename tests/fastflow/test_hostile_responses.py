@@ -105,8 +105,7 @@ def test_in_the_text_files_of_samples(tmp_path, text):
 def test_on_the_console(monkeypatch, text):
     terminal = io.StringIO()
     monkeypatch.setattr("sys.stdout", terminal)
-    console = run_console.make_console()
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    run_console.say(run_console.make_console(), text)
     show_warnings(logging.StreamHandler(terminal))
     logging.getLogger("fastflow.data").warning("a record holds %s", text)
     assert not CONTROL.search(terminal.getvalue())

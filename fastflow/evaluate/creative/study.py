@@ -25,6 +25,7 @@ from fastflow.evaluate.scores import by_prompt
 from fastflow.evaluate.task import Task
 from fastflow.interrupt import RunStopped
 from fastflow.models.opening import resolve_device
+from fastflow.run.console import say
 from fastflow.run.durable import replace_text
 from fastflow.run.output_file import writing
 
@@ -87,8 +88,7 @@ class Study:
     def reach_judge(self) -> None:
         """Have the judge answer once, before hours of sampling that it would have to judge."""
         if self._judging.address is not None:
-            said = f"asking the judge at {self._judging.address} whether it answers"
-            self._console.print(said, highlight=False, soft_wrap=True)
+            say(self._console, f"asking the judge at {self._judging.address} whether it answers")
             self._get_judge().greet()
 
     def conventions(self, tasks: Sequence[Task]) -> dict[str, str]:
@@ -261,7 +261,7 @@ class Study:
                 f"stopped at {title}, {done}{of} done; the same command goes on from what is kept", stop
             ) from stop
         if not self._console.is_terminal:
-            self._console.print(f"{title}: {done} done", highlight=False, soft_wrap=True)
+            say(self._console, f"{title}: {done} done")
 
 
 def base_scores(rows: Sequence[Row]) -> dict[str, Any]:

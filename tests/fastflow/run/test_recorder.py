@@ -150,6 +150,10 @@ class TestConsole:
         lines = [self.printed(METRICS, step=step)[0] for step in (1, 10, 100)]
         assert len({len(line) for line in lines}) == 1
 
+    def test_an_alarm_is_no_markup(self):
+        lines = self.printed({**METRICS, "alarms": ["[b]loud[/] and [/quiet]"]})
+        assert lines[1].rstrip() == "  alarm: [b]loud[/] and [/quiet]"
+
     def test_alarms_have_lines_of_their_own(self):
         lines = self.printed({**METRICS, "alarms": ["first: " + 20 * "long ", "second"]})
         assert [line.rstrip() for line in lines[1:]] == ["  alarm: first: " + "long " * 19 + "long", "  alarm: second"]
