@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastflow.counted import counted
 from fastflow.doctor.check import NOTE, OK, Check
+from fastflow.run.cores import cores
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 ENOUGH = 2**30
@@ -34,13 +35,8 @@ def free_shared_memory() -> int | None:
 
 def check_threads() -> Check:
     """Compare threads and cores: more threads than cores slow torch down by an order of magnitude."""
-    cores, asked = core_count(), os.environ.get("OMP_NUM_THREADS", "")
-    found = f"{counted(cores, 'core')}, OMP_NUM_THREADS {asked or 'not set'}"
-    if asked.isdigit() and int(asked) > cores:
-        return Check("threads", NOTE, f"{found}: more threads than cores", f"export OMP_NUM_THREADS={cores}")
+    there, asked = cores(), os.environ.get("OMP_NUM_THREADS", "")
+    found = f"{counted(there, 'core')}, OMP_NUM_THREADS {asked or 'not set'}"
+    if asked.isdigit() and int(asked) > there:
+        return Check("threads", NOTE, f"{found}: more threads than cores", f"export OMP_NUM_THREADS={there}")
     return Check("threads", OK, found)
-
-
-def core_count() -> int:
-    """Return the number of cores on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.grade.records import read_items
 from fastflow.interrupt import RunStopped
 from fastflow.run.console import make_console, say
+from fastflow.run.cores import cores
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", metavar="S", type=float, default=TIMEOUT, help=f"seconds an answer may take (default: {TIMEOUT:g})"
     )
-    parser.add_argument("--workers", metavar="N", type=int, default=_cores(), help="processes (default: one a core)")
+    parser.add_argument("--workers", metavar="N", type=int, default=cores(), help="processes (default: one a core)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -151,9 +151,3 @@ def _print_table(console: Console, items: list[Item], verdicts: list[Verdict]) -
     for name, row in rows.items():
         table.add_row(name, f"{sum(row):,}", *(f"{count:,}" for count in row), f"{row[0] / sum(row):.1%}")
     console.print(table)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -23,13 +23,6 @@ def share_of(
     return share
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def visible_gpus() -> list[str]:
     """Return the GPUs that CUDA shows, by the names that CUDA_VISIBLE_DEVICES takes. Starts no CUDA context."""
     import torch

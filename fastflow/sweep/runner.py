@@ -17,11 +17,12 @@ from fastflow.config.reader import to_yaml
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, tell
+from fastflow.run.cores import cores
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
 from fastflow.sweep.board import Board
 from fastflow.sweep.ledger import Ledger
-from fastflow.sweep.machine import cores, share_of, visible_gpus
+from fastflow.sweep.machine import share_of, visible_gpus
 from fastflow.sweep.request import Request
 from fastflow.sweep.runs import Run
 

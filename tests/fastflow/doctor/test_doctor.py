@@ -106,13 +106,13 @@ class TestMachine:
 
     @pytest.mark.parametrize(("asked", "state"), [("4", NOTE), ("2", OK), ("", OK)])
     def test_threads(self, monkeypatch, asked, state):
-        monkeypatch.setattr(machine, "core_count", lambda: 2)
+        monkeypatch.setattr(machine, "cores", lambda: 2)
         monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", asked)
         check = machine.check_threads()
         assert check.state == state and check.remedy == ("export OMP_NUM_THREADS=2" if state == NOTE else "")
 
     def test_cores_of_this_machine(self):
-        assert 1 <= machine.core_count() <= os.cpu_count()
+        assert 1 <= machine.cores() <= os.cpu_count()
 
 
 class FakeSampler:
