@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from fastflow.config.schema import ModelConfig
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
+from fastflow.models.weights.files import VOCABULARY_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
 
 @runtime_checkable
@@ -102,6 +101,10 @@ def _load(path: str, settings: ModelConfig) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     directory = Path(path)
-    if directory.is_dir() and not settings.trust_remote_code and not any((directory / name).exists() for name in FILES):
+    if (
+        directory.is_dir()
+        and not settings.trust_remote_code
+        and not any((directory / name).exists() for name in VOCABULARY_FILES)
+    ):
         raise FileNotFoundError("no tokenizer file")  # otherwise transformers would make an empty one
     return AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)

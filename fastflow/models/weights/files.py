@@ -22,7 +22,8 @@ ROWS = 4096  # that are compared at once
 QUANTISED = re.compile(  # GPTQ and AWQ, compressed-tensors and fp8, bitsandbytes, mxfp4
     r"\.(qweight|qzeros|weight_packed|weight_scale(_inv)?|absmax|quant_map|quant_state\..*|SCB|\w+_blocks)$"
 )
-TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.py")  # every kind of tokenizer has one of them
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "*token*", "vocab*", "*.model", "*.py")  # every kind of tokenizer has one of them
 CONVERT = (
     "import sys, transformers; "
     'transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").save_pretrained(sys.argv[1])'

@@ -21,6 +21,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.layers.experts import expert_weights
 from fastflow.models.packed import PackedModel
 from fastflow.models.weights.expert_names import parts_of
+from fastflow.models.weights.files import VOCABULARY_FILES
 from fastflow.run.directory import REHEARSAL
 from fastflow.run.durable import flush
 from fastflow.train.saves.checkpoint import reason, save_adapter
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAMPLE_TEXT = "It is 12 + 30 = 42,\n\n  isn't it? Ça va, Straße, 数学 <|end|> {x: [1]}\t\\boxed{7}"
-_TOKENIZER_FILES = ("*token*.json", "*token*.model", "vocab*", "merges.txt", "*.tiktoken", "*.model", "*.jinja", "*.py")
+_TOKENIZER_FILES = (
+    *VOCABULARY_FILES, "*token*.json", "*token*.model", "vocab*", "merges.txt", "*.tiktoken", "*.model", "*.jinja",
+    "*.py",
+)  # fmt: skip
 
 
 def rehearse(policy: PackedModel, exporter: Exporter, settings: ModelConfig, directory: Path) -> tuple[Exporter, int]:

@@ -15,7 +15,9 @@ from cli_runs import options, settings
 from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
+from fastflow.models.weights.files import VOCABULARY_FILES, check_tokenizer_files
 from fastflow.train import inputs, trainer
+from fastflow.train.saves import rehearsal
 from fastflow.train.saves.export import Exporter, on_cpu
 from fastflow.train.saves.rehearsal import REHEARSAL, miniature
 from fastflow.train.saves.room import save_size
@@ -108,6 +110,14 @@ def test_sound_generation_settings_need_no_word(train, tmp_path):
     assert code == 0 and "contradict" not in out
     saved = json.loads((tmp_path / "run" / "policy" / "generation_config.json").read_text())
     assert saved["temperature"] == 0.6 and saved["do_sample"] is True
+
+
+@pytest.mark.parametrize("name", VOCABULARY_FILES)
+def test_every_kind_of_vocabulary_is_found_and_copied(name, tmp_path):
+    for file in ("config.json", name):
+        (tmp_path / file).touch()
+    check_tokenizer_files(str(tmp_path))
+    assert [file.name for file in rehearsal._files_of(str(tmp_path))] == [name]
 
 
 def test_a_tokenizer_that_does_not_serialise_is_copied(train, tmp_path):
