@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastflow.data.gym import make_entries
 from fastflow.data.records import Record, read_records
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.boxes import find_boxes
+from fastflow.evaluate.graders.choice import LETTERS
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.gym import as_gold
 from fastflow.evaluate.task import OWN, Task
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 GYM_SEED = 1_000_000  # far from the seeds of training, since entry i comes from seed + i
 _OTHER_FIELDS = "rename it, or write a task in YAML that names the fields"
-LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)

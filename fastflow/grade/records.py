@@ -8,10 +8,9 @@ from typing import Any
 from fastflow.config.setting import suggest
 from fastflow.data.json_file import read_json
 from fastflow.errors import FastflowError
+from fastflow.evaluate.graders.choice import LETTERS
 from fastflow.evaluate.graders.grader import GRADERS, Item
 from fastflow.evaluate.graders.gym import check_entry
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def read_items(path: Path) -> list[tuple[str, dict[str, Any], Item]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.errors import FastflowError, need
+from fastflow.evaluate.work import RESULTS_FILE
 from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
 
-RESULTS_FILE = "results.json"
 MOST_SHOWN = 8  # models of a table: the first and the last ones, as of a run that was evaluated at many steps
 MOST_COMPARED = 4  # models whose curves and responses stand side by side
 Row = dict[str, Any]

@@ -11,6 +11,7 @@ from fastflow.counted import counted
 from fastflow.report.files import RunFiles
 from fastflow.report.numbers import is_number, number
 from fastflow.report.text import printable
+from fastflow.run.pace import in_words
 
 HIGHER_IS_BETTER = ("accuracy", "greedy_accuracy", "pass_at", "boxed_share", "valid_share", "distinct_share")
 LOWER_IS_BETTER = ("truncated_share", "malformed_share", "repetition")
@@ -45,7 +46,7 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
         shown["Slope, last step"] = f"{number(last['slope'])} of {number(last['alpha'])}"
     shown |= {name.capitalize(): number(sum(column(name))) for name in ("responses", "tokens") if column(name)}
     if column("seconds"):
-        shown["Time"] = _duration(sum(column("seconds")))
+        shown["Time"] = in_words(sum(column("seconds")))
     if column("peak_memory_bytes"):
         shown["Peak memory"] = f"{max(column('peak_memory_bytes')) / 2**30:.1f} GiB"
     return [(name, printable(str(value))) for name, value in shown.items() if value]
@@ -55,13 +56,6 @@ def _steps(files: RunFiles) -> str:
     """The newest step, and of how many where a run has not come to its end."""
     wanted, at = files.config.get("run", {}).get("steps"), files.steps[-1]["step"]
     return f"{at} of {wanted}" if is_number(wanted) and at < wanted else str(at)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _column(steps: list[dict[str, Any]], name: str) -> list[float]:

@@ -40,8 +40,20 @@ class Pace:
         return round(steps + evaluations * self._last_evaluation, 1)
 
 
+def in_words(seconds: float) -> str:
+    """Write a duration in words.
+
+    >>> in_words(8.4), in_words(95), in_words(4000)
+    ('8 s', '1 min 35 s', '1 h 6 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def duration(seconds: float) -> str:
-    """Write a duration for people.
+    """Write a duration as a clock shows it.
 
     >>> duration(59.6), duration(4000), duration(200_000)
     ('0:01:00', '1:06:40', '2 d 7:33:20')

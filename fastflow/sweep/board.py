@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from fastflow.counted import counted
 from fastflow.run.console import say
 from fastflow.run.directory import STATUS_FILE
+from fastflow.run.pace import in_words
 from fastflow.sweep.runs import Run
 from fastflow.visible import visible
 
@@ -83,7 +84,7 @@ class Board:
         if done == self._first:
             return "the time left is not known yet"
         left = (self._total - done) * (time.monotonic() - self._begun) / (done - self._first)
-        return f"about {duration(left)} left"
+        return f"about {in_words(left)} left"
 
     def _close(self, run: Run) -> None:
         self._over += 1
@@ -99,11 +100,3 @@ def steps_done(run: Run) -> int:
         return min(int(step), run.config.run.steps)
     except (OSError, ValueError, TypeError, KeyError):
         return 0
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people."""
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min" if seconds >= 90 else f"{round(seconds)} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterator, Mapping
 
 from fastflow.evaluate.graders.answer import Quantity
@@ -15,6 +16,7 @@ from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
 
+LETTERS = string.ascii_uppercase  # of options, in order
 LONGEST_LIST = 30  # characters of a text that is nothing but letters
 LONGEST_FORMULA = 200  # characters of a boxed formula that is compared with the options by value
 
