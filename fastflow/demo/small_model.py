@@ -17,6 +17,7 @@ from fastflow_kernels import linear_logprob
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+WIDTH, LAYERS = 96, 2
 END, UNKNOWN = "<end>", "<unknown>"
 
 
@@ -35,18 +36,18 @@ def make_tokenizer(pieces: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocab_size: int, *, width: int = 96, layers: int = 2, seed: int) -> PackedModel:
+def make_model(vocab_size: int, *, seed: int) -> PackedModel:
     """Make a randomly initialised Llama of about a quarter of a million parameters, with tied embeddings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=5 * width // 2,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 32,  # vLLM on a CPU takes no narrower heads
-        num_key_value_heads=width // 32,
+        hidden_size=WIDTH,
+        intermediate_size=5 * WIDTH // 2,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // 32,  # vLLM on a CPU takes no narrower heads
+        num_key_value_heads=WIDTH // 32,
         max_position_embeddings=128,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -139,9 +139,9 @@ def visible_gpu(index: int, environment: Mapping[str, str] = os.environ) -> str:
     return seen[index] if index < len(seen) else str(index)
 
 
-def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+def local_rank() -> int:
     """Return the place of this process on its machine, which is the number of its device."""
-    return int(environment.get("LOCAL_RANK", environment.get("RANK", "0")))
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")))
 
 
 def join(*, on_cuda: bool, timeout: float) -> Ranks:

@@ -30,12 +30,12 @@ class DecodingBatch:
     logits: torch.Tensor
 
     @classmethod
-    def prefill(cls, policy: PackedModel, prompts: Sequence[Prompt], *, pad_id: int = 0) -> DecodingBatch:
-        """Run each distinct prompt once, then give each row its copy of the cache. pad_id: any valid token id."""
+    def prefill(cls, policy: PackedModel, prompts: Sequence[Prompt]) -> DecodingBatch:
+        """Run each distinct prompt once, then give each row its copy of the cache."""
         distinct = {id(prompt): prompt for prompt in prompts}
         place = {key: row for row, key in enumerate(distinct)}
         device, longest = policy.device, max(len(prompt.ids) for prompt in distinct.values())
-        padded = np.full((len(distinct), longest), pad_id, dtype=np.int64)
+        padded = np.zeros((len(distinct), longest), dtype=np.int64)  # any token will do
         is_token = np.zeros((len(distinct), longest), dtype=np.int64)
         for row, prompt in enumerate(distinct.values()):
             padded[row, longest - len(prompt.ids) :] = prompt.ids

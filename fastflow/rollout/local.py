@@ -34,7 +34,7 @@ _COMPACT_BELOW = 0.75  # share of unfinished rows at which finished ones are rem
 class LocalSampler:
     """Samples from the policy's own weights, without a copy of them.
 
-    eos_ids: tokens that end a response. tokenizer: needed for stop texts only. pad_id: any valid token id.
+    eos_ids: tokens that end a response. tokenizer: needed for stop texts only.
     max_sequences: responses decoded at once. on_progress: receives the number of responses that finished since the last
     call.
     """
@@ -45,14 +45,12 @@ class LocalSampler:
         *,
         eos_ids: Sequence[int],
         tokenizer: PreTrainedTokenizerBase | None = None,
-        pad_id: int = 0,
         max_sequences: int = 256,
         on_progress: Callable[[int], None] | None = None,
     ):
         self._policy = policy
         self._eos_ids = torch.tensor(sorted(eos_ids), device=policy.device)
         self._tokenizer = tokenizer
-        self._pad_id = pad_id
         self._max_sequences = max_sequences
         self._on_progress = on_progress or (lambda finished: None)
 
@@ -113,7 +111,7 @@ class LocalSampler:
             np.stack([np.random.Generator(np.random.Philox(seed)).random(limit) for _, seed in items])
         ).to(self._policy.device)
 
-        batch = DecodingBatch.prefill(self._policy, [request.prompt for request, _ in items], pad_id=self._pad_id)
+        batch = DecodingBatch.prefill(self._policy, [request.prompt for request, _ in items])
         for position in range(limit):
             if position < params.min_response_tokens:
                 batch.logits[:, self._eos_ids] = float("-inf")

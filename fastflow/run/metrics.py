@@ -17,6 +17,8 @@ from fastflow.data.trajectory import Group, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.run.mismatch import Mismatch, mismatch
 
+GRAM = 4  # tokens of the stretches whose repetition is counted
+
 
 def measure(
     groups: Sequence[Group],
@@ -138,16 +140,16 @@ def _centred(values: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     return values - (torch.zeros_like(count).index_add(0, group, values) / count)[group]
 
 
-def repetition(responses: Sequence[np.ndarray], n: int = 4) -> float:
-    """Mean share of n-grams that occurred before in the same response; responses shorter than n + 1 count as 0."""
-    return float(np.mean([_repeated_share(ids, n) for ids in responses]))
+def repetition(responses: Sequence[np.ndarray]) -> float:
+    """Mean share of 4-grams that occurred before in the same response; responses of 4 tokens or fewer count as 0."""
+    return float(np.mean([_repeated_share(ids) for ids in responses]))
 
 
-def _repeated_share(ids: np.ndarray, n: int) -> float:
-    if len(ids) <= n:
+def _repeated_share(ids: np.ndarray) -> float:
+    if len(ids) <= GRAM:
         return 0.0
-    grams = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), n)
-    hashes = grams @ (np.uint64(0x9E3779B97F4A7C15) ** np.arange(n, dtype=np.uint64))  # modulo 2^64
+    grams = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), GRAM)
+    hashes = grams @ (np.uint64(0x9E3779B97F4A7C15) ** np.arange(GRAM, dtype=np.uint64))  # modulo 2^64
     return 1 - len(np.unique(hashes)) / len(grams)
 
 

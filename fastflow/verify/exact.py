@@ -28,6 +28,7 @@ from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.learner import Learner
 from fastflow_kernels import flow_loss
 
+TABLE_LR = 0.1
 _NEWTON_STEPS = 100
 
 
@@ -192,7 +193,6 @@ def train_table(
     settings: ObjectiveConfig,
     *,
     updates: int = 200,
-    lr: float = 0.1,
     on_update: Callable[[], None] = lambda: None,
 ) -> tuple[torch.Tensor, float]:
     """Train a table of next-token logits under the exact expectation: public op, float64, no sampling and no model.
@@ -201,7 +201,7 @@ def train_table(
     uniformly from the space. Its unclipped importance weight turns the mean over the space into the expectation
     sum_y pi(y) residual(y)^2. A learned log_z starts where the Learner starts it, at the mean under the first policy.
     Adam has a short memory, since the gradient of a row falls with the probability of its prefix. Its learning rate
-    falls from `lr` along a half cosine.
+    falls from TABLE_LR along a half cosine.
     Returns log-probabilities (n,) of the trained table and its log_z, the mean under the policy or the learned scalar.
     """
     base_logprob, count = table_distribution(base_table, space), len(space)
@@ -210,7 +210,7 @@ def train_table(
     table = base_table.clone().requires_grad_()
     log_z = policy_mean(base_logprob, log_target - scale * base_logprob).requires_grad_()
     head = torch.eye(space.vocab_size, dtype=torch.float64)
-    optimizer = torch.optim.Adam([table, log_z], lr=lr, betas=(0.9, 0.9), eps=1e-30)
+    optimizer = torch.optim.Adam([table, log_z], lr=TABLE_LR, betas=(0.9, 0.9), eps=1e-30)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     for _ in range(updates):
         if settings.log_z == "group_mean":

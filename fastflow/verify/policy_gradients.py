@@ -26,7 +26,14 @@ from fastflow.objectives.policy_gradient import surrogate
 from fastflow.objectives.trajectory_balance import OBJECTIVES, Evidence
 from fastflow.train.learner import Learner
 from fastflow.verify.check import Check
-from fastflow.verify.exact import SequenceSpace, kl_divergence, policy_mean, table_distribution, total_variation
+from fastflow.verify.exact import (
+    TABLE_LR,
+    SequenceSpace,
+    kl_divergence,
+    policy_mean,
+    table_distribution,
+    total_variation,
+)
 
 GRADIENT_BOUND = 1e-4  # of the largest entry
 OPTIMUM_BOUND = 0.002  # total variation, and KL in nats
@@ -217,7 +224,7 @@ def optimum_checks(space: SequenceSpace, name: Method, updates: int, seed: int) 
 
 
 def train_table_by_policy_gradient(
-    base_table: Tensor, space: SequenceSpace, settings: ObjectiveConfig, *, updates: int, lr: float = 0.1
+    base_table: Tensor, space: SequenceSpace, settings: ObjectiveConfig, *, updates: int
 ) -> Tensor:
     """Ascend the objective of rl_trajectory or rl_token: its reward and the surrogate of `fastflow train`, no sampling.
 
@@ -230,7 +237,7 @@ def train_table_by_policy_gradient(
     lengths = space.length.long().tolist()
     uniform = (-math.log(count) / space.length).repeat_interleave(space.length.long())
     table = base_table.clone().requires_grad_()
-    optimizer = torch.optim.Adam([table], lr=lr, betas=(0.9, 0.9), eps=1e-30)
+    optimizer = torch.optim.Adam([table], lr=TABLE_LR, betas=(0.9, 0.9), eps=1e-30)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     for _ in range(updates):
         token_logprob = torch.log_softmax(table, dim=-1)[space.prefix_rows, space.targets]

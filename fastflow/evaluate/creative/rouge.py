@@ -29,11 +29,6 @@ def rouge_l_redundancy(responses: Sequence[Words]) -> float:
     return total / pairs
 
 
-def lcs_length(first: Words, second: Words) -> int:
-    """Compute the length of the longest common subsequence, in words."""
-    return _lcs(_marks(first), len(first), second)
-
-
 def _marks(response: Words) -> Marks:
     marks: Marks = {}
     for place, word in enumerate(response):
@@ -42,7 +37,10 @@ def _marks(response: Words) -> Marks:
 
 
 def _lcs(marks: Marks, length: int, other: Words) -> int:
-    """Advance a whole row of the table at once, as bits of one integer (Hyyrö, 2004): a zero is a step of the LCS."""
+    """Compute the length of the longest common subsequence, in words.
+
+    A whole row of the table advances at once, as bits of one integer (Hyyrö, 2004): a zero is a step of the LCS.
+    """
     everything = (1 << length) - 1
     row = everything
     for word in other:
