@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastflow.data.trajectory import Group, Prompt
-from fastflow.demo import stories, sums
-from fastflow.evaluate import metrics as evaluate
+from fastflow.demo import measures, stories, sums
 from fastflow.rollout.sampler import Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Task:
     pretraining_steps: int
     settings: dict[str, Any]
     max_response_tokens: int
-    is_correct: evaluate.Test | None = None
+    is_correct: measures.Test | None = None
     held_out: int = 64
 
 
@@ -60,12 +59,12 @@ def judge(
 
     greedy: also the accuracy of greedy decoding, where the task has right answers.
     """
-    sample = functools.partial(evaluate.sample_texts, sampler, tokenizer, prompts, seed=seed)
+    sample = functools.partial(measures.sample_texts, sampler, tokenizer, prompts, seed=seed)
     groups, texts = sample(samples=EVALUATION_SAMPLES, params=params)
-    metrics = task.measure(groups, texts) | evaluate.common_metrics(groups)
+    metrics = task.measure(groups, texts) | measures.common_metrics(groups)
     if greedy and task.is_correct is not None:
         likeliest = SamplingParams(temperature=0, max_response_tokens=params.max_response_tokens)
-        metrics["greedy_accuracy"] = evaluate.share(*sample(samples=1, params=likeliest), task.is_correct)
+        metrics["greedy_accuracy"] = measures.share(*sample(samples=1, params=likeliest), task.is_correct)
     return metrics
 
 
@@ -76,17 +75,17 @@ def sum_is_correct(text: str, prompt: Prompt) -> bool:
 def measure_sums(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Compute accuracy, pass@k and the share of answers in a box."""
     return {
-        "accuracy": evaluate.share(groups, texts, sum_is_correct),
-        "pass_at": evaluate.pass_at(groups, texts, sum_is_correct),
-        "boxed_share": evaluate.share(groups, texts, lambda text, _: sums.is_boxed(text)),
+        "accuracy": measures.share(groups, texts, sum_is_correct),
+        "pass_at": measures.pass_at(groups, texts, sum_is_correct),
+        "boxed_share": measures.share(groups, texts, lambda text, _: sums.is_boxed(text)),
     }
 
 
 def measure_stories(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Compute the shares of valid and of distinct responses."""
     return {
-        "valid_share": evaluate.share(groups, texts, lambda text, prompt: stories.is_valid(text, prompt.record)),
-        "distinct_share": evaluate.distinct_share(texts),
+        "valid_share": measures.share(groups, texts, lambda text, prompt: stories.is_valid(text, prompt.record)),
+        "distinct_share": measures.distinct_share(texts),
     }
 
 

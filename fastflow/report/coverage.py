@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastflow.report.drawing import COLOURS, count_attempts, make_axes, to_svg
+from fastflow.report.drawing import COLOURS, make_axes, to_svg
 from fastflow.report.evaluations import Subject
 from fastflow.report.numbers import is_number, number
 from fastflow.report.paired import Difference, paired, pass_at_of
@@ -32,30 +32,38 @@ def curve_of(subject: Subject) -> Curve:
 
 
 def coverage_plot(subjects: Sequence[Subject], prefix: str) -> Plot | None:
-    """Draw pass@k over k, on a logarithmic axis. None without a curve."""
+    """Draw pass@k of models of an evaluation. None without a curve."""
+    curves = {subject.name: curve for subject in subjects if (curve := curve_of(subject))}
+    return pass_at_plot(curves, f"{prefix}-coverage") if curves else None
+
+
+def pass_at_plot(curves: Mapping[str, Curve], prefix: str) -> Plot:
+    """Draw pass@k of each model over k, on a logarithmic axis, with a band where errors are known."""
     from fastflow.evaluate.scores import NORMAL_95
 
-    curves = [(subject.name, curve) for subject in subjects if (curve := curve_of(subject))]
-    if not curves:
-        return None
     figure, axes = make_axes()
     legend, spoken = [], []
-    for (name, curve), colour in zip(curves, itertools.cycle(SERIES_COLOURS), strict=False):
-        ks = drawn_ks(list(curve))
+    for (name, curve), colour in zip(curves.items(), itertools.cycle(SERIES_COLOURS), strict=False):
+        ks = drawn_ks(sorted(curve))
         values = [100 * curve[k][0] for k in ks]
         halves = [100 * NORMAL_95 * curve[k][1] for k in ks]
-        low = [max(0.0, value - half) for value, half in zip(values, halves, strict=True)]
-        high = [min(100.0, value + half) for value, half in zip(values, halves, strict=True)]
-        axes.fill_between(ks, low, high, color=COLOURS[colour], alpha=0.18, lw=0)
+        if any(halves):
+            low = [max(0.0, value - half) for value, half in zip(values, halves, strict=True)]
+            high = [min(100.0, value + half) for value, half in zip(values, halves, strict=True)]
+            axes.fill_between(ks, low, high, color=COLOURS[colour], alpha=0.18, lw=0)
         axes.plot(ks, values, color=COLOURS[colour], marker="o", markersize=3.5 if len(ks) <= 16 else 0)
         legend.append((name, colour, "line", f"{number(values[-1])} %"))
         spoken.append(f"{name} {number(values[0])} % at k = {ks[0]}, {number(values[-1])} % at k = {ks[-1]}")
-    last = max(k for _, curve in curves for k in curve)
-    ticks = [2**power for power in range(last.bit_length())]
-    count_attempts(axes, ticks)
+    ticks = [2**power for power in range(max(map(max, curves.values())).bit_length())]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("k, attempts")
+    axes.set_ylim(bottom=0)
     title = "Solved within k attempts"
-    svg = to_svg(figure, f"{prefix}-coverage")
-    return Plot(title, "pass@k, %", svg, tuple(legend), f"{title}, pass@k: {'; '.join(spoken)}. {CAPTION}")
+    caption = f" {CAPTION}" if any(error for curve in curves.values() for _, error in curve.values()) else ""
+    description = f"{title}, pass@k: {'; '.join(spoken)}.{caption}"
+    return Plot(title, "pass@k, %", to_svg(figure, prefix), tuple(legend), description)
 
 
 def drawn_ks(ks: Sequence[int]) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from fastflow.models.pulse import PULSE
@@ -88,12 +87,3 @@ def to_svg(figure: Any, prefix: str) -> str:
     for name, stand_in in COLOURS.items():
         svg = svg.replace(stand_in, f"var(--{name})")
     return re.sub(r"\s*\n\s*", " ", svg)
-
-
-def count_attempts(axes: Any, ticks: Sequence[int]) -> None:
-    """Label the axes of a pass@k curve: k on a logarithmic scale, shares from 0."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(k) for k in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("k, attempts")
-    axes.set_ylim(bottom=0)

@@ -13,9 +13,10 @@ from fastflow.errors import FastflowError
 from fastflow.models.pulse import PULSE
 from fastflow.report import side_by_side
 from fastflow.report.comparison import describe_settings, describe_task
+from fastflow.report.coverage import pass_at_plot
 from fastflow.report.evaluations import Evaluation, TaskResult
 from fastflow.report.files import RunFiles
-from fastflow.report.plots import MOST_POINTS, pass_at_plot, training_plots
+from fastflow.report.plots import MOST_POINTS, training_plots
 from fastflow.report.samples import COLOUR_LEVELS, COLOUR_LIMIT, chosen_samples
 from fastflow.report.tables import alarms, evaluation_table, facts, pass_at_curves, settings, training_table
 from fastflow.report.text import printable
@@ -124,7 +125,7 @@ def _run(prefix: str, heading: str, files: RunFiles) -> dict[str, Any]:
         "alarms": alarms(files.steps),
         "notes": files.notes,
         "table": evaluation_table(files.evaluation) if files.evaluation else training_table(files.steps),
-        "pass_at": [pass_at_plot(curves, prefix)] if curves else [],
+        "pass_at": [pass_at_plot(curves, f"{prefix}-pass-at")] if curves else [],
         "plots": training_plots(files.steps, objective, prefix),
         "averaged": math.ceil(len(files.steps) / MOST_POINTS),
         "samples": chosen_samples(files.samples),

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.report.drawing import COLOURS, count_attempts, make_axes, set_scale, to_svg
+from fastflow.report.drawing import COLOURS, make_axes, set_scale, to_svg
 from fastflow.report.numbers import is_number, number
 from fastflow.report.panels import Panel, panels
 
@@ -39,21 +39,6 @@ def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> 
         if plots:
             groups.append((name, plots))
     return groups
-
-
-def pass_at_plot(curves: dict[str, dict[int, float]], prefix: str) -> Plot:
-    """Draw pass@k of each model over k. curves: {model: {k: share}}."""
-    figure, axes = make_axes()
-    legend, spoken = [], []
-    for (name, curve), colour in zip(curves.items(), SERIES_COLOURS * len(curves), strict=False):
-        ks, percents = sorted(curve), [100 * curve[k] for k in sorted(curve)]
-        axes.plot(ks, percents, color=COLOURS[colour], marker="o", markersize=3.5)
-        legend.append((name, colour, "line", f"{number(percents[-1])} %"))
-        spoken.append(f"{name} {number(percents[0])} % at k = {ks[0]}, {number(percents[-1])} % at k = {ks[-1]}")
-    ticks = sorted({k for curve in curves.values() for k in curve})
-    count_attempts(axes, ticks)
-    title = "Solved within k attempts"
-    return Plot(title, "pass@k, %", to_svg(figure, f"{prefix}-pass-at"), tuple(legend), f"{title}: {'; '.join(spoken)}")
 
 
 def _metric_columns(steps: list[dict[str, Any]]) -> dict[str, list[float]]:

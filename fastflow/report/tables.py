@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from fastflow.counted import counted
+from fastflow.report.coverage import Curve
 from fastflow.report.files import RunFiles
 from fastflow.report.numbers import is_number, number
 from fastflow.report.text import printable
@@ -134,14 +135,14 @@ def _model_name(name: str) -> str:
     return "Base model" if name.endswith("base") else printable(name.replace("_", " "))
 
 
-def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """Return {model: {k: share of prompts solved within k attempts}} of the models with several k."""
-    curves: dict[str, dict[int, float]] = {}
+def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, Curve]:
+    """Return the curve of each model with several k, without errors."""
+    curves: dict[str, Curve] = {}
     for model, metrics in evaluation.items():
         found = metrics.get("pass_at")
         if not isinstance(found, dict):
             continue
-        curve = {int(k): value for k, value in found.items() if str(k).isdigit() and is_number(value)}
+        curve = {int(k): (float(value), 0.0) for k, value in found.items() if str(k).isdigit() and is_number(value)}
         curves |= {_model_name(model): curve} if len(curve) > 1 else {}
     return curves
 

@@ -10,9 +10,8 @@ import pytest
 
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo import command as run
-from fastflow.demo import tasks
+from fastflow.demo import measures, tasks
 from fastflow.errors import FastflowError
-from fastflow.evaluate import metrics as evaluate
 
 
 @pytest.fixture
@@ -62,12 +61,12 @@ def make_groups(outcomes: list[list[str]]):
 def test_pass_at_k_is_the_unbiased_estimate():
     """2 right of 4: pass@1 = 1/2, pass@2 = 1 - C(2,2)/C(4,2) = 5/6, pass@4 = 1; none right: 0."""
     texts = [["right", "wrong", "right", "wrong"], ["wrong"] * 4]
-    found = evaluate.pass_at(make_groups(texts), texts, lambda text, _: text == "right")
+    found = measures.pass_at(make_groups(texts), texts, lambda text, _: text == "right")
     assert found == {"1": pytest.approx(1 / 4), "2": pytest.approx(5 / 12), "4": pytest.approx(1 / 2)}
 
 
 def test_shares_and_entropies():
     texts = [["a", "a", "b", "c"], ["a", "a", "a", "a"]]
-    assert evaluate.distinct_share(texts) == pytest.approx((3 / 4 + 1 / 4) / 2)
-    metrics = evaluate.common_metrics(make_groups(texts))
+    assert measures.distinct_share(texts) == pytest.approx((3 / 4 + 1 / 4) / 2)
+    metrics = measures.common_metrics(make_groups(texts))
     assert metrics == {"mean_length": 3, "truncated_share": 0, "sequence_entropy": 3, "token_entropy": 1}

@@ -9,7 +9,7 @@ from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.models.pulse import PULSE
-from fastflow.report.plots import pass_at_plot
+from fastflow.report.coverage import pass_at_plot
 from fastflow.train.ranks import signs
 from fastflow_kernels import blocks, linear_logprob
 
@@ -56,7 +56,7 @@ def test_answers_that_are_graded_count():
 
 def test_each_figure_of_a_report_counts():
     before = PULSE.attended
-    assert pass_at_plot({"model": {1: 0.5, 2: 0.75}}, "figure").svg
+    assert pass_at_plot({"model": {1: (0.5, 0.1), 2: (0.75, 0.1)}}, "figure").svg
     assert PULSE.attended == before + 1
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Group, Prompt, flatten
+from fastflow.evaluate import scores
 from fastflow.rollout.sampler import Sampler, SamplingParams, requests_for
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def share(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -
 
 
 def pass_at(groups: Sequence[Group], texts: Sequence[Sequence[str]], test: Test) -> dict[str, float]:
-    """Estimate pass@k without bias, 1 - C(n - c, k) / C(n, k), for each power of two k up to the samples a prompt."""
+    """Estimate pass@k, the mean over prompts, for each power of two k up to the samples of a prompt."""
     samples = len(texts[0])
     right = np.array(list(_outcomes(groups, texts, test))).reshape(-1, samples).sum(1)
     powers = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
-    return {str(k): float(np.mean([1 - comb(samples - int(c), k) / comb(samples, k) for c in right])) for k in powers}
+    return {str(k): float(np.mean([scores.pass_at(int(count), samples, k) for count in right])) for k in powers}
 
 
 def distinct_share(texts: Sequence[Sequence[str]]) -> float:
