@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER as NO_CLASS
 from fastflow.evaluate.majority import votes
 from fastflow.objectives.answers import NO_ANSWER
+from fastflow.run.cores import cores
 
 GYM = "gym"
 MOST_WORKERS = 8  # processes; a step's responses are graded between sampling and training
@@ -30,7 +30,7 @@ class GradedAnswers:
 
     def __init__(self, grader: str, answer_field: str):
         self._grader, self._field = grader, answer_field
-        workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 2) // 2))
+        workers = min(MOST_WORKERS, max(1, cores() // 2))
         self._pool = GraderPool(workers=workers, needs_math=grader == "math", needs_gym=grader == GYM)
 
     def are_right(self, texts: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[bool]:

@@ -12,6 +12,7 @@ import torch
 
 from fastflow import interrupt
 from fastflow.errors import FastflowError
+from fastflow.run.console import say
 from fastflow.train.learner import Learner, NonFiniteError
 from fastflow.train.saves.checkpoint import SaveFailed
 from fastflow.train.saves.rescue import rescue
@@ -45,7 +46,7 @@ class Ending:
         except (FastflowError, torch.OutOfMemoryError) as stop:
             raise self._last_word(FastflowError(f"{cause(stop)}; {self.rescue(stop)}"), stop) from stop
         except BaseException as stop:
-            self._console.print(self.rescue(stop), highlight=False, markup=False, soft_wrap=True)
+            say(self._console, self.rescue(stop))
             raise
 
     def rescue(self, stop: BaseException) -> str:

@@ -6,7 +6,6 @@ Training does not depend on it: seeds are its own, and every random state is put
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from fastflow.rollout.admission import check_tokens
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import Schedule
 from fastflow.run import generators
+from fastflow.run.cores import cores
 from fastflow.run.evaluated import SECONDS, names_of
 from fastflow.train.answers import MOST_WORKERS
 from fastflow.train.curve import Best, Curve, best_of
@@ -245,6 +245,6 @@ def _prompts(work: Work, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
 
 def _grader_pool(works: Sequence[Work]) -> GraderPool:
     """A pool whose processes start with the first answer."""
-    workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 2) // 2))
+    workers = min(MOST_WORKERS, max(1, cores() // 2))
     graders = {work.task.grader for work in works}
     return GraderPool(workers=workers, needs_math="math" in graders, needs_gym="gym" in graders)

@@ -13,6 +13,7 @@ from fastflow.children import python_module, same_path
 from fastflow.config.parser import take_option
 from fastflow.errors import FastflowError
 from fastflow.interrupt import tell
+from fastflow.run.cores import cores
 
 
 class Failure(Protocol):
@@ -39,7 +40,7 @@ def run_on_devices(count: int, arguments: Sequence[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))  # they share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // count, 1)))  # they share the cores
     settings = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, max_restarts=0, monitor_interval=0.1,
         run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",

@@ -13,7 +13,7 @@ from cli_runs import settings as tiny
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.rollout import engines
-from fastflow.train.command import describe
+from fastflow.train.announcement import describe
 from fastflow.train.dry_run import check_inputs
 from fastflow.train.trainer import Trainer
 from resumed_runs import check_same, configure, run_to_the_end, run_until_killed

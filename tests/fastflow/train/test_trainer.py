@@ -11,7 +11,8 @@ from rich.console import Console
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
-from fastflow.train.command import describe, describe_body, train
+from fastflow.train.announcement import describe, describe_body
+from fastflow.train.command import train
 from fastflow.train.state import UnderWay
 from fastflow.train.trainer import Trainer
 from fastflow_kernels import explain
