@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
+from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError, need
 from fastflow.models.layers import attention
 from fastflow.models.layers.decoder_layers import arrange_layers, check_compiler
@@ -133,6 +134,7 @@ def with_adapters(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
         raise FastflowError(
             f"lora.targets names {', '.join(sorted(ends))}, but the fused loss reads the head's weight; leave them out"
         )
+    _check_targets(model, targets)
     adapters = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -158,3 +160,18 @@ def _targets(model: PreTrainedModel, lora: LoraConfig) -> str | list[str]:
             "leave them out (all-linear is the attention here), or train all weights with lora.rank = 0"
         )
     return named
+
+
+def _check_targets(model: PreTrainedModel, targets: str | list[str]) -> None:
+    """Raise FastflowError for a name that no module has. peft refuses names only where none of them fits."""
+    if isinstance(targets, str):
+        return
+    modules = {f".{name}": module for name, module in model.named_modules()}
+    for target in targets:
+        if not target or not any(name.endswith(f".{target}") for name in modules):
+            linear = {name.rpartition(".")[2] for name, one in modules.items() if isinstance(one, torch.nn.Linear)}
+            others = {"lm_head", *(OF_MIXTURES if has_experts(model.config) else ())}
+            raise FastflowError(
+                f"lora.targets names {target!r}, which no module of this model is called: "
+                f"{suggest(target, linear - others)}"
+            )

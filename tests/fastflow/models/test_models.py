@@ -188,9 +188,22 @@ def test_lora_base_is_the_policy_without_adapters(model_directory, rng):
     assert all("lora" in name for name, entry in policy.model.named_parameters() if entry.requires_grad)
 
 
-def test_lora_targets_that_do_not_exist_are_named():
-    with pytest.raises(FastflowError, match=r"lora\.targets = 'nope'"):
-        with_adapters(make_causal_lm(), LoraConfig(rank=2, targets="nope"))
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ("q_prj,v_proj", r"names 'q_prj'.* did you mean q_proj\?"),  # peft adapts v_proj alone, without a word
+        ("nope", "names 'nope'.* known are down_proj, gate_proj, k_proj"),
+        ("q_proj,", "names ''.* known are"),
+    ],
+)
+def test_lora_targets_that_do_not_exist_are_named(targets, words):
+    with pytest.raises(FastflowError, match=words):
+        with_adapters(make_causal_lm(), LoraConfig(rank=2, targets=targets))
+
+
+def test_lora_targets_may_name_a_module_of_one_layer():
+    adapted = with_adapters(make_causal_lm(), LoraConfig(rank=2, targets="layers.0.self_attn.q_proj, v_proj"))
+    assert [name for name, _ in adapted.named_parameters() if "q_proj.lora_A" in name and "layers.1." in name] == []
 
 
 def test_autocast_gives_the_ops_bfloat16(rng):
