@@ -150,13 +150,16 @@ def _train(arguments: list[str]) -> int:
     if request.dry_run:
         show_warnings(logging.StreamHandler())
         from fastflow.train.dry_run import NO_PROMPT, check_inputs, warn_of_output
+        from fastflow.train.places import check_places
 
+        request.config.require_inputs()
+        unchecked = check_places(request.config)
         if request.resume == "no":
             warn_of_output(request.config)
         first_prompt = check_inputs(request.config)
         ready = ["Settings and prompts were checked. Leave out --dry-run to train."]
         ready = [] if first_prompt.startswith(NO_PROMPT) else ready
-        comments = [f"# {visible(line)}\n" for line in (*first_prompt.splitlines(), *ready)]
+        comments = [f"# {visible(line)}\n" for line in (*first_prompt.splitlines(), *unchecked, *ready)]
         print(to_yaml(request.config) + "".join(comments), end="")
         return 0
     if devices > 1:

@@ -115,14 +115,20 @@ def resolve_device(name: str) -> torch.device:
     """Return the torch device for `model.device`; "auto" is CUDA where there is a device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = parse_device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FastflowError(f"model.device = {name}, but torch sees no CUDA device; use --model.device cpu")
+    return device
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the torch device of a name, whether this machine has it or not."""
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not supported")
     except RuntimeError as error:
         raise FastflowError(f"model.device = {name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FastflowError(f"model.device = {name}, but torch sees no CUDA device; use --model.device cpu")
     return device
 
 

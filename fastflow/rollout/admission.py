@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fastflow.counted import counted
 from fastflow.data.trajectory import Prompt
@@ -10,6 +11,9 @@ from fastflow.errors import FastflowError
 from fastflow.models.layers.rope import check_pass, context_of, kinds
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def check_requests(policy: PackedModel, requests: Sequence[Request], params: SamplingParams) -> None:
@@ -42,13 +46,25 @@ def check_tokens(policy: PackedModel, prompts: Sequence[Prompt]) -> None:
 
 def check_room(policy: PackedModel, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
     """Raise FastflowError when a prompt and its longest response exceed the model's context."""
-    context = context_of(policy.causal_lm.config)
+    check_context(policy.causal_lm.config, prompts, max_response_tokens)
+
+
+def check_context(config: PretrainedConfig, prompts: Sequence[Prompt], max_response_tokens: int) -> None:
+    """Raise FastflowError when a response alone, or with its prompt, exceeds the context of this configuration."""
+    context = context_of(config)
     longest = max(prompts, key=lambda prompt: len(prompt.ids), default=None)
-    if longest is not None and context is not None and len(longest.ids) + max_response_tokens > context:
+    if context is None:
+        return
+    setting, reach = "rollout.max_response_tokens", f"the model's context of {context}{_up_to_here(config)}"
+    if longest is not None and len(longest.ids) + max_response_tokens > context:
+        remedies = ["data.max_prompt_tokens"] if max_response_tokens < context else []  # otherwise it cannot help
         raise FastflowError(
-            f"{longest.source or 'a prompt'} has {counted(len(longest.ids), 'token')}; with "
-            f"rollout.max_response_tokens = {max_response_tokens} that exceeds the model's context of "
-            f"{context}{_up_to_here(policy)}; lower data.max_prompt_tokens or rollout.max_response_tokens"
+            f"{longest.source or 'a prompt'} has {counted(len(longest.ids), 'token')}; with {setting} = "
+            f"{max_response_tokens} that exceeds {reach}; lower {' or '.join([*remedies, setting])}"
+        )
+    if max_response_tokens >= context:
+        raise FastflowError(
+            f"{setting} = {max_response_tokens} leaves no room for a prompt in {reach}; lower it below the context"
         )
 
 
@@ -58,8 +74,8 @@ def context_for(policy: PackedModel, prompts: Sequence[Prompt], max_response_tok
     return max(len(prompt.ids) for prompt in prompts) + max_response_tokens
 
 
-def _up_to_here(policy: PackedModel) -> str:
+def _up_to_here(config: PretrainedConfig) -> str:
     """Say why a dynamically scaled context ends there; empty for every other context."""
-    if "dynamic" not in kinds(policy.causal_lm.config):
+    if "dynamic" not in kinds(config):
         return ""
     return ", up to which its position embeddings (dynamic) do not depend on the longest sequence of a pass"

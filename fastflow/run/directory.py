@@ -51,10 +51,9 @@ _PASSING = {
 
 def check_output(directory: Path, *, overwrite: bool) -> None:
     """Refuse a directory that holds a run, unless it may be overwritten, and one that holds anything else."""
+    check_directory(directory)
     if not directory.exists():
         return
-    if not directory.is_dir():
-        raise FastflowError(f"run.output = {directory} is a file; choose a directory")
     holds_run = (directory / CONFIG_FILE).exists()
     if holds_run and not overwrite:
         raise FastflowError(
@@ -63,6 +62,14 @@ def check_output(directory: Path, *, overwrite: bool) -> None:
         )
     if not holds_run and any(entry.name not in _PASSING for entry in directory.iterdir()):
         raise FastflowError(f"{directory} is not empty and not a run of fastflow; choose another --run.output")
+
+
+def check_directory(directory: Path) -> None:
+    """Raise FastflowError for a path that can be no directory: it is a file, or lies below one."""
+    there = next((place for place in (directory, *directory.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        below = "" if there == directory else f" lies below {there}, which"
+        raise FastflowError(f"run.output = {directory}{below} is a file; choose a directory")
 
 
 def check_inputs_survive(directory: Path, config: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,20 @@ from fastflow.config.schema import Config, ModelConfig
 from fastflow.counted import counted
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
+from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.layers.decoder_layers import check_compiler
 from fastflow.models.layers.fused_layers import choose_layers
 from fastflow.models.weights.files import check_files
+from fastflow.models.weights.loading import read_config
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
+from fastflow.rollout.admission import check_context
 from fastflow.run.directory import check_inputs_survive, check_output
 from fastflow.run.recorder import check_sinks
 from fastflow.train.evaluation import find_tasks, read_works
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +44,26 @@ def check_inputs(config: Config) -> str:
     check_layers(config.model)
     for model in filter(None, (config.model.path, config.model.base)):
         check_files(model)
+    policy = _read_models(config.model)
+    if policy is not None:
+        check_context(policy, (), config.rollout.max_response_tokens)
     make_format_check(config.objective)
     if config.objective.reward not in (None, ANSWER):
         load_function(config.objective.reward, "objective.reward")
     read_works([task for task in find_tasks(config) if task.path], config)
     if not is_gym(config.data) and not (is_file(config.data) and os.path.exists(config.data.path)):
         return f"{NO_PROMPT}: data.path is not a file on this machine."
-    return first_prompt(config, read_records(config.data))
+    return first_prompt(config, read_records(config.data), policy)
+
+
+def _read_models(settings: ModelConfig) -> PretrainedConfig | None:
+    """Read the configurations that are on this machine. Returns the policy's; None where it is elsewhere.
+
+    Raises FastflowError for models that fastflow does not train.
+    """
+    here = [path for path in (settings.base, settings.path) if path and Path(path).is_dir()]
+    found = {path: read_config(path, trust_remote_code=settings.trust_remote_code) for path in here}
+    return found.get(settings.path)
 
 
 def warn_of_output(config: Config) -> None:
@@ -59,8 +76,11 @@ def warn_of_output(config: Config) -> None:
         logger.warning("as it is now, this run would not start: %s", error)
 
 
-def first_prompt(config: Config, records: list[Record]) -> str:
-    """Render and tokenise all prompts, and describe the first, where the tokenizer is on this machine."""
+def first_prompt(config: Config, records: list[Record], policy: PretrainedConfig | None) -> str:
+    """Render and tokenise all prompts, and describe the first, where the tokenizer is on this machine.
+
+    policy: its configuration, where that is here. Raises FastflowError for a prompt that does not fit its context.
+    """
     model = config.model
     if Path(model.path).is_dir():
         from fastflow.models.tokenizer import load_tokenizer
@@ -76,14 +96,24 @@ def first_prompt(config: Config, records: list[Record]) -> str:
         except Exception:  # a hub id that was never fetched raises errors of many types
             return f"{NO_PROMPT}: the tokenizer of {model.path} is not on this machine."
     if config.objective.name in OFFLINE:
-        return _describe_recorded(config, records, tokenizer)
-    return describe_first(tokenize(records, tokenizer, config.data), tokenizer, config.data)
+        limit = config.rollout.max_response_tokens
+        known = recorded.read_recorded(records, tokenizer, config.data, max_response_tokens=limit)
+        _check_room(config, known, policy)
+        return _describe_recorded(config, known, tokenizer)
+    prompts = tokenize(records, tokenizer, config.data)
+    _check_room(config, prompts, policy)
+    return describe_first(prompts, tokenizer, config.data)
 
 
-def _describe_recorded(config: Config, records: list[Record], tokenizer: PreTrainedTokenizerBase) -> str:
+def _check_room(config: Config, prompts: Sequence[Prompt], policy: PretrainedConfig | None) -> None:
+    if policy is not None:
+        check_context(policy, prompts, config.rollout.max_response_tokens)
+
+
+def _describe_recorded(
+    config: Config, prompts: Sequence[recorded.RecordedPrompt], tokenizer: PreTrainedTokenizerBase
+) -> str:
     """Describe the first prompt and what is recorded of it, as the tokens spell them."""
-    limit = config.rollout.max_response_tokens
-    prompts = recorded.read_recorded(records, tokenizer, config.data, max_response_tokens=limit)
     first = prompts[0]
     response = first.responses[0]
     ending = {"stop": "ended", "length": "cut, so that it teaches no end"}[response.finish_reason]

@@ -26,6 +26,7 @@ from hostile_settings import FILE, SettingsCase, make_places
 from small_models import save_model
 
 LONGEST_CASE = 20.0  # seconds
+SHORT = ("--rollout.max_response_tokens", "4")  # responses that fit into the context
 LONGEST_MESSAGE = 4000  # characters
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 TEMPLATE = (
@@ -85,14 +86,15 @@ class Judge:
         if case.file is not None:
             Path(path).write_bytes(case.file)
         arguments = [path if argument == FILE else argument for argument in case.arguments]
-        fixed = ["--model.path", str(self._home / "raw"), "--data.path", str(self._home / "fine.jsonl"), "--dry-run"]
-        return self._judge([*fixed, *arguments], reads_back=True)
+        fixed = ["--model.path", str(self._home / "raw"), "--data.path", str(self._home / "fine.jsonl")]
+        return self._judge([*fixed, *SHORT, "--dry-run", *arguments], reads_back=True)
 
     def data(self, case: DataCase) -> Fault | None:
         path = self._home / f"case{case.suffix}"
         path.write_bytes(case.content)
         model = self._home / ("chat" if case.chat else "raw")
-        return self._judge(["--model.path", str(model), "--data.path", str(path), "--dry-run", *case.options])
+        fixed = ["--model.path", str(model), "--data.path", str(path)]
+        return self._judge([*fixed, *SHORT, "--dry-run", *case.options])
 
     def _judge(self, arguments: list[str], *, reads_back: bool = False) -> Fault | None:
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))

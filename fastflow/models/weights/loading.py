@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from fastflow.config.places import is_path
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.layers.experts import has_experts
@@ -130,8 +131,7 @@ def loading(path: str, what: str) -> Iterator[None]:
     """Turn each failure of loading into one sentence. Random numbers that a model draws for weights which its files
     replace are not missing afterwards: how it is loaded changes nothing that follows.
     """
-    local = Path(path)
-    if not local.is_dir() and (local.is_absolute() or path.count("/") > 1 or path.startswith(".")):
+    if not Path(path).is_dir() and is_path(path):
         raise FastflowError(
             f"model directory {path} does not exist; check the path (`fastflow demo` makes small models)"
         )

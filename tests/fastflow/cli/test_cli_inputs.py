@@ -56,6 +56,11 @@ class TestData:
             train(rollout__max_response_tokens=127), "context of 128", "rollout.max_response_tokens", "prompts.jsonl:"
         )
 
+    def test_a_response_alone_that_leaves_no_room(self, train):
+        outcome = train(rollout__max_response_tokens=600)
+        check_refused(outcome, "context of 128", "lower rollout.max_response_tokens")
+        assert "data.max_prompt_tokens" not in outcome[2]  # which cannot help
+
 
 class TestModels:
     def test_a_missing_directory(self, train, tmp_path):

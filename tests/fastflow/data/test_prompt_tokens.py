@@ -133,7 +133,7 @@ class TestChat:
 def save_model_directory(tokenizer, directory) -> None:
     """What a dry run reads of a model: all but its weights."""
     tokenizer.save_pretrained(directory)
-    (directory / "config.json").write_text('{"model_type": "llama"}')
+    (directory / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 4096}')
 
 
 class TestDryRun:

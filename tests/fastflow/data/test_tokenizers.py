@@ -74,7 +74,8 @@ class TestMissingTokens:
         with pytest.raises(FastflowError, match=r"has no eos_token; set one in its tokenizer_config\.json"):
             load_tokenizer(ModelConfig(path=model))
         (tmp_path / "p.jsonl").write_text('{"prompt": "ab"}\n')
-        outcome = invoke(capsys, "train", "--dry-run", "--model.path", model, "--data.path", tmp_path / "p.jsonl")
+        options = ["--model.path", model, "--data.path", tmp_path / "p.jsonl", "--rollout.max_response_tokens", 4]
+        outcome = invoke(capsys, "train", "--dry-run", *options)
         check_refused(outcome, "no eos_token")
 
     def test_no_padding_token_is_needed(self, without, capsys, tmp_path):
