@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import functools
 import json
+import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
@@ -22,6 +25,8 @@ from fastflow.models.weights.files import check_files, check_names, check_quanti
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 FAMILIES = (
     "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
@@ -131,10 +136,13 @@ def loading(path: str, what: str) -> Iterator[None]:
     """Turn each failure of loading into one sentence. Random numbers that a model draws for weights which its files
     replace are not missing afterwards: how it is loaded changes nothing that follows.
     """
-    if not Path(path).is_dir() and is_path(path):
+    here = Path(path).is_dir()
+    if not here and is_path(path):
         raise FastflowError(
             f"model directory {path} does not exist; check the path (`fastflow demo` makes small models)"
         )
+    if not here:
+        _warn_of_neighbours(path)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
@@ -143,7 +151,20 @@ def loading(path: str, what: str) -> Iterator[None]:
     except Exception as error:  # a configuration of the wrong type, a damaged file, a model's own code
         plain = isinstance(error, (OSError, ValueError, RuntimeError))
         reason = " ".join(f"{'' if plain else f'{type(error).__name__}: '}{error}".split())[:300]
-        raise FastflowError(f"cannot load the {what} {path}: {reason}; check the path or the hub id") from error
+        elsewhere = "" if here else f"{path} is no directory here, and as a hub id it fails: "
+        raise FastflowError(
+            f"cannot load the {what} {path}: {elsewhere}{reason}; check the path or the hub id"
+        ) from error
+
+
+@functools.cache
+def _warn_of_neighbours(path: str) -> None:
+    """Warn, once, that a hub is asked, which may take a minute, where the path may be a mistyped local one."""
+    directory = Path(path).parent
+    if "/" in path and directory.is_dir():
+        there = [str(entry) for entry in directory.iterdir() if entry.is_dir()]
+        near = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(path, there, n=1))
+        logger.warning("%s is no directory here, so it counts as a hub id, and the hub is asked%s", path, near)
 
 
 @contextlib.contextmanager

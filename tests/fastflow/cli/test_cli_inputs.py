@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,15 @@ class TestModels:
     def test_a_directory_without_a_model(self, train, tmp_path):
         (tmp_path / "empty").mkdir()
         check_refused(train(model__path=tmp_path / "empty"), "cannot load", tmp_path / "empty", "check the path")
+
+    def test_a_mistyped_directory_that_may_be_a_hub_id(self, train, models, tmp_path, monkeypatch):
+        monkeypatch.chdir(models.parent)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        path = f"{models.name}/fime"
+        code, out, err = train(model__path=path)
+        assert code == 2 and logging.getLogger("huggingface_hub").handlers == []  # it would say the same once more
+        assert f"cannot load the tokenizer {path}: {path} is no directory here, and as a hub id it fails: " in err
+        assert f"did you mean {models.name}/fine?" in " ".join(out.split())
 
     def test_a_missing_base(self, train, tmp_path):
         check_refused(train(model__base=tmp_path / "absent"), f"model directory {tmp_path / 'absent'} does not exist")
