@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
+from fastflow.data.stream import warn_of_few
 from fastflow.models.ranks import Ranks
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.objective import MakeObjective
@@ -50,6 +51,7 @@ def train(
             say(console, describe_resumption(trainer))
         for warning in doubtful(config):
             logger.warning(warning)
+        warn_of_few(trainer.prompts.all, config.batch.prompts_per_step)
         policy = trainer.run()
     say(console, f"policy saved in {policy}")
     if (best := trainer.evaluation.best()) is not None:

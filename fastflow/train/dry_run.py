@@ -14,6 +14,7 @@ from fastflow.config.schema import Config, ModelConfig
 from fastflow.counted import counted
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
 from fastflow.data.first_prompt import describe_first
+from fastflow.data.stream import warn_of_few
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.layers.decoder_layers import check_compiler
@@ -98,14 +99,15 @@ def first_prompt(config: Config, records: list[Record], policy: PretrainedConfig
     if config.objective.name in OFFLINE:
         limit = config.rollout.max_response_tokens
         known = recorded.read_recorded(records, tokenizer, config.data, max_response_tokens=limit)
-        _check_room(config, known, policy)
+        _check_prompts(config, known, policy)
         return _describe_recorded(config, known, tokenizer)
     prompts = tokenize(records, tokenizer, config.data)
-    _check_room(config, prompts, policy)
+    _check_prompts(config, prompts, policy)
     return describe_first(prompts, tokenizer, config.data)
 
 
-def _check_room(config: Config, prompts: Sequence[Prompt], policy: PretrainedConfig | None) -> None:
+def _check_prompts(config: Config, prompts: Sequence[Prompt], policy: PretrainedConfig | None) -> None:
+    warn_of_few(prompts, config.batch.prompts_per_step)
     if policy is not None:
         check_context(policy, prompts, config.rollout.max_response_tokens)
 

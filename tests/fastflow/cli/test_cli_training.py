@@ -200,6 +200,12 @@ class TestMain:
         code, _, err = invoke(capsys, "train", "--preset", "demo", f"--{option}={value}", "--dry-run")
         assert code == 2 and words in err
 
+    def test_fewer_prompts_than_a_step_takes(self, train):
+        code, out, _ = train(batch__prompts_per_step=9, run__steps=1)
+        said = " ".join(out.split())
+        assert code == 0
+        assert "batch.prompts_per_step = 9, but there are only 4 prompts: each appears up to 3 times in a step" in said
+
     def test_dry_run_warns_of_a_directory_that_holds_a_run(self, capsys, tmp_path):
         """It still prints the settings; going on with that run needs no warning, nor replacing it."""
         write(tmp_path / "prompts.jsonl", '{"prompt": "a"}\n')

@@ -22,7 +22,7 @@ def dry_run(models, capsys, monkeypatch, tmp_path):
 
     def run(*more, **changes) -> tuple[int, str, str]:
         settings = {"model.path": models / "fine", "data.path": file, "model.device": "cpu",
-                    "rollout.max_response_tokens": 24}  # fmt: skip
+                    "rollout.max_response_tokens": 24, "batch.prompts_per_step": 2}  # fmt: skip
         changed = {name.replace("__", "."): value for name, value in changes.items()}
         options = (f"--{name}={value}" for name, value in {**settings, **changed}.items())
         return invoke(capsys, "train", *options, *more, "--dry-run")
@@ -34,6 +34,12 @@ def test_with_all_here(dry_run):
     code, out, err = dry_run()
     assert (code, err) == (0, "")
     assert READY in out and "NOT checked here" not in out
+
+
+def test_fewer_prompts_than_a_step_takes(dry_run):
+    code, _, err = dry_run(batch__prompts_per_step=5)
+    assert code == 0
+    assert "batch.prompts_per_step = 5, but there are only 2 prompts: each appears up to 3 times in a step" in err
 
 
 class TestRefused:
