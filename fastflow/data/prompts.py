@@ -128,6 +128,13 @@ def _with_additions(place: str, value: str | list[Message], settings: DataConfig
             )
         messages[last_user]["content"] += settings.suffix
     if settings.system is not None:
+        own = next((i for i, message in enumerate(messages, start=1) if message["role"] == "system"), None)
+        if own is not None:
+            raise FastflowError(
+                f"{place}: field {settings.prompt_field!r} has a system message of its own (message {own}), and "
+                "data.system (in an evaluation eval.system, or the instruction of verbalized) would put another one in "
+                "front; leave that setting out, or remove the message"
+            )
         messages.insert(0, {"role": "system", "content": settings.system})
     return messages
 

@@ -237,6 +237,13 @@ class TestRendering:
         with pytest.raises(FastflowError, match=r"^p\.jsonl:1: there is no user message for data\.suffix to follow"):
             self.render([{"role": "system", "content": "a"}], chat_tokenizer, chat_template=True, suffix=".")
 
+    def test_a_system_message_beside_one_of_the_records(self, chat_tokenizer):
+        own = [{"role": "system", "content": "a"}, *messages("b")]
+        words = r"^p\.jsonl:1: field 'prompt' has a system message of its own \(message 1\).*leave that setting out, or"
+        with pytest.raises(FastflowError, match=words):
+            self.render(own, chat_tokenizer, chat_template=True, system="s")
+        assert self.render(own, chat_tokenizer, chat_template=True).text == "<system>a<user>b<go>"
+
     def test_a_template_that_refuses_the_prompt(self, chat_tokenizer):
         chat_tokenizer.chat_template = "{{ raise_exception('no system role') }}"
         with pytest.raises(FastflowError, match=r"^p\.jsonl:1: the chat template refuses this prompt: no system role"):
