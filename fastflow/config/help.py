@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from argparse import Action
 from collections.abc import Collection
@@ -15,8 +16,7 @@ TAKES = {int: "N", float: "NUMBER", str: "TEXT"}  # bool and choices name their 
 
 def add_settings(parser: ArgumentParser, name: str, section: type[Any], entries: Collection[str]) -> None:
     """Add an option for each of these entries of a section. name: of the section."""
-    title = f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}"  # the formatter adds a colon
-    group = parser.add_argument_group(title)
+    group = parser.add_argument_group(f"{name}: {_first_sentence(section.__doc__ or '')}")
     hints = typing.get_type_hints(section)
     for entry in dataclasses.fields(section):
         if entry.name in entries:
@@ -25,6 +25,11 @@ def add_settings(parser: ArgumentParser, name: str, section: type[Any], entries:
                 f"--{name}.{entry.name}", type=hint, default=entry.default, help=help_text(entry)
             )
             option.metavar = _takes(hint) or option.metavar
+
+
+def _first_sentence(text: str) -> str:
+    """Return it on one line, without its full stop: the formatter adds a colon."""
+    return re.split(r"\.(?: (?=[A-Z])|$)", " ".join(text.split()), maxsplit=1)[0]
 
 
 class SettingsHelp(DefaultHelpFormatter):

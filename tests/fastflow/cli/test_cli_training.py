@@ -230,6 +230,14 @@ class TestMain:
         assert "--objective.alpha" in out
         assert "paper-reasoning-base" in out
 
+    def test_help_heads_a_section_with_one_whole_sentence(self, capsys):
+        lines = invoke(capsys, "train", "--help")[1].splitlines()
+        heads = {line.partition(":")[0]: line for line in lines if line[:1].islower() and ": " in line}
+        assert heads["surrogate"].endswith("random_reward, format_reward, rl_trajectory and rl_token:")
+        assert heads["released"].endswith("differs from the paper; the defaults are the paper's:")
+        assert heads["lora"] == "lora: Low-rank adapters:"
+        assert heads["objective"].endswith("(residual = log_z + length_scale * log pi - log_target) or reward:")
+
     @pytest.mark.parametrize("command", ["train", "evaluate"])
     def test_help_names_what_a_setting_takes_and_its_default(self, capsys, command):
         """And no types of Python, nor a default that is nothing."""
