@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from torch import Tensor
 from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
-from fastflow.data.trajectory import Group
+from fastflow.data.trajectory import Group, Prompt
 from fastflow.errors import FastflowError
 from fastflow.objectives.answers import AnswerReader
 from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
@@ -22,6 +25,9 @@ from fastflow.objectives.trajectory_balance import load_function, make_format_ch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,19 +85,20 @@ class Judge:
         self._text = ResponseText(self._tokenizer, end_ids)
 
     def __call__(self, groups: Sequence[Group]) -> Judgement:
-        records = [group.prompt.record for group in groups for _ in group.trajectories]
+        prompts = [group.prompt for group in groups for _ in group.trajectories]
         ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group.trajectories]
         texts = [self._text.of(tokens) for tokens in ids]
         well_formed = scores = None
         penalty = reward = torch.zeros(len(texts), dtype=torch.float64)
         if self._is_well_formed is not None:
             judged = [self._text.of(tokens, naming=self._named) for tokens in ids] if self._named else texts
-            well_formed = [bool(self._is_well_formed(*pair)) for pair in zip(judged, records, strict=True)]
+            check = functools.partial(self._ask, "objective.format_check", self._is_well_formed)
+            well_formed = [bool(check(*pair)) for pair in zip(judged, prompts, strict=True)]
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
         sizes = [len(group.trajectories) for group in groups]
         if self._reward is not None or self._settings.reward == ANSWER:
-            scores = self._rewards(texts, records)
+            scores = self._rewards(texts, prompts)
         elif self._settings.name in POLICY_GRADIENTS:
             seeds = [trajectory.seed for group in groups for trajectory in group.trajectories]
             scores = self._label_free(texts, sizes, seeds, well_formed or ())
@@ -109,11 +116,11 @@ class Judge:
         if self._answers is not None:
             self._answers.close()
 
-    def _rewards(self, texts: list[str], records: list[dict[str, Any]]) -> list[float]:
+    def _rewards(self, texts: list[str], prompts: list[Prompt]) -> list[float]:
         """What `objective.reward` makes of each response."""
         if self._reward is None:
-            return [float(right) for right in self._reader.are_right(texts, records)]
-        return [self._score(self._reward, *pair) for pair in zip(texts, records, strict=True)]
+            return [float(right) for right in self._reader.are_right(texts, [prompt.record for prompt in prompts])]
+        return [self._score(self._reward, *pair) for pair in zip(texts, prompts, strict=True)]
 
     def _label_free(
         self, texts: list[str], sizes: list[int], seeds: list[int], well_formed: Sequence[bool]
@@ -134,15 +141,36 @@ class Judge:
             raise ValueError(f"objective.name = {self._settings.name} compares answers, and this Judge has no reader")
         return self._answers
 
-    def _score(self, reward: Callable[..., Any], text: str, record: dict[str, Any]) -> float:
-        score = reward(text, record)
+    def _ask(self, setting: str, function: Callable[..., Any], text: str, prompt: Prompt) -> Any:
+        """Call a user's function. Raises FastflowError, with the record and the response, for whatever it raises."""
+        try:
+            return function(text, prompt.record)
+        except (FastflowError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            logger.debug("%s raises", setting, exc_info=error)
+            name = getattr(self._settings, setting.partition(".")[2])
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            inside = traceback.extract_tb(error.__traceback__)[1:2]  # empty where it cannot be called like this
+            at = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
+            raise FastflowError(
+                f"{setting} = {name} raises {said}{at} for {_named(text, prompt)}; mend the function"
+            ) from error
+
+    def _score(self, reward: Callable[..., Any], text: str, prompt: Prompt) -> float:
+        score = self._ask("objective.reward", reward, text, prompt)
         try:
             number = float(score)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
             raise FastflowError(
-                f"objective.reward = {self._settings.reward} returned {score!r} for {text[:60]!r}; it must "
-                "return a finite number"
+                f"objective.reward = {self._settings.reward} returned {score!r} for "
+                f"{_named(text, prompt)}; it must return a finite number"
             )
         return number
+
+
+def _named(text: str, prompt: Prompt) -> str:
+    """Name a response in an error: how it begins, and the record that it answers."""
+    return f"{text[:60]!r}" + (f", a response to {prompt.source}" if prompt.source else "")

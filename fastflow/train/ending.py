@@ -44,7 +44,10 @@ class Ending:
             said = f"{cause(stop)}; {self.rescue(stop)}{self._how_to_go_on()}"
             raise self._last_word(interrupt.RunStopped(said, stop), stop) from stop
         except (FastflowError, torch.OutOfMemoryError) as stop:
-            raise self._last_word(FastflowError(f"{cause(stop)}; {self.rescue(stop)}"), stop) from stop
+            said = f"{cause(stop)}; {self.rescue(stop)}"
+            if not isinstance(stop, NonFiniteError):  # it would come to the same
+                said += self._how_to_go_on()
+            raise self._last_word(FastflowError(said), stop) from stop
         except BaseException as stop:
             say(self._console, self.rescue(stop))
             raise

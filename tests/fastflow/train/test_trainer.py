@@ -150,8 +150,37 @@ def test_a_reward_must_be_a_finite_number(settings, tmp_path, monkeypatch, retur
     module = f"bad_reward_{len(returned)}"
     (tmp_path / f"{module}.py").write_text(f"def score(text, record):\n    return {returned}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(FastflowError, match=r"objective\.reward = .* must return a finite number"):
+    words = r"objective\.reward = .*, a response to .*prompts\.jsonl:\d; it must return a finite number"
+    with pytest.raises(FastflowError, match=words):
         run(settings, objective__name="flowrl", objective__reward=f"{module}:score")
+
+
+@pytest.mark.parametrize("name", ["objective.reward", "objective.format_check"])
+def test_a_function_of_the_user_that_raises(settings, tmp_path, monkeypatch, name):
+    """The run is saved, and the message names setting, exception, line, response and record."""
+    module = f"raising_{name[-5:]}"
+    source = "def score(text, record):\n    raise ValueError('boo')\n\ndef fine(text, record):\n    return 1.0\n"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {"objective.reward": f"{module}:fine", name: f"{module}:score"}
+    with pytest.raises(FastflowError) as stopped:
+        run(settings, objective__name="flowrl", **{key.replace(".", "__"): value for key, value in named.items()})
+    assert f"{name} = {module}:score raises ValueError: boo (" in str(stopped.value)
+    for words in (
+        f"{module}.py:2) for '",
+        "', a response to ",
+        "prompts.jsonl:",
+        "mend the function; ",
+        "; to go on: fastflow train --resume ",
+    ):
+        assert words in str(stopped.value)
+
+
+def test_a_function_of_the_user_with_other_parameters(settings, tmp_path, monkeypatch):
+    (tmp_path / "one_parameter.py").write_text("def score(text):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FastflowError, match=r"raises TypeError: .*2 were given for '"):
+        run(settings, objective__name="flowrl", objective__reward="one_parameter:score")
 
 
 def test_recomputed_behaviour_is_the_policy_at_temperature_one(settings):
