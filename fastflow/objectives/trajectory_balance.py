@@ -8,8 +8,10 @@ long and short responses have equal weight, and length is a part of the target i
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,9 +107,16 @@ def load_function(name: str, setting: str) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's module may raise anything while it is imported
-        raise FastflowError(
-            f"{setting} = {name!r} cannot be imported ({error}); write package.module:function"
-        ) from error
+        raise FastflowError(f"{setting} = {name!r} cannot be imported ({error}); {_remedy(module, error)}") from error
     if not callable(function):
         raise FastflowError(f"{setting} = {name!r} is not callable; name a function")
     return function
+
+
+def _remedy(module: str, error: Exception) -> str:
+    """Say how to name a module, or how to have one of the working directory found: it is not imported from there."""
+    first = module.partition(".")[0]
+    here = Path(f"{first}.py") if os.path.isfile(f"{first}.py") else Path(first)
+    if isinstance(error, ModuleNotFoundError) and error.name == first and here.exists():
+        return f"{here} is in the working directory, which fastflow does not import from: start it with PYTHONPATH=."
+    return "write package.module:function"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import typing
 
 import pytest
@@ -195,6 +196,23 @@ def test_a_function_that_cannot_be_imported(name, reason):
         load_function(name, "objective.reward")
     assert str(caught.value).startswith(f"objective.reward = {name!r}")
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["objective.reward", "objective.format_check"])
+@pytest.mark.parametrize("place", ["of_the_user.py", "of_the_user/rewards.py"])
+def test_a_module_of_the_working_directory(tmp_path, monkeypatch, setting, place):
+    """It is not imported from there, and the message says what would."""
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("def score(text, record):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+    words = f"{place.partition('/')[0]} is in the working directory, .*: start it with PYTHONPATH="
+    with pytest.raises(FastflowError, match=words):
+        load_function(f"{place.removesuffix('.py').replace('/', '.')}:score", setting)
+    (tmp_path / "needs_more.py").write_text("import no_such_module\n")
+    with pytest.raises(FastflowError, match=r"no_such_module.*write package\.module:function"):
+        monkeypatch.syspath_prepend(tmp_path)
+        load_function("needs_more:score", setting)
 
 
 def test_a_function_that_can():
