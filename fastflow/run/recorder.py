@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fastflow.config.methods import POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.counted import counted
 from fastflow.errors import need
@@ -68,18 +69,20 @@ class JsonlSink(Sink):
 
 class ConsoleSink(Sink):
     """One line a step, and one for each task of an evaluation. after: steps that are done when it begins. evaluates:
-    see Pace.
+    see Pace. advantages: whether the residuals are a policy gradient's advantages.
     """
 
     def __init__(
-        self, console: Console, steps: int, after: int = 0, evaluates: Callable[[int], bool] = lambda step: False
-    ):
+        self, console: Console, steps: int, after: int = 0, evaluates: Callable[[int], bool] = lambda step: False,
+        *, advantages: bool = False,
+    ):  # fmt: skip
         self._console = console
+        self._residual = "advantage" if advantages else "residual"
         self._pace = Pace(steps, after, evaluates=evaluates)
         self._width = len(str(steps))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        malformed = metrics["malformed_share"]
+        malformed, reward = metrics["malformed_share"], metrics["reward_mean"]
         if is_evaluated(metrics):
             self._pace.evaluated(metrics[SECONDS])
         self._pace.step_done(step)
@@ -87,7 +90,8 @@ class ConsoleSink(Sink):
         fields = [
             f"step {step:>{self._width}}",
             f"loss {metrics['loss']:.4f}",
-            f"residual {metrics['residual_mean']:+.3f}±{metrics['residual_std']:.3f}",
+            *([] if reward is None else [f"reward mean {reward:.3f}"]),
+            f"{self._residual} {metrics['residual_mean']:+.3f}±{metrics['residual_std']:.3f}",
             *_slope(metrics),
             f"length {metrics['length_mean']:.1f}",
             f"cut {metrics['truncated_share']:.0%}",
@@ -226,7 +230,7 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
     with writing(directory):
         sinks: list[Sink] = [
             JsonlSink(directory / METRICS_FILE),
-            ConsoleSink(console, steps, after, is_due),
+            ConsoleSink(console, steps, after, is_due, advantages=config.objective.name in POLICY_GRADIENTS),
             StatusSink(directory, steps, after, skipped, is_due),
         ]
         if config.run.tensorboard:

@@ -51,6 +51,7 @@ def describe(
                 "length": len(trajectory),
                 "finish_reason": trajectory.finish_reason,
                 "well_formed": None if judgement.well_formed is None else judgement.well_formed[index],
+                "reward": None if judgement.scores is None else judgement.scores[index],
                 "residual": float(result.residual[index]),
                 "weight": float(result.weight[index]),
                 "mean_logprob": float(mean[index]),
@@ -73,9 +74,10 @@ def write_samples(directory: Path, step: int, samples: Sequence[dict[str, Any]])
 def _readable(sample: dict[str, Any]) -> str:
     ending = "cut at the limit" if sample["finish_reason"] == "length" else "ended by itself"
     form = {True: ", well-formed", False: ", malformed", None: ""}[sample["well_formed"]]
+    reward = "" if sample["reward"] is None else f", reward {sample['reward']:.3f}"
     return (
         f"----- {counted(sample['length'], 'token')}, {ending}{form}; per token: log pi {sample['mean_logprob']:.3f}, "
-        f"log p_base {sample['mean_base_logprob']:.3f}, residual {sample['residual']:+.3f}\n"
+        f"log p_base {sample['mean_base_logprob']:.3f}, residual {sample['residual']:+.3f}{reward}\n"
         f"[prompt] {visible(sample['prompt'])}\n[response] {visible(sample['response'])}\n"
     )
 

@@ -38,7 +38,8 @@ def sample_record(name: str, **changes: Any) -> dict[str, Any]:
     record = {
         "step": 4, "prompt": f"prompt of {name}", "response": f"{name} text", "tokens": [name, " text"],
         "logprobs": [-0.5, -4.0], "base_logprobs": [-2.0, -0.25], "length": 2, "finish_reason": "stop",
-        "well_formed": True, "residual": 0.125, "weight": 1.0, "mean_logprob": -1.0, "mean_base_logprob": -1.0,
+        "well_formed": True, "reward": None, "residual": 0.125, "weight": 1.0, "mean_logprob": -1.0,
+        "mean_base_logprob": -1.0,
     }  # fmt: skip
     return {**record, **changes}
 

@@ -12,7 +12,7 @@ import types
 import pytest
 from rich.console import Console
 
-from fastflow.config.schema import Config, RunConfig
+from fastflow.config.schema import Config, ObjectiveConfig, RunConfig
 from fastflow.errors import FastflowError
 from fastflow.run.pace import duration
 from fastflow.run.recorder import ConsoleSink, JsonlSink, Recorder, TensorBoardSink, make_recorder
@@ -27,6 +27,7 @@ METRICS = {
     "length_mean": 17.25,
     "truncated_share": 0.031,
     "malformed_share": None,
+    "reward_mean": None,
     "token_entropy": 0.875,
     "grad_norm": 2.5,
     "mismatch_kl": 1.2e-7,
@@ -116,6 +117,19 @@ class TestConsole:
     def test_the_malformed_share_only_where_there_is_a_format(self):
         assert "malformed" not in self.printed(METRICS)[0]
         assert "malformed 25%" in self.printed({**METRICS, "malformed_share": 0.25})[0]
+
+    def test_the_reward_only_where_there_is_one(self):
+        assert "reward" not in self.printed(METRICS)[0]
+        assert "loss 0.1235  reward mean 0.250  residual " in self.printed({**METRICS, "reward_mean": 0.25})[0]
+
+    @pytest.mark.parametrize(("name", "called"), [("powerflow", "residual"), ("grpo", "advantage")])
+    def test_a_policy_gradients_residuals_are_advantages(self, name, called, tmp_path):
+        out = io.StringIO()
+        config = Config(objective=ObjectiveConfig(name=name, reward="a:b" if name == "grpo" else None))
+        recorder = make_recorder(config, tmp_path, Console(file=out, width=40))
+        recorder.write(1, METRICS)
+        recorder.close()
+        assert f"  {called} -0.500±1.250  " in out.getvalue()
 
     def test_the_samplers_lag_and_mismatch_only_where_there_is_any(self):
         line = self.printed({**METRICS, "mismatch_kl": None, "weight_lag": 1.0})[0]

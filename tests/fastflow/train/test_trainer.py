@@ -143,6 +143,8 @@ def test_flowrl_takes_the_users_reward(settings, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     run(settings, objective__name="flowrl", objective__reward="rewards:count_a")
     assert metrics_of(settings)[0]["residual_std"] > 1  # beta = 15 times a normalised reward
+    samples = [json.loads(line) for line in (settings["run.output"] / "samples.jsonl").read_text().splitlines()]
+    assert samples and all(sample["reward"] == sample["response"].count("a") for sample in samples)
 
 
 @pytest.mark.parametrize("returned", ["None", "float('nan')"])
