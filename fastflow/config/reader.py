@@ -23,6 +23,7 @@ from fastflow.config.presets import PRESETS
 from fastflow.config.schema import Config, sections
 from fastflow.config.setting import suggest
 from fastflow.config.settings_file import is_known, read_settings_file, setting_names, suggest_setting
+from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
@@ -124,6 +125,6 @@ def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]
 
 
 def _one_line(error: Exception, file: Path | None) -> str:
-    text = " ".join(str(error).replace("typing.", "").split())
+    text = in_words(" ".join(str(error).replace("typing.", "").split()), sections())
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} (cut here)"
     return f"{text}; see fastflow train --help" + (f" (settings file: {file})" if file else "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import typing
 
 import pytest
 
 from fastflow.config.reader import read_config
-from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig
+from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig, sections
+from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
 from refusals import refusal
 
@@ -112,6 +114,30 @@ class TestRefusals:
         message = refusal([f"--{name}", value])
         assert name in message
         assert choice in message
+
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("optim.lr", "nan", "optim.lr is 'nan', but must be a finite number;"),
+            ("objective.rent_unanswered", "x", "objective.rent_unanswered is 'x', but must be a finite number;"),
+            ("run.steps", "2.5", "run.steps is '2.5', but must be a whole number;"),
+            ("model.autocast", "maybe", "model.autocast is 'maybe', but must be true or false;"),
+            ("data.template_arguments", "3", "is '3', but must be a mapping, as in {name: value};"),
+            ("model.dtype", "bf16", "is 'bf16', but must be float32 or bfloat16: did you mean bfloat16?;"),
+            ("rollout.adapters", "x", "rollout.adapters is 'x', but must be auto, merge or apply;"),
+        ],
+    )
+    def test_the_words_are_not_those_of_the_parser(self, name, value, words):
+        message = refusal([f"--{name}", value])
+        assert words in message and "Parser key" not in message and "class" not in message
+
+    def test_every_setting_has_words_for_its_type(self):
+        """But lists, which are checked before."""
+        for section, kind in sections().items():
+            for entry, hint in typing.get_type_hints(kind).items():
+                if typing.get_origin(hint) is not tuple:
+                    refused = f'Parser key "{section}.{entry}": Expected a <class>. Got value: ?'
+                    assert in_words(refused, sections()).startswith(f"{section}.{entry} is '?', but must be ")
 
     def test_a_bad_choice_in_a_section_made_in_code(self):
         with pytest.raises(FastflowError, match=r"objective\.name is 'powerflaw': did you mean powerflow\?"):
