@@ -7,7 +7,7 @@ import difflib
 import functools
 import json
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fastflow.config.places import is_path
 from fastflow.config.schema import ModelConfig
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.models.layers.experts import has_experts
 from fastflow.models.layers.rope import check_kinds
@@ -36,10 +37,11 @@ WITH_IMAGES = ("qwen3_5", "qwen3_5_moe")  # families of which the text model is 
 
 
 class LoadedNames(TypedDict):
-    """Weights that a model has and its files lack, and the reverse."""
+    """Weights that a model has and its files lack, the reverse, and those of two shapes: in the files, in the model."""
 
     missing_keys: Collection[str]
     unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
 
 
 def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
@@ -52,10 +54,16 @@ def load_causal_lm(path: str, settings: ModelConfig) -> PreTrainedModel:
     with loading(path, "model"), _beating():
         model_and_names = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code,
-            use_safetensors=True, output_loading_info=True,
+            use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     model, loaded = cast("tuple[PreTrainedModel, LoadedNames]", model_and_names)  # output_loading_info makes it a pair
     check_names(path, loaded["unexpected_keys"])
+    if other := sorted(loaded["mismatched_keys"]):  # which transformers is told to ignore, since it would not name them
+        name, there, here = other[0]
+        raise FastflowError(
+            f"cannot load the model {path}: {counted(len(other), 'weight')} in its files with other shapes than "
+            f"its config.json (first: {name}, {tuple(there)} instead of {tuple(here)}); check that both belong together"
+        )
     check_tie(path, model.config, loaded["missing_keys"])
     if missing := sorted(loaded["missing_keys"]):
         raise FastflowError(

@@ -125,7 +125,11 @@ class TestModels:
 
     def test_weights_of_another_shape(self, train, changed):
         model = changed(intermediate_size=64)
-        check_refused(train(model__path=model), f"cannot load the model {model}")
+        outcome = train(model__path=model)
+        check_refused(
+            outcome, f"cannot load the model {model}: 6 weights", "(first: model.layers.0.mlp.down_proj.weight, ("
+        )
+        check_refused(outcome, " instead of (32, 64)); check that both belong together")
 
     def test_weights_that_are_missing_are_not_made_up(self, train, changed):
         """transformers would fill the third layer with random numbers and warn."""
