@@ -24,7 +24,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import sum_per_sequence
 from fastflow.objectives.log_z import group_mean
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
-from fastflow.run.console import make_console
+from fastflow.run.logs import open_console
 from fastflow.train.command import train
 
 
@@ -69,7 +69,7 @@ class PolicyGradient:
 if __name__ == "__main__":
     try:
         request = read_request(sys.argv[1:])
-        train(request.config, make_console(), objective=PolicyGradient, resume=request.resume)
+        train(request.config, open_console(), objective=PolicyGradient, resume=request.resume)
     except FastflowError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

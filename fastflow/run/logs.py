@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import TYPE_CHECKING
 
 from fastflow.visible import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class _VisibleMessage(logging.Formatter):
@@ -40,3 +44,11 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").handlers.clear()  # its own one says the same once more
+
+
+def open_console() -> Console:
+    """Set up logging as the command line does, and return its console, for a program that calls `train` itself."""
+    from fastflow.run.console import make_console
+
+    quiet_libraries()
+    return make_console()
