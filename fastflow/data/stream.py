@@ -17,8 +17,8 @@ def warn_of_few(prompts: Sequence[Prompt], per_step: int) -> None:
     """Warn where a step takes more prompts than there are."""
     if len(prompts) < per_step:
         logger.warning(
-            "batch.prompts_per_step = %d, but there are only %s: each appears up to %s in a step, as separate groups; "
-            "lower it and raise batch.responses_per_prompt, or give more prompts",
+            "batch.prompts_per_step = %d, but data.path holds only %s: each appears up to %s in a step, as separate "
+            "groups; lower it and raise batch.responses_per_prompt, or give more prompts",
             per_step, counted(len(prompts), "prompt"), counted(-(-per_step // len(prompts)), "time"),
         )  # fmt: skip
 

@@ -204,7 +204,10 @@ class TestMain:
         code, out, _ = train(batch__prompts_per_step=9, run__steps=1)
         said = " ".join(out.split())
         assert code == 0
-        assert "batch.prompts_per_step = 9, but there are only 4 prompts: each appears up to 3 times in a step" in said
+        assert (
+            "batch.prompts_per_step = 9, but data.path holds only 4 prompts: each appears up to 3 times in a step"
+            in said
+        )
 
     def test_dry_run_warns_of_a_directory_that_holds_a_run(self, capsys, tmp_path):
         """It still prints the settings; going on with that run needs no warning, nor replacing it."""

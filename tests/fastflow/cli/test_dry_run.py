@@ -39,7 +39,7 @@ def test_with_all_here(dry_run):
 def test_fewer_prompts_than_a_step_takes(dry_run):
     code, _, err = dry_run(batch__prompts_per_step=5)
     assert code == 0
-    assert "batch.prompts_per_step = 5, but there are only 2 prompts: each appears up to 3 times in a step" in err
+    assert "batch.prompts_per_step = 5, but data.path holds only 2 prompts: each appears up to 3 times in a step" in err
 
 
 class TestRefused:
