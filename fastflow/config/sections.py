@@ -24,7 +24,7 @@ class DataConfig(Section):
 
     path: str = setting(
         "",
-        "Prompts: a .jsonl, .json (.gz, .bz2, .xz) or .parquet file, a Hugging Face dataset id or directory, or "
+        "Prompts: a .jsonl, .json, .csv (.gz, .bz2, .xz) or .parquet file, a Hugging Face dataset id or directory, or "
         "gym:NAME",
     )
     gym: Mapping[str, Any] | None = setting(

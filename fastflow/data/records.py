@@ -1,4 +1,4 @@
-"""Reads records from JSON, parquet or a Hugging Face dataset, each with the place where it stands."""
+"""Reads records from JSON, CSV, parquet or a Hugging Face dataset, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fastflow.config.schema import DataConfig
 from fastflow.config.sections import GYM
 from fastflow.counted import counted
 from fastflow.data.conversation import ends_with_answer, prompt_of
+from fastflow.data.csv_file import read_csv
 from fastflow.data.gym import read_gym
 from fastflow.data.json_file import check_values, read_json
 from fastflow.errors import FastflowError, need
@@ -54,7 +55,7 @@ def is_gym(settings: DataConfig) -> bool:
 def is_file(settings: DataConfig) -> bool:
     """Whether `data.path` names a file rather than a data set."""
     path = Path(settings.path)
-    return _ending(path) in (*JSON, ".parquet") or os.path.isfile(path)
+    return _ending(path) in (*JSON, ".csv", ".parquet") or os.path.isfile(path)
 
 
 def _ending(path: Path) -> str:
@@ -77,9 +78,11 @@ def _read_file(path: Path) -> Iterable[Record]:
         return _read_parquet(path)
     if ending in JSON:
         return read_json(path)
+    if ending == ".csv":
+        return read_csv(path)
     raise FastflowError(
-        f"{path} ends in {ending or 'nothing'!r}, but fastflow reads {', '.join(JSON)} and .parquet; convert it, or "
-        "give a directory that the datasets package can load"
+        f"{path} ends in {ending or 'nothing'!r}, but fastflow reads {', '.join(JSON)}, .csv and .parquet; convert it, "
+        "or give a directory that the datasets package can load"
     )
 
 

@@ -158,7 +158,7 @@ class TestRefused:
         assert refusal(tmp_path / name) == f"data file {tmp_path / name} does not exist; check data.path"
 
     def test_a_file_of_another_kind_is_no_hub_id(self, tmp_path):
-        assert "ends in '.csv', but fastflow reads .jsonl" in refusal(write(tmp_path / "p.csv", "prompt\na\n"))
+        assert "ends in '.txt', but fastflow reads .jsonl" in refusal(write(tmp_path / "p.txt", "prompt\na\n"))
 
     def test_a_directory_with_the_ending_of_a_file(self, tmp_path):
         (tmp_path / "p.jsonl").mkdir()
