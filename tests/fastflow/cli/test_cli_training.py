@@ -237,7 +237,7 @@ class TestMain:
         lines = invoke(capsys, "train", "--help")[1].splitlines()
         heads = {line.partition(":")[0]: line for line in lines if line[:1].islower() and ": " in line}
         assert heads["surrogate"].endswith("random_reward, format_reward, rl_trajectory and rl_token:")
-        assert heads["released"].endswith("differs from the paper; the defaults are the paper's:")
+        assert heads["released"].endswith("differs from the paper, or decides what that leaves open:")
         assert heads["lora"] == "lora: Low-rank adapters:"
         assert heads["objective"].endswith("(residual = log_z + length_scale * log pi - log_target) or reward:")
 
