@@ -21,13 +21,14 @@ def bits_per_logit(head: Head) -> float:
 @triton.jit
 def soft_capped(values, softcap):
     """softcap * tanh(values / softcap), within a few float32 roundings of itself."""
-    size = tl.abs(values) / softcap
-    decay = tl.exp(-2.0 * size)
-    square = size * size
-    # near 0 the quotient would cancel; the series' next term is 62/2835 size^8, 6e-8 at SERIES_BELOW
-    series = size * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
-    size = softcap * tl.where(size < SERIES_BELOW, series, (1.0 - decay) / (1.0 + decay))
-    return tl.where(values < 0.0, -size, size)
+    ratio = values / softcap
+    square = ratio * ratio
+    # near 0 the quotient would cancel; the series' next term is 62/2835 ratio^8, 6e-8 at SERIES_BELOW
+    series = ratio * (1.0 - square * (1.0 / 3.0 - square * (2.0 / 15.0 - square * (17.0 / 315.0))))
+    decay = tl.exp(-2.0 * tl.abs(ratio))
+    quotient = (1.0 - decay) / (1.0 + decay)
+    quotient = tl.where(ratio < 0.0, -quotient, quotient)
+    return softcap * tl.where(tl.abs(ratio) < SERIES_BELOW, series, quotient)
 
 
 @triton.jit
