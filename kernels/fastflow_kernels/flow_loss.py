@@ -158,7 +158,8 @@ def flow_loss(
         normaliser: divides the loss; above 0. The number of sequences of the global batch makes micro-batches
             add up.
         temperature: divides the logits; above 0.
-        softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None.
+        softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None. In
+            Triton's kernels a logit is off by a few float32 roundings of the softcap: 3e-6 for 30, 6e-5 for 1,000.
         vocabulary: true size of the vocabulary, where the weight is padded beyond it: the rows from there on
             take no part and get gradient 0. None: all rows.
         shard: where each rank of a group holds a part of the weight's rows; see VocabularyShard.
