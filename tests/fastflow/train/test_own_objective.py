@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig, OptimConfig
+from fastflow.errors import FastflowError
+from fastflow.interrupt import RunStopped
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.share import rescore
 from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
+from fastflow.train.command import train
 from fastflow.train.learner import Learner
+from fastflow.train.trainer import Trainer
+from resumed_runs import check_same, configure, run_to_the_end
 from small_models import make_causal_lm, make_groups
 
 FILE = Path(__file__).parents[3] / "examples" / "custom_objective.py"
@@ -49,3 +55,28 @@ def test_it_does_not_depend_on_micro_batches(policy_gradient, rng):
     groups = make_groups(rng)
     whole, cut = gradient(policy_gradient, groups), gradient(policy_gradient, groups, tokens=40)
     assert float((whole - cut).norm() / whole.norm()) < 1e-5
+
+
+class OwnLoss(FlowObjective):
+    """PowerFlow under another name."""
+
+
+def test_a_run_with_an_objective_of_its_own_goes_on_with_that_alone(tmp_path):
+    make = OwnLoss.of
+    whole, cut = (configure(tmp_path, run__output=tmp_path / name, run__save_every=1) for name in ("whole", "cut"))
+    train(whole, Console(quiet=True), make)
+    trainer = Trainer(cut, Console(quiet=True), make)
+    step = trainer.step
+
+    def stopped(number):
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(number)
+
+    trainer.step = stopped
+    with pytest.raises(RunStopped, match=rf"to go on: this program again with --resume {cut.run.output}"):
+        trainer.run()
+    with pytest.raises(FastflowError, match=r"started with the objective OwnLoss, .* go on with FlowObjective"):
+        run_to_the_end(cut, resume="yes")
+    train(cut, Console(quiet=True), make, resume="yes")
+    check_same(tmp_path / "whole", tmp_path / "cut")

@@ -18,9 +18,7 @@ from fastflow.config.reader import read_config
 from fastflow.config.resume import read_request
 from fastflow.errors import FastflowError
 from fastflow.interrupt import RunStopped
-from fastflow.objectives.flow import FlowObjective
 from fastflow.run.manifest import write_manifest
-from fastflow.train.command import train
 from fastflow.train.saves.checkpoint import stage
 from fastflow.train.saves.restore import NEEDED, read
 from fastflow.train.trainer import Trainer
@@ -308,31 +306,6 @@ class TestRecords:
         first = metrics_of(tmp_path / "run")[0]
         assert trainer.alarms.state()["first"]["length_mean"] == first["length_mean"]
         trainer.close()
-
-
-class OwnLoss(FlowObjective):
-    """PowerFlow under another name."""
-
-
-def test_a_run_with_an_objective_of_its_own_goes_on_with_that_alone(tmp_path):
-    make = OwnLoss.of
-    whole, cut = (configure(tmp_path, run__output=tmp_path / name, run__save_every=1) for name in ("whole", "cut"))
-    train(whole, Console(quiet=True), make)
-    trainer = Trainer(cut, Console(quiet=True), make)
-    step = trainer.step
-
-    def stopped(number):
-        if number == 3:
-            raise KeyboardInterrupt
-        return step(number)
-
-    trainer.step = stopped
-    with pytest.raises(RunStopped, match=rf"to go on: this program again with --resume {cut.run.output}"):
-        trainer.run()
-    with pytest.raises(FastflowError, match=r"started with the objective OwnLoss, .* go on with FlowObjective"):
-        run_to_the_end(cut, resume="yes")
-    train(cut, Console(quiet=True), make, resume="yes")
-    check_same(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_save_that_says_too_little_is_refused(tmp_path):
