@@ -59,7 +59,7 @@ class PolicyGradient:
                 logprob=logprob.detach(),
                 residual=advantage[chosen],  # reported as residual_mean and residual_std
                 log_z=torch.zeros_like(ratio),
-                weight=weight,
+                importance=weight,
                 raw_ratio=ratio,
             )
 

@@ -14,7 +14,7 @@ class UpdateResult:
     """What one update saw of n trajectories, on the host, in the order of `flatten(groups)`.
 
     length: response tokens. group: index of the group. logprob, base_logprob, behaviour_logprob: nats per response.
-    residual, log_z: nats per token (per response for the tb_* objectives). weight, raw_ratio: importance weight,
+    residual, log_z: nats per token (per response for the tb_* objectives). importance, raw_ratio: importance weight,
     clipped and raw. token_logprobs, base_token_logprobs: one array of |y| tokens per trajectory. tokens: packed tokens.
     seconds: wall-clock of the phases score and train. skipped: why no step was taken, where numbers were not finite;
     values that were not computed are NaN then.
@@ -30,7 +30,7 @@ class UpdateResult:
     behaviour_logprob: Float64[Tensor, " n"]
     residual: Float64[Tensor, " n"]
     log_z: Float64[Tensor, " n"]
-    weight: Float64[Tensor, " n"]
+    importance: Float64[Tensor, " n"]
     raw_ratio: Float64[Tensor, " n"]
     token_logprobs: list[Float32[np.ndarray, " _"]]
     base_token_logprobs: list[Float32[np.ndarray, " _"]]

@@ -56,7 +56,7 @@ class MaximumLikelihood:
                 logprob=total,
                 residual=-total / facts.length[chosen].clamp(min=1),
                 log_z=torch.full_like(total, math.nan),
-                weight=ones,
+                importance=ones,
                 raw_ratio=ones,
             )
 

@@ -2,8 +2,8 @@
 
     keep_t   = 1 - clip_low <= pi / pi_old of token t <= 1 + clip_high
     residual = log_z + mean_keep(log pi) - alpha * (mean_keep(log p_base) + psi)
-    weight   = clip(exp(sum_keep(log pi - log pi_old))), detached
-    loss     = sum over responses of weight * residual^2 / normaliser
+    clipped  = clip(exp(sum_keep(log pi - log pi_old))), detached
+    loss     = sum over responses of clipped * residual^2 / normaliser
 
 |y| is the number of tokens that stay. Which they are is known with log pi alone, so that the loss goes through
 `linear_logprob` in place of `flow_loss`.
@@ -56,16 +56,16 @@ class MaskedFlow(FlowObjective):
             log_z = log_z_of(hidden, batch)
             target = alpha * (mean(tokens.of_batch(base, batch)) + facts.penalty[batch.sequences])
             residual = torch.where(count > 0, log_z.double() + mean(logprob) - target, 0.0)
-            weight = ratio(mean(log_ratio), count).clamp(1 - importance.clip_low, 1 + importance.clip_high)
+            clipped = ratio(mean(log_ratio), count).clamp(1 - importance.clip_low, 1 + importance.clip_high)
             length = facts.length[batch.sequences].clamp(min=1)
             raw = ratio(sum_per_sequence(log_ratio, batch) / length, length)
             return MicrobatchLoss(
-                loss=((weight * residual.square()).sum() / len(facts.length)).float(),
+                loss=((clipped * residual.square()).sum() / len(facts.length)).float(),
                 token_logprob=logprob.detach(),
                 logprob=sum_per_sequence(logprob.detach(), batch),
                 residual=residual.detach(),
                 log_z=log_z.detach(),
-                weight=weight,
+                importance=clipped,
                 raw_ratio=raw,
             )
 

@@ -47,7 +47,7 @@ class MicrobatchLoss:
     """The loss of a micro-batch of S sequences with N response tokens, and what the metrics need.
 
     loss: backpropagated once; the losses of an update's micro-batches add up to its loss. token_logprob: under the
-    policy. logprob: nats per response. weight, raw_ratio: importance weight, clipped and raw. Only `loss` carries
+    policy. logprob: nats per response. importance, raw_ratio: importance weight, clipped and raw. Only `loss` carries
     gradient.
     """
 
@@ -56,7 +56,7 @@ class MicrobatchLoss:
     logprob: Float[Tensor, " S"]
     residual: Float[Tensor, " S"]
     log_z: Float[Tensor, " S"]
-    weight: Float[Tensor, " S"]
+    importance: Float[Tensor, " S"]
     raw_ratio: Float[Tensor, " S"]
 
 

@@ -93,7 +93,7 @@ class PolicyGradient:
                 logprob=sum_per_sequence(logprob.detach(), batch),
                 residual=advantage[chosen],
                 log_z=baseline[chosen],
-                weight=sum_per_sequence(each.entering, batch) / count,
+                importance=sum_per_sequence(each.entering, batch) / count,
                 raw_ratio=sum_per_sequence(each.raw, batch) / count,
             )
 

@@ -26,7 +26,7 @@ _COUNTED = {  # what a tensor has an entry for -> the type of each
         "responses/seed": torch.int64, "responses/version": torch.int64, "responses/stopped": torch.bool,
         "result/group": torch.int64,
         **{f"result/{name}": torch.float64 for name in (
-            "length", "logprob", "base_logprob", "behaviour_logprob", "residual", "log_z", "weight", "raw_ratio")},
+            "length", "logprob", "base_logprob", "behaviour_logprob", "residual", "log_z", "importance", "raw_ratio")},
     },
     "response token": {
         "responses/ids": torch.int64, "responses/logprobs": torch.float32, "result/token_logprobs": torch.float32,

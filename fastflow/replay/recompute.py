@@ -35,7 +35,7 @@ OF_RESPONSES = {  # values of each response -> words
     "logprob": "log pi",
     "log_z": "log_z",
     "residual": "residual",
-    "weight": "importance weight",
+    "importance": "importance weight",
 }
 FACTS = tuple(OF_RESPONSES)[:4]  # known before the policy runs
 
@@ -173,7 +173,7 @@ def _bad_responses(batch: BadUpdate, now: UpdateResult, unknown: Collection[str]
     facts = {name: one for name, one in values.items() if name in FACTS}
     if not all(bool(one.isfinite().all()) for one in facts.values()):  # and the policy never ran
         values = facts
-    too_large = now.residual.isfinite() & (now.residual**2 * now.weight.clamp(min=1) > LARGEST)
+    too_large = now.residual.isfinite() & (now.residual**2 * now.importance.clamp(min=1) > LARGEST)
     found = []
     for index, (prompt, response) in enumerate(places):
         words = [

@@ -46,7 +46,7 @@ def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:
              ("", endings.get(sample.get("finish_reason"), "")),
              ("", formats.get(sample.get("well_formed"), ""))]  # fmt: skip
     measured = {"mean log π": "mean_logprob", "mean log p_base": "mean_base_logprob"}
-    measured |= {"reward": "reward", "residual": "residual", "weight": "weight"}
+    measured |= {"reward": "reward", "residual": "residual", "importance weight": "importance"}
     facts += [(label, number(sample[name])) for label, name in measured.items() if is_number(sample.get(name))]
     return {
         "role": role,

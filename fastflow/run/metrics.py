@@ -48,7 +48,7 @@ def measure(
         return torch.cat([getattr(result, name) for result in done])
 
     per_token = joined("length").clamp(min=1)
-    residual, weight, raw_ratio = joined("residual"), joined("weight"), joined("raw_ratio")
+    residual, importance, raw_ratio = (joined(name) for name in ("residual", "importance", "raw_ratio"))
     sampled = int(lengths.sum())
     trained = sum(result.tokens for result in results)
     phase = {name: seconds.get(name, 0.0) + sum(result.seconds.get(name, 0.0) for result in results)
@@ -70,7 +70,7 @@ def measure(
         "sequence_logprob_mean": float(joined("logprob").mean()),
         "base_logprob_mean": float((joined("base_logprob") / per_token).mean()),
         **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
-        "clipped_share": float((weight != raw_ratio).double().mean()),
+        "clipped_share": float((importance != raw_ratio).double().mean()),
         "effective_sample_size": effective_sample_size(raw_ratio),
         "slope": slope_within_groups(done),
         "alpha": alpha,
@@ -112,7 +112,7 @@ def agreement(
 
 def _without_numbers(result: UpdateResult) -> UpdateResult:
     """The result of a skipped update with NaN for what it computed, so that no mean tells of it."""
-    computed = ("logprob", "base_logprob", "residual", "log_z", "weight", "raw_ratio")
+    computed = ("logprob", "base_logprob", "residual", "log_z", "importance", "raw_ratio")
     unknown: dict[str, Any] = {name: torch.full_like(getattr(result, name), math.nan) for name in computed}
     return dataclasses.replace(result, loss=math.nan, grad_norm=math.nan, **unknown)
 

@@ -53,7 +53,7 @@ def describe(
                 "well_formed": None if judgement.well_formed is None else judgement.well_formed[index],
                 "reward": None if judgement.scores is None else judgement.scores[index],
                 "residual": float(result.residual[index]),
-                "weight": float(result.weight[index]),
+                "importance": float(result.importance[index]),
                 "mean_logprob": float(mean[index]),
                 "mean_base_logprob": float(mean_base[index]),
             }

@@ -26,7 +26,7 @@ from fastflow.run.durable import FRESH, publish_file
 from fastflow.train.resume import versions
 from fastflow.train.state import scalars_of, tensors_of_groups, tensors_of_result
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "fastflow_bad_update"  # the entry of the file's metadata that holds the JSON below
 DECIDING = ("lora", "objective", "importance", "surrogate", "released")  # sections
 MOST_KEPT = 5  # files of a run: the first ones tell most, and the disk is for saves

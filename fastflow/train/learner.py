@@ -133,7 +133,7 @@ class Learner:
             return share.flat([getattr(output, name) for output in outputs]).cpu()
 
         computed: dict[str, Any] = {
-            name: flat(name) for name in ("logprob", "residual", "log_z", "weight", "raw_ratio")
+            name: flat(name) for name in ("logprob", "residual", "log_z", "importance", "raw_ratio")
         }
         tokens = share.split([output.token_logprob for output in outputs])
         result = UpdateResult(
@@ -288,7 +288,7 @@ def _uncomputed(known: dict[str, Any], problem: str) -> UpdateResult:
     """The result of an update that was given up before the policy ran."""
     length = known["length"]
     unknown: dict[str, Any] = {
-        name: torch.full_like(length, math.nan) for name in ("logprob", "residual", "log_z", "weight", "raw_ratio")
+        name: torch.full_like(length, math.nan) for name in ("logprob", "residual", "log_z", "importance", "raw_ratio")
     }
     tokens = [np.full(int(count), np.nan, dtype=np.float32) for count in length.tolist()]
     return UpdateResult(loss=math.nan, grad_norm=math.nan, token_logprobs=tokens, skipped=problem, **unknown, **known)

@@ -14,6 +14,7 @@ import torch
 
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.data.update import UpdateResult
+from fastflow.errors import FastflowError
 from fastflow.rollout.sampler import Request
 from fastflow.train.finite import NONE_SKIPPED, Skips
 
@@ -129,10 +130,16 @@ def trajectories_of(tensors: Mapping[str, torch.Tensor]) -> list[Trajectory]:
 
 
 def read_result(directory: Path, number: int, scalars: Mapping[str, Any]) -> UpdateResult:
-    """The result of the number-th update of a step, from 1."""
+    """The result of the number-th update of a step, from 1. Raises FastflowError where another fastflow wrote it."""
     from safetensors.torch import load_file
 
-    return result_of(load_file(directory / f"update-{number}.safetensors"), scalars)
+    path = directory / f"update-{number}.safetensors"
+    tensors = load_file(path)
+    if {*tensors, *scalars} != {entry.name for entry in dataclasses.fields(UpdateResult)}:
+        raise FastflowError(
+            f"{path} says other things of an update than this fastflow does; another one wrote it: go on with that one"
+        )
+    return result_of(tensors, scalars)
 
 
 def result_of(values: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> UpdateResult:

@@ -40,8 +40,8 @@ class FlowLoss(NamedTuple):
     loss: Float[Tensor, ""]  # the sum over sequences, divided by the normaliser
     logprob: Float[Tensor, " S"]  # log pi of the sequence, nats
     residual: Float[Tensor, " S"]
-    weight: Float[Tensor, " S"]  # the importance: the clipped ratio
-    raw_ratio: Float[Tensor, " S"]  # the ratio before clipping
+    importance: Float[Tensor, " S"]  # the clipped ratio
+    raw_ratio: Float[Tensor, " S"]  # the same before clipping
     token_logprob: Float[Tensor, " N"]  # log pi of each row, nats
 
 

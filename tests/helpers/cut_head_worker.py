@@ -71,7 +71,7 @@ def check_updates(ranks: Ranks, *, groups: list[Group], updates: int = 1, reward
             assert_close(state_of(several)["gradient"], state_of(one)["gradient"], GRADIENT)
         assert np.isclose(result.loss, expected.loss, rtol=1e-4, atol=1e-7), (result.loss, expected.loss)
         assert np.isclose(result.grad_norm, expected.grad_norm, rtol=1e-4)
-        for field in ("logprob", "base_logprob", "residual", "log_z", "weight", "raw_ratio"):
+        for field in ("logprob", "base_logprob", "residual", "log_z", "importance", "raw_ratio"):
             pair = getattr(result, field), getattr(expected, field)
             torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4, equal_nan=True)
         for mine, theirs in zip(result.token_logprobs, expected.token_logprobs, strict=True):

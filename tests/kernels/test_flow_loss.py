@@ -109,7 +109,7 @@ def test_hand_worked_example():
     torch.testing.assert_close(result.logprob, torch.tensor([-0.287682, -1.673976]), **close)
     torch.testing.assert_close(result.residual, torch.tensor([0.212318, -0.736988]), **close)
     torch.testing.assert_close(result.raw_ratio, torch.tensor([1.0, 0.509679]), **close)
-    torch.testing.assert_close(result.weight, torch.tensor([1.0, 0.8]), **close)
+    torch.testing.assert_close(result.importance, torch.tensor([1.0, 0.8]), **close)
     torch.testing.assert_close(log_z.grad, torch.tensor([0.212318, -0.589590]), **close)
     # d_weight_1 = c_0 (1 - .75) + c_1 (0 - .75) + c_1 (1 - .75) = .053080 + .221096 - .073699 = -d_weight_0
     torch.testing.assert_close(weight.grad, torch.tensor([[-0.200477], [0.200477]]), **close)
@@ -127,7 +127,7 @@ def test_clipping_on_both_sides(ratio):
     problem.tensors["behaviour_logprob"] = result.logprob.detach() - exponent
     got = problem.cast(torch.float32).run()
     expected = torch.tensor([1.28, 0.8, math.exp(0.1), 1.28, 0.8])
-    torch.testing.assert_close(got[0].weight, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(got[0].importance, expected, rtol=1e-4, atol=0)
     want = problem.oracle()
     for name, gradient in want[1].items():
         assert relative_error(got[1][name], gradient) <= 1e-4 if gradient is not None else True

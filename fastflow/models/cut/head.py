@@ -122,7 +122,7 @@ class CutHead:
             shard=self.shard,
         )
         own, place = {name: getattr(output, name)[sequences.place] for name in _PER_SEQUENCE}, rows.place
-        loss = (own["weight"].double() * own["residual"].double().square()).sum() / normaliser
+        loss = (own["importance"].double() * own["residual"].double().square()).sum() / normaliser
         return FlowLoss(
             OwnPart.apply(output.loss, loss.to(output.loss.dtype), rows),
             **own,
@@ -181,7 +181,7 @@ def check_rows(path: str, vocabulary: int, ranks: int) -> None:
         )
 
 
-_PER_SEQUENCE = ("logprob", "residual", "weight", "raw_ratio")
+_PER_SEQUENCE = ("logprob", "residual", "importance", "raw_ratio")
 
 
 def _all_ranks() -> dist.ProcessGroup:

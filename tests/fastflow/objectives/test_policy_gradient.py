@@ -202,7 +202,7 @@ def test_the_loss_of_a_group_by_hand(changes, expected):
     output = loss_of(config, PAIR, vector(1, 0), base=-1.0)
     assert output.loss.item() == pytest.approx(expected, abs=1e-5)
     assert output.log_z.tolist() == [0.5, 0.5]
-    assert output.raw_ratio.tolist() == pytest.approx([1, 1]) and torch.equal(output.weight, output.raw_ratio)
+    assert output.raw_ratio.tolist() == pytest.approx([1, 1]) and torch.equal(output.importance, output.raw_ratio)
 
 
 def test_a_loss_without_responses_is_zero():

@@ -90,7 +90,7 @@ class TestTokenMaskByHand:
     def test_loss_residual_and_weight(self, found):
         output, policy, ratio = found
         weight, residual, _ = self.expected(ratio)
-        assert output.weight[np.argsort(policy.order)].tolist() == pytest.approx(weight, rel=1e-6)
+        assert output.importance[np.argsort(policy.order)].tolist() == pytest.approx(weight, rel=1e-6)
         assert output.residual[np.argsort(policy.order)].tolist() == pytest.approx(residual, rel=1e-6)
         assert output.log_z.tolist() == pytest.approx([self.LOG_Z] * 3)
         loss = sum(w * delta**2 for w, delta in zip(weight, residual, strict=True)) / 3
@@ -101,7 +101,7 @@ class TestTokenMaskByHand:
         raw = output.raw_ratio[np.argsort(policy.order)].tolist()
         power = [1 if ratio == "sequence" else 1 / len(ratios) for ratios in self.RATIOS]
         assert raw == pytest.approx([math.prod(one) ** p for one, p in zip(self.RATIOS, power, strict=True)], rel=1e-6)
-        changed = (output.weight != output.raw_ratio)[np.argsort(policy.order)]
+        changed = (output.importance != output.raw_ratio)[np.argsort(policy.order)]
         assert changed.tolist() == [True, True, ratio == "sequence"]  # masked, masked, clipped
 
     def test_gradient(self, found):

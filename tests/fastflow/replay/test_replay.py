@@ -73,7 +73,7 @@ def test_the_same_numbers_again(run, kept):
     for name in ("base_logprob", "behaviour_logprob", "length", "group"):
         assert torch.equal(getattr(now, name), getattr(then, name)), name
     if not dropout:
-        for name in ("logprob", "residual", "log_z", "weight", "raw_ratio"):
+        for name in ("logprob", "residual", "log_z", "importance", "raw_ratio"):
             assert torch.equal(getattr(now, name), getattr(then, name)), name
         assert all(np.array_equal(*pair) for pair in zip(now.token_logprobs, then.token_logprobs, strict=True))
 
@@ -215,7 +215,7 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("header", "word"),
         [
-            ({"format": 2}, "not of format 1"),
+            ({"format": 1}, "not of format 2"),
             ({"updates": -1}, "updates in its header is no count"),
             ({"step": True}, "step in its header is no count"),
             ({"objective": ["x"]}, "objective in its header is no text"),

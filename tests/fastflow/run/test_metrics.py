@@ -41,7 +41,7 @@ def make_result(groups, rng, *, alpha: float = 4.0, noise: float = 0.0, **change
         behaviour_logprob=behaviour_logprob(groups),
         residual=torch.from_numpy(rng.normal(size=len(flat))),
         log_z=log_z,
-        weight=torch.ones(len(flat), dtype=torch.float64),
+        importance=torch.ones(len(flat), dtype=torch.float64),
         raw_ratio=torch.ones(len(flat), dtype=torch.float64),
         token_logprobs=[entry.behaviour_logprobs for entry in flat],
         base_token_logprobs=[entry.behaviour_logprobs for entry in flat],
@@ -136,7 +136,7 @@ class TestMeasure:
             rng,
             loss=1.0,
             raw_ratio=torch.tensor([1.0, 3.0]).double(),
-            weight=torch.tensor([1.0, 1.28]).double(),
+            importance=torch.tensor([1.0, 1.28]).double(),
             residual=torch.tensor([1.0, -1.0]).double(),
         )
         second = make_result(groups[1:], rng, residual=torch.tensor([3.0, 1.0]).double(), lr=5e-4, grad_norm=1.0)

@@ -102,7 +102,7 @@ def test_update_equals_the_formula(rng):
     weight = ((logprob - behaviour) / length).exp().clamp(0.8, 1.28)
     torch.testing.assert_close(result.log_z, log_z, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.residual, residual, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(result.weight, weight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.importance, weight, rtol=1e-5, atol=1e-5)
     assert result.loss == pytest.approx(float((weight * residual**2).mean()), rel=1e-4)
     torch.testing.assert_close(result.logprob, logprob, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.base_logprob, base, rtol=1e-5, atol=1e-5)

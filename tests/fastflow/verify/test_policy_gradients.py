@@ -48,7 +48,7 @@ def test_ratios_are_clipped_at_both_ends(variant, monkeypatch):
     original = Learner.update
     monkeypatch.setattr(Learner, "update", remembers)
     passes(variant)
-    clipped = seen[0].weight - seen[0].raw_ratio
+    clipped = seen[0].importance - seen[0].raw_ratio
     assert (clipped > 0).any() and (clipped < 0).any()
 
 

@@ -66,7 +66,8 @@ def test_any_sequences(device, lengths, width, vocabulary, temperature, ratio, b
     got, found = on_cpu(on_device(leaves, device).run(block_rows=block_rows))
     bound = LOGPROB_BOUND + 2.0**-22 * 2 * 4.0 / temperature
     assert (got.token_logprob - exact.token_logprob).abs().max() <= bound
-    coefficient = 2 * exact.weight * exact.residual * problem.tensors["length_scale"] / problem.options["normaliser"]
+    scale = 2 * problem.tensors["length_scale"] / problem.options["normaliser"]
+    coefficient = scale * exact.importance * exact.residual
     rows = coefficient.nan_to_num(0.0).repeat_interleave(torch.tensor(lengths))
     head = (problem.tensors[name] for name in ("hidden", "weight", "targets"))
     of_hidden, of_weight = sizes_of_terms(*head, rows, temperature)
