@@ -58,6 +58,7 @@ def run_backward(
     upstream_logsumexp: Optional[Tensor],  # noqa: UP045
     logprob: Optional[Tensor],  # noqa: UP045
     entropy: Optional[Tensor],  # noqa: UP045
+    logsumexp: Optional[Tensor],  # noqa: UP045
     hidden: Tensor,
     weight: Tensor,
     bias: Optional[Tensor],  # noqa: UP045
@@ -77,8 +78,8 @@ def run_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients of hidden, weight and bias, in their types; empty where not needed.
 
-    upstream, upstream_entropy, upstream_logsumexp: gradients (N,) of those outputs of `run`, None for 0. logprob and
-    entropy: those outputs, wanted only where one of the latter two is given.
+    upstream, upstream_entropy, upstream_logsumexp: gradients (N,) of those outputs of `run`, None for 0. logprob,
+    entropy and logsumexp: those outputs, wanted only where one of the latter two is given.
     """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
     head = Head.of(
@@ -86,10 +87,13 @@ def run_backward(
     )
     given: Tensor | Tilt
     if upstream_entropy is not None or upstream_logsumexp is not None:
-        assert logprob is not None and entropy is not None, "a gradient of the statistics needs what the forward left"
+        assert logprob is not None and entropy is not None and logsumexp is not None, (
+            "the forward pass leaves all three"
+        )
         given = Tilt.of(
             logprob,
             entropy,
+            logsumexp,
             upstream_logprob=upstream,
             upstream_entropy=upstream_entropy,
             upstream_logsumexp=upstream_logsumexp,
@@ -143,17 +147,17 @@ def _fake_backward(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    logprob, entropy, _, mean_logit = output
+    logprob, entropy, logsumexp, mean_logit = output
     ctx.settings, statistics = inputs[4:-1], inputs[-1]
-    ctx.save_for_backward(*inputs[:4], *((logprob, entropy) if statistics else (None, None)))
+    ctx.save_for_backward(*inputs[:4], *((logprob, entropy, logsumexp) if statistics else (None,) * 3))
     ctx.mark_non_differentiable(*((mean_logit,) if statistics else output[1:]))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     refuse_create_graph("linear_logprob")
-    needs, (*head, logprob, entropy) = ctx.needs_input_grad[:3], ctx.saved_tensors
-    gradients = backward_operator(*upstream[:3], logprob, entropy, *head, *ctx.settings, *needs)
+    needs, (*head, logprob, entropy, logsumexp) = ctx.needs_input_grad[:3], ctx.saved_tensors
+    gradients = backward_operator(*upstream[:3], logprob, entropy, logsumexp, *head, *ctx.settings, *needs)
     handed = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needs, strict=True))
     return (*handed, *(None,) * (2 + len(ctx.settings)))
 

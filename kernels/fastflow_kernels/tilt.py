@@ -15,7 +15,8 @@ has left log p_t and H, and with them S is known for any reference before the sw
     log S = u_t - log p_t
 
 so that no sweep has to look for the largest logit. The logsumexp is the natural reference, S is about 1 then; but
-whatever its rounding, u_t is taken against the rounded one, and all digits are kept that log p_t and H have.
+whatever its rounding, u_t is taken against the rounded one, and all digits are kept that log p_t and H have. A target
+whose logit is -inf tells nothing of S: the logsumexp itself is the reference then, and S is 1.
 """
 
 from typing import NamedTuple
@@ -34,12 +35,14 @@ class Tilt(NamedTuple):
     upstream_logsumexp: Tensor  # l
     logprob: Tensor  # log p_t, nats
     entropy: Tensor  # H, nats
+    logsumexp: Tensor  # nats
 
     @classmethod
     def of(
         cls,
         logprob: Tensor,
         entropy: Tensor,
+        logsumexp: Tensor,
         *,
         upstream_logprob: Tensor | None,
         upstream_entropy: Tensor | None,
@@ -51,7 +54,7 @@ class Tilt(NamedTuple):
         """
         upstream = (upstream_logprob, upstream_entropy, upstream_logsumexp)
         known = (torch.zeros_like(logprob) if values is None else values.to(logprob.dtype) for values in upstream)
-        return cls(*(values.contiguous() for values in (*known, logprob, entropy)))
+        return cls(*(values.contiguous() for values in (*known, logprob, entropy, logsumexp)))
 
     def rows(self, rows: slice) -> "Tilt":
         """Views of these rows."""
@@ -59,18 +62,25 @@ class Tilt(NamedTuple):
 
     def statistics(self, target_logit: Tensor, scale: float) -> RowStatistics:
         """Of rows that are measured against their logsumexp. target_logit: (R,) over all shards, before the scale."""
-        reference = target_logit - self.logprob / scale
-        total = ((target_logit - reference) * scale - self.logprob).exp()
-        return RowStatistics(target_logit, reference, -total * torch.expm1(self.logprob), scale)
+        told = target_logit - self.logprob / scale
+        reference = torch.where(target_logit.isneginf(), self.logsumexp / scale, told)
+        statistics = RowStatistics(target_logit, reference, torch.empty_like(reference), scale)
+        total = self._log_total(statistics).exp()
+        return statistics._replace(sum_of_others=-total * torch.expm1(self.logprob))
 
     def affine(self, statistics: RowStatistics) -> tuple[Tensor, Tensor]:
         """(constant, slope), (R,) each: an entry is e_v (constant + slope u_v), u_v in nats."""
-        log_total = statistics.target_below_reference() - self.logprob
-        offset = self.upstream_entropy * (self.entropy - log_total)
+        offset = self.upstream_entropy * (self.entropy - self._log_total(statistics))
         return self.upstream_logprob - self.upstream_logsumexp + offset, self.upstream_entropy
 
     def target_entry(self, statistics: RowStatistics) -> Tensor:
         """(R,), ahead of the soft-cap's slope."""
+        below = statistics.target_below_reference()
         own = self.upstream_entropy * (self.logprob + self.entropy) - self.upstream_logsumexp
-        own = own * statistics.target_below_reference().exp()
+        own = torch.where(below.isneginf(), 0.0, own * below.exp())
         return own - self.upstream_logprob * statistics.sum_of_others
+
+    def _log_total(self, statistics: RowStatistics) -> Tensor:
+        """(R,) log S for the statistics' reference."""
+        below = statistics.target_below_reference()
+        return torch.where(below.isneginf(), 0.0, below - self.logprob)

@@ -183,6 +183,21 @@ def test_logits_of_minus_infinity_have_no_share(implementation, monkeypatch):
     assert all(relative_error(a, b) <= 1e-5 for a, b in zip(got[0][:3], full[:3], strict=True))
 
 
+@pytest.mark.parametrize("which", [(False, True, False), (False, False, True), (True, True, True)])
+@on_the_cpu
+def test_the_gradient_where_a_target_cannot_be_drawn(implementation, which, monkeypatch):
+    """Entropy and logsumexp do not depend on the target, nor does their gradient."""
+    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+    tensors = head_tensors(3, width=5, vocabulary=20, seed=0, with_bias=True)
+    tensors["targets"] = torch.tensor([7, 3, 7])
+    tensors["bias"][7] = -torch.inf
+    upstream = upstream_of(3, seed=1, which=which)
+    got = run(linear_logprob, tensors, upstream, torch.float32)
+    want = run(reference.linear_logprob, tensors, upstream, torch.float64)
+    for name, expected in want[1].items():
+        assert relative_error(got[1][name], expected) <= 1e-5, name
+
+
 @on_the_cpu
 def test_nan_stays_in_its_row(implementation, monkeypatch):
     monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
@@ -355,7 +370,7 @@ def test_a_tilt_knows_the_sum_for_any_reference():
     every_logprob = logits.log_softmax(dim=1)
     entropy = -(every_logprob.exp() * every_logprob).sum(dim=1)
     zero = torch.zeros(1).double()
-    tilt = Tilt(zero, zero + 1, zero, every_logprob[:, 2], entropy)
+    tilt = Tilt(zero, zero + 1, zero, every_logprob[:, 2], entropy, logits.logsumexp(dim=1))
     statistics = tilt.statistics(logits[:, 2], scale=1.0)
     moved = statistics._replace(reference=statistics.reference + 0.5)
     moved = moved._replace(sum_of_others=statistics.sum_of_others * math.exp(-0.5))
