@@ -27,7 +27,6 @@ from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
-LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
 PYYAMLS_OWN = (LookupError, AttributeError)  # it reads !!int '' so
 _OWN_OPTIONS = ("config", "preset", "resume", "devices", "dry-run", "help")
 
@@ -125,6 +124,5 @@ def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]
 
 
 def _one_line(error: Exception, file: Path | None) -> str:
-    text = in_words(" ".join(str(error).replace("typing.", "").split()), sections())
-    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} (cut here)"
-    return f"{text}; see fastflow train --help" + (f" (settings file: {file})" if file else "")
+    place = f" (settings file: {file})" if file else ""
+    return f"{in_words(error, sections())}; see fastflow train --help{place}"

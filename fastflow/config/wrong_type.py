@@ -12,10 +12,16 @@ from fastflow.config.setting import Section, suggest
 REFUSED = re.compile(r'Parser key "(?P<section>\w+)\.(?P<entry>\w+)": .*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
 WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 MAPPING = "a mapping, as in {name: value}"
+LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
 
 
-def in_words(message: str, sections: Mapping[str, type[Section]]) -> str:
-    """Return a parser's message with setting, value and type in words; any other message as it is."""
+def in_words(error: Exception, sections: Mapping[str, type[Section]]) -> str:
+    """Return a parser's error in one line, with setting, value and type in words where it is about those."""
+    text = _in_words(" ".join(str(error).replace("typing.", "").split()), sections)
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} (cut here)"
+
+
+def _in_words(message: str, sections: Mapping[str, type[Section]]) -> str:
     found = REFUSED.search(message)
     if found is None or (section := sections.get(found["section"])) is None:
         return message

@@ -17,6 +17,7 @@ from fastflow.config.help import SettingsHelp, add_settings
 from fastflow.config.schema import Config, ImportanceConfig, ModelConfig, RolloutConfig
 from fastflow.config.setting import Section, setting, suggest
 from fastflow.config.settings_file import read_settings_file
+from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
 from fastflow.evaluate import elsewhere
 from fastflow.evaluate.creative.settings import JudgeConfig
@@ -132,8 +133,7 @@ def read_settings(arguments: Sequence[str]) -> EvaluateConfig:
     except RecursionError as error:
         raise FastflowError("a setting's value is nested too deeply; see fastflow evaluate --help") from error
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).replace("typing.", "").split())[:500]
-        raise FastflowError(f"{reason}; see fastflow evaluate --help") from error
+        raise FastflowError(f"{in_words(error, SECTIONS)}; see fastflow evaluate --help") from error
     made = {
         name: section(**{entry: values[f"{name}.{entry}"] for entry in _entries(name)})
         for name, section in SECTIONS.items()

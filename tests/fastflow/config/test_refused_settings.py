@@ -136,7 +136,7 @@ class TestRefusals:
         for section, kind in sections().items():
             for entry, hint in typing.get_type_hints(kind).items():
                 if typing.get_origin(hint) is not tuple:
-                    refused = f'Parser key "{section}.{entry}": Expected a <class>. Got value: ?'
+                    refused = ValueError(f'Parser key "{section}.{entry}": Expected a <class>. Got value: ?')
                     assert in_words(refused, sections()).startswith(f"{section}.{entry} is '?', but must be ")
 
     def test_a_bad_choice_in_a_section_made_in_code(self):
