@@ -1,6 +1,8 @@
 """The command line of `python -m bench.kernels`; imports nothing heavy."""
 
 import argparse
+import contextlib
+import math
 from pathlib import Path
 
 from bench.shapes import DTYPES, OP_NAMES, QUICK_SHAPES, SHAPES, Group, Shape
@@ -20,6 +22,13 @@ def count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def positive(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -43,6 +52,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--group-seconds", type=float, default=60.0, help="end the repeats of a group after this time (default: 60)")
     add("--budget", type=float, metavar="SECONDS", help="after this time in all, start fastflow and gemms only")
     add("--mean-length", type=count, help="mean response length (default: 900, less where N is small)")
+    add(
+        "--deviation", type=positive, default=1.0, metavar="X",
+        help="standard deviation of the logits; above 1, targets are drawn from the head (default: 1, and any target)",
+    )  # fmt: skip
     add("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     add("--in-process", action="store_true", help="on CUDA too, measure in this process: easier to debug")
     add("--json", type=Path, metavar="FILE", help="write rows, limits and environment here")
@@ -56,7 +69,8 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
     shapes = options.shape or (QUICK_SHAPES if options.quick else SHAPES)[options.device]
     ops = options.op or OP_NAMES
     dtypes = options.dtype or DTYPES[options.device]
-    return [Group(op, shape, dtype, options.device) for op in ops for shape in shapes for dtype in dtypes]
+    known = options.device, options.deviation
+    return [Group(op, shape, dtype, *known) for op in ops for shape in shapes for dtype in dtypes]
 
 
 def repeats_of(options: argparse.Namespace) -> int:

@@ -3,10 +3,13 @@
 Hidden states and weights are normal with logits of unit scale, targets are random, response lengths are
 log-normal. Then the log-prob of a token is about -(log V + 1/2) whatever the shape, and residuals and ratios are
 well conditioned: an error that shows is the provider's, not that of a difference of large sums.
+
+A trained model's logits are peaked. With another deviation, targets are drawn from the head, as a sampler draws them,
+and the log-probs that they had then are those of the behaviour: residuals and ratios stay as well conditioned.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 RATIO = "token_mean"
 LENGTH_SIGMA = 0.6  # of the logarithm of the response length
 MEAN_LENGTH = 900
+LOGIT_BYTES = 2**28  # float32 logits at a time, from which targets are drawn
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,19 @@ def make_problems(
     mean_length: int | None = None,
     lengths: list[int] | None = None,
     seed: int = 0,
+    deviation: float = 1.0,
 ) -> list[Problem]:
-    """`count` problems that differ in hidden states, targets and upstream gradients and share the rest."""
+    """`count` problems that differ in hidden states, targets and upstream gradients and share the rest.
+
+    deviation: of the logits. Where it is not 1, they differ in log_target and behaviour_logprob, too.
+    """
     if lengths is None:
         mean_length = mean_length or default_mean_length(shape.rows, device)
         lengths = draw_lengths(shape.rows, mean_length, torch.Generator().manual_seed(seed))
     generator = torch.Generator(device).manual_seed(seed)
     options = {"device": device, "generator": generator}
-    weight = torch.randn(shape.vocabulary, shape.width, dtype=dtype, **options).mul_(shape.width**-0.5).requires_grad_()
+    weight = torch.randn(shape.vocabulary, shape.width, dtype=dtype, **options).mul_(deviation * shape.width**-0.5)
+    weight.requires_grad_()
     length = torch.tensor(lengths, device=device)
     expected = -(math.log(shape.vocabulary) + 0.5)  # log-prob of a random token under unit-normal logits
     shared = {
@@ -91,7 +100,7 @@ def make_problems(
         "length_scale": 1.0 / length,
         "behaviour_logprob": expected * length,
     }
-    return [
+    problems = [
         Problem(
             hidden=torch.randn(shape.rows, shape.width, dtype=dtype, **options).requires_grad_(),
             targets=torch.randint(0, shape.vocabulary, (shape.rows,), **options),
@@ -100,10 +109,28 @@ def make_problems(
         )
         for _ in range(count)
     ]
+    return problems if deviation == 1 else [_sampled(problem, generator) for problem in problems]
 
 
 def problems_of(group: Group, *, count: int = 1, mean_length: int | None = None) -> list[Problem]:
-    return make_problems(group.shape, getattr(torch, group.dtype), group.device, count=count, mean_length=mean_length)
+    dtype = getattr(torch, group.dtype)
+    return make_problems(
+        group.shape, dtype, group.device, count=count, mean_length=mean_length, deviation=group.deviation
+    )
+
+
+@torch.no_grad()
+def _sampled(problem: Problem, generator: torch.Generator) -> Problem:
+    """The same with targets that the head draws, and what follows from their log-probs."""
+    targets, logprob = torch.empty_like(problem.targets), torch.empty_like(problem.upstream)
+    chunk = max(1, LOGIT_BYTES // (4 * len(problem.weight)))
+    for rows in torch.arange(len(targets), device=targets.device).split(chunk):
+        every = torch.log_softmax(problem.hidden[rows].float() @ problem.weight.float().t(), dim=1)
+        drawn = torch.multinomial(every.exp(), 1, generator=generator)
+        targets[rows], logprob[rows] = drawn.squeeze(1), every.gather(1, drawn).squeeze(1)
+    behaviour_logprob = sum_by_sequence(logprob, problem).float()
+    target = (behaviour_logprob * problem.length_scale + 2.0).detach()
+    return replace(problem, targets=targets, behaviour_logprob=behaviour_logprob, log_target=target)
 
 
 def sum_by_sequence(token_logprob: Tensor, problem: Problem) -> Tensor:

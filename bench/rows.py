@@ -18,6 +18,7 @@ def new_row(provider: Provider, group: Group) -> dict:
         "dtype": group.dtype,
         "device": group.device,
         "shape": str(group.shape),
+        "deviation": group.deviation,  # of the logits
         "status": "skipped: not reached",  # "ok", "skipped: why" or "failed: why"
         "median_s": None,
         "quartiles_s": None,

@@ -47,12 +47,14 @@ DTYPES = {"cuda": ("bfloat16",), "cpu": ("float32", "bfloat16")}
 
 
 class Group(NamedTuple):
-    """What is compared with each other: one op on one shape in one type."""
+    """What is compared with each other: one op on one shape in one type, at one deviation of the logits."""
 
     op: str
     shape: Shape
     dtype: str
     device: str
+    deviation: float = 1.0
 
     def __str__(self) -> str:
-        return f"{self.op} {self.shape} {self.dtype} {self.device}"
+        peaked = "" if self.deviation == 1 else f", logits of deviation {self.deviation:g}"
+        return f"{self.op} {self.shape} {self.dtype} {self.device}{peaked}"

@@ -104,5 +104,16 @@ def test_problems_share_the_head_and_nothing_that_a_cache_could_keep():
     assert not torch.equal(first.hidden, second.hidden) and not torch.equal(first.targets, second.targets)
 
 
+def test_peaked_logits_have_the_deviation_and_targets_of_their_own():
+    problems = make_problems(Shape(400, 64, 300), torch.float64, "cpu", count=2, deviation=4.0)
+    for problem in problems:
+        exact = exact_answer(problem, "logprob")
+        logits = problem.hidden.detach() @ problem.weight.detach().T
+        assert logits.std().item() == pytest.approx(4.0, rel=0.1)
+        assert exact["token_logprob"].mean().item() > -3.0  # those of any token are near -11
+        torch.testing.assert_close(problem.behaviour_logprob.double(), exact["logprob"], rtol=1e-5, atol=1e-4)
+    assert not torch.equal(problems[0].targets, problems[1].targets)
+
+
 def test_the_cases_of_the_sanitizer_agree_with_the_reference(device):
     assert sanitize(["--device", device.type]) == 0

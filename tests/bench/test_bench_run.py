@@ -105,6 +105,13 @@ def test_providers_that_cannot_run_are_named(tmp_path, monkeypatch, capsys):
     assert "- skipped: no_such_package is not installed: eager" in capsys.readouterr().out
 
 
+def test_peaked_logits_are_named_and_answered_right(tmp_path, capsys):
+    status, result = run(tmp_path, *FEW, "--op", "flow_loss", "--deviation", "8")
+    assert status == 0 and all(row["within_bounds"] for row in result["rows"] if row["provider"] == "fastflow")
+    assert {row["deviation"] for row in result["rows"]} == {8.0}
+    assert "### flow_loss 40x16x96 float32 cpu, logits of deviation 8" in capsys.readouterr().out
+
+
 def test_after_the_budget_only_ours_and_the_products_run(tmp_path):
     _, result = run(tmp_path, *FEW, "--op", "logprob", "--dtype", "float32", "--budget", "0.000001")
     assert {row["provider"]: row["status"] for row in result["rows"]} == {
@@ -122,8 +129,12 @@ def test_ours_at_another_size_joins_those_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--shape", "3x4"], ["--provider", "nobody"], ["--also", "nobody@3"], ["--repeats", "0"]]
-)
+    "arguments",
+    [
+        ["--shape", "3x4"], ["--provider", "nobody"], ["--also", "nobody@3"], ["--repeats", "0"],
+        ["--deviation", "0"], ["--deviation", "nan"], ["--deviation", "x"],
+    ],
+)  # fmt: skip
 def test_arguments_are_checked(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
