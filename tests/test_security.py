@@ -55,16 +55,12 @@ def findings(source: str, name: str) -> Iterator[str]:
             yield f"{where} runs a shell"
         if is_true(options.get("trust_remote_code")):
             yield f"{where} always trusts remote code"
-        if called.endswith("from_pretrained") and is_false(options.get("use_safetensors")):
-            yield f"{where} loads pickles"
+        if re.search(r"\bAutoModel\w*\.from_pretrained$", called) and not is_true(options.get("use_safetensors")):
+            yield f"{where} may load pickles"
 
 
 def is_true(node: ast.AST | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is True
-
-
-def is_false(node: ast.AST | None) -> bool:
-    return isinstance(node, ast.Constant) and node.value is False
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
@@ -78,17 +74,12 @@ def test_nothing_runs_code_from_outside(file):
         "import torch\ntorch.load(f)", "torch.load(f, weights_only=False)", "import pickle\npickle.loads(b)",
         "from pickle import loads",
         "eval(x)", "exec(x)", "yaml.load(x, Loader)", "subprocess.run(x, shell=True)", "np.load(f, allow_pickle=True)",
-        "AutoModel.from_pretrained(p, trust_remote_code=True)", "import os\nos.system(x)",
+        "AutoTokenizer.from_pretrained(p, trust_remote_code=True)", "AutoModel.from_pretrained(p)",
+        "transformers.AutoModelForCausalLM.from_pretrained(p, use_safetensors=x)", "import os\nos.system(x)",
     ],
 )  # fmt: skip
 def test_the_test_itself_sees_them(source):
     assert list(findings(source, "x.py"))
-
-
-def test_weights_are_loaded_as_safetensors():
-    from fastflow.models.weights import loading
-
-    assert "use_safetensors=True" in Path(loading.__file__).read_text()
 
 
 class TestServers:

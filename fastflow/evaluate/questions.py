@@ -20,7 +20,7 @@ from fastflow.data.gym import make_entries
 from fastflow.data.records import Record, read_records
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.boxes import find_boxes
-from fastflow.evaluate.graders.choice import LETTERS
+from fastflow.evaluate.graders.choice import LETTERS, as_choices, option_text
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.gym import as_gold
 from fastflow.evaluate.task import OWN, Task
@@ -154,13 +154,8 @@ def _choices(task: Task, place: str, record: Mapping[str, Any], number: int) -> 
     if not task.choices:
         return {}, ""
     if isinstance(task.choices, str):
-        value = _field(task, place, record, task.choices)
-        if isinstance(value, dict):
-            return {str(letter): str(text) for letter, text in value.items()}, ""
-        if not isinstance(value, list) or not 2 <= len(value) <= len(LETTERS):
-            raise FastflowError(f"{place}: field {task.choices!r} must be a list of 2 to {len(LETTERS)} options")
-        return dict(zip(LETTERS, map(str, value), strict=False)), ""
-    texts = [str(_field(task, place, record, name)).strip() for name in task.choices]
+        return as_choices(place, task.choices, _field(task, place, record, task.choices)), ""
+    texts = [option_text(place, name, _field(task, place, record, name)).strip() for name in task.choices]
     order = np.arange(len(texts))
     if task.shuffle is not None:
         order = np.random.default_rng([task.shuffle, number]).permutation(len(texts))

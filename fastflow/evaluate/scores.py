@@ -13,6 +13,7 @@ from math import comb
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
@@ -37,6 +38,12 @@ def pass_at(right: int, samples: int, k: int) -> float:
             f"pass@{k} needs k from 1 to the {counted(samples, 'sample')} of a prompt; sample more, or lower k"
         )
     return 1 - comb(samples - right, k) / comb(samples, k)
+
+
+def pass_at_each(right: int, samples: int) -> Float64[np.ndarray, " samples"]:
+    """Estimate pass@k as `pass_at` does, for every k from 1 to samples, in one pass over them."""
+    drawn = np.arange(samples)  # before the one that the factor is of
+    return 1 - np.cumprod((samples - right - drawn).clip(min=0) / (samples - drawn))
 
 
 def majority(responses: Sequence[Row]) -> float:
@@ -66,6 +73,7 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     prompts = by_prompt(rows)
     samples = len(prompts[0])
     rights = [sum(map(_is_right, responses)) for responses in prompts]
+    curves = np.stack([pass_at_each(right, samples) for right in rights])  # (prompts, k)
     per_prompt: dict[str, Callable[[Sequence[Row]], float]] = {
         f"maj@{samples}": majority,
         "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
@@ -81,13 +89,13 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
         "prompts": len(prompts),
         "samples": samples,
         f"avg@{samples}": estimate([right / samples for right in rights]),
-        "pass_at": {str(k): estimate([pass_at(right, samples, k) for right in rights]) for k in range(1, samples + 1)},
+        "pass_at": {str(k): estimate(values) for k, values in enumerate(curves.T, start=1)},
         **{name: estimate([measure(responses) for responses in prompts]) for name, measure in per_prompt.items()},
         "verdicts": {verdict.value: sum(row["verdict"] == verdict.value for row in rows) for verdict in Verdict},
     }
 
 
-def estimate(values: Sequence[float]) -> dict[str, float | None]:
+def estimate(values: Sequence[float] | Float64[np.ndarray, " prompts"]) -> dict[str, float | None]:
     """Mean and standard error over prompts; a single prompt has no standard error."""
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"value": float(np.mean(values)), "error": error}

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ADAPTER_FILE = "adapter_config.json"
-_READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,20 @@ class Subject:
 
 
 def find_subject(name: str) -> Subject:
-    """The model behind a name. Raises FastflowError for runs without a policy and adapters without a base."""
+    """The model behind a name. Raises FastflowError for runs without policy, adapters without base or weights."""
     directory = Path(name)
     if (directory / CONFIG_FILE).is_file():
         if not (directory / "policy").is_dir():
             raise FastflowError(f"the run {name} has saved no policy yet; give a model, or wait for run.save_every")
         return Subject(name, str(directory / "policy"))
     if (directory / _ADAPTER_FILE).is_file():
-        return Subject(name, _base_of(directory / _ADAPTER_FILE), name)
+        base = _base_of(directory / _ADAPTER_FILE)
+        if not (directory / _ADAPTER_WEIGHTS).is_file():
+            raise FastflowError(
+                f"the adapters {name} have no {_ADAPTER_WEIGHTS}; save them with peft's save_pretrained, which writes "
+                "it (fastflow reads no pickles, such as adapter_model.bin)"
+            )
+        return Subject(name, base, name)
     return Subject(name, name)
 
 

@@ -102,11 +102,10 @@ class Task:
             raise FastflowError(f"{where}: needs either prompts, dataset or path")
 
     def asked(self) -> dict[str, Any]:
-        """What decides the responses: not how they are judged. Graded tasks keep the form that they had before."""
-        entries = dataclasses.asdict(self)
-        left_out = {"rubric"} if self.is_creative else {"kind", "rubric", "prompts"}
-        left_out |= set() if self.gym else {"gym", "settings"}
-        return {name: value for name, value in entries.items() if name not in left_out}
+        """What decides the responses and their verdicts, beside the questions: not what is said of the task, where its
+        rows come from, or how creative responses are judged.
+        """
+        return {name: getattr(self, name) for name in ("name", "kind", "grader", "format")}
 
     @property
     def is_creative(self) -> bool:

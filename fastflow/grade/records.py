@@ -8,7 +8,7 @@ from typing import Any
 from fastflow.config.setting import suggest
 from fastflow.data.json_file import read_json
 from fastflow.errors import FastflowError
-from fastflow.evaluate.graders.choice import LETTERS
+from fastflow.evaluate.graders.choice import as_choices
 from fastflow.evaluate.graders.grader import GRADERS, Item
 from fastflow.evaluate.graders.gym import check_entry
 
@@ -36,25 +36,11 @@ def _item(place: str, record: dict[str, Any]) -> Item:
     gold, response = _text(place, record, "gold", numbers=True), _text(place, record, "response")
     if grader != "choice":
         return Item(grader, gold, response)
-    choices = as_choices(place, record.get("choices"))
+    choices = as_choices(place, "choices", record.get("choices"))
     letter = gold.strip().strip("().").upper()
     if letter not in choices:
         raise FastflowError(f"{place}: field 'gold' is {gold!r}, but field 'choices' has {', '.join(choices)}")
     return Item(grader, gold, response, choices)
-
-
-def as_choices(place: str, value: Any) -> dict[str, str]:
-    """Options by letter, from an object or a list."""
-    if isinstance(value, list) and 2 <= len(value) <= len(LETTERS):
-        value = dict(zip(LETTERS, value, strict=False))
-    if not isinstance(value, dict) or len(value) < 2:
-        raise FastflowError(
-            f"{place}: field 'choices' must hold at least 2 options, as an object of letters and texts or as a list"
-        )
-    for letter, text in value.items():
-        if letter not in LETTERS or len(letter) != 1 or not isinstance(text, (str, int, float)):
-            raise FastflowError(f"{place}: field 'choices' has {letter!r}: {text!r}, but needs a capital and a text")
-    return {letter: str(text) for letter, text in value.items()}
 
 
 def _text(place: str, record: dict[str, Any], field: str, *, numbers: bool = False) -> str:

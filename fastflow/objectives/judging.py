@@ -161,11 +161,11 @@ class Judge:
         score = self._ask("objective.reward", reward, text, prompt)
         try:
             number = float(score)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise FastflowError(
-                f"objective.reward = {self._settings.reward} returned {score!r} for "
+                f"objective.reward = {self._settings.reward} returned {score!r:.100} for "
                 f"{_named(text, prompt)}; it must return a finite number"
             )
         return number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -99,10 +98,11 @@ def _entry(tree: dict[str, Any], name: str) -> Any:
 
 
 def _grade(value: Any, highest: float) -> float | None:
-    if isinstance(value, bool) or value is None:
+    """Return a number as it is: one that is not finite, or too large for a float, is off the scale."""
+    if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return float(value) if math.isfinite(value) else None
+        return value
     match = _FRACTION.fullmatch(value) if isinstance(value, str) else None
     if match is None or (match[2] is not None and float(match[2]) != highest):
         return None

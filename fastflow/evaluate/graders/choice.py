@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.answer import Quantity
 from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.equivalence import same
@@ -103,6 +106,26 @@ _LIST = re.compile(  # each blank has one place only, otherwise what is no list 
 _WRAPPER = re.compile(
     r"\\(?:textbf|textit|textrm|text|mathrm|mathbf|mbox|operatorname|bf|rm)\s*\{?|[{}$]|\\[()\[\]]|\\[,;: !]"
 )
+
+
+def as_choices(place: str, field: str, value: Any) -> dict[str, str]:
+    """Return options by letter, from an object or a list. Raises FastflowError for anything else."""
+    if isinstance(value, list) and 2 <= len(value) <= len(LETTERS):
+        value = dict(zip(LETTERS, value, strict=False))
+    if not isinstance(value, dict) or len(value) < 2:
+        raise FastflowError(
+            f"{place}: field {field!r} must hold at least 2 options, as an object of letters and texts or as a list"
+        )
+    if no_letters := [letter for letter in value if letter not in LETTERS or len(letter) != 1]:
+        raise FastflowError(f"{place}: field {field!r} has the option {no_letters[0]!r}, but needs capital letters")
+    return {letter: option_text(place, field, text) for letter, text in value.items()}
+
+
+def option_text(place: str, field: str, value: Any) -> str:
+    """Return an option as text. Raises FastflowError for null, lists and objects."""
+    if not isinstance(value, (str, int, float)):
+        raise FastflowError(f"{place}: field {field!r} has the option {json.dumps(value)}, but needs a text")
+    return str(value)
 
 
 def grade(gold: str, response: str, choices: Choices) -> Verdict:

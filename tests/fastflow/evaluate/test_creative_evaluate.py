@@ -224,6 +224,14 @@ def adapters(base, directory, **more):
     return directory
 
 
+def test_adapters_in_a_pickle_are_refused(sums, tmp_path, capsys):
+    base, task = sums
+    adapter = adapters(base, tmp_path / "adapter")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    assert main(["evaluate", str(adapter), "--tasks", str(task), "--output", str(tmp_path / "out")]) == 2
+    assert "have no adapter_model.safetensors; save them with peft's save_pretrained" in capsys.readouterr().err
+
+
 def test_the_dial_goes_from_the_base_to_the_adapters(sums, judge, tmp_path):
     base, file = sums
     adapter = adapters(base, tmp_path / "adapter")

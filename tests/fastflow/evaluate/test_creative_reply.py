@@ -44,6 +44,7 @@ def test_the_same_grades_in_many_clothes(reply):
         '{"wit": true, "form": 4}',
         '{"wit": 7, "form": null}', '{"wit": NaN, "form": 4}', '{"wit": "7/5", "form": 4}', '{"wit": [7], "form": 4}',
         '{"wit": 7, "form": 4', '<think>{"wit": 7, "form": 4}', '{"wit": "__import__(\'os\')", "form": 4}',
+        '{"wit": 1%s, "form": 4}' % ("0" * 400), '{"wit": "1%s", "form": 4}' % ("0" * 400),
         "{" * 5000, '{"a":' * 3000 + "1" + "}" * 3000,
     ],
 )  # fmt: skip

@@ -31,6 +31,15 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k_samples(right):
         assert scores.pass_at(right, 6, k) == pytest.approx(brute)
 
 
+@pytest.mark.parametrize(("right", "samples"), [(0, 1), (1, 1), (0, 5), (3, 64), (63, 64), (1, 4096), (4000, 4096)])
+def test_pass_at_each_k_is_that_of_one(right, samples):
+    curve = scores.pass_at_each(right, samples)
+    assert curve.shape == (samples,)
+    for k in {1, 2, samples // 3 + 1, samples}:
+        if k <= samples:
+            assert curve[k - 1] == pytest.approx(scores.pass_at(right, samples, k), rel=1e-11, abs=1e-12)
+
+
 @pytest.mark.parametrize("k", [0, 7])
 def test_pass_at_more_than_the_samples_is_refused(k):
     with pytest.raises(FastflowError, match="needs k from 1 to the 6 samples"):

@@ -1,5 +1,6 @@
 """The tasks that come along, on rows with the fields of their data sets; own tasks and what is refused of them."""
 
+import dataclasses
 import json
 import re
 
@@ -125,6 +126,34 @@ def test_rows_whose_solution_has_no_box_are_left_out(tmp_path, caplog):
     (tmp_path / "numina_holdout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert len(read_questions(find_task("numina_holdout"), folder=str(tmp_path), limit=0)) == 1
     assert "rows without a gold answer in a box are left out: 1 of 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("choices", "complaint"),
+    [
+        (["x", None], "mine.jsonl:1: field 'choices' has the option null, but needs a text"),
+        ({"a": "x", "b": "y"}, "mine.jsonl:1: field 'choices' has the option 'a', but needs capital letters"),
+        (["x"], "mine.jsonl:1: field 'choices' must hold at least 2 options"),
+    ],
+)
+def test_options_that_are_none_are_refused(tmp_path, choices, complaint):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"prompt": "Which?", "answer": "B", "choices": choices}) + "\n")
+    with pytest.raises(FastflowError, match=re.escape(complaint)):
+        read_questions(find_task(str(file), grader="choice"), folder=None, limit=0)
+
+
+def test_an_absent_option_of_a_field_is_refused(tmp_path):
+    row = ROWS["gpqa_diamond"] | {"Incorrect Answer 2": None}
+    (tmp_path / "gpqa_diamond.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(FastflowError, match="field 'Incorrect Answer 2' has the option null"):
+        read_questions(find_task("gpqa_diamond"), folder=str(tmp_path), limit=0)
+
+
+def test_what_is_said_of_a_task_does_not_decide_its_responses():
+    task = find_task("gsm8k")
+    assert task.asked() == dataclasses.replace(task, note="x", title="x", licence="x", gold_after="").asked()
+    assert task.asked() != dataclasses.replace(task, grader="exact").asked()
 
 
 def test_own_files_of_choices_need_the_field_choices(tmp_path):

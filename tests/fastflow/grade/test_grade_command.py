@@ -53,7 +53,7 @@ def test_each_line_comes_back_with_its_verdict(tmp_path, capsys):
         ({"grader": "choice", "gold": "E", "response": "A", "choices": ["x", "y"]}, "in.jsonl:2: field 'gold' is 'E'"),
         (
             {"grader": "choice", "gold": "A", "response": "A", "choices": {"a": "x", "B": "y"}},
-            "field 'choices' has 'a'",
+            "field 'choices' has the option 'a', but needs capital letters",
         ),
     ],
 )

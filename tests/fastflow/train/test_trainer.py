@@ -147,7 +147,7 @@ def test_flowrl_takes_the_users_reward(settings, tmp_path, monkeypatch):
     assert samples and all(sample["reward"] == sample["response"].count("a") for sample in samples)
 
 
-@pytest.mark.parametrize("returned", ["None", "float('nan')"])
+@pytest.mark.parametrize("returned", ["None", "float('nan')", "10**400"])
 def test_a_reward_must_be_a_finite_number(settings, tmp_path, monkeypatch, returned):
     module = f"bad_reward_{len(returned)}"
     (tmp_path / f"{module}.py").write_text(f"def score(text, record):\n    return {returned}\n")
