@@ -10,9 +10,10 @@ from fastflow.plan.lengths import most
 from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row, size
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow.plan.trainer_rows import cache_bytes_per_token, context_row, parameter_bytes, state_bytes
-from fastflow.rollout.vllm.adapters import RANKS, can_apply, room_for
+from fastflow.rollout.vllm.adapters import applies, room_for
+from fastflow.rollout.vllm.refusals import another_gpu, no_adapters, no_sleep
+from fastflow.rollout.vllm.weights import BUCKET_BYTES
 
-BUCKET_BYTES = 256 * 2**20
 WORKSPACE_BYTES = GIB  # activations and CUDA graphs of vLLM, an assumption
 CPU_CACHE_GIB = 1  # of the vLLM process, unless VLLM_CPU_KVCACHE_SPACE sets another
 
@@ -57,7 +58,7 @@ def vllm_rows(
         rows.append(Row("one weight, gathered", "trainer", largest, "the largest", (SAMPLING,)))
     rows.append(context_row("vllm", device))
 
-    obstacles = _refusals(config, device)
+    obstacles = _refusals(config, model, device)
     if sequences < 1:
         remedy = "raise rollout.memory_fraction" if device.is_gpu else "set VLLM_CPU_KVCACHE_SPACE to more GiB"
         obstacles.append(
@@ -82,11 +83,12 @@ def shared_bytes(config: Config, model: ModelSizes, adapters: Adapters | None, r
 
 
 def _applies_adapters(config: Config, model: ModelSizes, device: str) -> bool:
-    """Return whether vLLM applies the adapters itself; the sampler decides in the same way."""
-    choice, rank = config.rollout.adapters, config.lora.rank
     is_rounded = config.model.autocast or config.model.dtype == "bfloat16"
-    able = rank <= RANKS[-1] and can_apply(device, mixture=model.experts > 0)
-    return able and (choice == "apply" or (choice == "auto" and is_rounded))
+    return applies(config.rollout.adapters, rounded=is_rounded, able=not _no_adapters(config, model, device))
+
+
+def _no_adapters(config: Config, model: ModelSizes, device: str) -> str:
+    return no_adapters(config.lora.rank, device, mixture=model.experts > 0)
 
 
 def _bucket_bytes(config: Config, adapters: Adapters) -> int:
@@ -102,17 +104,13 @@ def _gathered_bytes(config: Config, model: ModelSizes, adapters: Adapters | None
     return max(min(BUCKET_BYTES, most * each), model.largest * each)
 
 
-def _refusals(config: Config, device: Device) -> list[str]:
+def _refusals(config: Config, model: ModelSizes, device: Device) -> list[str]:
     """Return what the sampler refuses before it starts vLLM."""
-    found, (kind, _, index) = [], config.model.device.partition(":")
-    if not device.is_gpu and config.rollout.sleep not in ("auto", "off"):
-        found.append(f"rollout.sleep = {config.rollout.sleep} frees nothing on a CPU; leave it at auto")
-    if kind == "cuda" and index.isdigit() and int(index):
-        found.append(
-            f"rollout.engine = vllm takes the first GPU it sees, and model.device is {config.model.device}; set "
-            f"CUDA_VISIBLE_DEVICES={index} and model.device = cuda"
-        )
-    return found
+    kind, _, index = config.model.device.partition(":")
+    found = [no_sleep(config.rollout.sleep, device.type), another_gpu(kind, int(index) if index.isdigit() else None)]
+    if config.lora.rank and config.rollout.adapters == "apply":
+        found.append(_no_adapters(config, model, device.type))
+    return list(filter(None, found))
 
 
 def sleeps_while_training(config: Config, device: Device) -> bool:

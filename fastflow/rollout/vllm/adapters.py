@@ -13,8 +13,7 @@ from fastflow.models.layers.experts import has_experts
 from fastflow.models.layers.linear_attention import linear_attentions
 from fastflow.models.packed import PackedModel
 from fastflow.models.weights.merging import adapted_layers
-
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM reserves room for one of these
+from fastflow.rollout.vllm.refusals import RANKS, no_adapters
 
 
 def rank_of(policy: PackedModel) -> int:
@@ -33,31 +32,22 @@ def applies_adapters(policy: PackedModel, choice: str, engine_dtype: torch.dtype
     choice: rollout.adapters; `auto` applies them where a merge would be rounded to bfloat16. Raises FastflowError where
     `apply` asks for what vLLM cannot do: a higher rank, or adapters of a mixture of experts on a CPU.
     """
-    rank = rank_of(policy)
-    if not rank or choice == "merge":
+    if not rank_of(policy):
         return False
-    if not can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config)):
-        if choice == "apply":
-            raise FastflowError(
-                "vLLM applies adapters of a mixture of experts on a GPU only, since it multiplies experts by Triton's "
-                "kernels then; set --rollout.adapters merge"
-            )
-        return False
-    if choice == "apply" and rank > RANKS[-1]:
-        raise FastflowError(
-            f"lora.rank = {rank} is more than the {RANKS[-1]} that vLLM can apply; set --rollout.adapters merge"
-        )
-    return choice == "apply" or (engine_dtype == torch.bfloat16 and rank <= RANKS[-1])
+    refusal = _refusal(policy)
+    if choice == "apply" and refusal:
+        raise FastflowError(refusal)
+    return applies(choice, rounded=engine_dtype == torch.bfloat16, able=not refusal)
 
 
-def can_apply(device: str, *, mixture: bool) -> bool:
-    """Return whether vLLM applies adapters to models of this kind. device: "cpu" or "cuda"."""
-    return device != "cpu" or not mixture
+def applies(choice: str, *, rounded: bool, able: bool) -> bool:
+    """Return whether adapters are applied. rounded: a merge would be, to bfloat16. able: vLLM could apply them."""
+    return able and (choice == "apply" or (choice == "auto" and rounded))
 
 
 def remedy_of(policy: PackedModel) -> str:
     """What helps where a merge rounds the adapters away. vLLM computes linear attention on a CPU in bfloat16 alone."""
-    if can_apply(policy.device.type, mixture=has_experts(policy.causal_lm.config)):
+    if not _refusal(policy):
         return "set --rollout.adapters apply"
     if linear_attentions(policy.causal_lm):
         return "train all weights with --lora.rank 0"
@@ -99,3 +89,8 @@ def write_adapters(policy: PackedModel, directory: Path, tensors: dict[str, torc
     }
     (directory / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return directory
+
+
+def _refusal(policy: PackedModel) -> str:
+    mixture = has_experts(policy.causal_lm.config)
+    return no_adapters(rank_of(policy), policy.device.type, mixture=mixture)

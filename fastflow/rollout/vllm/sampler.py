@@ -27,6 +27,7 @@ from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import applies_adapters, rank_of, targets_of
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.kept_engine import KeptEngine
+from fastflow.rollout.vllm.refusals import another_gpu, no_sleep
 from fastflow.rollout.vllm.weights import SharedWeights
 
 if TYPE_CHECKING:
@@ -178,13 +179,9 @@ class VllmSampler:
 
     def _check_device(self, sleep: str) -> None:
         device = self._policy.device
-        if self._sleep_level and device.type == "cpu":
-            raise FastflowError(f"rollout.sleep = {sleep} frees nothing on a CPU; leave it at auto")
-        if device.index and not self._is_shared:
-            raise FastflowError(
-                f"rollout.engine = vllm takes the first GPU it sees, and the policy is on {device}; set "
-                f"CUDA_VISIBLE_DEVICES={device.index} and model.device = cuda"
-            )
+        refusal = no_sleep(sleep, device.type) or ("" if self._is_shared else another_gpu(device.type, device.index))
+        if refusal:
+            raise FastflowError(refusal)
 
     def _hold_weights(self, *, merge: bool) -> SharedWeights | GatheredWeights:
         kind = GatheredWeights if self._is_shared else SharedWeights

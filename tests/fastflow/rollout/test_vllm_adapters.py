@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -281,3 +282,16 @@ def test_the_plan_counts_what_the_sampler_takes(changes, tmp_path):
     assert shared_bytes(config, model, adapters) == sum(block.nbytes for block in blocks)
     names = [row.name for row in vllm_rows(config, model, adapters, Device("cpu", 2**36, "a test"))[0]]
     assert ("vLLM's adapters" in names) == applied and ("bucket of merged weights" in names) != applied
+
+
+@pytest.mark.parametrize("mixture", [False, True])
+def test_the_plan_refuses_what_the_sampler_refuses(mixture, tmp_path):
+    values = settings(tmp_path, lora__rank=4 if mixture else 600, rollout__engine="vllm", rollout__adapters="apply")
+    config = read_config([f"--{name}={value}" for name, value in values.items()])[0]
+    model, adapters = read_sizes(config.model.path, config.model), count_adapters(
+        config.model.path, config.model, config.lora
+    )  # fmt: skip
+    model = dataclasses.replace(model, experts=4 if mixture else 0)
+    _, _, obstacles = vllm_rows(config, model, adapters, Device("cpu", 2**36, "a test"))
+    words = "on a GPU only" if mixture else "lora.rank = 600 is more than the 512 that vLLM can apply"
+    assert [words in obstacle for obstacle in obstacles] == [True]
