@@ -12,7 +12,6 @@ from fastflow.config.methods import (
     REWARD_BALANCES,
     TAKE_A_REWARD,
 )
-from fastflow.config.metric_names import METRICS
 from fastflow.config.model_sections import LoraConfig, ModelConfig
 from fastflow.config.released import ReleasedConfig
 from fastflow.config.sections import (
@@ -127,11 +126,11 @@ def check_rollout(rollout: RolloutConfig, importance: ImportanceConfig) -> None:
 
 def check_evaluation(evaluation: EvalConfig, run: RunConfig, rollout: RolloutConfig) -> None:
     """Raise FastflowError where evaluation during training contradicts itself, or what is made of it."""
-    best = run.best_metric or ""
-    if best and best not in METRICS and not best.startswith(EVALUATED):
+    best, such_as = run.best_metric, f"{EVALUATED}math500/avg@{evaluation.samples}"
+    if best is not None and not best.startswith(EVALUATED):
         raise FastflowError(
-            f"run.best_metric = {best} is no metric, or no number; choose one of {', '.join(sorted(METRICS))}, or an "
-            f"evaluation's such as {EVALUATED}math500/avg@{evaluation.samples}"
+            f"run.best_metric = {best} is no evaluation's; a step's own metrics are of the policy before its updates, "
+            f"and it is saved after them: set eval.every and eval.tasks, and choose a metric such as {such_as}"
         )
     if evaluation.every and not evaluation.tasks:
         raise FastflowError(
@@ -146,12 +145,12 @@ def check_evaluation(evaluation: EvalConfig, run: RunConfig, rollout: RolloutCon
             f"rollout.min_response_tokens = {rollout.min_response_tokens} is over eval.max_response_tokens = "
             f"{limit}; lower the first or raise the second"
         )
-    if best.startswith(EVALUATED) and not evaluation.every:
+    if best is not None and not evaluation.every:
         raise FastflowError(f"run.best_metric = {best} is an evaluation's, and eval.every = 0 makes none; set it")
-    if evaluation.patience and not (evaluation.every and best.startswith(EVALUATED)):
+    if evaluation.patience and best is None:
         raise FastflowError(
             f"eval.patience = {evaluation.patience} compares evaluations; set eval.every, and run.best_metric to "
-            f"an evaluation's metric such as {EVALUATED}math500/avg@{evaluation.samples}"
+            f"one's metric such as {such_as}"
         )
 
 

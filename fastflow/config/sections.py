@@ -284,7 +284,8 @@ class RunConfig(Section):
     )
     keep: int = setting(2, "Newest saves that stay on the disk", unit="saves", at_least=1)
     best_metric: str | None = setting(
-        None, "Also keep the save whose step has the best value of this metric, such as reward_mean"
+        None,
+        "Also save and keep the policy with the best value of this metric of an evaluation, such as eval/math500/avg@8",
     )
     best_is: Literal["highest", "lowest"] = setting("highest", "Which value of run.best_metric is the best")
     export_dtype: Literal["auto", "float32", "bfloat16"] = setting(

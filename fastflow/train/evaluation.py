@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastflow.config.schema import Config, DataConfig
-from fastflow.config.sections import EVALUATED
 from fastflow.config.setting import suggest
 from fastflow.counted import counted
 from fastflow.data.prompts import tokenize
@@ -70,7 +69,7 @@ def find_tasks(config: Config) -> list[Task]:
         raise FastflowError(f"two tasks of eval.tasks are called {twice[0]}; give each once, or rename one's file")
     best = config.run.best_metric
     known = names_of(names, settings.samples)
-    if best is not None and best.startswith(EVALUATED) and best not in known:
+    if best is not None and best not in known:
         raise FastflowError(f"run.best_metric = {best} is not measured by eval.tasks: {suggest(best, known)}")
     return tasks
 
@@ -187,8 +186,8 @@ class Evaluation:
         return {**self.curve.evaluated[-1].metrics, SECONDS: time.perf_counter() - started}
 
     def is_new_best(self, step: int) -> bool:
-        """Whether run.best_metric is an evaluation's, and best after this step of all that can be saved."""
-        name = self._best_metric
+        """Whether run.best_metric is best after this step, of all that can be saved."""
+        name = self._config.run.best_metric
         if name is None or not self.curve.evaluated or self.curve.evaluated[-1].step != step:
             return False
         trained = [one for one in self.curve.evaluated if one.step > 0]
@@ -202,24 +201,19 @@ class Evaluation:
             return None
         last = self.curve.evaluated[-1].step
         return (
-            f"stopped early after step {last}: {self._best_metric} has not improved in "
+            f"stopped early after step {last}: {self._config.run.best_metric} has not improved in "
             f"{counted(best.since, 'evaluation')} (eval.patience = {patience}) since step {best.step}, where it was "
             f"{best.value:.4g}"
         )
 
     def best(self) -> Best | None:
-        """The best evaluation by run.best_metric, where that is an evaluation's."""
-        name = self._best_metric
+        """The best evaluation by run.best_metric."""
+        name = self._config.run.best_metric
         return None if name is None else best_of(self.curve.evaluated, name, self._config.run.best_is)
 
     def close(self) -> None:
         """End the processes that grade."""
         self._pool.close()
-
-    @property
-    def _best_metric(self) -> str | None:
-        name = self._config.run.best_metric
-        return name if name is not None and name.startswith(EVALUATED) else None
 
 
 class _Given:

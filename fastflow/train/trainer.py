@@ -256,7 +256,7 @@ class Trainer:
             self.saver.save(replace(self.position, ahead=self.schedule.ahead()))
 
     def _save_is_due(self, step: int) -> bool:
-        """Whether a save follows a step; one does where an evaluation's run.best_metric is best."""
+        """Whether a save follows a step; one does where run.best_metric is best."""
         every = self.config.run.save_every
         return self.evaluation.is_new_best(step) or (every > 0 and step % every == 0)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from fastflow.config.schema import Config
-from fastflow.config.sections import EVALUATED
 from fastflow.errors import FastflowError
 from fastflow.run.directory import reclaimable
 from fastflow.train.learner import Learner
@@ -84,7 +83,7 @@ def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: in
     """
     run = config.run
     saves = math.ceil(run.steps / run.save_every) if run.save_every else 1
-    if run.best_metric is not None and run.best_metric.startswith(EVALUATED):  # saved where it is best
+    if run.best_metric is not None:  # saved where it is best
         saves += math.ceil(run.steps / config.eval.every)
     copies = min(saves, run.keep + 1 + (run.best_metric is not None))
     free = shutil.disk_usage(directory).free + reclaimed

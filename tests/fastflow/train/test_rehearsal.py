@@ -259,15 +259,20 @@ def test_a_killed_rehearsal_does_not_block_the_next_run(train, tmp_path):
     assert not (tmp_path / "run" / REHEARSAL).exists()
 
 
+BEST = {"eval__every": 9, "eval__tasks": "[own.jsonl]", "run__best_metric": "eval/own/avg@4"}
+
+
 class TestRoom:
     Usage = namedtuple("Usage", "total used free")
 
     @pytest.fixture
     def made(self, tmp_path, monkeypatch):
         """A function that makes a Trainer on a disk with room for so many saves."""
+        (tmp_path / "own.jsonl").write_text('{"prompt": "ab", "answer": "2"}\n')
 
         def make(saves: float, **changes):
             monkeypatch.undo()
+            monkeypatch.chdir(tmp_path)
             save_model(tmp_path / "model", dtype=getattr(torch, changes.get("model__dtype", "float32")))
             config = read_config([f"--{name}={value}" for name, value in settings(tmp_path, **changes).items()])[0]
             probe = Trainer(config, Console(quiet=True))
@@ -290,7 +295,7 @@ class TestRoom:
             (1.5, {"run__save_every": 1}, 3, "set run.save_every = 0"),
             (2.5, {"run__save_every": 1}, 3, "set run.keep = 1, set run.save_every = 0"),
             (1.5, {"run__save_every": 2, "run__keep": 4}, 2, "set run.save_every = 0"),
-            (3.5, {"run__save_every": 1, "run__steps": 9, "run__best_metric": "loss"}, 4, "set run.keep = 1"),
+            (3.5, {"run__save_every": 1, "run__steps": 9, **BEST}, 4, "set run.keep = 1"),
         ],
     )
     def test_no_room_for_those_that_will_stand_side_by_side(self, room, changes, saves, remedy, made):
