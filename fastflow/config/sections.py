@@ -129,7 +129,8 @@ class ObjectiveConfig(Section):
     )
     truncated: Literal["keep", "drop"] = setting(
         "keep",
-        "Responses cut at the length limit: treat them like others (keep), or leave them out of the loss (drop)",
+        "Responses cut at the length limit: treat them like others (keep), or leave them out of the loss (drop); "
+        "policy gradients still compare rewards with theirs",
     )
     format_pattern: str | None = setting(
         None,

@@ -10,8 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from fastflow.errors import FastflowError
-
 FinishReason = Literal["stop", "length"]
 
 
@@ -65,18 +63,12 @@ def flatten(groups: Sequence[Group]) -> list[Trajectory]:
 
 
 def without_truncated(groups: Sequence[Group]) -> list[Group]:
-    """Remove trajectories that were cut at the length limit. Raises FastflowError when none is left."""
+    """Remove trajectories that were cut at the length limit, and groups of which none is left."""
     kept = [
         replace(group, trajectories=tuple(entry for entry in group.trajectories if entry.finish_reason == "stop"))
         for group in groups
     ]
-    kept = [group for group in kept if group.trajectories]
-    if not kept:
-        raise FastflowError(
-            "every response reached the length limit, and objective.truncated = drop leaves nothing to train on; raise "
-            "rollout.max_response_tokens, or set objective.truncated = keep"
-        )
-    return kept
+    return [group for group in kept if group.trajectories]
 
 
 def split_evenly(groups: Sequence[Group], shares: int) -> list[list[Group]]:

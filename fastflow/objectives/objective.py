@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from fastflow.config.schema import Config
@@ -35,11 +35,14 @@ class Facts(Evidence):
     """The same about all trajectories of an update, in flat order on the policy's device.
 
     group: the group of each. behaviour_logprob: log pi_old(y), nats. known_tokens: gives what is known of each token.
+    left_out: of the loss, since it was cut at the length limit and objective.truncated = drop; others are compared with
+    its reward all the same.
     """
 
     group: Int64[Tensor, " n"]
     behaviour_logprob: Float64[Tensor, " n"]
     known_tokens: Callable[[], KnownTokens]
+    left_out: Bool[Tensor, " n"]
 
 
 @dataclass(frozen=True)

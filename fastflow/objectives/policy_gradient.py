@@ -4,7 +4,8 @@
     loss      = - sum over tokens of share * min(ratio * advantage, clip(ratio) * advantage) + kl * share * KL estimate
 
 ratio is pi / pi_old of the token, or of its response; share is a token's weight in the average. Log-probs of the policy
-come from `linear_logprob`, which never holds the logits.
+come from `linear_logprob`, which never holds the logits. A response that is left out of the loss has a share of 0; the
+others are compared with its reward, and means over responses count it, as in TRL.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class PolicyGradient:
         divide = settings.divide_by_std and self.name not in LIKELIHOOD_GRADIENTS
         advantage = advantages(reward, facts.group, divide_by_std=divide)
         baseline = group_mean(reward, facts.group)
-        share = token_share(facts.length, settings.average, self._limit)
+        counts = ~facts.left_out
+        share = token_share(facts.length * counts, settings.average, self._limit) * counts
         tokens = facts.known_tokens()
         behaviour, base = tokens.behaviour, tokens.base if settings.kl else None
 

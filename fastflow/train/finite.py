@@ -20,10 +20,12 @@ NAMES = {
 }
 
 
+ALL_CUT = "every response reached the length limit, and objective.truncated = drop leaves none to learn from"
+CUT_REMEDY = "raise rollout.max_response_tokens, or set objective.truncated = keep"
+
+
 class NonFiniteError(FastflowError):
-    """Too many updates in a row had a loss or gradient that is NaN or infinite; the policy still has its last finite
-    weights. result: of the last of these updates.
-    """
+    """Too many updates in a row were skipped; the policy still has its last finite weights. result: of the last."""
 
     def __init__(self, message: str, result: UpdateResult | None = None):
         super().__init__(message)
@@ -47,7 +49,8 @@ NONE_SKIPPED = Skips()
 
 
 def unusable(facts: Facts, unknown: Collection[str] = ()) -> str:
-    """Say which facts are not finite, and of how many responses. Empty where all are finite.
+    """Say why no update can be made of these facts: some are not finite, or all responses are left out. Empty where one
+    can.
 
     unknown: facts that nobody asks for.
     """
@@ -57,7 +60,7 @@ def unusable(facts: Facts, unknown: Collection[str] = ()) -> str:
         bad = int((~getattr(facts, name).isfinite()).sum())
         if bad:
             return f"{words} of {bad} of {counted(len(facts.length), 'response')} is not finite"
-    return ""
+    return ALL_CUT if facts.left_out.all() else ""
 
 
 def not_finite(loss: float, norms: Sequence[float]) -> str:
@@ -73,9 +76,10 @@ def not_finite(loss: float, norms: Sequence[float]) -> str:
 def last_straw(result: UpdateResult, update: int, skips: Skips) -> NonFiniteError:
     """Make the error that ends the run. update: the one that failed, from 1. skips: before it."""
     before = f"; skipped before it: {counted(skips.in_a_row, 'update')}" if skips.in_a_row else ""
+    remedy = "lower optim.lr or optim.max_grad_norm, or check the model for NaN"
     return NonFiniteError(
-        f"{result.skipped} in update {update}{before}; the weights were left as they were: lower optim.lr or "
-        "optim.max_grad_norm, or check the model for NaN",
+        f"{result.skipped} in update {update}{before}; the weights were left as they were: "
+        f"{CUT_REMEDY if result.skipped == ALL_CUT else remedy}",
         result,
     )
 
@@ -83,6 +87,6 @@ def last_straw(result: UpdateResult, update: int, skips: Skips) -> NonFiniteErro
 def all_skipped(skips: Skips) -> NonFiniteError:
     """Make the error that ends a run without a single update."""
     return NonFiniteError(
-        f"every update of the run was skipped ({skips.total} in all), since loss or gradient was not finite: nothing "
-        "was learned; check the models for NaN, and look into the kept batches with fastflow replay"
+        f"every update of the run was skipped ({skips.total} in all), each for the reason that its warning names: "
+        "nothing was learned; mend that, and look into kept batches with fastflow replay"
     )

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config, OptimConfig
 from fastflow.data.packing import PackedBatch
-from fastflow.data.trajectory import Group, flatten
+from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.cut.parallel import whole
@@ -174,7 +174,13 @@ class Learner:
             penalty=torch.zeros_like(length) if penalty is None else penalty.to(length),
             reward=torch.zeros_like(length) if reward is None else reward.to(length),
             known_tokens=lambda: tokens,
+            left_out=torch.tensor(
+                [self._leaves_out(entry) for entry in flatten(groups)], dtype=torch.bool, device=device
+            ),
         )
+
+    def _leaves_out(self, trajectory: Trajectory) -> bool:
+        return self.config.objective.truncated == "drop" and trajectory.finish_reason == "length"
 
     def _known(
         self, share: Share, facts: Facts, base_tokens: Sequence[torch.Tensor], seconds: dict[str, float]

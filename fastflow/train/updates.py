@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastflow.config.methods import POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
@@ -15,7 +16,7 @@ from fastflow.interrupt import deferred_interrupt
 from fastflow.models.ranks import Ranks
 from fastflow.objectives.judging import Judge, Judgement, trained_on
 from fastflow.train import bad_updates
-from fastflow.train.finite import NonFiniteError
+from fastflow.train.finite import ALL_CUT, CUT_REMEDY, NonFiniteError
 from fastflow.train.learner import Learner
 from fastflow.train.progress import RunProgress
 from fastflow.train.standing import Standing
@@ -44,10 +45,7 @@ class Updates:
 
     def carry_out(self, under_way: UnderWay) -> list[Update]:
         """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
-        groups = list(under_way.groups)
-        if self._config.objective.truncated == "drop":
-            with self._ranks.together():
-                groups = without_truncated(groups)
+        groups = self._trained_on(under_way.groups)
         shares = [share for share in split_evenly(groups, self._config.batch.updates_per_rollout) if share]
         self._progress.phase("updating", len(shares))
         updates: list[Update] = []
@@ -63,6 +61,15 @@ class Updates:
         self._learner.free_gradients()  # sampling comes next, and needs the memory
         return updates
 
+    def _trained_on(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Without the responses that were cut, where those are dropped: but a policy gradient compares rewards with
+        theirs, and where all were cut the learner skips the update.
+        """
+        objective = self._config.objective
+        if objective.truncated == "keep" or objective.name in POLICY_GRADIENTS:
+            return groups
+        return without_truncated(groups) or groups
+
     def _learn(
         self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int
     ) -> UpdateResult:
@@ -76,14 +83,20 @@ class Updates:
 
         def completed(result: UpdateResult) -> None:
             if result.skipped and self._ranks.is_first:
-                logger.warning("step %d: update %d of %d was skipped: %s; the weights were left as they were, and %s",
-                               place.step, number, of, result.skipped, keep(result))  # fmt: skip
+                note = (
+                    CUT_REMEDY
+                    if result.skipped == ALL_CUT
+                    else f"the weights were left as they were, and {keep(result)}"
+                )
+                logger.warning(
+                    "step %d: update %d of %d was skipped: %s; %s", place.step, number, of, result.skipped, note
+                )
             self._standing.update_done(under_way, [*before, result])
 
         try:
             return self._learner.update(groups, penalty=judgement.penalty, reward=judgement.reward, completed=completed)
         except NonFiniteError as stop:
-            if stop.result is None or not self._ranks.is_first:
+            if stop.result is None or stop.result.skipped == ALL_CUT or not self._ranks.is_first:
                 raise
             with deferred_interrupt():
                 raise NonFiniteError(f"{stop}; {keep(stop.result)}", stop.result) from stop

@@ -37,7 +37,7 @@ def wrong_calls(batch):
     sequences = torch.ones(len(batch.lengths))
     policy = PackedModel(make_causal_lm())
     hidden = torch.ones(batch.tokens, policy.hidden_size)
-    loss = dict.fromkeys(("logprob", "residual", "weight", "raw_ratio"), sequences)
+    loss = dict.fromkeys(("logprob", "residual", "importance", "raw_ratio"), sequences)
     return {
         "rows and targets": lambda: replace(batch, rows=batch.rows[:-1]),
         "boundaries and sequences": lambda: replace(batch, cu_seqlens=batch.cu_seqlens[:-1]),
@@ -48,7 +48,9 @@ def wrong_calls(batch):
         "a column to sum": lambda: sum_per_sequence(torch.ones(len(batch.rows), 1), batch),
         "a column to order": lambda: to_flat_order([batch], [sequences[:, None]]),
         "trajectories": lambda: Evidence(three, three, three, two),
-        "groups of trajectories": lambda: Facts(two, two, two, two, torch.zeros(3).long(), two, lambda: None),
+        "groups of trajectories": lambda: Facts(
+            two, two, two, two, torch.zeros(3).long(), two, lambda: None, torch.zeros(2).bool()
+        ),
         "means over tokens": lambda: Certainty(two, three),
         "rewards and groups": lambda: advantages(three, torch.zeros(2).long(), divide_by_std=True),
         "log-probs and advantages": lambda: surrogate(three, three, two, (3,), "token", 0.2, 0.28),

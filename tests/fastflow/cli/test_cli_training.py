@@ -64,9 +64,12 @@ class TestTraining:
         outcome = train(optim__lr=1e30, optim__max_grad_norm=1e30, run__steps=3, optim__max_skips=1)
         check_refused(outcome, "optim.lr", "skipped before it: 1 update")
 
-    def test_only_truncated_responses_and_none_to_be_kept(self, train):
-        outcome = train(rollout__max_response_tokens=1, objective__truncated="drop", run__seed=3)
-        check_refused(outcome, "objective.truncated = drop", "rollout.max_response_tokens")
+    @pytest.mark.parametrize("name", ["powerflow", "ttrl"])
+    def test_only_truncated_responses_and_none_to_be_kept(self, train, name):
+        changes = {"objective__truncated": "drop", "objective__name": name, "run__seed": 3, "run__steps": 9}
+        outcome = train(rollout__max_response_tokens=1, optim__max_skips=2, **changes)
+        words = "objective.truncated = drop", "skipped before it: 2 updates", "raise rollout.max_response_tokens"
+        check_refused(outcome, *words)
 
     def test_an_output_directory_that_holds_a_run(self, train, tmp_path):
         code, out, _ = train(run__steps=1)

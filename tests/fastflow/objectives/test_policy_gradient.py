@@ -163,7 +163,7 @@ def trajectory(*ids: int, behaviour: float = 0.0) -> Trajectory:
     return Trajectory(np.array(ids, dtype=np.int64), np.full(len(ids), behaviour, dtype=np.float32), "stop")
 
 
-def loss_of(config: Config, groups: list[Group], reward: torch.Tensor, base: float):
+def loss_of(config: Config, groups: list[Group], reward: torch.Tensor, base: float, left_out: tuple[int, ...] = ()):
     """Of a policy whose head is zero, so that each of its 40 tokens has the same probability."""
     causal_lm = make_causal_lm(tied=False)
     torch.nn.init.zeros_(causal_lm.lm_head.weight)
@@ -173,7 +173,10 @@ def loss_of(config: Config, groups: list[Group], reward: torch.Tensor, base: flo
     length = torch.tensor(share.lengths, dtype=torch.float64)
     zeros = torch.zeros_like(length)
     tokens = KnownTokens(policy, share, groups, [torch.full((len(batch.rows),), base)])
-    facts = Facts(length, zeros, zeros, reward, torch.zeros(len(length)).long(), zeros, lambda: tokens)
+    facts = Facts(
+        length, zeros, zeros, reward, torch.zeros(len(length)).long(), zeros, lambda: tokens,
+        torch.tensor([place in left_out for place in range(len(length))]),
+    )  # fmt: skip
     return PolicyGradient(config, policy).losses(policy, facts)(policy.hidden_states(batch), batch)
 
 
@@ -203,6 +206,27 @@ def test_the_loss_of_a_group_by_hand(changes, expected):
     assert output.loss.item() == pytest.approx(expected, abs=1e-5)
     assert output.log_z.tolist() == [0.5, 0.5]
     assert output.raw_ratio.tolist() == pytest.approx([1, 1]) and torch.equal(output.importance, output.raw_ratio)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # the second response is left out: -advantage of the first, its one token, by what the average divides by
+        ({}, -(0.5**0.5)),
+        ({"average": "sequence_mean"}, -(0.5**0.5) / 2),
+        ({"average": "length_limit", "divide_by_std": False}, -0.5 / (2 * 10)),
+        ({"kl": 0.1}, -(0.5**0.5) + 0.1 * (40 / math.e - (math.log(40) - 1) - 1)),
+    ],
+)
+def test_a_response_that_is_left_out_is_still_compared_with(changes, expected):
+    config = Config(
+        objective=ObjectiveConfig(name="grpo", reward="answer"),
+        surrogate=SurrogateConfig(**changes),
+        rollout=RolloutConfig(max_response_tokens=10),
+    )
+    output = loss_of(config, PAIR, vector(1, 0), base=-1.0, left_out=(1,))
+    assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+    assert output.log_z.tolist() == [0.5, 0.5]
 
 
 def test_a_loss_without_responses_is_zero():
@@ -250,7 +274,7 @@ class TestPolicyRewards:
         certainty = SimpleNamespace(entropy=vector(1, 2), self_certainty=vector(5, 6))
         facts = Facts(
             vector(4, 2), vector(-6, -5), vector(0, 0), vector(0, -7), torch.zeros(2).long(), vector(-3, -4),
-            lambda: SimpleNamespace(certainty=certainty),
+            lambda: SimpleNamespace(certainty=certainty), torch.zeros(2).bool(),
         )  # fmt: skip
         expected = {
             ("intuitor", None): [5, 6],

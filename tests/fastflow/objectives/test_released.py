@@ -69,6 +69,7 @@ class TestTokenMaskByHand:
             group=torch.tensor([0, 0, 1]),
             behaviour_logprob=torch.tensor([3 * old, 2 * old, 2 * old]).double(),
             known_tokens=lambda: tokens,
+            left_out=torch.zeros(3).bool(),
         )
         config = Config(
             objective=ObjectiveConfig(alpha=ALPHA), importance=ImportanceConfig(ratio=request.param), released=RELEASED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,6 +203,36 @@ def test_dropping_truncated_responses(settings):
     updates = trainer.updates.carry_out(UnderWay(groups, 0))
     assert 0 < finished < 12
     assert sum(len(update.result.length) for update in updates) == finished
+
+
+def test_a_policy_gradient_compares_with_the_responses_that_it_drops(settings):
+    changes = {"objective__name": "random_reward", "rollout__max_response_tokens": 60}
+    lines = []
+    for truncated in ("keep", "drop"):
+        settings["run.output"] = settings["run.output"].with_name(truncated)
+        run(settings, objective__truncated=truncated, run__steps=1, **changes)
+        lines.append(metrics_of(settings)[0])
+    kept, dropped = lines
+    assert 0 < dropped["truncated_share"] < 1
+    for name in ("reward_mean", "residual_mean", "residual_std", "tokens"):
+        assert kept[name] == dropped[name], name
+    assert kept["loss"] != dropped["loss"]
+
+
+def test_a_step_whose_responses_were_all_cut_is_passed_over(settings, caplog):
+    changes = {"objective__truncated": "drop", "rollout__max_response_tokens": 60}
+    trainer = Trainer(configure(settings, **changes), Console(quiet=True))
+    groups = trainer.sample(1)
+    cut = [replace(group, trajectories=tuple(replace(entry, finish_reason="length") for entry in group.trajectories))
+           for group in groups]  # fmt: skip
+    before = [weight.detach().clone() for weight in trainer.learner.policy.model.parameters()]
+    (update, *_) = trainer.updates.carry_out(UnderWay(cut, 0))
+    assert "every response reached the length limit" in update.result.skipped
+    assert "skipped: every response reached" in caplog.text and "raise rollout.max_response_tokens" in caplog.text
+    assert not (settings["run.output"] / "bad").exists()
+    assert all(map(torch.equal, before, trainer.learner.policy.model.parameters()))
+    trainer.updates.carry_out(UnderWay(groups, 0))
+    assert trainer.learner.skips.in_a_row == 0
 
 
 def test_lora_exports_merged_weights_and_adapters(settings):
