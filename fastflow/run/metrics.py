@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import resource
 import sys
@@ -17,6 +18,7 @@ from fastflow.data.trajectory import Group, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.run.mismatch import Mismatch, mismatch
 
+LARGEST_LOG = 20.0  # of a ratio: one rare token would be the whole mean beyond
 GRAM = 4  # tokens of the stretches whose repetition is counted
 
 
@@ -62,13 +64,14 @@ def measure(
         **{f"length_p{q}": float(np.percentile(lengths, q)) for q in (10, 50, 90)},
         "length_max": int(lengths.max()),
         "truncated_share": float(np.mean([trajectory.finish_reason == "length" for trajectory in flat])),
-        "reward_mean": None if scores is None else float(np.mean(scores)),
+        **rewards(scores, results),
         "malformed_share": None if well_formed is None else 1 - float(np.mean(well_formed)),
         "token_entropy": float(-behaviour.sum() / max(sampled, 1)),
         "sequence_entropy": float(-behaviour.mean()),
         "logprob_mean": float((joined("logprob") / per_token).mean()),
         "sequence_logprob_mean": float(joined("logprob").mean()),
         "base_logprob_mean": float((joined("base_logprob") / per_token).mean()),
+        "base_kl": kl_to_base([result for result in results if not result.skipped]),
         **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
         "clipped_share": float((importance != raw_ratio).double().mean()),
         "effective_sample_size": effective_sample_size(raw_ratio),
@@ -115,6 +118,33 @@ def _without_numbers(result: UpdateResult) -> UpdateResult:
     computed = ("logprob", "base_logprob", "residual", "log_z", "importance", "raw_ratio")
     unknown: dict[str, Any] = {name: torch.full_like(getattr(result, name), math.nan) for name in computed}
     return dataclasses.replace(result, loss=math.nan, grad_norm=math.nan, **unknown)
+
+
+def rewards(scores: Sequence[float] | None, results: Sequence[UpdateResult]) -> dict[str, float | None]:
+    """Mean and deviation of the rewards, and the share of groups whose rewards are all equal: they teach a policy
+    gradient nothing. scores: of the results' trajectories, one after another; None where there are none.
+    """
+    if scores is None:
+        return {"reward_mean": None, "reward_std": None, "flat_group_share": None}
+    starts = itertools.accumulate((int(result.group.max()) + 1 for result in results), initial=0)
+    group = np.concatenate([result.group.numpy() + start for result, start in zip(results, starts, strict=False)])
+    lowest, highest = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
+    np.minimum.at(lowest, group, scores)
+    np.maximum.at(highest, group, scores)
+    return {
+        "reward_mean": float(np.mean(scores)),
+        "reward_std": float(np.std(scores)),
+        "flat_group_share": float(np.mean(lowest == highest)),
+    }
+
+
+def kl_to_base(results: Sequence[UpdateResult]) -> float:
+    """KL(pi || p_base) in nats per token, by the estimator k3 on the sampled tokens; NaN without tokens or base."""
+    pairs = [pair for result in results for pair in zip(result.token_logprobs, result.base_token_logprobs, strict=True)]
+    if not sum(len(own) for own, _ in pairs):
+        return math.nan
+    d = np.concatenate([base.astype(np.float64) - own for own, base in pairs]).clip(max=LARGEST_LOG)
+    return float(np.mean(np.expm1(d) - d))
 
 
 def effective_sample_size(raw_ratio: torch.Tensor) -> float:

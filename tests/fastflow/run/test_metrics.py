@@ -156,6 +156,9 @@ class TestMeasure:
             "truncated_share": 0.25,
             "malformed_share": 0.25,
             "reward_mean": 1.5,
+            "reward_std": math.sqrt(5) / 2,
+            "flat_group_share": 0.0,
+            "base_kl": 0.0,
             "token_entropy": (2 + 8 + 1 + 13) / 20,
             "sequence_entropy": 24 / 4,
             "ratio_p50": 1.0,
@@ -186,6 +189,30 @@ class TestMeasure:
         measured = measure(groups, [result], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
         assert measured["logprob_mean"] == pytest.approx(-(1 + 2 + 3 + 1) / 4)
         assert measured["base_logprob_mean"] == pytest.approx(-(2 + 1 + 1 + 2) / 4)
+
+    def test_groups_of_equal_rewards(self, groups, rng):
+        results = [make_result([group], rng) for group in groups]
+        measured = measure(
+            groups, results, well_formed=None, scores=[1.0, 1.0, 1.0, 0.0], alpha=None, seconds=SECONDS, device=CPU
+        )
+        assert measured["flat_group_share"] == 0.5
+        whole = measure(
+            groups, [make_result(groups, rng)], well_formed=None, scores=[1.0, 1.0, 0.0, 0.0], alpha=None,
+            seconds=SECONDS, device=CPU,
+        )  # fmt: skip
+        assert whole["flat_group_share"] == 1.0 and whole["reward_std"] == 0.5
+
+    def test_kl_to_the_base_over_tokens(self, groups, rng):
+        own = [np.full(len(entry), -1.0, dtype=np.float32) for entry in flatten(groups)]
+        base = [
+            np.full(len(entry), -3.0 if number == 3 else -1.0, dtype=np.float32) for number, entry in enumerate(own)
+        ]
+        result = make_result(groups, rng, token_logprobs=own, base_token_logprobs=base)
+        measured = measure(groups, [result], well_formed=None, alpha=None, seconds=SECONDS, device=CPU)
+        assert measured["base_kl"] == pytest.approx((math.exp(-2) + 2 - 1) * 13 / 20)
+        skipped = dataclasses.replace(result, skipped="a reason")
+        measured = measure(groups, [skipped], well_formed=None, alpha=None, seconds=SECONDS, device=CPU)
+        assert math.isnan(measured["base_kl"])
 
     def test_no_format_means_no_malformed_share(self, groups, rng):
         measured = measure(groups, [make_result(groups, rng)], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
