@@ -10,6 +10,7 @@ from fastflow.config.methods import (
     POLICY_GRADIENTS,
     RESPONSE_FIELD,
     REWARD_BALANCES,
+    REWARD_GRADIENTS,
     TAKE_A_REWARD,
 )
 from fastflow.config.model_sections import LoraConfig, ModelConfig
@@ -154,6 +155,11 @@ def check_evaluation(evaluation: EvalConfig, run: RunConfig, rollout: RolloutCon
         )
 
 
+def needs_base(objective: ObjectiveConfig, surrogate: SurrogateConfig) -> bool:
+    """Whether the loss, or a reward, holds log p_base."""
+    return objective.name not in (*REWARD_GRADIENTS, *OFFLINE) or surrogate.kl > 0
+
+
 def check_method(
     objective: ObjectiveConfig, surrogate: SurrogateConfig, importance: ImportanceConfig, batch: BatchConfig
 ) -> None:
@@ -196,6 +202,19 @@ def check_method(
                     f"surrogate.{entry.name} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and "
                     f"objective.name = {name} is none of them; leave it out"
                 )
+
+
+def check_base(model: ModelConfig, objective: ObjectiveConfig, surrogate: SurrogateConfig) -> None:
+    """Raise FastflowError where no base is to be loaded, and something reads it."""
+    if surrogate.score_base:
+        return
+    if needs_base(objective, surrogate):
+        reader = f"surrogate.kl = {surrogate.kl:g}" if surrogate.kl else f"objective.name = {objective.name}"
+        raise FastflowError(f"surrogate.score_base = false loads no base, and {reader} reads it; leave score_base out")
+    if model.base is not None:
+        raise FastflowError(
+            f"surrogate.score_base = false loads no base, but model.base = {model.base}; drop one of them"
+        )
 
 
 def check_released(released: ReleasedConfig, objective: ObjectiveConfig, optim: OptimConfig) -> None:

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 
 from fastflow.config import contradictions
+from fastflow.config.methods import OFFLINE
 from fastflow.config.model_sections import LoraConfig, ModelConfig
 from fastflow.config.released import ReleasedConfig
 from fastflow.config.sections import (
@@ -56,9 +57,17 @@ class Config:
         contradictions.check_rollout(self.rollout, self.importance)
         contradictions.check_evaluation(self.eval, self.run, self.rollout)
         contradictions.check_method(self.objective, self.surrogate, self.importance, self.batch)
+        contradictions.check_base(self.model, self.objective, self.surrogate)
         contradictions.check_released(self.released, self.objective, self.optim)
         contradictions.check_data(self.data)
         contradictions.check_models(self.model, self.lora)
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the frozen base is loaded and scores every response."""
+        if self.objective.name in OFFLINE:
+            return False
+        return self.surrogate.score_base or contradictions.needs_base(self.objective, self.surrogate)
 
     def require_inputs(self) -> None:
         """Raise FastflowError where model.path or data.path is not set."""

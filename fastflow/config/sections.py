@@ -226,6 +226,11 @@ class SurrogateConfig(Section):
         "How that is estimated from d = log p_base - log pi: exp(d) - d - 1 (k3, as GRPO), or d^2 / 2 (k2), whose "
         "gradient has no bias on-policy",
     )
+    score_base: bool = setting(
+        True,
+        "Score the responses under the base where neither the reward nor the KL reads it, for slope, base_logprob_mean "
+        "and base_kl; false loads no base, which spares its memory and its time",
+    )
 
 
 @dataclass(frozen=True)

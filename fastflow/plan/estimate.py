@@ -65,7 +65,7 @@ def sizes_of(config: Config) -> Sizes:
     base, adapters = None, None
     if config.lora.rank:
         adapters = count_adapters(config.model.path, config.model, config.lora)
-    elif config.objective.name not in OFFLINE:
+    elif config.reads_base:
         base = read_sizes(config.model.base or config.model.path, config.model)
         check_same_vocabulary(model, base, config.model)
     return Sizes(model, base, adapters)
@@ -86,6 +86,8 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
         remarks += ["the servers' memory is their own; only the trainer's is counted here"]
     if config.objective.name in OFFLINE:
         remarks += [f"objective.name = {config.objective.name} samples nothing and reads no base: neither is counted"]
+    elif not config.reads_base:
+        remarks += ["surrogate.score_base = false loads no base: none is counted"]
     result = Estimate(device, rows, remarks, obstacles)
     _judge_lengths(result, config, model)
     _judge(result, config, shared_bytes(config, model, adapters, device.count))

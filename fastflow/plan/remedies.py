@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastflow.config.contradictions import needs_base
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.models.cut.head import CUT
@@ -84,6 +85,8 @@ def _changes(config: Config, device: Device) -> Iterator[tuple[str, list[Any]]]:
         yield "model.head", [CUT]
     if not config.lora.rank and config.model.base is None and importlib.util.find_spec("peft"):
         yield "lora.rank", [LORA_RANK]
+    if config.reads_base and not (config.lora.rank or needs_base(config.objective, config.surrogate)):
+        yield "surrogate.score_base", [False]
     if config.lora.rank and config.model.dtype == "float32" and not narrows:
         yield "model.dtype", ["bfloat16"]
     if config.objective.name in OFFLINE:

@@ -67,7 +67,6 @@ def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> in
     log-probs of the trainer's own are one more forward.
     """
     policy = sizes.model
-    base = sizes.base or policy
     length = prompt + response - 1
 
     def head(model: ModelSizes) -> int:
@@ -79,4 +78,5 @@ def update_flops(config: Config, sizes: Sizes, prompt: int, response: int) -> in
 
     again = head(policy) if config.objective.name in POLICY_GRADIENTS or config.released.token_mask else 0
     recomputed = forward(policy) if config.importance.source == "recompute" else 0
-    return forward(base) + recomputed + 3 * forward(policy) + again
+    of_base = forward(sizes.base or policy) if config.reads_base else 0
+    return of_base + recomputed + 3 * forward(policy) + again

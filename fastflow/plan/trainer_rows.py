@@ -95,7 +95,7 @@ def _weights(config: Config, model: ModelSizes, base: ModelSizes | None, adapter
     rows = [Row("policy's parameters", "trainer", model.parameters * each, f"{model.parameters:,} in {dtype}")]
     if adapters is not None:
         how = f"{adapters.parameters:,} in float32"
-        if config.objective.name not in OFFLINE:
+        if config.reads_base:
             how += "; the base is the policy without them"
         rows.append(Row("adapters", "trainer", adapters.parameters * FLOAT, how))
     if base is not None:

@@ -21,7 +21,7 @@ from fastflow.replay.file import BadUpdate, read_bad_update
 from fastflow.run import generators
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.train.bad_updates import DECIDING, digest_of_settings
-from fastflow.train.finite import UNKNOWN_OFFLINE
+from fastflow.train.finite import unknown_facts
 from fastflow.train.learner import Learner
 from fastflow.train.saves.checkpoint import log_z_head, named_parameters
 from fastflow.train.saves.restore import read, restore
@@ -114,7 +114,7 @@ def replay(
             "not belong together: check --run and --model"
         )
     now = learner.examine(batch.groups, penalty=batch.penalty, reward=batch.reward)
-    unknown = (*UNKNOWN_OFFLINE, "log_z") if config.objective.name in OFFLINE else ()
+    unknown = (*unknown_facts(config), *(("log_z",) if config.objective.name in OFFLINE else ()))
     return Replay(batch, now, weights, notes, _bad_responses(batch, now, unknown), _bad_gradients(learner))
 
 
@@ -133,13 +133,15 @@ def _learner(
     run: Path, config: Config, model: str | None, objective: MakeObjective, batch: BadUpdate, notes: list[str]
 ) -> tuple[Learner, str]:
     """A learner with the weights to compute with, and which they are, in words."""
-    offline = config.objective.name in OFFLINE
     if model is not None:
-        start = None if offline else config.model.base or config.model.path
+        start = (config.model.base or config.model.path) if config.reads_base else None
         config = replace(config, model=replace(config.model, path=model, base=start), lora=replace(config.lora, rank=0))
     generators.seed(config.run.seed)
     config = replace(config, lora=replace(config.lora, dropout=0.0))  # what it drew is not known
-    policy, base = (load_policy(config.model, config.lora), None) if offline else load_models(config.model, config.lora)
+    if config.reads_base:
+        policy, base = load_models(config.model, config.lora)
+    else:
+        policy, base = load_policy(config.model, config.lora), None
     learner = Learner(policy, base, config, total_updates=1, objective=objective)
     if model is not None:
         if log_z_head(learner) is not None:

@@ -37,6 +37,7 @@ def describe(
     chosen = dict.fromkeys(
         [int(mean_base.argmax()), int(mean_base.argmin()), int(result.length.argmax()), *range(len(flat))]
     )
+    has_base = bool(np.isfinite(mean_base).all())
     samples = []
     for index in list(chosen)[:count]:
         prompt, trajectory = flat[index]
@@ -47,7 +48,7 @@ def describe(
                 "response": judgement.text[index],
                 "tokens": [spell(tokenizer, [token]) for token in trajectory.response_ids.tolist()],
                 "logprobs": _rounded(result.token_logprobs[index]),
-                "base_logprobs": _rounded(result.base_token_logprobs[index]),
+                "base_logprobs": _rounded(result.base_token_logprobs[index]) if has_base else None,
                 "length": len(trajectory),
                 "finish_reason": trajectory.finish_reason,
                 "well_formed": None if judgement.well_formed is None else judgement.well_formed[index],
@@ -55,7 +56,7 @@ def describe(
                 "residual": float(result.residual[index]),
                 "importance": float(result.importance[index]),
                 "mean_logprob": float(mean[index]),
-                "mean_base_logprob": float(mean_base[index]),
+                "mean_base_logprob": float(mean_base[index]) if has_base else None,
             }
         )
     return samples
@@ -74,10 +75,11 @@ def write_samples(directory: Path, step: int, samples: Sequence[dict[str, Any]])
 def _readable(sample: dict[str, Any]) -> str:
     ending = "cut at the limit" if sample["finish_reason"] == "length" else "ended by itself"
     form = {True: ", well-formed", False: ", malformed", None: ""}[sample["well_formed"]]
+    base = "" if sample["mean_base_logprob"] is None else f"log p_base {sample['mean_base_logprob']:.3f}, "
     reward = "" if sample["reward"] is None else f", reward {sample['reward']:.3f}"
     return (
         f"----- {counted(sample['length'], 'token')}, {ending}{form}; per token: log pi {sample['mean_logprob']:.3f}, "
-        f"log p_base {sample['mean_base_logprob']:.3f}, residual {sample['residual']:+.3f}{reward}\n"
+        f"{base}residual {sample['residual']:+.3f}{reward}\n"
         f"[prompt] {visible(sample['prompt'])}\n[response] {visible(sample['response'])}\n"
     )
 

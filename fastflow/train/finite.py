@@ -6,12 +6,13 @@ import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from fastflow.config.methods import OFFLINE
+from fastflow.config.schema import Config
 from fastflow.counted import counted
 from fastflow.data.update import UpdateResult
 from fastflow.errors import FastflowError
 from fastflow.objectives.objective import Facts
 
-UNKNOWN_OFFLINE = ("base_logprob", "behaviour_logprob")  # of recorded responses
 NAMES = {
     "base_logprob": "the base's log-prob",
     "behaviour_logprob": "the sampler's log-prob",
@@ -46,6 +47,12 @@ class Skips(NamedTuple):
 
 
 NONE_SKIPPED = Skips()
+
+
+def unknown_facts(config: Config) -> tuple[str, ...]:
+    """What nobody computes under these settings: without a base, and of recorded responses."""
+    of_base = () if config.reads_base else ("base_logprob",)
+    return (*of_base, "behaviour_logprob") if config.objective.name in OFFLINE else of_base
 
 
 def unusable(facts: Facts, unknown: Collection[str] = ()) -> str:

@@ -83,7 +83,6 @@ def load(config: Config, ranks: Ranks) -> Loaded:
 
     Where there are several ranks, weights stay in their files until `cut`.
     """
-    offline = config.objective.name in OFFLINE
     with PULSE.patient():  # a library may make or fetch them
         records = Beating(read_records(config.data))
     tokenizer = load_tokenizer(config.model)
@@ -92,10 +91,10 @@ def load(config: Config, ranks: Ranks) -> Loaded:
     for text in config.rollout.stop:
         check_spelling(tokenizer, "rollout.stop", text)
     several, base = ranks.count > 1, None
-    if offline:
-        policy = load_policy(config.model, config.lora, to_be_cut=several)
-    else:
+    if config.reads_base:
         policy, base = load_models(config.model, config.lora, to_be_cut=several)
+    else:
+        policy = load_policy(config.model, config.lora, to_be_cut=several)
     check_tokenizer_fits(tokenizer, policy, config.model)
     longest = context_for(policy, prompts, config.rollout.max_response_tokens)
     prepare_models(policy, base, longest=longest, names=names_of(config))

@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config, OptimConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, Trajectory, flatten
@@ -33,7 +32,7 @@ from fastflow.models.share import Share
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.known_tokens import KnownTokens
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
-from fastflow.train.finite import UNKNOWN_OFFLINE, NonFiniteError, Skips, last_straw, not_finite, unusable
+from fastflow.train.finite import NonFiniteError, Skips, last_straw, not_finite, unknown_facts, unusable
 
 __all__ = ["Learner", "NonFiniteError", "lr_factor"]
 
@@ -57,6 +56,7 @@ class Learner:
     ):
         self.policy = policy
         self.base = base
+        self._unknown = unknown_facts(config)
         self.config = config
         self.skips = Skips()
         self.objective = objective(config, policy)
@@ -113,8 +113,7 @@ class Learner:
             base_tokens = [self._base_logprobs(batch) for batch, _ in share.batches()]
             facts = self._facts(groups, share, base_tokens, penalty, reward)
         known = self._known(share, facts, base_tokens, seconds)
-        unknown = UNKNOWN_OFFLINE if self.config.objective.name in OFFLINE else ()
-        if problem := unusable(facts, unknown):  # which all ranks find alike
+        if problem := unusable(facts, self._unknown):  # which all ranks find alike
             seconds["train"] = 0.0
             return _uncomputed(known, problem), []
         head_before = self._head_before()

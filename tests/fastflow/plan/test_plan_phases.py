@@ -259,6 +259,18 @@ class TestSampling:
         assert {row.side for row in result.rows} == {"trainer"} and "servers" in result.remarks[0]
 
 
+def test_a_policy_gradient_may_go_without_a_base(models):
+    method = {"objective__name": "ttrl", "batch__responses_per_prompt": 8}
+    usual, without = (
+        estimate(configure(models / "large", surrogate__score_base=scored, **method), GPU)
+        for scored in ("true", "false")
+    )
+    assert {row.name for row in usual.rows} - {row.name for row in without.rows} == {"frozen base"}
+    assert "loads no base" in " ".join(without.remarks)
+    config, small = configure(models / "large", **method), Device("cpu", GIB // 2, "a test")
+    assert "--surrogate.score_base false" in [one.option for one in remedies(config, small, estimate(config, small))]
+
+
 def test_distil_counts_neither_base_nor_sampler_nor_log_z(models):
     usual, offline = (
         estimate(configure(models / "large", objective__name=name), GPU) for name in ("powerflow", "distil")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from fastflow.config.presets import METHODS
 from fastflow.config.reader import read_config
@@ -109,6 +111,36 @@ def test_grpo_learns_what_its_reward_asks_for(settings):
     """The right answer is the letter a: its share rises from about an eighth."""
     changes = {"objective__name": "grpo", "objective__reward": "answer", "rollout__max_response_tokens": 1}
     assert run(settings, run__steps=8, **changes)["reward_mean"] > 0.5
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora.rank": 2}])
+def test_without_a_base_the_policy_learns_the_same(settings, changes, tmp_path):
+    weights, lines = [], []
+    for scored in (True, False):
+        settings["run.output"] = tmp_path / f"scored-{scored}"
+        more = {**changes, "objective.name": "random_reward", "surrogate.score_base": scored, "run.steps": 2}
+        lines.append(run({**settings, **more}))
+        weights.append(load_file(settings["run.output"] / "policy" / "model.safetensors"))
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    for name in ("slope", "base_logprob_mean", "base_kl"):
+        assert lines[0][name] is not None and lines[1][name] is None, name
+    assert lines[0]["loss"] == lines[1]["loss"] and lines[1]["skipped_updates"] == 0
+    samples = (settings["run.output"] / "samples.jsonl").read_text().splitlines()
+    assert samples and all(json.loads(line, parse_constant=pytest.fail) for line in samples)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"surrogate.kl": 0.1}, r"surrogate\.kl = 0\.1 reads it"),
+        ({"objective.name": "rl_token"}, r"objective\.name = rl_token reads it"),
+        ({"model.base": "other"}, r"model\.base = other; drop one"),
+        ({"objective.name": "powerflow"}, r"surrogate\.score_base serves the policy gradients"),
+    ],
+)
+def test_a_base_that_is_read_is_loaded(settings, changes, words):
+    with pytest.raises(FastflowError, match=words):
+        run({**settings, "objective.name": "random_reward", "surrogate.score_base": False, **changes})
 
 
 def test_records_without_an_answer_are_refused(settings):
