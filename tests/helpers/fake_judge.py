@@ -29,7 +29,7 @@ class FakeJudge:
         self.say, self.models, self.key, self.pause, self.after = say, models, key, pause, after
         self.bodies: list[dict] = []
         self.greetings, self.greeting = 0, "yes"
-        self.most_at_once = self._now = 0
+        self.most_at_once = self.now = 0
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"fake": self})
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -58,12 +58,12 @@ class FakeJudge:
             return self._said(self.greeting, body)
         with self.lock:
             self.bodies.append(body)
-            self._now += 1
-            self.most_at_once = max(self.most_at_once, self._now)
+            self.now += 1
+            self.most_at_once = max(self.most_at_once, self.now)
         time.sleep(self.pause)
         said = self.say(body["messages"])
         with self.lock:
-            self._now -= 1
+            self.now -= 1
         return self._said(said, body)
 
     def _said(self, said: Answer, body: dict) -> tuple[int, object] | None:
