@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from bench.collectives import watched
 from bench.options import count
 from bench.processes import run_ranks
 
@@ -189,27 +190,15 @@ def make_groups(options: argparse.Namespace, prompts: int) -> list[Any]:
 def record(call: Callable[[], object]) -> list[Collective]:
     """The collectives of a call, in their order; those of DTensors, a few numbers for the clipping, are left out."""
     found: list[Collective] = []
-    originals = {name: getattr(dist, name) for name in NAMES if hasattr(dist, name)}
 
-    def noting(name: str) -> Callable[..., Any]:
-        def noted(*tensors: Any, **more: Any) -> Any:
-            given = [
-                *tensors,
-                *(more[key] for key in ("output", "output_tensor", "input", "input_tensor") if key in more),
-            ]
-            written, read = given[0], given[min(1, len(given) - 1)] if name != REDUCE else given[0]
-            found.append(Collective(name, read.numel(), written.numel(), read.dtype))
-            return originals[name](*tensors, **more)
+    def note(name: str, *tensors: Any, **more: Any) -> None:
+        named = [more[key] for key in ("output", "output_tensor", "input", "input_tensor") if key in more]
+        written, *rest = [*tensors, *named]
+        read = rest[0] if rest and name != REDUCE else written
+        found.append(Collective(name, read.numel(), written.numel(), read.dtype))
 
-        return noted
-
-    for name in originals:
-        setattr(dist, name, noting(name))
-    try:
+    with watched(NAMES, note):
         call()
-    finally:
-        for name, original in originals.items():
-            setattr(dist, name, original)
     return found
 
 

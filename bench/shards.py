@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bench.collectives import watched
 from bench.options import count, parse_shape
 from bench.problem import Problem, make_problems
 from bench.processes import run_ranks
@@ -125,25 +126,14 @@ def counted() -> Iterator[tuple[Counter[str], Counter[str]]]:
     """The collectives of a call and the bytes that a rank gives to them, by what they do."""
     calls: Counter[str] = Counter()
     moved: Counter[str] = Counter()
-    names = [name for name in COLLECTIVES if hasattr(dist, name)]
-    originals = {name: getattr(dist, name) for name in names}
 
-    def noting(name: str) -> Callable[..., Any]:
-        def noted(*tensors: torch.Tensor, **options: Any) -> Any:
-            what = f"{'under way' if options.get('async_op') else 'waited for'}: {COLLECTIVES[name]}"
-            calls[what] += 1
-            moved[what] += tensors[-1].nbytes
-            return originals[name](*tensors, **options)
+    def note(name: str, *tensors: torch.Tensor, **options: Any) -> None:
+        what = f"{'under way' if options.get('async_op') else 'waited for'}: {COLLECTIVES[name]}"
+        calls[what] += 1
+        moved[what] += tensors[-1].nbytes
 
-        return noted
-
-    for name in names:
-        setattr(dist, name, noting(name))
-    try:
+    with watched(COLLECTIVES, note):
         yield calls, moved
-    finally:
-        for name in names:
-            setattr(dist, name, originals[name])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from bench.providers.provider import (
     from_tokens,
     is_installed,
     recomputing,
+    summing,
 )
 from bench.shapes import Group
 
@@ -37,20 +38,6 @@ def _fused_linear(reduction: str, chunks: int = 1, accumulate: torch.dtype | Non
     settings = defaults | options | ({"chunk_mem_const": chunks} if chunks > 1 else {})
     rest = [settings[name] for name in names[3:]]
     return lambda hidden, weight, targets: -function.apply(hidden, weight, targets, *rest)[0]
-
-
-def _make_sum(chunks: int, accumulate: torch.dtype | None) -> Callable[[str, Problem], Step]:
-    def make(op: str, problem: Problem) -> Step:
-        total = _fused_linear("sum", chunks, accumulate)
-
-        def step(problem: Problem) -> dict[str, Tensor]:
-            inputs = problem.hidden, problem.weight
-            d_hidden, d_weight = torch.autograd.grad(-total(*inputs, problem.targets), inputs)
-            return {"d_hidden": d_hidden, "d_weight": d_weight}
-
-        return step
-
-    return make
 
 
 def _scaled_ce() -> TokenLogprob:
@@ -87,7 +74,8 @@ def _sum_provider(
     name: str, chunks: int, note: str, accumulate: torch.dtype | None = torch.float32, **more
 ) -> Provider:
     note += " No answer to this problem; a time to compare with."
-    return _provider(name, _make_sum(chunks, accumulate), {"flow_loss": 6}, note, has_answer=False, **more)
+    make = summing(lambda: _fused_linear("sum", chunks, accumulate))
+    return _provider(name, make, {"flow_loss": 6}, note, has_answer=False, **more)
 
 
 PROVIDERS = (

@@ -1,8 +1,15 @@
 """What the harness knows of a provider."""
 
+import importlib
+import importlib.machinery
 import importlib.util
+import sys
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
 
 from bench.ops import Step, TokenLogprob, token_step
 from bench.problem import Problem
@@ -64,6 +71,39 @@ def from_tokens(load: Callable[[], TokenLogprob]) -> Callable[[str, Problem], St
         return token_step(op, load())
 
     return make
+
+
+def summing(load: Callable[[], TokenLogprob]) -> Callable[[str, Problem], Step]:
+    """A maker from a function that imports what it needs and returns (hidden, weight, targets) -> the sum of all
+    log-probs: a step of its gradients, to compare times with.
+    """
+
+    def make(op: str, problem: Problem) -> Step:
+        total = load()
+
+        def step(problem: Problem) -> dict[str, Tensor]:
+            inputs = problem.hidden, problem.weight
+            d_hidden, d_weight = torch.autograd.grad(total(*inputs, problem.targets), inputs)
+            return {"d_hidden": d_hidden, "d_weight": d_weight}
+
+        return step
+
+    return make
+
+
+def import_below(package: str, folder: str, module: str) -> types.ModuleType:
+    """Import a module of a package without what importing the package and its folder pulls in: both are entered as
+    empty ones with the places of the installed files. Raises Unavailable where the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise Unavailable(f"{package} is not installed")
+    root = next(iter(spec.submodule_search_locations))
+    for name, place in ((package, root), (f"{package}.{folder}", f"{root}/{folder}")):
+        empty = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
+        empty.submodule_search_locations = [place]
+        sys.modules.setdefault(name, importlib.util.module_from_spec(empty))
+    return importlib.import_module(module)
 
 
 def recomputing(*ops: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bench.ops import SequenceLogprob, Step, TokenLogprob, sequence_step
 from bench.problem import Problem
-from bench.providers.provider import BFLOAT16, CUDA, MATERIALISING, Provider, Unavailable, from_tokens
+from bench.providers.provider import BFLOAT16, CUDA, MATERIALISING, Provider, Unavailable, from_tokens, summing
 from bench.shapes import Group
 
 CHUNK_ROWS = 4096  # QuACK's default
@@ -73,20 +73,6 @@ def _make_per_sequence(op: str, problem: Problem) -> Step:
     return sequence_step(_per_sequence())
 
 
-def _make_sum(scaled_exponentials: bool) -> Callable[[str, Problem], Step]:
-    def make(op: str, problem: Problem) -> Step:
-        total = _sum(scaled_exponentials)
-
-        def step(problem: Problem) -> dict[str, Tensor]:
-            inputs = problem.hidden, problem.weight
-            d_hidden, d_weight = torch.autograd.grad(total(*inputs, problem.targets), inputs)
-            return {"d_hidden": d_hidden, "d_weight": d_weight}
-
-        return step
-
-    return make
-
-
 def _materialised() -> TokenLogprob:
     from quack.linear_cross_entropy import linear_cross_entropy_func
 
@@ -132,7 +118,7 @@ PROVIDERS = (
     ),
     _provider(
         "quack_sum",
-        _make_sum(scaled_exponentials=False),
+        summing(lambda: _sum(False)),
         {"flow_loss": 6},
         "The same over all rows at once, without scaled exponentials: the gradient of the plain sum. No answer to this "
         "problem; a time to compare with.",
@@ -140,7 +126,7 @@ PROVIDERS = (
     ),
     _provider(
         "quack_sum_scaled",
-        _make_sum(scaled_exponentials=True),
+        summing(lambda: _sum(True)),
         {"flow_loss": 6},
         "The same with scaled exponentials, in chunks of 4096 rows (another number where a chunk of D rows makes QuACK "
         "0.6.5 fail: 4224 at 8192 x 4096). No answer to this problem; a time to compare with.",

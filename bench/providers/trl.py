@@ -2,16 +2,13 @@
 
 import contextlib
 import functools
-import importlib
-import importlib.machinery
-import importlib.util
 import sys
 import types
 
 from torch import Tensor
 
 from bench.ops import TokenLogprob
-from bench.providers.provider import Provider, Unavailable, from_tokens, recomputing
+from bench.providers.provider import Provider, Unavailable, from_tokens, import_below, recomputing
 
 CHUNK_VOCABULARY = 32768  # vocabulary entries of one tile, as TRL's trainers pass them
 
@@ -20,24 +17,15 @@ CHUNK_VOCABULARY = 32768  # vocabulary entries of one tile, as TRL's trainers pa
 def chunked_logprob() -> type:
     """TRL's autograd function (hidden, weight, bias, targets, temperature, chunk, softcap, scale, outputs).
 
-    It is imported without what `import trl` pulls in (accelerate, datasets, pandas): the packages above it are
-    entered as empty ones with the folders of the installed files. Its backward pass asks trl.trainer.utils for the
-    context that gathers a head which DeepSpeed shards; a module with that one function stands in, since no head is
-    sharded here. Raises Unavailable where trl is not installed or its kernels have moved.
+    It is imported without what `import trl` pulls in (accelerate, datasets, pandas). Its backward pass asks
+    trl.trainer.utils for the context that gathers a head which DeepSpeed shards; a module with that one function stands
+    in, since no head is sharded here. Raises Unavailable where trl is not installed or its kernels have moved.
     """
-    spec = importlib.util.find_spec("trl")
-    if spec is None or not spec.submodule_search_locations:
-        raise Unavailable("trl is not installed")
-    root = next(iter(spec.submodule_search_locations))
-    for name, folder in (("trl", root), ("trl.trainer", f"{root}/trainer")):
-        empty = importlib.machinery.ModuleSpec(name, loader=None, is_package=True)
-        empty.submodule_search_locations = [folder]
-        sys.modules.setdefault(name, importlib.util.module_from_spec(empty))
     utils = types.ModuleType("trl.trainer.utils")
     utils.maybe_gather_lm_head_ctx = lambda *parameters: contextlib.nullcontext()
     sys.modules.setdefault(utils.__name__, utils)
     try:
-        return importlib.import_module("trl.kernels").ChunkedLogProbFunction
+        return import_below("trl", "trainer", "trl.kernels").ChunkedLogProbFunction
     except (ImportError, AttributeError) as missing:
         raise Unavailable(f"this trl has no chunked log-probs, which came with 1.16: {missing}") from missing
 

@@ -170,8 +170,9 @@ def test_the_real_liger_takes_its_chunks(chunks, accumulate):
     problem = make_problems(Shape(64, 16, 512), torch.float32, "cpu", mean_length=9)[0]
     inputs = problem.hidden, problem.weight
     total = torch.log_softmax(problem.hidden @ problem.weight.T, 1).gather(1, problem.targets[:, None]).sum()
-    want = torch.autograd.grad(-total, inputs)
-    found = liger._make_sum(chunks, accumulate)("flow_loss", problem)(problem)
+    want = torch.autograd.grad(total, inputs)
+    step = provider.summing(lambda: liger._fused_linear("sum", chunks, accumulate))("flow_loss", problem)
+    found = step(problem)
     torch.testing.assert_close((found["d_hidden"], found["d_weight"]), want, rtol=1e-4, atol=1e-5)
 
 
