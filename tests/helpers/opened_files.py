@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
 from unittest import mock
 
 if __name__ == "__main__":
@@ -22,30 +21,15 @@ if __name__ == "__main__":
 import torch
 
 import fastflow_kernels
+from entered_files import entered_files
 
 PACKAGE = Path(fastflow_kernels.__file__).parent
 
 
 def opened_files(call: Callable[[], object]) -> list[str]:
     """Files of the package with a function that `call` runs, relative to the package, by their first function."""
-    found: dict[str, None] = {}
-    seen: set[CodeType] = set()
-
-    def note(frame: FrameType, event: str, _argument: object) -> None:
-        code = frame.f_code
-        if event == "call" and code not in seen:
-            seen.add(code)
-            file = Path(code.co_filename)
-            if file.is_relative_to(PACKAGE):
-                found.setdefault(file.relative_to(PACKAGE).as_posix())
-
     call()  # a first time, so that every import is done
-    sys.setprofile(note)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return list(found)
+    return [file.relative_to(PACKAGE).as_posix() for file in entered_files(call, [PACKAGE])]
 
 
 def fused_flow_loss() -> None:

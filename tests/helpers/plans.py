@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastflow import cli
 from fastflow.config.reader import read_config
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.estimate import estimate
@@ -20,15 +19,6 @@ def configure(path, **changes):
 
 def rows_of(config, device=CPU):
     return {(row.side, row.name): row for row in estimate(config, device).rows}
-
-
-def invoke(capsys, *arguments):
-    capsys.readouterr()
-    try:
-        code = cli.main(["plan", *map(str, arguments)])
-    except SystemExit as stop:
-        code = stop.code
-    return (code, *capsys.readouterr())
 
 
 def total_bytes(tensors) -> int:

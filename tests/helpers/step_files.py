@@ -10,35 +10,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any
+
+from entered_files import entered_files
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "kernels"), str(ROOT)]
-
-
-def files_entered(call: Callable[[], object], folders: list[Path]) -> list[Path]:
-    """Files under `folders` with a function that `call` runs, by their first one."""
-    found: dict[Path, None] = {}
-    seen: set[CodeType] = set()
-
-    def note(frame: FrameType, event: str, _argument: object) -> None:
-        code = frame.f_code
-        if event == "call" and code not in seen:
-            seen.add(code)
-            file = Path(code.co_filename)
-            if any(file.is_relative_to(folder) for folder in folders):
-                found.setdefault(file)
-
-    sys.setprofile(note)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return list(found)
 
 
 def trace_step(directory: Path) -> tuple[list[str], dict[str, Any]]:
@@ -69,7 +48,7 @@ def trace_step(directory: Path) -> tuple[list[str], dict[str, Any]]:
     try:
         trainer.step(1)
         metrics: dict[str, Any] = {}
-        entered = files_entered(lambda: metrics.update(trainer.step(2)), [ROOT / "fastflow", ROOT / "kernels"])
+        entered = entered_files(lambda: metrics.update(trainer.step(2)), [ROOT / "fastflow", ROOT / "kernels"])
     finally:
         trainer.close()
     return [file.relative_to(ROOT).as_posix() for file in entered], metrics

@@ -28,6 +28,7 @@ from fastflow.models.weights.frozen_weights import hold_in_bfloat16
 from fastflow.plan.activations import Numbers, count_saved
 from fastflow.plan.sizes import read_sizes
 from fastflow.train.command import train
+from saved_bytes import saved_bytes
 from small_models import assert_near, hidden_and_gradients, make_causal_lm, make_groups
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -285,18 +286,3 @@ class TestOnAGpu:
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
             metrics = json.loads(line)
             assert metrics["grad_norm"] > 0 and metrics["ratio_p50"] == pytest.approx(1, abs=1e-3)
-
-
-def saved_bytes(policy, batch) -> int:
-    """Bytes that autograd saves in one forward pass, parameters and buffers aside."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*policy.model.parameters(), *policy.model.buffers())}
-    saved: dict[int, torch.Tensor] = {}  # the tensors themselves, or their memory would be used again
-
-    def keep(tensor):
-        if tensor.untyped_storage().data_ptr() not in known:
-            saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy.hidden_states(batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())

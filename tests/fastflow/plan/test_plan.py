@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import invoke
 from fastflow.config.reader import read_config
 from fastflow.models.weights.loading import FAMILIES
 from fastflow.plan import device as plan_device
@@ -24,7 +25,7 @@ from fastflow.plan.estimate import estimate
 from fastflow.plan.remedies import changed, combination, remedies
 from fastflow.plan.rows import LOSS, PHASES, size
 from fastflow.plan.sizes import read_sizes
-from plans import CPU, GPU, LARGE, configure, invoke, rows_of
+from plans import CPU, GPU, LARGE, configure, rows_of
 from small_models import make_causal_lm
 
 
@@ -114,7 +115,7 @@ class TestDevice:
 class TestCommand:
     def test_it_fits(self, capsys, models, tmp_path):
         file = tmp_path / "new" / "plan.json"
-        code, out, err = invoke(capsys, "--model.path", models / "large", "--memory", 80, "--json", file)
+        code, out, err = invoke(capsys, "plan", "--model.path", models / "large", "--memory", 80, "--json", file)
         assert (code, err) == (0, "")
         assert "fits: " in out and "An estimate from formulas" in out
         plan = json.loads(file.read_text())
@@ -131,19 +132,21 @@ class TestCommand:
 
     def test_what_hardly_fits_is_said(self, capsys, models, monkeypatch):
         command = ("--model.path", models / "large", "--memory")
-        _, out, _ = invoke(capsys, *command, 80)
+        _, out, _ = invoke(capsys, "plan", *command, 80)
         needed = float(re.search(r"fits: ([\d.]+) GiB", " ".join(out.split()))[1])
-        code, out, _ = invoke(capsys, *command, 1.01 * needed)
+        code, out, _ = invoke(capsys, "plan", *command, 1.01 * needed)
         assert code == 0 and "fits barely" in out
 
     def test_updates_that_vanish_are_named(self, capsys, models):
-        _, out, _ = invoke(capsys, "--model.path", models / "large", "--memory", 80, "--model.dtype", "bfloat16")
+        _, out, _ = invoke(
+            capsys, "plan", "--model.path", models / "large", "--memory", 80, "--model.dtype", "bfloat16"
+        )
         assert "vanish in bfloat16 parameters" in " ".join(out.split())
 
     def test_it_does_not_fit(self, capsys, models, tmp_path):
         file = tmp_path / "plan.json"
         code, out, err = invoke(
-            capsys, "--model.path", models / "large", "--rollout.engine=vllm", "--memory=1.5", "--json", file
+            capsys, "plan", "--model.path", models / "large", "--rollout.engine=vllm", "--memory=1.5", "--json", file
         )
         assert (code, err) == (1, "")
         plan = json.loads(file.read_text())
@@ -156,12 +159,12 @@ class TestCommand:
         file.write_text(f"model:\n  path: {models / 'large'}\n")
         json_file = tmp_path / "plan.json"
         arguments = ("--preset", "paper-creative", "--config", file, "--memory", 80, "--json", json_file)
-        assert invoke(capsys, *arguments)[0] == 0
+        assert invoke(capsys, "plan", *arguments)[0] == 0
         names = [row["name"] for row in json.loads(json_file.read_text())["rows"]]
         assert "one layer, recomputed" in names  # the preset's checkpoint_share
 
     def test_help(self, capsys):
-        code, out, _ = invoke(capsys, "--help")
+        code, out, _ = invoke(capsys, "plan", "--help")
         assert code == 0 and "--memory GIB" in out and "fastflow train --help" in out
 
     @pytest.mark.parametrize(
@@ -184,25 +187,25 @@ class TestCommand:
     )
     def test_user_errors(self, capsys, models, arguments, words):
         paths = {"fine": models / "llama", "larger": models / "larger"}
-        code, out, err = invoke(capsys, *(argument.format(**paths) for argument in arguments))
+        code, out, err = invoke(capsys, "plan", *(argument.format(**paths) for argument in arguments))
         assert code == 2 and err.count("\n") == 1 and "Traceback" not in out + err
         for word in words:
             assert word in err
 
     def test_no_empty_file_is_left(self, capsys, tmp_path):
         file = tmp_path / "plan.json"
-        assert invoke(capsys, "--model.path=/absent/model", "--json", file)[0] == 2
+        assert invoke(capsys, "plan", "--model.path=/absent/model", "--json", file)[0] == 2
         assert not file.exists()
         file.write_text("kept")
-        assert invoke(capsys, "--model.path=/absent/model", "--json", file)[0] == 2
+        assert invoke(capsys, "plan", "--model.path=/absent/model", "--json", file)[0] == 2
         assert file.read_text() == "kept"
 
     def test_a_model_that_is_none_of_ours(self, capsys, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-        code, _, err = invoke(capsys, "--model.path", tmp_path)
+        code, _, err = invoke(capsys, "plan", "--model.path", tmp_path)
         assert code == 2 and "'gpt2'" in err and ", ".join(FAMILIES) in err
         (tmp_path / "config.json").write_text("{")
-        code, _, err = invoke(capsys, "--model.path", tmp_path)
+        code, _, err = invoke(capsys, "plan", "--model.path", tmp_path)
         assert code == 2 and "cannot load the model" in err
 
 

@@ -20,6 +20,7 @@ from fastflow.plan.stand_ins import SHARING_VARLEN, WIDE_SDPA
 from fastflow.plan.trainer_rows import microbatch_tokens, numbers_of
 from fastflow.train.learner import Learner
 from plans import CPU, GPU, configure, rows_of, total_bytes
+from saved_bytes import saved_bytes
 from small_models import FAMILIES, MIXTURES, OWN_SETTINGS, make_groups, save_model
 
 
@@ -129,7 +130,7 @@ class TestActivations:
             own = {"sliding_window": 128} if "sliding_window" in OWN_SETTINGS.get(family, {}) else {}  # without masks
             path = save_model(tmp_path / str(layers), family=family, num_hidden_layers=layers, **WIDTHS, **own)
             config = configure(path, **changes)
-            saved[layers], tokens = saved_bytes(config)
+            saved[layers], tokens = saved_and_tokens(config)
         model = read_sizes(str(path), config.model)
         numbers = numbers_of(config, model, CPU)
         if config.model.checkpoint_share:
@@ -154,7 +155,9 @@ class TestActivations:
         for layers in (2, 4):
             path = save_model(tmp_path / str(layers), family=family, num_hidden_layers=layers, **WIDTHS)
             config = configure(path, **changes)
-            saved[layers], tokens = saved_bytes(config, prepare=lambda policy: policy.get_decoder().layers.bfloat16())
+            saved[layers], tokens = saved_and_tokens(
+                config, prepare=lambda policy: policy.get_decoder().layers.bfloat16()
+            )
         model = read_sizes(str(path), config.model)
         several = numbers_of(config, model, replace(CPU, count=2))
         assert (saved[4] - saved[2]) / 2 == tokens * count_saved(model, several).layer
@@ -166,7 +169,7 @@ class TestActivations:
         path = save_model(tmp_path / "model", family=family, **WIDTHS, sliding_window=128)
         config = configure(path, data__max_prompt_tokens=9, rollout__max_response_tokens=56,
                            batch__tokens_per_microbatch=256)  # fmt: skip
-        saved, tokens = saved_bytes(config)
+        saved, tokens = saved_and_tokens(config)
         assert tokens == microbatch_tokens(config) == 256
         assert rows_of(config)["trainer", "activations"].bytes == saved
 
@@ -187,7 +190,7 @@ class TestActivations:
         path = save_model(tmp_path / "model", num_hidden_layers=4, **WIDTHS)
         config = configure(path, model__checkpoint_share=0.5, data__max_prompt_tokens=9,
                            rollout__max_response_tokens=56, batch__tokens_per_microbatch=256, **changes)  # fmt: skip
-        saved, _ = saved_bytes(config)
+        saved, _ = saved_and_tokens(config)
         rows = rows_of(config)
         copies = rows.get(("trainer", "bfloat16 copies of the weights"))
         assert rows["trainer", "activations"].bytes + (copies.bytes if copies else 0) == saved
@@ -286,7 +289,7 @@ WIDTHS = {
 }  # fmt: skip
 
 
-def saved_bytes(config, prepare=lambda model: None) -> tuple[int, int]:
+def saved_and_tokens(config, prepare=lambda model: None) -> tuple[int, int]:
     """Bytes that autograd saves in one forward pass, parameters and buffers aside; and the tokens of the batch."""
     policy, _ = load_models(config.model, config.lora)
     prepare(policy.causal_lm)
@@ -294,14 +297,4 @@ def saved_bytes(config, prepare=lambda model: None) -> tuple[int, int]:
     rng = np.random.default_rng(0)
     answers = tuple(Trajectory(rng.integers(1, 40, 56), np.zeros(56, np.float32), "length") for _ in range(4))
     (batch,) = pack([Group(Prompt(rng.integers(1, 40, 9)), answers)], 10**9)
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*policy.model.parameters(), *policy.model.buffers())}
-    saved: dict[int, torch.Tensor] = {}  # the tensors themselves, or their memory would be used again
-
-    def keep(tensor):
-        if tensor.untyped_storage().data_ptr() not in known:
-            saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy.hidden_states(batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values()), batch.tokens
+    return saved_bytes(policy, batch), batch.tokens

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from command_line import invoke
 from fastflow.config.schema import LoraConfig
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
@@ -20,7 +21,7 @@ from fastflow.plan.remedies import remedies
 from fastflow.plan.rows import PHASES, size
 from fastflow.plan.trainer_rows import microbatch_tokens
 from fastflow.rollout.vllm.gathered import GatheredWeights
-from plans import GPU, LARGE, configure, invoke, rows_of
+from plans import GPU, LARGE, configure, rows_of
 from small_models import make_causal_lm
 
 TWO = Device("cuda", 80 * GIB, "a test", count=2)
@@ -202,7 +203,7 @@ def test_ranks_share_the_ram_and_have_a_gpu_each(models, monkeypatch):
 def test_the_command(capsys, models, tmp_path):
     file = tmp_path / "plan.json"
     arguments = ["--model.path", models / "large", "--memory", 80, "--json", file]
-    code, out, err = invoke(capsys, *arguments, "--devices", 4)
+    code, out, err = invoke(capsys, "plan", *arguments, "--devices", 4)
     assert (code, err) == (0, "")
     text = " ".join(out.split())
     assert "80.00 GiB (--memory, each of 4 ranks)" in text and "the largest model of these widths that fits" in text
@@ -211,9 +212,9 @@ def test_the_command(capsys, models, tmp_path):
 
 
 def test_what_several_ranks_cannot_do_is_refused(capsys, models):
-    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=2", "--model.compile=layers")
+    code, _, err = invoke(capsys, "plan", "--model.path", models / "large", "--devices=2", "--model.compile=layers")
     assert code == 2 and "does not work on 2 ranks yet" in err
-    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices=3", "--run.replicas=2")
+    code, _, err = invoke(capsys, "plan", "--model.path", models / "large", "--devices=3", "--run.replicas=2")
     assert code == 2 and "run.replicas = 2 does not divide 3 ranks" in err
-    code, _, err = invoke(capsys, "--model.path", models / "large", "--devices", "none")
+    code, _, err = invoke(capsys, "plan", "--model.path", models / "large", "--devices", "none")
     assert code == 2 and "--devices needs a number of devices" in err
