@@ -97,6 +97,8 @@ section "One update" "$(at_most 85 80)" "$python" -m bench.step --device cuda --
     --output "$output" --name "$stem-step"
 section "The same, bfloat16 residual stream" "$(at_most 45 80)" "$python" -m bench.step --device cuda --seconds 30 \
     --contestant fastflow --ours residual_stream=bfloat16 --json "$output/$stem-step-bfloat16-stream.json"
+section "Peaked logits" "$(at_most 30 80)" "$python" -m bench.kernels --device cuda --shape 4096x2048x32000 --op flow_loss \
+    --deviation 8 --provider fastflow --provider eager --provider gemms --repeats 3 --json "$output/$stem-peaked.json"
 section "compute-sanitizer memcheck" "$(at_most 60 20)" "$python" -m bench.sanitize --tool memcheck
 section "compute-sanitizer racecheck" "$(at_most 60 20)" "$python" -m bench.sanitize --tool racecheck
 section "Row pass" "$(at_most 30 20)" "$python" -m bench.row_pass

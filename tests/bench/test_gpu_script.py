@@ -63,8 +63,8 @@ def test_all_sections_are_reported(run):
     rows = re.findall(r"^\| (.+) \| passed \| \d+ s \|$", run[1], re.MULTILINE)
     assert rows == [
         "Installing the wheels", "CUDA library", "Tests", "Benchmark", "One update",
-        "The same, bfloat16 residual stream", "compute-sanitizer memcheck", "compute-sanitizer racecheck", "Row pass",
-        "Tuning",
+        "The same, bfloat16 residual stream", "Peaked logits", "compute-sanitizer memcheck",
+        "compute-sanitizer racecheck", "Row pass", "Tuning",
     ]  # fmt: skip
 
 
@@ -86,7 +86,8 @@ def test_the_tests_are_those_of_all_folders_that_have_some_for_a_gpu(run):
 
 
 def test_the_benchmarks_take_their_options(run, monkeypatch, capsys):
-    (ops,), updates = arguments_of(run, "-m", "bench.kernels"), arguments_of(run, "-m", "bench.step")
+    (ops, peaked), updates = arguments_of(run, "-m", "bench.kernels"), arguments_of(run, "-m", "bench.step")
+    assert options.make_parser().parse_args(peaked).deviation == 8
     asked = options.make_parser().parse_args(ops)
     assert asked.device == "cuda" and asked.budget > 0
     assert [one.name for one in providers.select(asked.also, quick=False)] == asked.also
