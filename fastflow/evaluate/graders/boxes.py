@@ -15,6 +15,7 @@ _JOINT = re.compile(
     r"\\(?:text|mbox|textrm)\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:lor|land|vee|wedge)\b|\(?[a-e]\)|\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*=)*",
     re.IGNORECASE,
 )
+_NAMED = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*\$?\s*$")
 _LONGEST_JOINT = 80
 
 
@@ -41,6 +42,18 @@ def last_answer(boxes: list[Box], text: str) -> list[Box]:
             break
         chosen.insert(0, box)
     return chosen
+
+
+def last_contents(text: str) -> list[str] | None:
+    """What the last box says, in parts where adjoining boxes form one answer; None where there is no box."""
+    boxes = find_boxes(text)
+    if not boxes:
+        return None
+    chosen = last_answer(boxes, text)
+    names = [_NAMED.search(text[max(0, box.start - 20) : box.start]) for box in chosen] if len(chosen) > 1 else [None]
+    if all(names):
+        return [f"{name.group(1)} = {box.content}" for name, box in zip(names, chosen, strict=True) if name]
+    return [box.content for box in chosen]
 
 
 def _scan(text: str) -> Iterator[Box]:

@@ -14,7 +14,8 @@ from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.equivalence import same
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.read import read
-from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, RETRACTED, plain, spoken
+from fastflow.evaluate.graders.second_thoughts import is_taken_back
+from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, plain, spoken
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
@@ -147,7 +148,7 @@ def extract(response: str, choices: Choices) -> set[str] | None:
     said = list(_statements(text, choices))
     if boxed:
         later = [letters for place, letters in said if place > boxed[-1][0]]
-        if not later and RETRACTED.search(text[boxes[-1].end :]):
+        if not later and is_taken_back(text):
             return None
         return later[-1] if later else boxed[-1][1]
     if said:

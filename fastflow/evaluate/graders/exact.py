@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from fastflow.evaluate.graders.statements import boxed_answer, spoken, stated_answer
+from fastflow.evaluate.graders.second_thoughts import boxed_answer
+from fastflow.evaluate.graders.statements import spoken, stated_answer
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 _TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")

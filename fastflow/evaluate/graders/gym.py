@@ -14,7 +14,8 @@ from typing import Any
 
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate.graders.exact import unwrapped
-from fastflow.evaluate.graders.statements import boxed_answer, spoken, stated_answer
+from fastflow.evaluate.graders.second_thoughts import boxed_answer
+from fastflow.evaluate.graders.statements import spoken, stated_answer
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

@@ -6,11 +6,13 @@ import re
 from collections.abc import Sequence
 
 from fastflow.evaluate.graders.answer import Answer, Many, Quantity
+from fastflow.evaluate.graders.boxes import last_contents
 from fastflow.evaluate.graders.equivalence import same
 from fastflow.evaluate.graders.expression import Unreadable, parse
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.read import read
-from fastflow.evaluate.graders.statements import boxed_answer, plain, spoken, stated_answer
+from fastflow.evaluate.graders.second_thoughts import boxed_answer
+from fastflow.evaluate.graders.statements import plain, spoken, stated_answer
 from fastflow.evaluate.graders.symbolic import same_by_sympy
 from fastflow.evaluate.graders.verdict import Verdict, of
 
@@ -66,7 +68,8 @@ def _bare(text: str) -> str | None:
 
 
 def _without_box(gold: str) -> str:
-    boxed = boxed_answer(gold)
+    """A gold answer; of a whole solution, its last box. What stands behind that is a remark: nobody graded the gold."""
+    boxed = last_contents(gold)
     return ", ".join(boxed) if boxed else gold
 
 

@@ -13,6 +13,7 @@ from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.mathematics import LONGEST_ANSWER, equivalent
 from fastflow.evaluate.graders.mathematics import extract as extract_parts
 from fastflow.evaluate.graders.read import read
+from fastflow.evaluate.graders.second_thoughts import is_taken_back
 from fastflow.evaluate.graders.statements import plain, spoken
 from fastflow.evaluate.graders.value import Number, TooLarge, Undefined, evaluate, is_real
 from fastflow.evaluate.graders.verdict import Verdict, of
@@ -60,7 +61,7 @@ def grade(gold: str, response: str) -> Verdict:
     if given is None and parts:
         given = _in_words(parts[0])
     if not parts:
-        given = _last_number(spoken(response))
+        given = _without_answer(spoken(response))
     if given is None or wanted is None:
         return Verdict.UNPARSED if given is None else Verdict.WRONG
     return of(close(wanted, given))
@@ -71,7 +72,7 @@ def extract(response: str) -> str:
     if parts := extract_parts(response):
         return ", ".join(parts)
     text = spoken(response)
-    found = [] if _last_number(text) is None else _NUMBER.findall(_ready(text))
+    found = [] if _without_answer(text) is None else _NUMBER.findall(_ready(text))
     return found[-1] if found else ""
 
 
@@ -109,6 +110,11 @@ def _in_words(text: str) -> Number | None:
         return None
     found = _NUMBER.findall(_ASIDE.sub("", _ready(text).rsplit("=", 1)[-1]))
     return number(found[0]) if len(found) == 1 else None
+
+
+def _without_answer(text: str) -> Number | None:
+    """The last number of a text that gives no answer; None where it took one back."""
+    return None if is_taken_back(text) else _last_number(text)
 
 
 def _last_number(text: str) -> Number | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator
-
-from fastflow.evaluate.graders.boxes import find_boxes, last_answer
+from dataclasses import dataclass
 
 _THINKING = re.compile(r"<(/?)(?:think|thinking|reasoning|thought)>", re.IGNORECASE)
 _FORMS = re.compile("[\u3000\u3001\ufe50-\ufe6f\uff00-\uffef\U0001d400-\U0001d7ff]+")
@@ -48,28 +47,6 @@ _REASON = re.compile(
     r"\s*,?\s*\b(?:since|because|as we|as it|as the|and (?:we|this|that|it|so)|which|where|so that|according to)\b.*",
     re.DOTALL,
 )
-RETRACTED = re.compile(
-    r"\b(?:that|this|it|which|above|answer|box|value|result)\s+(?:is|was|must be|seems|looks)\s+(?:wrong|incorrect|not "
-    r"right|not correct|false|a mistake|mistaken)\b|\bscratch that\b|"
-    r"\bthat['’]s (?:wrong|incorrect|not right|not correct)\b|"
-    r"\b(?:that|this|it)\s+(?:is not|isn['’]t|cannot be|can['’]t be)\s+(?:right|correct|true)\b|"
-    r"\bI (?:take|took) (?:that|it) back\b|\bI (?:have |had |just )?(?:misread|misunderstood|miscounted|miscalculated|"
-    r"forgot(?! to (?:mention|say|add|note))|overlooked|made (?:a|an) (?:\w+ )?(?:mistake|error|slip))\b|"
-    r"\A\W*(?:is|was) (?:wrong|incorrect|not)\b",
-    re.IGNORECASE,
-)
-_NAMED = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?)\s*=\s*\$?\s*$")
-_FORMULA = re.compile(r"(?:[A-Za-z]\w?\s*=\s*)?[$({\[|+-]*(?:\d|\\[a-z]|[a-z]\b)")
-_FINAL = re.compile(r"\b(?:my|final|correct) answer\b", re.IGNORECASE)
-_CORRECTED = re.compile(
-    r"\b(?:it|this|that|which) (?:should|must) (?:really |actually )?be\s+|\bcorrection\s*:\s*(?!the|it)", re.IGNORECASE
-)
-_SECOND_THOUGHT = re.compile(
-    r"\b(?:wait|actually|correction|mistake|sorry|oops|instead|recount\w*|recheck\w*|corrected|revis\w+|"
-    r"second thoughts?|edit(?=:)|should be|wrong|incorrect|misread|forgot|made an error)\b|更正|不对",
-    re.IGNORECASE,
-)
-
 LONGEST_SENTENCE = 1000  # characters; models that loop write sentences without end
 MOST_STATEMENTS = 20  # that are looked at, from the end
 
@@ -87,36 +64,9 @@ def spoken(response: str) -> str:
     return "".join(kept) + (response[start:] if depth == 0 else "")
 
 
-def boxed_answer(text: str) -> list[str] | None:
-    """What the last box says, in parts where adjoining boxes form one answer. None: no box, or it was taken back.
-
-    A statement after the box replaces it where it is called final or second thoughts stand between them.
-    """
-    boxes = find_boxes(text)
-    if not boxes:
-        return None
-    chosen, rest = last_answer(boxes, text), text[boxes[-1].end :]
-    if final := _FINAL.search(rest):
-        later = [clause for clause in stated(rest[final.start() :]) if _FORMULA.match(clause)]
-        if later:
-            return [later[-1]]
-    if _SECOND_THOUGHT.search(rest):
-        later = [
-            clause for clause in stated(_CORRECTED.sub("the answer is ", rest)) if re.search(r"\d|\\[a-z]", clause)
-        ]
-        if later:
-            return [later[-1]]
-    if RETRACTED.search(rest):
-        return None
-    names = [_NAMED.search(text[max(0, box.start - 20) : box.start]) for box in chosen] if len(chosen) > 1 else [None]
-    if all(names):
-        return [f"{name.group(1)} = {box.content}" for name, box in zip(names, chosen, strict=True) if name]
-    return [box.content for box in chosen]
-
-
 def stated_answer(text: str) -> str | None:
     """What a response without a box calls its answer: the last statement, a last line in bold, or a conclusion."""
-    clauses = list(stated(text))
+    clauses = [statement.clause for statement in statements(plain(text))]
     if clauses:
         return clauses[-1]
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
@@ -128,12 +78,24 @@ def stated_answer(text: str) -> str | None:
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|(?<=。)", plain(lines[-1])) if part.strip()]
     last = sentences[-1].strip() if sentences else ""
     conclusion = (_IS_ANSWER.fullmatch(last) or _CONCLUSION.match(last)) if len(last) <= LONGEST_SENTENCE else None
-    return _tidy(conclusion.group(1)) if conclusion and re.search(r"\d", conclusion.group(1)) else None
+    return tidy(conclusion.group(1)) if conclusion and re.search(r"\d", conclusion.group(1)) else None
 
 
-def stated(text: str) -> Iterator[str]:
-    """What follows each "the answer is", up to the end of its sentence; denied and doubted ones are left out."""
-    text = plain(text)
+@dataclass(frozen=True)
+class Statement:
+    """An anchor such as "the answer is" from `start` on, what its sentence says before, and the clause behind it."""
+
+    start: int
+    before: str
+    anchor: str
+    clause: str
+
+
+def statements(text: str) -> Iterator[Statement]:
+    """What follows each anchor, up to the end of its sentence; denied and doubted ones are left out.
+
+    text: plain.
+    """
     for anchor in list(_ANCHOR.finditer(text))[-MOST_STATEMENTS:]:
         start = max(text.rfind("\n", 0, anchor.start()), _last_end(text, anchor.start()))
         but = _BUT.match(text, anchor.end())
@@ -146,9 +108,9 @@ def stated(text: str) -> Iterator[str]:
         end = _SENTENCE_END.search(line)
         if end and end.group().startswith(("?", "？")):
             continue
-        clause = _tidy(line[: end.start()] if end else line)
+        clause = tidy(line[: end.start()] if end else line)
         if clause and not _CONDITIONAL.search(clause):
-            yield clause
+            yield Statement(anchor.start(), before, anchor.group(), clause)
 
 
 def plain(text: str) -> str:
@@ -162,7 +124,8 @@ def compatible(text: str) -> str:
     return _LONE_LETTER.sub(lambda letter: letter.group().translate(_LOOK_ALIKE), text)
 
 
-def _tidy(clause: str) -> str:
+def tidy(clause: str) -> str:
+    """A clause without reasons, quotation marks, dollar signs and marks at its ends."""
     clause = re.sub(r"</answer>.*|[,，]?\s*因为.*", "", _REASON.sub("", clause), flags=re.DOTALL)
     if clause.startswith("}"):  # of a label such as \text{Answer: }
         clause = clause[1:]
