@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fastflow.errors import FastflowError
@@ -19,9 +19,11 @@ from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMEN
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 Choices = Mapping[str, str]
+Said = tuple[int, set[str]]  # where a statement begins, and its letters
 
 LETTERS = string.ascii_uppercase  # of options, in order
 LONGEST_LIST = 30  # characters of a text that is nothing but letters
+LONGEST_ASIDE = 60  # characters in front of "answer" that may say which answer is meant
 LONGEST_FORMULA = 200  # characters of a boxed formula that is compared with the options by value
 
 _ANCHOR = re.compile(
@@ -70,6 +72,13 @@ _DOUBTED = re.compile(
     r"\b(?:students?|people|others|many|some|one)\s+(?:\w+\s+)?(?:think|say|believe|claim|choose|guess|assume|might|may|would)\b",
     re.IGNORECASE,
 )
+_ASIDE = re.compile(
+    r"\b(?:wrong|incorrect|false|worst|weakest|poorest|least|other|opposite|eliminated|excluded|rejected|discarded|"
+    r"tempting|common|popular|unlikely|implausible|(?:second|next)[- ]best)"
+    r"(?:\s+(?!(?:the|my|correct|right|best|final)\b)\w+){0,2}\s*$",
+    re.IGNORECASE,
+)
+_IF_WRONG = re.compile(r"\b(?:if|unless)\b[^;]*\b(?:wrong|incorrect|false|mistaken)\b[^;]*$", re.IGNORECASE)
 _HEDGED = re.compile(
     r"\b(?:but|though|although|or|and)\b[^.;]*?(?<![A-Za-z])([A-Z])(?![A-Za-z])[^.;]*?"
     r"\b(?:is|seems|may|might|could|would)\s+(?:also|equally|just as|be)\b"
@@ -145,12 +154,14 @@ def extract(response: str, choices: Choices) -> set[str] | None:
     text = re.sub(r"(?:(?<!\.)\.{2,4}|…)\s?(?=(?:or|and)\b)", ", ", re.sub(r"~~[^~]*~~", " ", plain(spoken(response))))
     boxes = find_boxes(text)
     boxed = [(box.end, found) for box in boxes[-MOST_STATEMENTS:] if (found := _in_box(box.content, choices))]
-    said = list(_statements(text, choices))
+    said, asides = _statements(text, choices)
     if boxed:
         later = [letters for place, letters in said if place > boxed[-1][0]]
         if not later and is_taken_back(text):
             return None
         return later[-1] if later else boxed[-1][1]
+    if asides and (not said or len(said[-1][1]) > 1 == len(asides[-1][1])):  # "which of these is incorrect?"
+        said = asides
     if said:
         return said[-1][1]
     return _last_line(text, choices)
@@ -204,8 +215,9 @@ def _whole(bare: str, choices: Choices, *, strict: bool = False) -> set[str] | N
     return {letter_of_text} if letter_of_text else None
 
 
-def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
-    found = []
+def _statements(text: str, choices: Choices) -> tuple[list[Said], list[Said]]:
+    """What the text states, in order; and what it says of a wrong, an other or the least likely answer."""
+    found, asides = list[Said](), list[Said]()
     for anchor in list(_ANCHOR.finditer(text))[-MOST_STATEMENTS:]:
         rest = text[anchor.end() : anchor.end() + LONGEST_SENTENCE].lstrip()
         end = _END.search(rest)
@@ -213,7 +225,8 @@ def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
         if (end and end.group() in "?？") or _is_doubted(text, anchor.start(), anchor.group()):
             continue
         if letters := _in_clause(clause, choices):
-            found.append((anchor.start(), letters))
+            before = text[max(0, anchor.start() - LONGEST_ASIDE) : anchor.start()]
+            (asides if _ASIDE.search(before) else found).append((anchor.start(), letters))
     for match in list(_OPTION_IS.finditer(text))[-MOST_STATEMENTS:]:
         letter: str = match.group(1) or match.group(2)
         denied = _NEGATED.search(text[: match.start()][-60:]) or _is_asked(text, match.end())
@@ -223,7 +236,7 @@ def _statements(text: str, choices: Choices) -> Iterator[tuple[int, set[str]]]:
         for match in list(pattern.finditer(text))[-MOST_STATEMENTS:]:
             if match.group(1) in choices and not (pattern is _CHINESE_IS and _is_asked(text, match.end())):
                 found.append((match.start(1), {match.group(1)}))
-    yield from sorted(found, key=lambda item: item[0])
+    return sorted(found, key=lambda item: item[0]), asides
 
 
 def _is_asked(text: str, end: int) -> bool:
@@ -236,6 +249,8 @@ def _is_doubted(text: str, start: int, anchor: str) -> bool:
     before = re.split(r"\b(?:but|however|yet)\b", _END.split(text[max(0, start - LONGEST_SENTENCE) : start])[-1])[-1]
     if not (doubt := _DOUBTED.search(before)):
         return False
+    if _IF_WRONG.search(before):
+        return True
     return doubt.group().lower() not in ("if", "unless") or "would" in anchor.lower()
 
 
