@@ -23,6 +23,7 @@ from fastflow.evaluate.graders.answer import (
 )
 from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
 from fastflow.evaluate.graders.formulas import same_trees
+from fastflow.evaluate.graders.letter_words import same_spelling
 from fastflow.evaluate.graders.regions import as_region, pieces_of, same_pieces
 from fastflow.evaluate.graders.units import ANGLE, GENERIC, PERCENT, Unit, read_unit
 from fastflow.evaluate.graders.value import (
@@ -35,6 +36,8 @@ from fastflow.evaluate.graders.value import (
     point,
     quotient,
 )
+
+_LETTERS = re.compile(r"[A-Za-z][A-Za-z_\d]*")
 
 
 def same(gold: Answer, answer: Answer) -> bool | None:
@@ -339,14 +342,23 @@ def _ratio_and_number(gold: Answer, answer: Answer) -> bool | None:
 
 def _same_words(gold: Answer, answer: Answer) -> bool | None:
     if isinstance(gold, Words) and isinstance(answer, Words) and not (gold.is_formula and answer.is_formula):
-        return gold.text.lower() == answer.text.lower()
+        return same_spelling(gold.text, answer.text)
     formulas = [not isinstance(part, Words) or part.is_formula for part in (gold, answer)]
     if not all(formulas):
-        return False
+        return _same_letters(gold, answer)
     texts = [
         re.sub(r"(?<!\d)\s|\s(?!\d)", "", part.text) for part in (gold, answer) if isinstance(part, (Words, Quantity))
     ]
     return True if len(texts) == 2 and texts[0] == texts[1] else None
+
+
+def _same_letters(gold: Answer, answer: Answer) -> bool:
+    """A word beside a formula of letters: each in its place, since they are no factors."""
+    words, formula = (gold, answer) if isinstance(gold, Words) else (answer, gold)
+    if not isinstance(words, Words) or not isinstance(formula, Quantity) or formula.unit is not None:
+        return False
+    spelled = re.sub(r"[\s{}]", "", formula.text)
+    return bool(_LETTERS.fullmatch(spelled)) and same_spelling(words.text, spelled)
 
 
 _COMPARISONS: dict[type, Callable[..., bool | None]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from fastflow.evaluate.graders.boxes import closing_brace
+from fastflow.evaluate.graders.letter_words import WRAPPERS, keep_bracketed, keep_words
 from fastflow.evaluate.graders.statements import compatible
 from fastflow.evaluate.graders.units import read_unit
 from fastflow.evaluate.graders.usual_forms import usual_forms
@@ -55,11 +56,7 @@ _MACROS = {
     "euro": "«eur»", "pounds": "«gbp»", "varphi": "\\phi", "varepsilon": "\\epsilon", "percent": "%",
     "checkmark": "", "blacksquare": "", "square": "", "Box": "", "qed": "",
 }  # fmt: skip
-_WRAPPERS = (
-    "underline|text|emph|mbox|textrm|textsf|textsc|textbf|textit|texttt|mathtt|mathrm|mathbf|mathit|mathsf|operatorname|"
-    "hbox|bold|boldsymbol|pmb|bm"
-)
-_WRAPPER = re.compile(rf"\\(?:{_WRAPPERS})\*?\s*\{{")
+_WRAPPER = re.compile(rf"\\(?:{WRAPPERS})\*?\s*\{{")
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "sqrt", "asin", "acos", "atan", "arcsin",
               "arccos", "arctan", "sinh", "cosh", "tanh", "pi", "infty", "binom", "max", "min", "gcd", "lcm", "abs",
               "floor", "ceil"}  # fmt: skip
@@ -107,7 +104,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\[,;:! ]|~", " ", text)
     text = re.sub(r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\\1 ", text)
     text = re.sub(r"\\math(?:frak|cal|scr)\s*\{\s*(\w)\s*\}", r"\1", text)
-    text = _wrappers(text)
+    text = _wrappers(keep_words(text))
     text = re.sub(r"\\([A-Za-z]+)", lambda found: _macro(found.group(1)), text)
     text = re.sub(r"\^\s*\{?\s*\\degree\s*\}?|\^\s*\{\s*o\s*\}|\^o\b", r"\\degree ", text)
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))", "*", text)
@@ -184,7 +181,7 @@ def _wrapped(content: str, behind_number: bool) -> str:
     if re.fullmatch(r"[A-Z]{1,3}", bare):
         return bare
     if re.fullmatch(r"[\s\d.,/:+=-]+[A-Za-z %]+|.*[()=\[\]].*|.*«.*|.*\d.*", bare):
-        return content
+        return keep_bracketed(content)
     return f"«{bare}»"
 
 

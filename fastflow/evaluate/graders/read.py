@@ -18,6 +18,7 @@ from fastflow.evaluate.graders.answer import (
     Words,
 )
 from fastflow.evaluate.graders.expression import Tree, Unreadable, parse, variables
+from fastflow.evaluate.graders.letter_words import is_symbol
 from fastflow.evaluate.graders.regions import read_region, region_of
 from fastflow.evaluate.graders.splitting import is_wrapped, split_outside
 from fastflow.evaluate.graders.units import read_unit
@@ -312,6 +313,9 @@ def _words(text: str) -> Answer:
         return Quantity(("num", Fraction(_NUMBER_WORDS.index(count))), unit, bare)
     if "«" not in text and re.search(r"[\d\\A-Za-z]", text):
         return Words(text, is_formula=True)
+    spelled = text.strip("«» ")
+    if is_symbol(spelled) and bare != "no":
+        return Words(spelled)
     bare = re.sub(r"\b(?:the|a|an)\b|[^\w\s^+*/=<>-]", " ", bare)
     return Words(" ".join(bare.split()))
 
