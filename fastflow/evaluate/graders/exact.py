@@ -12,7 +12,9 @@ _TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathbf)\s*\{([^{
 
 
 def grade(gold: str, response: str) -> Verdict:
-    """The verdict on a response: its box, its statement, otherwise all of it. An empty gold answer is never matched."""
+    """The verdict on a response: all of it, its box or its statement. An empty gold answer is never matched."""
+    if gold.strip() and response.strip() == gold.strip():
+        return Verdict.RIGHT
     answer = extract(response)
     if not answer:
         return Verdict.UNPARSED

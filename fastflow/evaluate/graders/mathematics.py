@@ -60,6 +60,8 @@ def equivalent(gold: str, parts: Sequence[str]) -> bool | None:
 
 def _bare(text: str) -> str | None:
     """A response that is a formula and nothing else."""
+    if len(text.strip()) > LONGEST_ANSWER:
+        return None
     line = plain(text).strip().strip("$").strip()
     words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2,}", line)
     if "\n" in line or line.endswith("!") or not re.search(r"\d", line) or words:

@@ -110,6 +110,11 @@ def test_program_text_is_never_executed(tmp_path):
         "so, so ",
         "but ",
         "change to ",
+        "1",
+        "123 ",
+        "1,000",
+        "wait, ",
+        "it should be ",
     ],
 )
 def test_responses_that_loop_cost_little(loop):
