@@ -81,6 +81,9 @@ _NEGATIVE = re.compile(
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3}(?:(?:,|\{,\})\d{3})+|[1-9]\d{0,2}(?:[ ']\d{3})+|\d{1,3}(?:_\d{3})+"
                      r"|[1-9]\d{0,2}(?:\.\d{3}){2,}|[1-9]\d?(?:,\d\d)+,\d{3})(?![\d,])")  # fmt: skip
 
+_GROUPED_ENTRY = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
+_GROUPED_ZEROS = re.compile(r"(?<![\d.])[1-9]\d{0,2}(?:,0\d\d)+(?!\d)")
+
 
 def normalise(text: str) -> str:
     """The text in the one spelling. Never fails; what has no meaning stays as it is."""
@@ -130,7 +133,7 @@ def _matrix(found: re.Match[str]) -> str:
     """The rows of a matrix between semicolons; entries that only commas part are parted by & as in LaTeX."""
     inside = found.group(2).replace("\\\\", ";")
     if "&" not in inside and not re.search(r"[({]", inside):
-        inside = inside.replace(",", "&")
+        inside = re.sub(r",(?!\d{3}(?!\d))|(?<=0),|,(?=[1-9])", "&", inside)
     return f"⟦{inside}⟧"
 
 
@@ -207,17 +210,13 @@ def _word(found: re.Match[str]) -> str:
 
 
 def _join_digits(text: str) -> str:
-    """Digits in groups as one number, outside brackets; a comma in braces is otherwise a decimal one."""
+    """Digits in groups as one number; a comma in braces is otherwise a decimal one."""
     pieces, depth, start = [], 0, 0
     for position, character in enumerate(text):
         change = (character in "([⦃⟦") - (character in ")]⦄⟧")
         if change and depth + change >= 0:
-            if depth == 0:
-                pieces.append(_ungrouped(text[start:position]))
-                start = position
-            elif depth + change == 0:
-                pieces.append(text[start : position + 1])
-                start = position + 1
+            pieces.append(_ungrouped(text[start:position]) if depth == 0 else _ungrouped_entries(text[start:position]))
+            start = position
             depth += change
     pieces.append(_ungrouped(text[start:]) if depth == 0 else text[start:])
     text = "".join(pieces)
@@ -225,7 +224,14 @@ def _join_digits(text: str) -> str:
     return re.sub(r"(?<=\d)\{,\}(?=\d)", ".", text)
 
 
+def _ungrouped_entries(text: str) -> str:
+    """In a list a comma parts entries. It groups where commas with a blank part them, and before 000 or 050."""
+    groups = _GROUPED_ENTRY if re.search(r",\s|&", text) else _GROUPED_ZEROS
+    return groups.sub(lambda found: found.group().replace(",", ""), text)
+
+
 def _ungrouped(text: str) -> str:
+    text = _ungrouped_entries(text) if re.search(r",\s", text) else text
     text = re.sub(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])", lambda found: _points(found.group()), text)
     return _GROUPS.sub(lambda found: re.sub(r"\D", "", found.group()), text)
 
