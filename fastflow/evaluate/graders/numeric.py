@@ -34,9 +34,9 @@ _OPERAND = re.compile(
 )
 _OPEN_END = re.compile(r"\s*(?:\+(?!\s*\d)|\bor (?:more|less|fewer|so)\b)")
 _BOUND = re.compile(
-    r"[<>≤≥≠±]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|pm)\b|\d\s*\+\s*$|n't\b|"
+    r"[<>≤≥≠±]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|pm|[lc]?dots)\b|\d\s*\+\s*$|n't\b|"
     r"\b(?:at least|at most|more than|less than|fewer than|or (?:more|less|fewer)|up to|not|between|over|under|above|"
-    r"below)\b",
+    r"below|(?:is|was) (?:wrong|incorrect|false|too))\b|\((?:wrong|incorrect)\b",
     re.IGNORECASE,
 )
 _LABEL = re.compile(

@@ -25,11 +25,20 @@ from fastflow.evaluate.graders.units import read_unit
 
 _REMARK = re.compile(
     r"\s*[,;]?\s*\(?«\s*,?\s*(?:for|where|when|whenever|if|with|as|since|because|which|that|such|given|provided|rounded|using|"
-    r"assuming|correct|by|so|from|attained|achieved|reached|at|not|but\s+not|rather|instead|hence|thus|i\.e|e\.g)\b.*$",
+    r"assuming|correct|by|so|from|attained|achieved|reached|at(?!\s+(?:most|least)\b)|not|but\s+not|rather|instead|hence|thus|i\.e|e\.g)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
+_DENIAL = re.compile(
+    r"\W*(?:(?:which|that|this|it)\s+)?(?:(?:is|was|must be|seems)\s+)?(?:"
+    r"(?:an? |the )?(?:wrong|incorrect|false|mistaken|impossible)|too (?:large|small|big|many|few|high|low)|"
+    r"not (?:correct|right|true|possible|(?:the|an?) (?:\w+ )?(?:answer|solution))|at (?:most|least))\b"
+    r"|.*\bat (?:most|least)\W*$",
+    re.IGNORECASE,
+)
 _CONDITION = re.compile(r"(?<=\S)\s*\([^()]*(?:\\ge|\\le|\\in\b|\\ne|[<>])[^()]*\)$")
-_ASIDE = re.compile(r"(?<=\S)\s*\(\s*«\s*(?!(?:or|and|to|in base|base)\b)[^()]*\)$", re.IGNORECASE)
+_ASIDE = re.compile(
+    r"(?<=\S)\s*\(\s*«\s*(?!(?:or|and|to|in base|base|wrong|incorrect|false)\b)[^()]*\)$", re.IGNORECASE
+)
 _ALL_OF = re.compile(r"^«\s*(?:for )?all\s*»\s*(?=[a-z]\s*(?:[<>]|\\[lgn]e\b))")
 _LABEL = re.compile(
     r"^«(?![^»]*\b(?:not|least|most|less|more|between|than)\b)[^»]*(?:\b(?:is|are|equals)\s*:?\s*»|:\s*»|»\s*:)\s*(?=\S)"
@@ -123,8 +132,17 @@ def _outer(text: str) -> str:
 
 
 def _without_remark(text: str) -> str:
-    """Without words behind the answer, unless they tell one case from another."""
-    return text if _is_piecewise(text) else _REMARK.sub("", text) or text
+    """Without words behind the answer, unless they tell one case from another or deny it."""
+    remark = _REMARK.search(text)
+    if remark is None or _is_piecewise(text):
+        return text
+    answer = text[: remark.start()]
+    return f"{answer} «is wrong»" if answer and _denies(remark.group()) else answer or text
+
+
+def _denies(remark: str) -> bool:
+    """Whether words behind an answer say that it is none, or only a bound."""
+    return bool(_DENIAL.match(" ".join(re.sub(r"[«»]", " ", remark).split())))
 
 
 def _is_piecewise(text: str) -> bool:
@@ -287,7 +305,7 @@ def _quantity(text: str) -> Quantity | None:
     if tail and (formula.rstrip().endswith(("/", "^", "_")) or _FURTHER_NUMBER.search(re.sub(r"«[^»]*»", " ", tail))):
         return None
     formula = formula.strip().rstrip("-").strip()
-    if not _reads(formula):
+    if _denies(tail) or not _reads(formula):
         return None
     return Quantity(_tree(formula), read_unit(tail) if tail else None, text)
 

@@ -11,7 +11,7 @@ from typing import Any
 from fastflow.errors import need
 
 _FORMULA = re.compile(r"[\w\s\\{}()\[\].,+\-*/^=<>|!:;%&]*", re.ASCII)
-_REFUSED = re.compile(r"__|\b(?:import|lambda|eval|exec|open|print|os|sys)\b")
+_REFUSED = re.compile(r"__|\\ldots\b|\b(?:import|lambda|eval|exec|open|print|os|sys)\b")
 
 
 def require() -> None:
