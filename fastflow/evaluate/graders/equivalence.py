@@ -24,6 +24,7 @@ from fastflow.evaluate.graders.answer import (
 from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
 from fastflow.evaluate.graders.formulas import same_trees
 from fastflow.evaluate.graders.letter_words import same_spelling
+from fastflow.evaluate.graders.number_words import number_in_words, same_noun
 from fastflow.evaluate.graders.regions import as_region, pieces_of, same_pieces
 from fastflow.evaluate.graders.units import ANGLE, GENERIC, PERCENT, Unit, read_unit
 from fastflow.evaluate.graders.value import (
@@ -64,6 +65,8 @@ def same(gold: Answer, answer: Answer) -> bool | None:
 
 
 def _same_quantities(gold: Quantity, answer: Quantity) -> bool | None:
+    if _count_different_things(gold, answer):
+        return False
     left, right = gold.unit, _letter_unit(gold.unit, answer)
     tree = _with_constant_of(gold.tree, answer.tree)
     if right is not None and answer.unit is None:
@@ -83,6 +86,13 @@ def _same_quantities(gold: Quantity, answer: Quantity) -> bool | None:
             return same_trees(_in_radians(gold.tree, left), _in_radians(tree, right))
         return False
     return same_trees(_scaled(gold.tree, left), _scaled(tree, right))
+
+
+def _count_different_things(gold: Quantity, answer: Quantity) -> bool:
+    """ "two apples" and "two oranges": both in words, which are compared as words."""
+    units = [part.unit for part in (gold, answer) if number_in_words(part.text)]
+    words = [unit.word for unit in units if unit is not None and not unit.is_known]
+    return len(words) == 2 and not same_noun(*words)
 
 
 def _bare_and_scaled(

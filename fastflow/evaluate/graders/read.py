@@ -19,6 +19,7 @@ from fastflow.evaluate.graders.answer import (
 )
 from fastflow.evaluate.graders.expression import Tree, Unreadable, parse, variables
 from fastflow.evaluate.graders.letter_words import is_symbol
+from fastflow.evaluate.graders.number_words import number_in_words
 from fastflow.evaluate.graders.regions import read_region, region_of
 from fastflow.evaluate.graders.splitting import is_wrapped, split_outside
 from fastflow.evaluate.graders.units import read_unit
@@ -59,10 +60,6 @@ _BASED = re.compile(
     r"|\(?\s*(?:«in»\s*)?«(?:in\s+)?base»\s*-?\s*\(?(?P<said>\d+|«[^»]*»)\)?\s*\)?"
     r"|\(?\s*«(?:in\s+)?base\s+(?P<word>\w+)»\s*\)?)$"
 )
-_NUMBER_WORDS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-]  # fmt: skip
 _BASE_WORDS = {"binary": 2, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16, "ternary": 3, "quaternary": 4,
                "quinary": 5, "senary": 6, "septenary": 7}  # fmt: skip
 _NOTHING = re.compile(
@@ -97,6 +94,8 @@ def read(text: str) -> Answer:
         return Words("no solution")
     if text.startswith("⟦") and text.endswith("⟧"):
         return _matrix(text[1:-1])
+    if counted := _counted(text):
+        return counted
     if (based := _BASED.match(text)) and (digits := _digits(based)):
         return digits
     if member := re.match(r"^\\?[A-Za-z](?:_\{?\w+\}?)?\s*\\in\s*(⦃.*⦄)$", text):
@@ -310,6 +309,15 @@ def _quantity(text: str) -> Quantity | None:
     return Quantity(_tree(formula), read_unit(tail) if tail else None, text)
 
 
+def _counted(text: str) -> Quantity | None:
+    """A number in words, with or without a noun behind it."""
+    bare = re.sub(r"[«»]", " ", text).strip()
+    if (found := number_in_words(bare)) is None:
+        return None
+    number, noun = found
+    return Quantity(("num", Fraction(number)), read_unit(noun) if noun else None, bare)
+
+
 def _compound(text: str) -> Quantity | None:
     """Hours and minutes, feet and inches: parts of one dimension, added up."""
     pieces = re.findall(r"([\d./]+)\s*«([^»]*)»", text)
@@ -324,11 +332,6 @@ def _compound(text: str) -> Quantity | None:
 
 def _words(text: str) -> Answer:
     bare = re.sub(r"\s+", " ", re.sub(r"[«»]", " ", text)).strip().lower()
-    if bare in _NUMBER_WORDS:
-        return Quantity(("num", Fraction(_NUMBER_WORDS.index(bare))), None, bare)
-    count, _, rest = bare.partition(" ")
-    if count in _NUMBER_WORDS and " " not in rest and (unit := read_unit(rest)).is_known:
-        return Quantity(("num", Fraction(_NUMBER_WORDS.index(count))), unit, bare)
     if "«" not in text and re.search(r"[\d\\A-Za-z]", text):
         return Words(text, is_formula=True)
     spelled = text.strip("«» ")
@@ -348,10 +351,8 @@ def _digits(found: re.Match[str]) -> Digits | None:
     said = next(word for word in (found.group("base"), found.group("said"), found.group("word")) if word)
     word = said.strip("«» ").lower().removeprefix("base ").strip()
     base = int(word) if word.isdigit() else _BASE_WORDS.get(word, 0)
-    if word in _NUMBER_WORDS:
-        base = _NUMBER_WORDS.index(word)
-    if word == "sixteen":
-        base = 16
+    if spelled := number_in_words(word):
+        base = spelled[0]
     if not re.search(r"\d", digits) and base != 16:
         return None
     return Digits(digits.upper().lstrip("0") or "0", base) if 2 <= base <= 36 else None
