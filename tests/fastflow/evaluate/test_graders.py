@@ -1,6 +1,7 @@
 """Graders against tables of responses with the verdict that a careful reader gives."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -32,6 +33,46 @@ def test_responses_of_a_kind_get_the_verdicts_that_their_lines_say(kind):
     pytest.importorskip("math_verify")
     verdicts = [(line, grade(item_of(line))) for line in CASES if line["kind"] == kind]
     assert not [(line, verdict) for line, verdict in verdicts if (verdict is Verdict.RIGHT) != line["right"]]
+
+
+REMARKS = (
+    "Let me know if this is wrong!",
+    "If I made a mistake, please correct me.",
+    "A common mistake is to forget the factor 2; then the result is 4.",
+    "**Check.** 8 + 4 = 12, and it should be 12.",
+    "Note that with n = 3 instead of n = 2, the answer is 27.",
+    "This is false for n = 1, so only this works.",
+    "The final answer is a whole number of units.",
+    "Actually, one can generalise. For 7 terms the result is 19.",
+    "Some might say that the answer is 6, but that is wrong.",
+    "Wait, let me check again: 3 + 4 = 7. Correct.",
+)
+RETRACTIONS = (
+    "Wait, that is wrong.",
+    "Sorry, I misread the question.",
+    "I made a mistake: it should be 987654321.",
+    "Actually, the answer is 987654321.",
+    "My final answer is 987654321.",
+)
+BOXED = [
+    line
+    for line in CASES
+    if line["right"] and line["grader"] in ("math", "numeric") and re.search(r"\\boxed\{.*\}[$.]*$", line["response"])
+][::7]
+
+
+@pytest.mark.parametrize("remark", REMARKS)
+def test_a_remark_behind_a_box_takes_nothing_back(remark):
+    pytest.importorskip("math_verify")
+    items = [item_of({**line, "response": f"{line['response']}\n\n{remark}"}) for line in BOXED]
+    assert [item for item in items if grade(item) is not Verdict.RIGHT] == []
+
+
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_a_box_that_is_taken_back_does_not_count(retraction):
+    pytest.importorskip("math_verify")
+    items = [item_of({**line, "response": f"{line['response']}\n\n{retraction}"}) for line in BOXED]
+    assert [item for item in items if grade(item) is Verdict.RIGHT] == []
 
 
 @pytest.mark.parametrize("line", [line for line in lines_of("graders.jsonl") if line["gold"]])
