@@ -52,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         if architecture == 90:
             breaches = [line for line in lines if line["breaches"]]
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        from bench.report import write_json
+
+        write_json(options.json, report)
     print(f"\n{len(breaches)} kernels with a breach on sm_90, {time.monotonic() - started:.0f} s")
     for line in breaches:
         print(f"BREACH: sm_90 {line['kernel']}: {'; '.join(line['breaches'])}")

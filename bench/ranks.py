@@ -10,7 +10,6 @@ sizes; and that update. A round takes as long as its slowest rank. Exits with 1 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from bench.collectives import watched
 from bench.options import count
 from bench.processes import run_ranks
+from bench.report import write_json
 
 MOST = 1.15  # times one rank's time for half the batch plus the communication
 WHAT = ("half", "communication", "update")
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     figures = measure(options)
     print_table(figures)
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, figures)
     return int(figures["ratio"] > MOST)
 
 

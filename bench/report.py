@@ -145,18 +145,18 @@ def notes(rows: list[dict]) -> str:
 def write(record: Record, *, json_file: Path | None, folder: Path | None, name: str) -> None:
     """All files but the plot again, so that what was measured before an interruption is kept."""
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(record, json_file)
+        write_json(json_file, record.as_json())
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_json(record, folder / f"{name}.json")
+        write_json(folder / f"{name}.json", record.as_json())
         _write_csv(record.rows, folder / f"{name}.csv")
         text = "\n\n".join([record.heading(), *(group_table(result) for result in record.results), notes(record.rows)])
         (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 
 
-def _write_json(record: Record, path: Path) -> None:
-    path.write_text(json.dumps(plain(record.as_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(path: Path, tree) -> None:
+    """Every file of figures; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain(tree), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def plain(value):

@@ -8,7 +8,6 @@ can be compiled.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -61,8 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
             candidates = list(kernel_cases.candidates(architecture))
             tried += _judge_all(f"sm_{architecture}, candidates", candidates, architecture)
     if options.json:
-        report = {"triton": triton.__version__, "kernels": lines, "candidates": tried}
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        from bench.report import write_json
+
+        write_json(options.json, {"triton": triton.__version__, "kernels": lines, "candidates": tried})
     wrong = [line for line in lines if line["breaches"]]
     print(f"\n{len(lines)} kernels, {len(wrong)} with a breach, {time.monotonic() - started:.0f} s")
     for line in tried:

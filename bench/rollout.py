@@ -9,7 +9,6 @@ seeds. Calls are interleaved; medians and their ratios are reported.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -37,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     from bench.environment import describe
+    from bench.report import write_json
 
     environment = describe("cpu")
     print(
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
             size: measure_sampling(size, options.repeats) for size in options.size or ("0.3M", "20M")
         }
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+        write_json(options.json, figures)
     return 0
 
 

@@ -176,12 +176,10 @@ def measure(options: argparse.Namespace, started: float, shapes: dict | None = N
         contest = Contest(settings, groups, options.repeats, started + options.seconds)
         contest.run([entry for entry in ENTRIES if options.contestant is None or entry.name in options.contestant])
     wrong = contest.judge()
-    texts = {
-        "md": table.as_markdown(environment, workload, contest.rows, wrong) + "\n",
-        "json": table.as_json(environment, workload, contest.rows, wrong),
-    }
-    table.write(texts, options.output, options.name, options.json)
-    print(f"\n{texts['md']}\n{time.monotonic() - started:.0f} s")
+    markdown = table.as_markdown(environment, workload, contest.rows, wrong) + "\n"
+    record = table.as_json(environment, workload, contest.rows, wrong)
+    table.write(markdown, record, options.output, options.name, options.json)
+    print(f"\n{markdown}\n{time.monotonic() - started:.0f} s")
     return 1 if wrong else 0
 
 

@@ -8,7 +8,6 @@ count 2 N D V for the projection and 6 N D V for flow_loss.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import torch
 
 from bench.options import parse_shape
 from bench.problem import Problem, make_problems
+from bench.report import write_json
 from bench.shapes import SHAPES, Shape
 
 PROJECTED_ROWS = 4096  # of the projection that is timed: many tiles, few milliseconds
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(row)
         print(line_of(row), flush=True)
         if options.json:
-            options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            write_json(options.json, rows)
 
     sweep(options.shape, options.seconds, report)
     return 0

@@ -1,9 +1,8 @@
 """The contest as Markdown and JSON, headed by where and of what it was taken."""
 
-import json
 from pathlib import Path
 
-from bench.report import Record, aligned, plain
+from bench.report import Record, aligned, write_json
 from bench.steps.clock import PHASES
 from bench.steps.contest import OURS
 
@@ -66,7 +65,7 @@ def _phase_cells(row: dict) -> tuple[str, ...]:
     return row["contestant"], *(f"{row['phases_s'][phase]:.3g}" for phase in PHASES)
 
 
-def as_json(environment: dict, workload: dict, rows: list[dict], wrong: list[str]) -> str:
+def as_json(environment: dict, workload: dict, rows: list[dict], wrong: list[str]) -> dict:
     """Rows with the derived figures of the table: useful tokens per second, flops per second, utilisation."""
     full = []
     for row in rows:
@@ -77,15 +76,12 @@ def as_json(environment: dict, workload: dict, rows: list[dict], wrong: list[str
             "utilisation": rate and rate / workload["matrix_flops_per_s"],
         }
         full.append(row | derived)
-    record = {"environment": environment, "workload": workload, "rows": full, "wrong": wrong}
-    return json.dumps(plain(record), indent=1, allow_nan=False) + "\n"
+    return {"environment": environment, "workload": workload, "rows": full, "wrong": wrong}
 
 
-def write(texts: dict[str, str], folder: Path | None, name: str, json_file: Path | None) -> None:
-    """texts: suffix (md, json) -> content."""
-    files = {folder / f"{name}.{suffix}": text for suffix, text in texts.items()} if folder else {}
+def write(markdown: str, record: dict, folder: Path | None, name: str, json_file: Path | None) -> None:
     if json_file:
-        files[json_file] = texts["json"]
-    for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_json(json_file, record)
+    if folder:
+        write_json(folder / f"{name}.json", record)
+        (folder / f"{name}.md").write_text(markdown, encoding="utf-8")

@@ -29,8 +29,9 @@ from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.console import make_console
 from fastflow.run.directory import EVALUATION_FILE
+from fastflow.run.durable import replace_json
 from fastflow.run.lock import RunLock
-from fastflow.run.output_file import writable, writing
+from fastflow.run.output_file import writable, write_json, writing
 from fastflow.train.command import train
 
 
@@ -60,8 +61,7 @@ def _run(directory: Path, console: Console, *, seed: int, json_file: str | None,
     )  # fmt: skip
     console.print(f"report written to {report}; {results['seconds']:.0f} seconds in all", highlight=False)
     if json_file is not None:
-        with writing(Path(json_file)):
-            Path(json_file).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        write_json(Path(json_file), results)
 
 
 def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Console) -> dict[str, dict[str, Any]]:
@@ -82,7 +82,7 @@ def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Co
             task.labels[2]: evaluate(policy, temperature=1.0),
         }
     with writing(run):
-        (run / EVALUATION_FILE).write_text(json.dumps(results, indent=1), encoding="utf-8")
+        replace_json(run / EVALUATION_FILE, results)
     return results
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from fastflow.errors import FastflowError
-from fastflow.run.output_file import writable
+from fastflow.run.output_file import writable, write_json
 
 SICK = 1
 
@@ -48,5 +47,5 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_checks(console, checks)
     if output is not None:
-        output.write_text(json.dumps(as_json(checks), indent=2) + "\n", encoding="utf-8")
+        write_json(output, as_json(checks))
     return SICK if any(check.is_fault for check in checks) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from fastflow.evaluate.task import Task, find_task, is_own_file
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, UNLIMITED, Work, check_golds, facts
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.console import say
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import replace_json, replace_text
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
 
@@ -85,7 +84,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
         found = {model: _respond(config, model, works, stores[model], pool, console) for model in models}
         results = _summary(config, models, works, stores, found, study)
         with writing(output):
-            replace_text(output / RESULTS_FILE, json.dumps(results, indent=1, ensure_ascii=False))
+            replace_json(output / RESULTS_FILE, results)
             replace_text(output / TABLE_FILE, markdown(results))
     print_results(results, console)
     for doubt in doubts(results, own={task.name for task in tasks if task.path}):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from fastflow.evaluate.majority import NO_ANSWER, votes
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.task import Task
 from fastflow.rollout.sampler import Request, requests_for
+from fastflow.run.durable import publish_file
 from fastflow.run.output_file import writing
 
 COLUMNS = (
@@ -125,7 +125,7 @@ def requests_of(prompts: Sequence[Prompt], samples: int, seed: int) -> list[Requ
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """A parquet file that is there whole or not at all."""
+    """Write a parquet file that is there whole or not at all, also after a power cut."""
     pyarrow = need("pyarrow", extra="eval", purpose="keeping the responses")
     parquet = need("pyarrow.parquet", extra="eval", purpose="keeping the responses")
     table = pyarrow.table({name: [row[name] for row in rows] for name in COLUMNS}, schema=_schema(pyarrow))
@@ -133,7 +133,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         parquet.write_table(table, unfinished, compression="zstd")
-        os.replace(unfinished, path)
+        publish_file(unfinished, path)
 
 
 def read(path: Path) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastflow.config.parser import CommandParser
 from fastflow.errors import FastflowError
-from fastflow.run.output_file import writable
+from fastflow.run.output_file import writable, write_json
 from fastflow.train.ranks.devices import split_devices
 
 if TYPE_CHECKING:
@@ -80,9 +79,7 @@ def run(request: Request) -> int:
     together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
     print_plan(Console(), config, result, helpful, together)
     if output is not None:
-        output.write_text(
-            json.dumps(as_json(config, result, helpful, together, most, speed), indent=2) + "\n", encoding="utf-8"
-        )
+        write_json(output, as_json(config, result, helpful, together, most, speed))
     return 0 if result.fits else DOES_NOT_FIT
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastflow.run.console import make_console, say
-from fastflow.run.output_file import writable, writing
+from fastflow.run.output_file import writable, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = replay(arguments.file, run=arguments.directory, model=arguments.model, device=arguments.device)
     show(found, make_console())
     if arguments.json is not None:
-        with writing(arguments.json):
-            arguments.json.write_text(json.dumps(content(found), indent=1), encoding="utf-8")
+        write_json(arguments.json, content(found))
     return 0 if found.finite else 1
 
 

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastflow.errors import FastflowError
 from fastflow.report.evaluations import evaluations_of, find_evaluations, has_results
 from fastflow.report.files import RunFiles, read_run
 from fastflow.report.page import render
+from fastflow.run.output_file import writing
 
 __all__ = [
     "RunFiles", "add_arguments", "read_run", "render", "run", "write_combined", "write_evaluation", "write_report",
@@ -72,9 +72,7 @@ def write_combined(title: str, runs: list[tuple[str, Path]], output: Path) -> Pa
 
 
 def _write(page: str, output: Path) -> Path:
-    try:
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise FastflowError(f"cannot write {output}: {error.strerror}; choose another --output") from error
     return output

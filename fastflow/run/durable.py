@@ -7,8 +7,10 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastflow.models.pulse import PULSE
+from fastflow.run.json_text import json_text
 
 FRESH = ".new"  # at the end of a name: not complete yet
 PIECE = 2**28  # bytes that are waited for at once: a slow disk takes seconds for them
@@ -60,13 +62,24 @@ def flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file that readers see whole, the old or the new, whatever happens in between."""
+def replace_text(path: Path, text: str, *, lasting: bool = True) -> None:
+    """Write a small file that readers see whole, the old or the new, whatever happens in between. Raises OSError.
+
+    lasting: also after a power cut, for which the disk is waited for.
+    """
     fresh = path.with_name(path.name + FRESH)
     fresh.write_text(text, encoding="utf-8")
+    if not lasting:
+        fresh.replace(path)
+        return
     flush_file(fresh)
     fresh.replace(path)
     flush_directory(path.parent)
+
+
+def replace_json(path: Path, tree: Any, *, lasting: bool = True) -> None:
+    """Write a file of JSON as `replace_text` does."""
+    replace_text(path, json_text(tree), lasting=lasting)
 
 
 def _begin_with(descriptor: int, start: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from fastflow.errors import FastflowError
+from fastflow.run.json_text import json_text
 
 
 def writable(path: Path) -> Path:
@@ -22,6 +24,12 @@ def writable(path: Path) -> Path:
     except OSError as error:
         raise FastflowError(f"--json {path} cannot be written: {error.strerror}; choose another file") from error
     return path
+
+
+def write_json(path: Path, tree: Any) -> None:
+    """Write a `--json` file. Raises FastflowError where it cannot be written."""
+    with writing(path):
+        path.write_text(json_text(tree), encoding="utf-8")
 
 
 @contextlib.contextmanager

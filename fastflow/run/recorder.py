@@ -18,6 +18,7 @@ from fastflow.errors import need
 from fastflow.run.console import say
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
+from fastflow.run.json_text import finite
 from fastflow.run.output_file import writing
 from fastflow.run.pace import Pace, duration
 from fastflow.run.status import StatusSink
@@ -59,8 +60,7 @@ class JsonlSink(Sink):
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        clean = {name: None if _is_non_finite(value) else value for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.write(json.dumps(finite({"step": step, **metrics})) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -250,10 +250,6 @@ def _slope(metrics: dict[str, Any]) -> list[str]:
     if math.isnan(metrics["slope"]):
         return []
     return [f"slope {metrics['slope']:.2f}" + ("" if metrics["alpha"] is None else f"/{metrics['alpha']:g}")]
-
-
-def _is_non_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import socket
@@ -18,7 +17,7 @@ from fastflow import __version__
 from fastflow.config.sections import EVALUATED
 from fastflow.counted import counted
 from fastflow.run.directory import STATUS_FILE
-from fastflow.run.durable import FRESH
+from fastflow.run.durable import replace_json
 from fastflow.run.evaluated import SECONDS, is_evaluated
 from fastflow.run.pace import Pace
 
@@ -92,10 +91,8 @@ class StatusSink:
             "host": socket.gethostname(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        fresh = self._file.with_name(STATUS_FILE + FRESH)
         with contextlib.suppress(OSError):
-            fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            fresh.replace(self._file)
+            replace_json(self._file, content, lasting=False)
 
 
 def describe_machine(device: torch.device) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastflow.config.presets import PRESETS
 from fastflow.run.directory import EVALUATION_FILE
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import replace_json
 from fastflow.run.output_file import writing
 from fastflow.sweep.results import RunResult, by_group, estimate, evaluated
 from fastflow.sweep.verdict import Unfinished, Verdict
@@ -66,7 +66,7 @@ def make_inputs(output: Path, console: Console) -> None:
     make_base(task, topics, output / BASE, seed=PRETRAINING_SEED, console=console)
     write_prompts(task, topics, output / PROMPTS)
     with writing(output):
-        replace_text(evaluation, json.dumps(_evaluate(output / BASE)))
+        replace_json(evaluation, _evaluate(output / BASE))
 
 
 def measure(run: Path, output: Path) -> None:
@@ -79,7 +79,7 @@ def measure(run: Path, output: Path) -> None:
         return
     base = json.loads((output / BASE_EVALUATION).read_text(encoding="utf-8"))
     with writing(run):
-        replace_text(file, json.dumps({"base": base, "policy": _evaluate(run / "policy")}, indent=1))
+        replace_json(file, {"base": base, "policy": _evaluate(run / "policy")})
 
 
 def judge(results: Sequence[RunResult], unfinished: Unfinished) -> list[Verdict]:

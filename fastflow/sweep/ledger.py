@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.config.reader import to_yaml
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import replace_json
 from fastflow.run.output_file import writing
 from fastflow.sweep.runs import Run
 
@@ -38,7 +38,7 @@ class Ledger:
         """Note how a run stands. Raises FastflowError where the disk takes no more."""
         self._runs[run.name] = {"state": state, "settings": digest(run), **facts}
         with writing(self._file):
-            replace_text(self._file, json.dumps(self._runs, indent=1))
+            replace_json(self._file, self._runs)
 
 
 def digest(run: Run) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import replace_json, replace_text
 from fastflow.run.evaluated import averages_of
 from fastflow.run.output_file import writing
 from fastflow.sweep.measures import ACCURACY, DIVERSITY, USUAL, Measure, measure_of
@@ -60,7 +59,7 @@ def write(outcome: Outcome, output: Path) -> Path:
     """Write the three files. Returns the page. Raises FastflowError where the disk takes no more."""
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        replace_text(output / RESULTS_FILE, json.dumps(as_json(outcome), indent=1, ensure_ascii=False))
+        replace_json(output / RESULTS_FILE, as_json(outcome))
         replace_text(output / TABLE_FILE, markdown(outcome))
         replace_text(output / PAGE_FILE, render(outcome))
     return output / PAGE_FILE

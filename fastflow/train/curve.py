@@ -22,7 +22,7 @@ from fastflow.evaluate.task import Task
 from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
 from fastflow.models.pulse import PULSE
 from fastflow.run.directory import EVALUATIONS
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import replace_json, replace_text
 from fastflow.run.evaluated import metrics_of
 from fastflow.run.output_file import writing
 
@@ -116,7 +116,7 @@ class Curve:
         shown = self.evaluated
         if len(shown) > MOST_COLUMNS:
             shown = [shown[0], *shown[1 - MOST_COLUMNS :]]
-        replace_text(self._directory / RESULTS_FILE, json.dumps(self._results(self.evaluated), indent=1))
+        replace_json(self._directory / RESULTS_FILE, self._results(self.evaluated))
         replace_text(self._directory / TABLE_FILE, markdown(self._results(shown)))
 
     def _results(self, evaluated: Sequence[Evaluated]) -> dict[str, Any]:

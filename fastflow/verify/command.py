@@ -8,14 +8,12 @@ its own samples, with the sampler and the Learner of `fastflow train`. It compar
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastflow.run.output_file import writable
+from fastflow.run.output_file import writable, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,9 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(_table_of(checks))
     console.print(f"{'all checks passed' if passed else 'some checks FAILED'} in {seconds:.0f} s")
     if output is not None:
-        finite = [asdict(check) | {"value": check.value if math.isfinite(check.value) else None} for check in checks]
-        lines = [line | {"passed": check.passed} for line, check in zip(finite, checks, strict=True)]
-        output.write_text(json.dumps({"checks": lines, "passed": passed, "seconds": seconds}, indent=2) + "\n")
+        lines = [asdict(check) | {"passed": check.passed} for check in checks]
+        write_json(output, {"checks": lines, "passed": passed, "seconds": seconds})
     return 0 if passed else FAILED
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastflow_kernels
-from bench import providers
+from bench import providers, report
 from bench.kernels import main
 from bench.shapes import OP_NAMES
 
@@ -146,3 +146,11 @@ def test_the_list_of_providers(capsys):
     assert main(["--list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line for line in printed if not line.startswith(" ")] == [provider.name for provider in providers.ALL]
+
+
+def test_every_file_of_figures_is_json(tmp_path):
+    file = tmp_path / "made" / "figures.json"
+    report.write_json(file, {"error": math.inf, "rows": [(1.5, math.nan)]})
+    assert file.read_text(encoding="utf-8").endswith("}\n")
+    written = json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert written == {"error": "inf", "rows": [[1.5, "nan"]]}

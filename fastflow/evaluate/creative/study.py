@@ -26,7 +26,7 @@ from fastflow.evaluate.task import Task
 from fastflow.interrupt import RunStopped
 from fastflow.models.opening import resolve_device
 from fastflow.run.console import say
-from fastflow.run.durable import replace_text
+from fastflow.run.durable import replace_json, replace_text
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Study:
         about = {"embedding": self._encoder.description if self._encoder else None, "prompts": found}
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(file, json.dumps(about, indent=1))
+            replace_json(file, about)
         return found
 
     def _quality(self, task: Task, model: Answers) -> Quality:

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from command_line import check_refused, invoke
 from fastflow import cli
 from fastflow.doctor import command as doctor
 from fastflow.doctor import engine, examination, libraries, machine, ops, vllm
@@ -249,6 +250,10 @@ class TestCommand:
     def test_a_file_that_cannot_be_written(self, capsys, tmp_path):
         assert cli.main(["doctor", "--json", str(tmp_path)]) == 2
         assert "cannot be written" in capsys.readouterr().err
+
+    def test_a_disk_that_is_full(self, capsys, monkeypatch):
+        monkeypatch.setattr(examination, "examine", lambda **_: CHECKS)
+        check_refused(invoke(capsys, "doctor", "--json", "/dev/full"), "cannot write to /dev/full", "make room")
 
     def test_the_package_that_prints_the_table_may_be_broken(self, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "rich.console", None)

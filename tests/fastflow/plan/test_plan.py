@@ -192,6 +192,10 @@ class TestCommand:
         for word in words:
             assert word in err
 
+    def test_a_disk_that_is_full(self, capsys, models):
+        code, _, err = invoke(capsys, f"--model.path={models / 'llama'}", "--memory=4", "--json=/dev/full")
+        assert code == 2 and err.count("\n") == 1 and "cannot write to /dev/full" in err and "make room" in err
+
     def test_no_empty_file_is_left(self, capsys, tmp_path):
         file = tmp_path / "plan.json"
         assert invoke(capsys, "plan", "--model.path=/absent/model", "--json", file)[0] == 2

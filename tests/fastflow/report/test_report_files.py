@@ -89,5 +89,5 @@ def test_missing_directory_and_metrics(tmp_path):
 
 
 def test_output_that_cannot_be_written(tmp_path):
-    with pytest.raises(FastflowError, match=r"cannot write .*choose another --output"):
+    with pytest.raises(FastflowError, match=r"cannot write to .*choose another place"):
         report.write_report(write_run(tmp_path / "run"), tmp_path)

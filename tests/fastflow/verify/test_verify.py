@@ -84,6 +84,12 @@ def test_an_unwritable_file_is_an_error_before_the_checks(monkeypatch, tmp_path)
         verify.run(arguments("--json", str(tmp_path)))
 
 
+def test_a_disk_that_is_full_is_an_error(monkeypatch):
+    monkeypatch.setattr(checks, "run_checks", lambda size, seed, **_: [FINE])
+    with pytest.raises(FastflowError, match=r"cannot write to /dev/full .*make room"):
+        verify.run(arguments("--json", "/dev/full"))
+
+
 @pytest.mark.slow
 def test_under_a_wrong_loss_the_transformer_misses_the_target():
     """The right loss reaches it in the quick verification, from the same settings and seed."""
