@@ -26,6 +26,15 @@ class FastflowError(Exception):
     on_all_ranks = False  # whether every rank of the run stops with it, at the same place
 
 
+def message_of(error: BaseException, *, most: int = 300, typed: bool = False) -> str:
+    """Say in one line what an exception says, cut after `most` characters; its type where it says nothing.
+
+    typed: whether its type comes first in any case.
+    """
+    name, text = type(error).__name__, " ".join(str(error).split())
+    return (f"{name}: {text}" if typed and text else text or name)[:most]
+
+
 def need(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import an optional dependency. Raises FastflowError that names the extra which installs it."""
     try:

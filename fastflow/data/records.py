@@ -15,7 +15,7 @@ from fastflow.data.conversation import ends_with_answer, prompt_of
 from fastflow.data.csv_file import read_csv
 from fastflow.data.gym import read_gym
 from fastflow.data.json_file import check_values, read_json
-from fastflow.errors import FastflowError, need
+from fastflow.errors import FastflowError, message_of, need
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,9 @@ def _read_dataset(settings: DataConfig) -> Iterable[Record]:
     try:
         rows = datasets.load_dataset(settings.path, settings.subset, split=settings.split)
     except Exception as error:  # datasets raises dozens of types, network errors among them
-        reason = " ".join(str(error).split())[:300]
         raise FastflowError(
-            f"cannot load the dataset {settings.path!r} ({reason}); check data.path, data.subset and data.split, or "
-            "give a .jsonl or .parquet file"
+            f"cannot load the dataset {settings.path!r} ({message_of(error)}); check data.path, data.subset and "
+            "data.split, or give a .jsonl or .parquet file"
         ) from error
     return ((f"{settings.path}[{settings.split}] row {number}", dict(row)) for number, row in enumerate(rows, start=1))
 

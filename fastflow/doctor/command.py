@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.run.output_file import writable, write_json
 
 SICK = 1
@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from rich.console import Console
     except Exception as error:  # rich prints the table, and may itself be broken
-        reason = f"rich does not load ({type(error).__name__}: {error})"
-        raise FastflowError(f"{reason}; pip install --force-reinstall rich") from error
+        reason = message_of(error, typed=True)
+        raise FastflowError(f"rich does not load ({reason}); pip install --force-reinstall rich") from error
 
     from fastflow.doctor.examination import examine
     from fastflow.doctor.table import as_json, print_checks, progress_line

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastflow.doctor import vllm
 from fastflow.doctor.check import BROKEN, MISSING, OK, Check
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 
 if TYPE_CHECKING:
     from fastflow.models.packed import PackedModel
@@ -39,7 +39,7 @@ def check_engine(cuda: bool) -> Check:
         finally:
             sampler.close()
     except FastflowError as error:
-        return Check(NAME, BROKEN, " ".join(str(error).split())[:600], _remedy(cuda))
+        return Check(NAME, BROKEN, message_of(error, most=600), _remedy(cuda))
     found = f"ready in {ready:.0f} s; the log-probs of its samples are within {difference:.0e} nats of the trainer's"
     if not difference <= TOLERANCE[device]:
         found = f"ready in {ready:.0f} s, but its log-probs are {difference:.2g} nats away from the trainer's"

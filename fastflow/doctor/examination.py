@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fastflow.doctor import engine, extras, libraries, machine, native, ops, vllm
 from fastflow.doctor.check import BROKEN, Check
+from fastflow.errors import message_of
 
 
 def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> list[Check]:
@@ -18,7 +19,7 @@ def examine(*, on_check: Callable[[str], None], start_vllm: bool = False) -> lis
         try:
             found = check()
         except Exception as error:  # the doctor must survive every broken installation
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = message_of(error, typed=True)
             found = Check(
                 name, BROKEN, reason, "try a fresh environment: python3 -m venv .venv && .venv/bin/pip install ."
             )

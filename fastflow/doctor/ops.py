@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastflow.doctor.check import BROKEN, OK, Check
+from fastflow.errors import message_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ def _check(device: str, dtype_name: str) -> Check:
         )
         error = relative_error(device, dtype)
     except (RuntimeError, ValueError, ImportError) as failure:
-        reason = " ".join(str(failure).split())[:300]
+        reason = message_of(failure)
         return Check(name, BROKEN, reason, "FASTFLOW_KERNELS=torch avoids the Triton kernels", required=True)
     found = f"{chosen}; gradients within {error:.0e} of float64"
     if not error <= BOUNDS[dtype_name]:

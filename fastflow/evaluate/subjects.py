@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastflow.config.schema import ModelConfig
-from fastflow.errors import FastflowError, need
+from fastflow.errors import FastflowError, message_of, need
 from fastflow.models.layers.rope import context_of
 from fastflow.models.opening import prepare_layers, resolve_device
 from fastflow.models.packed import PackedModel
@@ -111,8 +111,9 @@ def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrain
         try:
             model = peft.PeftModel.from_pretrained(model, subject.adapter)
         except Exception as error:  # a damaged file, adapters of another model
-            reason = " ".join(str(error).split())[:300]
-            raise FastflowError(f"cannot load the adapters {subject.adapter} on {subject.path}: {reason}") from error
+            raise FastflowError(
+                f"cannot load the adapters {subject.adapter} on {subject.path}: {message_of(error)}"
+            ) from error
         if subject.scale is not None:
             scale_adapters(model, subject.scale)
     model.requires_grad_(False).eval()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.pulse import PULSE
 
 AnyObject = TypeVar("AnyObject")
@@ -160,10 +160,9 @@ def join(*, on_cuda: bool, timeout: float) -> Ranks:
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
         Ranks(dist.get_rank(), count).max(0)  # gloo connects at the first collective
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise FastflowError(
-            f"rank {os.environ['RANK']} of {count} does not reach the others ({reason}); check MASTER_ADDR and "
-            "MASTER_PORT, and set GLOO_SOCKET_IFNAME to the network interface that the machines share"
+            f"rank {os.environ['RANK']} of {count} does not reach the others ({message_of(error)}); check MASTER_ADDR "
+            "and MASTER_PORT, and set GLOO_SOCKET_IFNAME to the network interface that the machines share"
         ) from error
     return Ranks(dist.get_rank(), count)
 

@@ -18,7 +18,7 @@ import torch
 
 from fastflow.data.packing import PackedBatch, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.layers import rope
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 
@@ -136,8 +136,7 @@ def _running(model: PackedModel, failure: str, remedy: str) -> Iterator[None]:
     except (FastflowError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FastflowError(f"{failure} ({type(error).__name__}: {reason}); {remedy}") from error
+        raise FastflowError(f"{failure} ({message_of(error, typed=True)}); {remedy}") from error
     finally:
         model.model.train(was_training)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from fastflow.config.schema import ModelConfig
 from fastflow.counted import counted
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.weights.files import VOCABULARY_FILES
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _tokens(path: str, settings: ModelConfig) -> dict[int, str] | None:
     except Exception as error:  # nothing else needs this tokenizer, and it may raise anything
         logger.warning(
             "the tokenizers of policy and base could not be compared, since that of %s cannot be read (%s); check that "
-            "both mean the same by every token id", path, " ".join(str(error).split())[:200],
+            "both mean the same by every token id", path, message_of(error),
         )  # fmt: skip
         return None
 

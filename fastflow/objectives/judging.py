@@ -18,7 +18,7 @@ from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
 from fastflow.data.trajectory import Group, Prompt
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.objectives.answers import AnswerReader
 from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
 from fastflow.objectives.trajectory_balance import load_function, make_format_check, normalise_rewards
@@ -150,7 +150,7 @@ class Judge:
         except Exception as error:
             logger.debug("%s raises", setting, exc_info=error)
             name = getattr(self._settings, setting.partition(".")[2])
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            said = message_of(error, typed=True)
             inside = traceback.extract_tb(error.__traceback__)[1:2]  # empty where it cannot be called like this
             at = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
             raise FastflowError(

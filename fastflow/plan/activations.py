@@ -35,7 +35,7 @@ from fastflow.config.model_sections import ResidualStream
 from fastflow.config.schema import LoraConfig
 from fastflow.data.packing import PackedBatch, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.layers import rope
 from fastflow.models.layers.dropout import switch_off_dropout
 from fastflow.models.layers.experts import has_experts
@@ -140,7 +140,7 @@ def _saved(path: str, trust_remote_code: bool, numbers: Numbers) -> Saved:
     except FastflowError:
         raise
     except Exception as error:  # a model's own code may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = message_of(error, typed=True)
         raise FastflowError(
             f"the activations of {path} cannot be counted, since its code does not run without memory ({reason}); "
             "train it for one step to see what it takes"

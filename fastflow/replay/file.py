@@ -13,7 +13,7 @@ import torch
 
 from fastflow.data.trajectory import Group, Prompt
 from fastflow.data.update import UpdateResult
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.train.bad_updates import FORMAT, HEADER
 from fastflow.train.state import result_of, trajectories_of
 
@@ -73,7 +73,7 @@ def _read(path: Path) -> BadUpdate:
             about = _parse((file.metadata() or {}).get(HEADER))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise _Broken(" ".join(str(error).split())[:200]) from error
+        raise _Broken(message_of(error)) from error
     _check_tensors(tensors)
     prompts = np.split(tensors["prompts/ids"].numpy(), tensors["prompts/length"].cumsum(0)[:-1].numpy())
     responses = iter(trajectories_of(_under("responses/", tensors)))

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from fastflow.counted import counted
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.report.coverage import coverage_plot, coverage_words
 from fastflow.report.evaluations import Evaluation, Subject, TaskResult, are_steps
 from fastflow.report.histograms import histograms
@@ -43,7 +43,7 @@ def describe_task(evaluation: Evaluation, task: TaskResult, prefix: str) -> dict
             "notes": [printable(text) for text in notes],
         }
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = message_of(error, typed=True)
         raise FastflowError(
             f"{evaluation.file} or its responses are broken at the task {task.title} ({reason}); remove the file and "
             "evaluate again"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastflow.config.schema import Config
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.tables import markdown
@@ -141,7 +141,7 @@ class Curve:
                     found.setdefault(entry["step"], {})[task["name"]] = kept
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FastflowError(
-                f"{file} cannot be read ({type(error).__name__}: {error}); remove {file.parent}, and the run goes on "
+                f"{file} cannot be read ({message_of(error, typed=True)}); remove {file.parent}, and the run goes on "
                 "with new evaluations"
             ) from error
         names = {task.name for task in self._tasks}

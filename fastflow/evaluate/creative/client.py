@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fastflow.counted import counted
-from fastflow.errors import FastflowError, need
+from fastflow.errors import FastflowError, message_of, need
 from fastflow.evaluate.creative.settings import KEY_VARIABLE, JudgeConfig
 from fastflow.rollout.server.client import Backoff
 
@@ -121,7 +121,7 @@ class ChatClient:
         try:
             answer = await self._http.request(method, self._address + path, json=body)
         except self._errors as error:
-            raise _Failed(f"does not answer ({error or type(error).__name__})") from error
+            raise _Failed(f"does not answer ({message_of(error)})") from error
         if answer.is_success:
             try:
                 return answer.json()

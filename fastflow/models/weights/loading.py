@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from fastflow.config.places import is_path
 from fastflow.config.schema import ModelConfig
 from fastflow.counted import counted
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.layers.experts import has_experts
 from fastflow.models.layers.rope import check_kinds
 from fastflow.models.pulse import PULSE
@@ -158,7 +158,7 @@ def loading(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a configuration of the wrong type, a damaged file, a model's own code
         plain = isinstance(error, (OSError, ValueError, RuntimeError))
-        reason = " ".join(f"{'' if plain else f'{type(error).__name__}: '}{error}".split())[:300]
+        reason = message_of(error, typed=not plain)
         elsewhere = "" if here else f"{path} is no directory here, and as a hub id it fails: "
         raise FastflowError(
             f"cannot load the {what} {path}: {elsewhere}{reason}; check the path or the hub id"

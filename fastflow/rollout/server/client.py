@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastflow.errors import FastflowError, need
+from fastflow.errors import FastflowError, message_of, need
 
 if TYPE_CHECKING:
     import httpx
@@ -138,8 +138,7 @@ class Client:
         try:
             answer = await self._http.request(method, path, **options)
         except self._errors as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable(f"the server at {self.address} does not answer {path} ({reason})") from error
+            raise Unreachable(f"the server at {self.address} does not answer {path} ({message_of(error)})") from error
         if answer.is_success:
             return answer
         said = f"the server at {self.address} answered {method} {path} with {answer.status_code}: {_reason(answer)}"

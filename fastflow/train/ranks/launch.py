@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from fastflow.config.schema import Config
 from fastflow.counted import counted
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.opening import resolve_device
 from fastflow.models.ranks import Ranks, join, launched_ranks, local_rank
 
@@ -120,10 +120,10 @@ def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         import torch.distributed as dist
 
-        text = " ".join(str(error).split())
+        text = str(error)
         if ranks.count > 1 and (isinstance(error, MemoryError) or "DefaultCPUAllocator" in text):
             raise FastflowError(
-                f"rank {ranks.rank} ran out of the machine's memory ({text[:200] or 'MemoryError'}); lower "
+                f"rank {ranks.rank} ran out of the machine's memory ({message_of(error)}); lower "
                 "batch.tokens_per_microbatch or rollout.max_sequences, or set lora.rank, and start the run again with "
                 "--resume"
             ) from error
@@ -131,6 +131,6 @@ def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
         if ranks.count == 1 or not lost:
             raise
         raise FastflowError(
-            f"rank {ranks.rank} lost another rank, whose message tells why ({text[:200]}); mend that, and start the "
-            "run again with --resume"
+            f"rank {ranks.rank} lost another rank, whose message tells why ({message_of(error)}); mend that, and "
+            "start the run again with --resume"
         ) from error

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from fastflow.config.schema import Config
+from fastflow.errors import message_of
 from fastflow.interrupt import tell
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
@@ -132,7 +133,7 @@ class Watch:
         self._place = PULSE.place
         if self._unanswered < SILENT_SECONDS:
             return None
-        reason = " ".join(str(error).split())[:100]
+        reason = message_of(error, most=100)  # a trace through C++ follows
         return Hang([], f"rank {self._ranks.rank} stands still, and the ranks' store does not answer ({reason})", True)
 
     def _end(self, hang: Hang, *, speaks: bool) -> None:

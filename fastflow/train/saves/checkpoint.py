@@ -27,7 +27,7 @@ import torch
 
 from fastflow.config.reader import to_yaml
 from fastflow.config.schema import Config
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.models.cut.parallel import whole
 from fastflow.models.packed import PackedModel
 from fastflow.models.pulse import PULSE
@@ -180,14 +180,14 @@ def save_adapter(model: torch.nn.Module, directory: Path) -> None:
 
 def reason(error: BaseException) -> str:
     """Why something could not be written, in one line and with a remedy where the disk is to blame."""
-    text = " ".join(str(error).split())[:300]
+    text = message_of(error)
     if isinstance(error, SaveFailed):
         return text
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         return f"{text}; make room there (`df -h`, `ulimit -f`), or choose another --run.output"
     if "allocate memory" in text:
         return f"{text}; a save copies weights and moments to the host's memory: free some of it (`free -h`)"
-    return f"{type(error).__name__}: {text}"
+    return message_of(error, typed=True)
 
 
 def discard(directory: Path) -> None:
