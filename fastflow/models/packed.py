@@ -163,17 +163,25 @@ class PackedModel:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @contextlib.contextmanager
-    def decoding(self) -> Iterator[PreTrainedModel]:
-        """Prepare the transformers model for cached, padded decoding: SDPA, no dropout. Restores it on exit."""
-        config, was_training = self.causal_lm.config, self.model.training
-        config._attn_implementation = "sdpa"
+    def eval_mode(self) -> Iterator[None]:
+        """Run the model without dropout. On exit it is in the mode that it came in."""
+        was_training = self.model.training
         self.model.eval()
         try:
-            with self._autocast(), self._experts_rounded_once():
+            yield
+        finally:
+            self.model.train(was_training)
+
+    @contextlib.contextmanager
+    def decoding(self) -> Iterator[PreTrainedModel]:
+        """Prepare the transformers model for cached, padded decoding: SDPA, no dropout. Restores it on exit."""
+        config = self.causal_lm.config
+        config._attn_implementation = "sdpa"
+        try:
+            with self.eval_mode(), self._autocast(), self._experts_rounded_once():
                 yield self.causal_lm
         finally:
             config._attn_implementation = attention.NAME
-            self.model.train(was_training)
 
     def head_rows(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """Return hidden rows as the fused ops take them: in their type, and divided by what divides the logits."""
@@ -223,13 +231,8 @@ class AdaptersOff:
         self._adapted = policy.model
 
     def hidden_states(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
-        was_training = self._adapted.training
-        self._adapted.eval()
-        try:
-            with torch.no_grad(), self._adapted.disable_adapter():
-                return self.policy.hidden_states(batch)
-        finally:
-            self._adapted.train(was_training)
+        with self.policy.eval_mode(), torch.no_grad(), self._adapted.disable_adapter():
+            return self.policy.hidden_states(batch)
 
     def run(self, function: Callable[[], Result]) -> Result:
         return self.policy.run(function)

@@ -128,17 +128,13 @@ def check_head(model: PackedModel, *, longest: int, name: str) -> float:
 @contextlib.contextmanager
 def _running(model: PackedModel, failure: str, remedy: str) -> Iterator[None]:
     """Run a model's own code, which may raise anything, in eval mode. Raises FastflowError with failure and remedy."""
-    was_training = model.model.training
-    model.model.eval()
     try:
-        with torch.no_grad():
+        with model.eval_mode(), torch.no_grad():
             yield
     except (FastflowError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise FastflowError(f"{failure} ({message_of(error, typed=True)}); {remedy}") from error
-    finally:
-        model.model.train(was_training)
 
 
 def _tolerance(model: PackedModel) -> float:

@@ -79,9 +79,9 @@ class Share:
 
 def rescore(model: PackedModel, groups: Sequence[Group], tokens_per_microbatch: int) -> list[Group]:
     """Recompute behaviour log-probs by `model` at temperature 1. Keeps those of the sampler apart."""
-    model.model.eval()
     share = Share.of(model, groups, tokens_per_microbatch)
-    logprobs = iter(share.split([token_logprobs(model, batch) for batch, _ in share.batches()]))
+    with model.eval_mode():
+        logprobs = iter(share.split([token_logprobs(model, batch) for batch, _ in share.batches()]))
     return [
         replace(
             group,

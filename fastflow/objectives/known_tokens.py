@@ -62,8 +62,8 @@ class KnownTokens:
     @cached_property
     def certainty(self) -> Certainty:
         """That of the policy as it is now, from one more pass over the responses, without gradient."""
-        self.policy.model.eval()
-        sums = [self._sums(batch) for batch, _ in self.share.batches()]
+        with self.policy.eval_mode():
+            sums = [self._sums(batch) for batch, _ in self.share.batches()]
         length = torch.tensor(self.share.lengths, dtype=torch.float64, device=self.share.device).clamp(min=1)
         return Certainty(*(self.share.flat(list(values)) / length for values in zip(*sums, strict=True)))
 

@@ -33,12 +33,8 @@ def logprobs_of(policy: PackedModel, probe: np.ndarray) -> np.ndarray:
     """Return the trainer's log-probs (P - 1,) float64 of the probe's tokens after the first."""
     rest = Trajectory(probe[1:], np.zeros(len(probe) - 1, dtype=np.float32), "length")
     (batch,) = pack([Group(Prompt(probe[:1]), (rest,))], tokens_per_microbatch=10**9)
-    was_training = policy.model.training
-    policy.model.eval()
-    try:
+    with policy.eval_mode():
         return token_logprobs(policy, batch.to(policy.device)).double().cpu().numpy()
-    finally:
-        policy.model.train(was_training)
 
 
 def check_agreement(

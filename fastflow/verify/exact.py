@@ -126,14 +126,10 @@ def policy_distribution(
     """
     if model.vocab_size != space.vocab_size:
         raise ValueError(f"the model's head has {model.vocab_size} rows, the space {space.vocab_size} tokens")
-    was_training = model.model.training
-    model.model.eval()
-    try:
+    with model.eval_mode():
         batches = [batch.to(model.device) for batch in pack([space.group(prompt)], tokens_per_microbatch)]
         sums = [sum_per_sequence(token_logprobs(model, batch), batch) for batch in batches]
         return to_flat_order(batches, sums).cpu()
-    finally:
-        model.model.train(was_training)
 
 
 def exact_target(

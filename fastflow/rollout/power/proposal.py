@@ -66,14 +66,10 @@ def score(policy: PackedModel, groups: Sequence[Group]) -> list[list[np.ndarray]
     for number, entry in distinct.values():
         found.setdefault(number, []).append(entry)
     reduced = [Group(groups[number].prompt, tuple(entries)) for number, entries in found.items()]
-    was_training = policy.model.training
-    policy.model.eval()
-    try:
+    with policy.eval_mode():
         longest = max(len(group.prompt.ids) + len(entry) for group in reduced for entry in group.trajectories)
         batches = [batch.to(policy.device) for batch in pack(reduced, max(TOKENS_PER_PASS, longest))]
         arrays = split_tokens(batches, [token_logprobs(policy, batch) for batch in batches])
-    finally:
-        policy.model.train(was_training)
     by_key = {key: array.astype(np.float64) for key, array in zip(distinct, arrays, strict=True)}
     return [
         [by_key[number, entry.response_ids.tobytes()] for entry in group.trajectories]
