@@ -81,6 +81,11 @@ class PackedModel:
         return self.causal_lm.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type that its body multiplies in."""
+        return torch.bfloat16 if self.autocast else next(self.causal_lm.parameters()).dtype
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the head, V."""
         return self.head()[0].shape[0]

@@ -80,7 +80,7 @@ def check_packing(model: PackedModel, *, longest: int, name: str) -> float:
     ):
         packed = model.run(lambda: _packed(model, sequences, longest))
         alone = [model.run(functools.partial(_alone, model, ids)) for ids in sequences]
-    allowed = _tolerance(model)
+    allowed = TOLERANCE[model.dtype]
     differences = [_difference(*pair) for pair in zip(packed, alone, strict=True)]
     worst = max(differences)
     if not np.isfinite(differences).all():
@@ -115,7 +115,7 @@ def check_head(model: PackedModel, *, longest: int, name: str) -> float:
         )
     theirs = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     spread = theirs.std(correction=0) + FLOOR * theirs.mean().abs()
-    difference, allowed = float((ours - theirs).abs().median() / spread), _tolerance(model)
+    difference, allowed = float((ours - theirs).abs().median() / spread), TOLERANCE[model.dtype]
     if not difference <= allowed:
         raise FastflowError(
             f"the logits of {name} are not its head times its hidden states: log-probs from these are {difference:.2g} "
@@ -135,10 +135,6 @@ def _running(model: PackedModel, failure: str, remedy: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise FastflowError(f"{failure} ({message_of(error, typed=True)}); {remedy}") from error
-
-
-def _tolerance(model: PackedModel) -> float:
-    return TOLERANCE[torch.bfloat16 if model.autocast else next(model.causal_lm.parameters()).dtype]
 
 
 def _packed(model: PackedModel, sequences: list[np.ndarray], longest: int) -> list[torch.Tensor]:

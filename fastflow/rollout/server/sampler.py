@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-import torch
-
 from fastflow.data.trajectory import Group, Trajectory
 from fastflow.errors import FastflowError, need
 from fastflow.models.layers.rope import advice_for_servers
@@ -111,7 +109,7 @@ class ServerSampler:
                     version=policy.version,
                     probe=probe,
                     logprobs=logprobs,
-                    dtype=torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype,
+                    dtype=policy.dtype,
                 )
                 self._background.run(self._make_some_ready(self._weights))
                 self._folder.keep_only(self._weights.directory)

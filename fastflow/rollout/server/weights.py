@@ -67,7 +67,7 @@ class WeightFolder:
                 "for two copies of the model"
             ) from error
         self._written += 1
-        self._watch.judge(loss, torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype)
+        self._watch.judge(loss, policy.dtype)
         return target
 
     def keep_only(self, directory: Path) -> None:

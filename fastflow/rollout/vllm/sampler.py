@@ -73,7 +73,7 @@ class VllmSampler:
         self._params = SamplingParams()
         self._probe = probe.probe_for(policy, context)
         self._probe_logprobs = np.empty(0)
-        self._dtype = torch.bfloat16 if policy.autocast else next(policy.causal_lm.parameters()).dtype
+        self._dtype = policy.dtype
         self._sleep_level = SLEEP_LEVELS[sleep]
         with self._ranks.together():
             check_installed()

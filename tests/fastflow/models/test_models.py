@@ -206,6 +206,15 @@ def test_lora_targets_may_name_a_module_of_one_layer():
     assert [name for name, _ in adapted.named_parameters() if "q_proj.lora_A" in name and "layers.1." in name] == []
 
 
+@pytest.mark.parametrize(
+    ("held", "autocast", "dtype"),
+    [("float32", True, "bfloat16"), ("float32", False, "float32"), ("bfloat16", False, "bfloat16")],
+)
+def test_the_type_of_the_products(held, autocast, dtype):
+    model = make_causal_lm().to(getattr(torch, held))
+    assert PackedModel(model, autocast=autocast).dtype == getattr(torch, dtype)
+
+
 def test_autocast_gives_the_ops_bfloat16(rng):
     model = PackedModel(make_causal_lm(), autocast=True)
     (batch,) = pack(make_groups(rng), tokens_per_microbatch=10**6)
