@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 
+from fastflow.counted import sized
 from fastflow.doctor import probes
 from fastflow.doctor.check import BROKEN, MISSING, NOTE, OK, Check
 
@@ -115,7 +116,7 @@ def check_torch() -> tuple[Check, Torch]:
         check = Check("torch", BROKEN, outcome.error, REINSTALL.format("torch"), required=True)
         return check, Torch(False, False)
     facts = json.loads(outcome.output.splitlines()[-1])
-    devices = [f"{name} with {memory / 2**30:.0f} GiB" for name, memory in facts["devices"]]
+    devices = [f"{name} with {sized(memory)}" for name, memory in facts["devices"]]
     torch = Torch(True, facts["cuda"])
     if devices:
         return Check("torch", OK, f"{facts['version']}, CUDA {facts['cuda_build']}: {', '.join(devices)}"), torch

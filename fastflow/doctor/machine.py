@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from fastflow.counted import counted
+from fastflow.counted import counted, sized
 from fastflow.doctor.check import NOTE, OK, Check
-from fastflow.run.cores import cores
+from fastflow.machine import SHARED_MEMORY, cores, free_shared_memory
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 ENOUGH = 2**30
 ENLARGE = "docker run --shm-size=16g ..., or docker run --ipc=host ..."
 
@@ -19,18 +17,10 @@ def check_shared_memory() -> Check:
     free = free_shared_memory()
     if free is None:
         return Check("shared memory", OK, "no /dev/shm on this system; torch shares through files")
-    found = f"{free / 2**30:.2f} GiB free in {SHARED_MEMORY}"
+    found = f"{sized(free)} free in {SHARED_MEMORY}"
     if free < ENOUGH:
         return Check("shared memory", NOTE, f"{found}; on a CPU, vLLM shares the policy's weights there", ENLARGE)
     return Check("shared memory", OK, found)
-
-
-def free_shared_memory() -> int | None:
-    """Return the free bytes of /dev/shm; None where there is none."""
-    if not SHARED_MEMORY.is_dir():
-        return None
-    status = os.statvfs(SHARED_MEMORY)
-    return status.f_bavail * status.f_frsize
 
 
 def check_threads() -> Check:

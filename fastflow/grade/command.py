@@ -20,8 +20,8 @@ from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.grade.records import read_items
 from fastflow.interrupt import RunStopped
+from fastflow.machine import cores
 from fastflow.run.console import make_console, say
-from fastflow.run.cores import cores
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:

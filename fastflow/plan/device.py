@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from fastflow.config.schema import ModelConfig
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
+from fastflow.machine import free_shared_memory, ram
 from fastflow.models.opening import resolve_device
 
 GIB = 2**30
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 LARGEST_GIB = 1e6
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def _find_one(settings: ModelConfig, memory_gib: float | None) -> Device:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return Device("cuda", properties.total_memory, properties.name)
-    return Device("cpu", ram(), "this machine's RAM", shared_memory())
+    return Device("cpu", ram(), "this machine's RAM", free_shared_memory())
 
 
 def _names_the_cpu(name: str) -> bool:
@@ -80,20 +77,3 @@ def _names_the_cpu(name: str) -> bool:
     if name == "auto" or name.partition(":")[0] == "cuda":
         return False
     return resolve_device(name).type == "cpu"
-
-
-def ram() -> int:
-    """Return the bytes that this process may use: the machine's memory, or less where its container has a limit."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in map(Path, CGROUP_LIMITS):
-        if file.is_file() and (limit := file.read_text().strip()).isdigit():
-            sizes.append(int(limit))
-    return min(sizes)
-
-
-def shared_memory() -> int | None:
-    """Return the free bytes of /dev/shm; None where there is none."""
-    if not SHARED_MEMORY.is_dir():
-        return None
-    status = os.statvfs(SHARED_MEMORY)
-    return status.f_bavail * status.f_frsize

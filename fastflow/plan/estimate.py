@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
+from fastflow.counted import sized
 from fastflow.models.vocabulary import check_same_vocabulary
 from fastflow.plan.device import Device
 from fastflow.plan.head_rows import head_remarks
 from fastflow.plan.lengths import samplings
 from fastflow.plan.rank_rows import divide_rows, loading_obstacle
-from fastflow.plan.rows import PHASES, Row, peak, size
+from fastflow.plan.rows import PHASES, Row, peak
 from fastflow.plan.sizes import Adapters, ModelSizes, count_adapters, read_sizes
 from fastflow.plan.trainer_rows import trainer_rows
 from fastflow.plan.vllm_rows import shared_bytes, vllm_rows
@@ -130,9 +131,9 @@ def _judge(result: Estimate, config: Config, shared: int) -> None:
         return
     result.remarks.append("trainer and vLLM share this machine's memory; vLLM keeps its own while the policy trains")
     if device.shared is None:
-        result.remarks.append(f"shared memory (/dev/shm) must hold {size(shared)}")
+        result.remarks.append(f"shared memory (/dev/shm) must hold {sized(shared)}")
     elif device.shared < shared:
         result.obstacles.append(
-            f"shared memory (/dev/shm) has {size(device.shared)} free, but must hold {size(shared)}; in Docker, start "
-            "the container with --shm-size or --ipc=host"
+            f"shared memory (/dev/shm) has {sized(device.shared)} free, but must hold {sized(shared)}; in Docker, "
+            "start the container with --shm-size or --ipc=host"
         )

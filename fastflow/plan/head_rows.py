@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastflow.config.schema import Config
+from fastflow.counted import sized
 from fastflow.errors import FastflowError
 from fastflow.models.cut.head import CUT, check_rows, rows_of_each
 from fastflow.plan.device import Device
 from fastflow.plan.lengths import sequences_at_once
-from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row, size
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row
 from fastflow.plan.sizes import ModelSizes
 from fastflow.plan.trainer_rows import loss_rows, microbatch_tokens, numbers_of, parameter_bytes
 
@@ -87,7 +88,7 @@ def head_remarks(
     except FastflowError as error:
         return [], [str(error)]
     most = max(rows_of_each(model.vocab_size, count))
-    bytes_ = size(most * model.hidden * parameter_bytes(config))
+    bytes_ = sized(most * model.hidden * parameter_bytes(config))
     return [
         f"model.head = cut: each rank keeps at most {most:,} of the head's {model.vocab_size:,} rows, {bytes_} of the "
         "policy's parameters, and gathers the hidden states of all responses in a micro-batch"

@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastflow.config.schema import Config
+from fastflow.counted import sized
 from fastflow.plan.device import Device
 from fastflow.plan.head_rows import cut_head_rows, is_cut
-from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row, size
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row
 from fastflow.plan.sizes import ModelSizes
 from fastflow.plan.trainer_rows import OF_EXPERTS
 
@@ -65,9 +66,9 @@ def loading_obstacle(rows: list[Row], config: Config, device: Device) -> tuple[l
     if device.count == 1 or not config.model.trust_remote_code:
         return [], []
     loaded = sum(row.bytes for row in rows if row.name in ("policy's parameters", "adapters", "frozen base"))
-    said = f"where the model has code of its own, each rank loads it whole, {size(loaded)}, before it keeps its part"
+    said = f"where the model has code of its own, each rank loads it whole, {sized(loaded)}, before it keeps its part"
     if loaded > device.memory:
-        return [], [f"{said}: more than the {size(device.memory)} of a device"]
+        return [], [f"{said}: more than the {sized(device.memory)} of a device"]
     return [said], []
 
 

@@ -33,11 +33,3 @@ def peak(rows: list[Row], phase: str) -> tuple[str, int]:
     held = {moment: sum(row.bytes for row in on_device if moment in row.moments) for moment in PHASES[phase]}
     moment = max(held, key=held.__getitem__)
     return moment, held[moment]
-
-
-def size(number: int) -> str:
-    """Write bytes for people: 1.50 GiB, 23.4 MiB, 12.0 KiB."""
-    for unit, power in (("GiB", 30), ("MiB", 20)):
-        if abs(number) >= 0.1 * 2**power:
-            return f"{number / 2**power:.{2 if power == 30 else 1}f} {unit}"
-    return f"{number / 2**10:.1f} KiB"

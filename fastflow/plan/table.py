@@ -10,10 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastflow.config.schema import Config
+from fastflow.counted import sized
 from fastflow.plan.estimate import Estimate
 from fastflow.plan.largest import Largest
 from fastflow.plan.remedies import Remedy
-from fastflow.plan.rows import PHASES, SAMPLING, Row, size
+from fastflow.plan.rows import PHASES, SAMPLING, Row
 from fastflow.plan.speed import Speed
 
 NARROW = 0.03  # of a GPU's memory: what is left below it is within the estimate's error
@@ -53,16 +54,17 @@ def verdict(config: Config, result: Estimate) -> str:
     phase = max(PHASES, key=lambda name: result.peak(name)[1])
     _, needed = result.peak(phase)
     each = f", each of {device.count} ranks" if device.count > 1 else ""
-    where = f"{size(device.memory)} ({device.origin}{each})"
+    where = f"{sized(device.memory)} ({device.origin}{each})"
     if result.shortfall:
-        return f"does not fit: {size(needed)} while {_name(config, phase)}, {size(result.shortfall)} more than {where}"
+        more = sized(result.shortfall)
+        return f"does not fit: {sized(needed)} while {_name(config, phase)}, {more} more than {where}"
     if result.obstacles:
-        return f"does not fit, although the peak of {size(needed)} is within {where}"
+        return f"does not fit, although the peak of {sized(needed)} is within {where}"
     left = device.memory - needed
     word = "fits" if device.is_gpu or left >= needed else "fits if malloc gives back what is freed"
     if device.is_gpu and left < NARROW * device.memory:
         word = "fits barely, where fragments and other processes leave room"
-    return f"{word}: {size(needed)} while {_name(config, phase)}, of {where}; {size(left)} are left"
+    return f"{word}: {sized(needed)} while {_name(config, phase)}, of {where}; {sized(left)} are left"
 
 
 def as_json(
@@ -108,15 +110,15 @@ def _table(result: Estimate) -> Table:
         table.add_row(f"[bold]{side if side != 'vllm' else 'vLLM'}")
         for row in rows:
             table.add_row(escape(row.name), *(_cell(row, result, phase) for phase in PHASES), escape(row.how))
-    peaks = [size(result.peak(phase)[1]) for phase in PHASES]
-    table.add_row("[bold]peak", *(f"[bold]{peak}" for peak in peaks), f"of {size(result.device.memory)}")
+    peaks = [sized(result.peak(phase)[1]) for phase in PHASES]
+    table.add_row("[bold]peak", *(f"[bold]{peak}" for peak in peaks), f"of {sized(result.device.memory)}")
     return table
 
 
 def _cell(row: Row, result: Estimate, phase: str) -> str:
     if result.peak(phase)[0] in row.moments:
-        return size(row.bytes)
-    return f"[dim]({size(row.bytes)})" if set(row.moments) & set(PHASES[phase]) else "-"
+        return sized(row.bytes)
+    return f"[dim]({sized(row.bytes)})" if set(row.moments) & set(PHASES[phase]) else "-"
 
 
 def _moment(result: Estimate, phase: str) -> str:
@@ -129,6 +131,6 @@ def _name(config: Config, phase: str) -> str:
 
 
 def _savings(remedy: Remedy) -> str:
-    saved = [f"{size(saved)} while {phase}" for phase, saved in remedy.saves.items() if saved > 0]
+    saved = [f"{sized(saved)} while {phase}" for phase, saved in remedy.saves.items() if saved > 0]
     text = f"saves {' and '.join(saved)}" if saved else "lets vLLM start"
     return text + (", and then it fits" if remedy.fits else ", which is not enough alone")

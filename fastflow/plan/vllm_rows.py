@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from fastflow.config.schema import Config
+from fastflow.counted import sized
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.lengths import most
-from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row, size
+from fastflow.plan.rows import ALWAYS, SAMPLING, TRAINING, Row
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow.plan.trainer_rows import cache_bytes_per_token, context_row, parameter_bytes, state_bytes
 from fastflow.rollout.vllm.adapters import applies, room_for
@@ -37,7 +38,7 @@ def vllm_rows(
     rows = [Row("vLLM's weights", "vllm", weights, f"{model.parameters:,} x {each} B", moments)]
     if device.is_gpu:
         rows.append(Row("vLLM's workspace", "vllm", WORKSPACE_BYTES, "an assumption, not computed", moments))
-    how = f"the rest of its share of {size(share)}" if device.is_gpu else "VLLM_CPU_KVCACHE_SPACE"
+    how = f"the rest of its share of {sized(share)}" if device.is_gpu else "VLLM_CPU_KVCACHE_SPACE"
     beside = f" and {state:,} B a sequence" if state else ""
     held = f"{per_token:,} B a token{beside}, {sequences:,} sequences of {length:,} tokens"
     rows.append(Row("vLLM's KV cache", "vllm", max(cache, 0), f"{how}: {held}", moments))
@@ -62,10 +63,10 @@ def vllm_rows(
     if sequences < 1:
         remedy = "raise rollout.memory_fraction" if device.is_gpu else "set VLLM_CPU_KVCACHE_SPACE to more GiB"
         obstacles.append(
-            f"vLLM would not start: its KV cache of {size(max(cache, 0))} cannot hold one sequence of {length:,} "
-            f"tokens, which takes {size(whole)}; {remedy}, or lower {longest.setting}"
+            f"vLLM would not start: its KV cache of {sized(max(cache, 0))} cannot hold one sequence of {length:,} "
+            f"tokens, which takes {sized(whole)}; {remedy}, or lower {longest.setting}"
         )
-    full = size(wanted * whole)
+    full = sized(wanted * whole)
     remarks = [f"{wanted:,} sequences at full length{longest.note} need {full} of KV cache; "
                + (f"{sequences:,} fit, the others wait" if sequences < wanted else "all fit")]  # fmt: skip
     return rows, remarks, obstacles

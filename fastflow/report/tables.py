@@ -7,7 +7,7 @@ import functools
 import re
 from typing import Any
 
-from fastflow.counted import counted
+from fastflow.counted import counted, sized
 from fastflow.report.coverage import Curve
 from fastflow.report.files import RunFiles
 from fastflow.report.numbers import is_number, number
@@ -49,7 +49,7 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
     if column("seconds"):
         shown["Time"] = in_words(sum(column("seconds")))
     if column("peak_memory_bytes"):
-        shown["Peak memory"] = f"{max(column('peak_memory_bytes')) / 2**30:.1f} GiB"
+        shown["Peak memory"] = sized(max(column("peak_memory_bytes")))
     return [(name, printable(str(value))) for name, value in shown.items() if value]
 
 

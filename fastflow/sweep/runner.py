@@ -17,7 +17,7 @@ from fastflow.config.reader import to_yaml
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, tell
-from fastflow.run.cores import cores
+from fastflow.machine import cores
 from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
 from fastflow.sweep.board import Board

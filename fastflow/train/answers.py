@@ -14,8 +14,8 @@ from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER as NO_CLASS
 from fastflow.evaluate.majority import votes
+from fastflow.machine import cores
 from fastflow.objectives.answers import NO_ANSWER
-from fastflow.run.cores import cores
 
 GYM = "gym"
 MOST_WORKERS = 8  # processes; a step's responses are graded between sampling and training

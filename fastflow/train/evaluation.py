@@ -24,6 +24,7 @@ from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.task import Task, find_task
 from fastflow.evaluate.work import UNLIMITED, Work, check_golds
+from fastflow.machine import cores
 from fastflow.models.layers.rope import context_of
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import Ranks
@@ -32,7 +33,6 @@ from fastflow.rollout.admission import check_tokens
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import Schedule
 from fastflow.run import generators
-from fastflow.run.cores import cores
 from fastflow.run.evaluated import SECONDS, names_of
 from fastflow.train.answers import MOST_WORKERS
 from fastflow.train.curve import Best, Curve, best_of

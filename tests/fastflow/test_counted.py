@@ -1,4 +1,4 @@
-"""Numbers with their nouns, and that messages are written with them."""
+"""Numbers with their nouns and units, and that messages are written with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fastflow
-from fastflow.counted import counted
+from fastflow.counted import counted, sized
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ from fastflow.counted import counted
 )
 def test_singular_and_plural(count, noun, form, text):
     assert counted(count, noun, form) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(3 * 2**30, "3.00 GiB"), (2**29, "0.50 GiB"), (5 * 2**20, "5.0 MiB"), (2048, "2.0 KiB"), (-(2**30), "-1.00 GiB")],
+)
+def test_bytes_for_people(number, text):
+    assert sized(number) == text
 
 
 def test_no_message_leaves_the_choice_to_its_reader():

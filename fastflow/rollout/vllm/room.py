@@ -5,7 +5,6 @@ A write beyond the room kills the process without a word. The ranks of one machi
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import torch
 
+from fastflow.counted import sized
 from fastflow.errors import FastflowError
+from fastflow.machine import SHARED_MEMORY, free_shared_memory
 from fastflow.models.ranks import Ranks
 
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108, its size is read
 _BOOT = Path("/proc/sys/kernel/random/boot_id")  # one for each machine, whatever it is called
 
 
@@ -49,25 +49,21 @@ def check_room(own: Need, needs: Sequence[Need | None]) -> None:
     here = [need for need in needs if need is not None and need.place == own.place]
     total, free = sum(need.needed for need in here), min(need.free for need in here)
     if total > free:
-        each = f", {_mib(own.needed)} for each of the {len(here)} ranks of this machine" if len(here) > 1 else ""
+        each = f", {sized(own.needed)} for each of the {len(here)} ranks of this machine" if len(here) > 1 else ""
         fewer = ", start fewer ranks on this machine" if len(here) > 1 else ""
         raise FastflowError(
-            f"the policy's weights need {_mib(total)} of shared memory{each}, and {_SHARED_MEMORY} has {_mib(free)} "
+            f"the policy's weights need {sized(total)} of shared memory{each}, and {SHARED_MEMORY} has {sized(free)} "
             f"left; enlarge it (docker run --shm-size=..., or --ipc=host){fewer}, or sample with --rollout.engine local"
         )
 
 
 def _need(needed: int) -> Need | None:
     """None where the system has no such memory of limited size."""
-    if not _SHARED_MEMORY.is_dir():
+    free = free_shared_memory()
+    if free is None:
         return None
-    statistics = os.statvfs(_SHARED_MEMORY)
     try:
         machine = _BOOT.read_text(encoding="ascii").strip()
     except OSError:
         machine = socket.gethostname()
-    return Need((machine, _SHARED_MEMORY.stat().st_dev), needed, statistics.f_bavail * statistics.f_frsize)
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+    return Need((machine, SHARED_MEMORY.stat().st_dev), needed, free)

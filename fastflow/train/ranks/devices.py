@@ -13,7 +13,7 @@ from fastflow.children import python_module, same_path
 from fastflow.config.parser import take_option
 from fastflow.errors import FastflowError
 from fastflow.interrupt import tell
-from fastflow.run.cores import cores
+from fastflow.machine import cores
 
 
 class Failure(Protocol):

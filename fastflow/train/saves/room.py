@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from fastflow.config.schema import Config
+from fastflow.counted import sized
 from fastflow.errors import FastflowError
 from fastflow.run.directory import reclaimable
 from fastflow.train.learner import Learner
@@ -89,9 +90,9 @@ def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: in
     free = shutil.disk_usage(directory).free + reclaimed
     if free < copies * size.total:
         raise FastflowError(
-            f"run.output = {directory} has {_show(free)} left, but {'a save' if copies == 1 else f'{copies} saves'} of "
-            f"this run {'takes' if copies == 1 else 'take'} {_show(copies * size.total)} (policy {_show(size.policy)}, "
-            f"optimizer {_show(size.optimizer)} each); make room, choose another --run.output"
+            f"run.output = {directory} has {sized(free)} left, but {'a save' if copies == 1 else f'{copies} saves'} of "
+            f"this run {'takes' if copies == 1 else 'take'} {sized(copies * size.total)} (policy {sized(size.policy)}, "
+            f"optimizer {sized(size.optimizer)} each); make room, choose another --run.output"
             + (", set run.keep = 1" if copies > 2 and free >= 2 * size.total else "")
             + (", set run.save_every = 0" if copies > 1 and free >= size.total else "")
             + ", or set lora.rank or --run.export_dtype bfloat16"
@@ -99,13 +100,13 @@ def check_disk(directory: Path, size: SaveSize, config: Config, *, reclaimed: in
     if free < 2 * size.total:
         logger.warning(
             "%s has %s left, and a save takes %s: there is no room for a second save beside it",
-            directory, _show(free), _show(size.total),
+            directory, sized(free), sized(size.total),
         )  # fmt: skip
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit not in (resource.RLIM_INFINITY, -1) and limit < size.largest_file:
         raise FastflowError(
-            f"a file may have at most {_show(limit)} here (ulimit -f), but a save of this run has a file of "
-            f"{_show(size.largest_file)}; raise the limit (ulimit -f unlimited) before the run"
+            f"a file may have at most {sized(limit)} here (ulimit -f), but a save of this run has a file of "
+            f"{sized(size.largest_file)}; raise the limit (ulimit -f unlimited) before the run"
         )
 
 
@@ -115,7 +116,3 @@ def _is_among(parameter: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _show(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

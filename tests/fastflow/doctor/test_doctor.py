@@ -99,12 +99,6 @@ class TestMachine:
         assert check.state == state
         assert ("--shm-size" in check.remedy and "--ipc=host" in check.remedy) is (state == NOTE)
 
-    def test_shared_memory_of_this_machine(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path)
-        assert machine.free_shared_memory() > 0
-        monkeypatch.setattr(machine, "SHARED_MEMORY", tmp_path / "absent")
-        assert machine.free_shared_memory() is None
-
     @pytest.mark.parametrize(("asked", "state"), [("4", NOTE), ("2", OK), ("", OK)])
     def test_threads(self, monkeypatch, asked, state):
         monkeypatch.setattr(machine, "cores", lambda: 2)

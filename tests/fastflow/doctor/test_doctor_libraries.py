@@ -119,7 +119,7 @@ class TestLibraries:
         [
             ({"cuda_build": None, "cuda": False, "devices": []}, OK, False, "without CUDA"),
             ({"cuda_build": "13.0", "cuda": False, "devices": []}, NOTE, False, "it sees no GPU"),
-            ({"cuda_build": "13.0", "cuda": True, "devices": [["X200", 80 * 2**30]]}, OK, True, "X200 with 80 GiB"),
+            ({"cuda_build": "13.0", "cuda": True, "devices": [["X200", 80 * 2**30]]}, OK, True, "X200 with 80.00 GiB"),
         ],
     )
     def test_torch(self, installation, facts, state, cuda, words):

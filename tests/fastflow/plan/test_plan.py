@@ -16,14 +16,14 @@ import torch
 
 from command_line import invoke
 from fastflow.config.reader import read_config
+from fastflow.machine import ram
 from fastflow.models.weights.loading import FAMILIES
-from fastflow.plan import device as plan_device
 from fastflow.plan.activations import Numbers, count_saved
 from fastflow.plan.command import read_arguments
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate
 from fastflow.plan.remedies import changed, combination, remedies
-from fastflow.plan.rows import LOSS, PHASES, size
+from fastflow.plan.rows import LOSS, PHASES
 from fastflow.plan.sizes import read_sizes
 from plans import CPU, GPU, LARGE, configure, rows_of
 from small_models import make_causal_lm
@@ -91,14 +91,7 @@ class TestDevice:
 
     def test_this_machine(self, models):
         found = find_device(configure(models / "llama").model, None)
-        assert found.type == "cpu" and found.memory == plan_device.ram() > 0
-
-    def test_a_containers_limit_counts(self, tmp_path, monkeypatch):
-        (tmp_path / "max").write_text("1000\n")
-        monkeypatch.setattr(plan_device, "CGROUP_LIMITS", (str(tmp_path / "max"), str(tmp_path / "absent")))
-        assert plan_device.ram() == 1000
-        (tmp_path / "max").write_text("max\n")
-        assert plan_device.ram() > 1000
+        assert found.type == "cpu" and found.memory == ram() > 0
 
     def test_a_gpu_that_is_here(self, models, monkeypatch):
         properties = namedtuple("properties", "total_memory name")(80 * GIB, "a large GPU")
@@ -106,10 +99,6 @@ class TestDevice:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         found = find_device(configure(models / "llama", model__device="auto").model, None)
         assert (found.type, found.memory, found.origin) == ("cuda", 80 * GIB, "a large GPU")
-
-    def test_no_shared_memory(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(plan_device, "SHARED_MEMORY", tmp_path / "absent")
-        assert plan_device.shared_memory() is None
 
 
 class TestCommand:
@@ -273,10 +262,3 @@ def test_outer_bytes_without_trained_norms_are_fewer(models):
     model = read_sizes(str(models / "llama"), configure(models / "llama").model)
     adapted, trained = (count_saved(model, Numbers(False, False, "sdpa", lora_rank=rank)).outer for rank in (1, 0))
     assert adapted < trained
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(3 * GIB, "3.00 GiB"), (GIB // 2, "0.50 GiB"), (5 * 2**20, "5.0 MiB"), (2048, "2.0 KiB")]
-)
-def test_sizes_for_people(number, text):
-    assert size(number) == text

@@ -10,6 +10,7 @@ import torch
 
 from command_line import invoke
 from fastflow.config.schema import LoraConfig
+from fastflow.counted import sized
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import PackedModel
 from fastflow.plan import device as plan_device
@@ -18,7 +19,7 @@ from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
 from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
 from fastflow.plan.remedies import remedies
-from fastflow.plan.rows import PHASES, size
+from fastflow.plan.rows import PHASES
 from fastflow.plan.trainer_rows import microbatch_tokens
 from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, rows_of
@@ -123,7 +124,7 @@ def test_each_rank_has_a_vllm_of_its_own(models, changes):
     assert two["trainer", "one weight, gathered"].bytes == largest
     assert not any(name == "bucket of merged weights" for _, name in two)
     cpu = Device("cpu", 80 * GIB, "a test", shared=1, count=2)
-    needed = size(2 * two["vllm", "bucket of gathered weights"].bytes)
+    needed = sized(2 * two["vllm", "bucket of gathered weights"].bytes)
     assert any(f"must hold {needed}" in obstacle for obstacle in estimate(config, cpu).obstacles)
     remarks = {count: estimate(config, replace(TWO, count=count)).remarks for count in (1, 2)}
     wanted = {count: next(one for one in remarks[count] if "need" in one).split()[0] for count in remarks}

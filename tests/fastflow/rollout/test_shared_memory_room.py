@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fastflow import machine
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import FailedElsewhere, Ranks
@@ -42,7 +43,7 @@ def free(monkeypatch):
     """Sets the free bytes of this machine's shared memory."""
 
     def leave(size: int) -> None:
-        monkeypatch.setattr(room.os, "statvfs", lambda path: SimpleNamespace(f_bavail=size, f_frsize=1))
+        monkeypatch.setattr(machine.os, "statvfs", lambda path: SimpleNamespace(f_bavail=size, f_frsize=1))
 
     return leave
 
@@ -53,14 +54,14 @@ def of_this_machine(needed: int, left: int) -> Need:
     return Need(own.place, needed, left)
 
 
-@pytest.mark.parametrize("left", [99, 199])
-def test_two_ranks_with_room_for_one(free, left):
+@pytest.mark.parametrize(("left", "said"), [(99, "99.0 MiB"), (199, "0.19 GiB")])
+def test_two_ranks_with_room_for_one(free, left, said):
     free(left * MIB)
     ranks = told(0, of_this_machine(100 * MIB, left * MIB))
     with pytest.raises(
         FastflowError,
-        match=rf"need 200 MiB of shared memory, 100 MiB for each of the 2 ranks of this machine, and /dev/shm has "
-        rf"{left} MiB left; enlarge it .*--shm-size.*, start fewer ranks on this machine, or sample",
+        match=rf"need 0.20 GiB of shared memory, 100.0 MiB for each of the 2 ranks of this machine, and /dev/shm has "
+        rf"{said} left; enlarge it .*--shm-size.*, start fewer ranks on this machine, or sample",
     ) as refused:
         require_room(CPU, 100 * MIB, ranks)
     assert refused.value.on_all_ranks
@@ -88,7 +89,7 @@ def test_other_machines_and_containers_have_room_of_their_own():
 
 def test_the_least_that_a_rank_saw_counts():
     own = Need(HERE, 100, 250)
-    with pytest.raises(FastflowError, match=r"has 0 MiB left"):
+    with pytest.raises(FastflowError, match=r"has 0.2 KiB left"):
         check_room(own, [own, Need(HERE, 100, 190)])
 
 
@@ -96,7 +97,7 @@ def test_a_gpu_and_a_system_without_such_memory_are_left_alone(monkeypatch):
     ranks = told(0, None)
     require_room(torch.device("cuda", 0), 2**60, ranks)
     assert not ranks.seen
-    monkeypatch.setattr(room._SHARED_MEMORY.__class__, "is_dir", lambda path: False)
+    monkeypatch.setattr(machine.SHARED_MEMORY.__class__, "is_dir", lambda path: False)
     require_room(CPU, 2**60)
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import fake_child
+from fastflow import machine
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm import child, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
-from fastflow.rollout.vllm import weights as vllm_weights
 from fastflow.rollout.vllm.process import EngineProcess, explain
 from fastflow.rollout.vllm.weights import SharedWeights
 from small_models import make_causal_lm
@@ -136,8 +136,8 @@ def test_too_little_shared_memory_is_refused_before_it_is_written(monkeypatch):
     class Full:
         f_bavail, f_frsize = 1, 4096
 
-    monkeypatch.setattr(vllm_weights.os, "statvfs", lambda path: Full)
-    with pytest.raises(FastflowError, match=r"need 0 MiB of shared memory, and /dev/shm has 0 MiB left; .*--shm-size"):
+    monkeypatch.setattr(machine.os, "statvfs", lambda path: Full)
+    with pytest.raises(FastflowError, match=r"KiB of shared memory, and /dev/shm has 4\.0 KiB left; .*--shm-size"):
         SharedWeights(PackedModel(make_causal_lm()))
 
 
