@@ -152,7 +152,7 @@ def check_updates(
         assert np.isclose(result.loss, expected.loss, rtol=1e-4), (result.loss, expected.loss)
         assert np.isclose(result.grad_norm, expected.grad_norm, rtol=1e-4)
         assert result.tokens == expected.tokens
-        for name in ("logprob", "base_logprob", "residual", "log_z", "weight", "raw_ratio", "length", "group"):
+        for name in ("logprob", "base_logprob", "residual", "log_z", "importance", "raw_ratio", "length", "group"):
             torch.testing.assert_close(getattr(result, name), getattr(expected, name), rtol=1e-4, atol=1e-4,
                                        equal_nan=True)  # fmt: skip
         for name in ("token_logprobs", "base_token_logprobs"):
