@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -11,12 +10,11 @@ from urllib.parse import urlsplit
 from fastflow.counted import counted
 from fastflow.errors import FastflowError, message_of, need
 from fastflow.evaluate.creative.settings import KEY_VARIABLE, JudgeConfig
-from fastflow.rollout.server.client import Backoff
+from fastflow.rollout.server.http import CONNECT_SECONDS, Backoff, errors_of, headers_for, read_key, words_of
 
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_SECONDS = 10.0
 LONGEST_WAIT = 60.0  # seconds that a server's Retry-After may ask for
 _AGAIN = (408, 409, 425, 429)  # and 500 or more: another try may help
 _OF_THE_REQUEST = (400, 413, 422)  # this request cannot be answered; others may be
@@ -52,16 +50,12 @@ class ChatClient:
     def __init__(self, settings: JudgeConfig):
         package = need("httpx", extra="creative", purpose="judge.address")
         self._settings, self._address = settings, (settings.address or "").rstrip("/")
-        self._errors = (package.TransportError, package.DecodingError)
-        self._key = os.environ.get(KEY_VARIABLE, "")
-        if not self._key.isprintable() or not self._key.isascii():
-            raise FastflowError(
-                f"the environment variable {KEY_VARIABLE} holds characters that no key has; set it anew"
-            )
+        self._errors = errors_of(package)
+        self._key = read_key(KEY_VARIABLE)
         self._http: httpx.AsyncClient = package.AsyncClient(
             timeout=package.Timeout(settings.timeout, connect=min(settings.timeout, CONNECT_SECONDS), pool=None),
             limits=package.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            headers=headers_for(self._key),
             trust_env=urlsplit(self._address).hostname not in _LOOPBACK,  # no proxy for a server on this machine
         )
 
@@ -127,7 +121,7 @@ class ChatClient:
                 return answer.json()
             except ValueError as error:
                 raise _Failed("answered with something other than JSON") from error
-        said = f"answered {path} with {answer.status_code}: {self._reason(answer)}"
+        said = f"answered {path} with {answer.status_code}: {self._without_key(words_of(answer))}"
         if answer.status_code in _AGAIN or answer.status_code >= 500:
             raise _Failed(said, _wait(answer))
         if answer.status_code in _OF_THE_REQUEST:
@@ -135,13 +129,6 @@ class ChatClient:
         if answer.status_code in (401, 403):
             said += f"; put its key into the environment variable {KEY_VARIABLE}"
         raise FastflowError(f"the judge at {self._address} {said}; check judge.address and judge.model")
-
-    def _reason(self, answer: httpx.Response) -> str:
-        try:
-            said = str(answer.json()["error"]["message"])
-        except (ValueError, KeyError, TypeError):
-            said = answer.text or answer.reason_phrase
-        return self._without_key(" ".join(said.split())[:300])
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text

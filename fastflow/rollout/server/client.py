@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import random
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastflow.errors import FastflowError, message_of, need
+from fastflow.rollout.server.http import CONNECT_SECONDS, errors_of, headers_for, read_key, words_of
 
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_SECONDS = 10.0
 BRIEF_SECONDS = 10.0  # for requests that a healthy server answers at once
 COMPLETIONS = "/v1/completions"
+KEY_VARIABLE = "VLLM_API_KEY"
 BUSY = (429, 503)
 GENERATED = re.compile(r"^vllm:generation_tokens_total(?:{[^}]*})? (\S+)$", re.MULTILINE)
 
@@ -33,25 +31,6 @@ class WorkerError(Unreachable):
     """vLLM passed a command on to its workers, which failed; another attempt would fail too."""
 
 
-class Backoff:
-    """Pauses that double up to `longest` seconds, each shortened at random so that clients do not retry together."""
-
-    def __init__(self, first: float = 0.25, longest: float = 15.0):
-        self._first = self._next = first
-        self._longest = longest
-
-    def reset(self) -> None:
-        self._next = self._first
-
-    def seconds(self) -> float:
-        """Return the next pause."""
-        now, self._next = self._next, min(2 * self._next, self._longest)
-        return now * random.uniform(0.5, 1.0)  # noqa: S311, a wait and no secret
-
-    async def pause(self) -> None:
-        await asyncio.sleep(self.seconds())
-
-
 class Client:
     """HTTP to one address, over connections that stay open.
 
@@ -63,15 +42,14 @@ class Client:
     def __init__(self, address: str, *, connections: int, patience: float):
         httpx = need("httpx", extra="server", purpose="rollout.engine = vllm-server")
         self.address = address
-        self._errors = httpx.TransportError
+        self._errors = errors_of(httpx)
         self._unlimited = httpx.Timeout(patience, connect=CONNECT_SECONDS, read=None, pool=None)
         self._brief = httpx.Timeout(min(patience, BRIEF_SECONDS), pool=None)
-        key = os.environ.get("VLLM_API_KEY")
         self._http = httpx.AsyncClient(
             base_url=address,
             timeout=httpx.Timeout(patience, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(max_connections=connections + 4, max_keepalive_connections=connections + 4),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=headers_for(read_key(KEY_VARIABLE)),
             verify=address.startswith("https:"),  # reading the certificates is slow
             trust_env=False,  # a proxy in the environment is not for these servers
         )
@@ -141,7 +119,7 @@ class Client:
             raise Unreachable(f"the server at {self.address} does not answer {path} ({message_of(error)})") from error
         if answer.is_success:
             return answer
-        said = f"the server at {self.address} answered {method} {path} with {answer.status_code}: {_reason(answer)}"
+        said = f"the server at {self.address} answered {method} {path} with {answer.status_code}: {words_of(answer)}"
         if answer.status_code in BUSY:
             raise Busy(said)
         if answer.status_code == 500 and "collective_rpc method failed" in said:
@@ -149,16 +127,9 @@ class Client:
         if answer.status_code >= 500:
             raise Unreachable(said)
         if answer.status_code in (401, 403):
-            raise FastflowError(f"{said}; put its --api-key into the environment variable VLLM_API_KEY")
+            raise FastflowError(f"{said}; put its --api-key into the environment variable {KEY_VARIABLE}")
         if answer.status_code == 404 and not path.startswith("/v1/"):
             raise FastflowError(
                 f"{said}; fastflow needs vLLM 0.32, started with VLLM_SERVER_DEV_MODE=1, to change its weights"
             )
         raise FastflowError(f"{said}; check rollout.servers and how that server was started")
-
-
-def _reason(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return " ".join(answer.text.split())[:200] or answer.reason_phrase

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastflow.errors import FastflowError
-from fastflow.rollout.server.client import Backoff, Busy, Unreachable
+from fastflow.rollout.server.client import Busy, Unreachable
+from fastflow.rollout.server.http import Backoff
 from fastflow.rollout.server.server import Server
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,10 @@ from fastflow.rollout.admission import check_requests
 from fastflow.rollout.probe import logprobs_of, probe_for
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.server.background import BackgroundLoop, Work
-from fastflow.rollout.server.client import Backoff, Client, Unreachable
+from fastflow.rollout.server.client import Client, Unreachable
 from fastflow.rollout.server.completion import request_body, trajectory_of
 from fastflow.rollout.server.dispatch import Round
+from fastflow.rollout.server.http import Backoff
 from fastflow.rollout.server.server import OURS, Server, Weights
 from fastflow.rollout.server.weights import WeightFolder, help_to_write
 

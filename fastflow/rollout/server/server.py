@@ -13,7 +13,8 @@ import torch
 
 from fastflow.errors import FastflowError
 from fastflow.rollout.probe import check_agreement
-from fastflow.rollout.server.client import Backoff, Client, Unreachable, WorkerError
+from fastflow.rollout.server.client import Client, Unreachable, WorkerError
+from fastflow.rollout.server.http import Backoff
 from fastflow.rollout.server.plugin import BACKEND
 
 logger = logging.getLogger(__name__)

@@ -132,7 +132,7 @@ def test_the_same_command_asks_and_samples_nothing_again(sums, task, judge, tmp_
 
 
 def test_a_judge_that_fails_leaves_what_it_said(sums, task, judge, tmp_path, capsys, monkeypatch):
-    from fastflow.rollout.server.client import Backoff
+    from fastflow.rollout.server.http import Backoff
 
     monkeypatch.setattr(Backoff, "seconds", lambda self: 0.01)
     base, _ = sums
@@ -163,7 +163,7 @@ def test_a_judge_that_fails_leaves_what_it_said(sums, task, judge, tmp_path, cap
 def test_a_judge_that_does_not_answer_is_found_before_anything_is_sampled(
     sums, task, judge, tmp_path, capsys, monkeypatch, path, greeting, said
 ):
-    from fastflow.rollout.server.client import Backoff
+    from fastflow.rollout.server.http import Backoff
 
     monkeypatch.setattr(Backoff, "seconds", lambda self: 0.01)
     base, _ = sums

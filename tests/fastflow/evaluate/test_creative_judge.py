@@ -21,7 +21,7 @@ RUBRIC = Rubric("test", "a text", 1, 5, (Criterion("wit", 3, "Witty?"), Criterio
 @pytest.fixture
 def judges(monkeypatch):
     """Starts fake judges; ends them with the test. Pauses between tries are short."""
-    from fastflow.rollout.server.client import Backoff
+    from fastflow.rollout.server.http import Backoff
 
     monkeypatch.setattr(Backoff, "seconds", lambda self: 0.01)
     monkeypatch.delenv(KEY_VARIABLE, raising=False)

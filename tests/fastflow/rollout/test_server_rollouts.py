@@ -122,6 +122,16 @@ def test_an_answer_that_cannot_be_used_says_why(answer, message, model, fakes, r
 
 
 @needs_httpx
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_a_key_that_is_none_is_refused_at_once(key, model, fakes, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", key)
+    with pytest.raises(FastflowError, match="VLLM_API_KEY holds characters that no key has") as refused:
+        start(model, fakes())
+    assert key not in str(refused.value)
+    assert not our_threads()
+
+
+@needs_httpx
 @pytest.mark.parametrize(
     ("path", "error", "message"),
     [
