@@ -15,7 +15,7 @@ import yaml
 from fastflow.config.sections import GYM
 from fastflow.config.setting import suggest
 from fastflow.data.gym import INSTRUCTION
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate.graders.grader import GRADERS
 
 FOLDER = Path(__file__).parent / "tasks"
@@ -153,7 +153,7 @@ def _read(path: Path, name: str) -> Task:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise FastflowError(f"{path} is no task: {' '.join(str(error).split())}") from error
+        raise FastflowError(f"{path} is no task: {message_of(error)}") from error
     if not isinstance(tree, dict):
         raise FastflowError(f"{path} is no task: it must hold entries such as grader: math")
     known = {entry.name: entry for entry in dataclasses.fields(Task)}

@@ -20,6 +20,7 @@ import torch
 from fastflow.config.schema import Config
 from fastflow.data.trajectory import Group
 from fastflow.data.update import UpdateResult
+from fastflow.errors import message_of
 from fastflow.objectives.judging import Judgement
 from fastflow.run.directory import BAD, bad_file
 from fastflow.run.durable import FRESH, publish_file
@@ -67,7 +68,7 @@ def keep(
     except Exception as error:
         with contextlib.suppress(OSError):
             fresh.unlink(missing_ok=True)
-        return f"its batch could not be kept ({' '.join(str(error).split())[:200]})"
+        return f"its batch could not be kept ({message_of(error)})"
     return f"`fastflow replay {path}` says where its numbers go bad"
 
 

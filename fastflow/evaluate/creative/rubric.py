@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fastflow.config.setting import suggest
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 
 FOLDER = Path(__file__).parent / "rubrics"
 
@@ -58,7 +58,7 @@ def find_rubric(name: str) -> Rubric:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
-        raise FastflowError(f"cannot read the rubric {path}: {' '.join(str(error).split())[:300]}") from error
+        raise FastflowError(f"cannot read the rubric {path}: {message_of(error)}") from error
     return _checked(path, tree)
 
 
