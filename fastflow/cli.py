@@ -1,12 +1,13 @@
 """The command line: fastflow demo | plan | train | replay | sweep | evaluate | grade | verify | report | doctor.
 
-Commands import what they need when they run, so that `fastflow --help` answers at once.
+A command is imported when it is asked for, so that `fastflow --help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from fastflow.visible import one_sentence, visible
 
 SPEAKING_SECONDS = 10.0  # for a rank to leave the watch of the others, and to say why all end
 COMMANDS = ("demo", "doctor", "evaluate", "grade", "plan", "replay", "report", "sweep", "train", "verify")
+OWN_OPTIONS = ("doctor", "grade", "replay", "report", "verify")  # which their command.py adds
 
 
 def command() -> NoReturn:
@@ -79,11 +81,12 @@ def _run(arguments: list[str]) -> int:
         return _evaluate(arguments[1:])
     if arguments[:1] == ["sweep"]:
         return _sweep(arguments[1:])
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser(arguments).parse_args(arguments)
     return parsed.run(parsed)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Build the parser of all commands; only the ones that are asked for have their own options."""
     parser = CommandParser(
         prog="fastflow",
         description="Fine-tune language models without labels or rewards: sharpen or flatten their own distribution.",
@@ -118,17 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     replay.set_defaults(run=_replay)
     doctor = add("doctor", "say what is installed, what works, and how to mend the rest")
     doctor.set_defaults(run=_doctor)
-    from fastflow.doctor import command as doctor_command
-    from fastflow.grade import command as grade_command
-    from fastflow.replay import command as replay_command
-    from fastflow.report import command as report_command
-    from fastflow.verify import command as verify_command
-
-    verify_command.add_arguments(verify)
-    grade_command.add_arguments(grade)
-    replay_command.add_arguments(replay)
-    report_command.add_arguments(report)
-    doctor_command.add_arguments(doctor)
+    for name in OWN_OPTIONS:
+        if name in arguments:
+            importlib.import_module(f"fastflow.{name}.command").add_arguments(commands.choices[name])
     return parser
 
 

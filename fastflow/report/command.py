@@ -9,6 +9,7 @@ from pathlib import Path
 from fastflow.report.evaluations import evaluations_of, find_evaluations, has_results
 from fastflow.report.files import RunFiles, read_run
 from fastflow.report.page import render
+from fastflow.run.directory import METRICS_FILE, REPORT_FILE
 from fastflow.run.output_file import writing
 
 __all__ = [
@@ -31,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print its path. Returns the exit code."""
-    from fastflow.run.directory import METRICS_FILE
-
     directory: Path = arguments.directory
     is_run = (directory / METRICS_FILE).exists() or not has_results(directory)
     write = write_report if is_run else write_evaluation
@@ -46,8 +45,6 @@ def write_report(run: Path, output: Path | None = None, evaluations: Sequence[Pa
     evaluations: directories to show beside those in RUN/evaluations. Raises FastflowError if a directory, or the run's
     metrics.jsonl, is missing, empty or broken before its last line.
     """
-    from fastflow.run.directory import REPORT_FILE
-
     files = read_run(run)
     own = evaluations_of(run)
     seen = {evaluation.directory.resolve() for evaluation in own}
@@ -60,8 +57,6 @@ def write_evaluation(directory: Path, output: Path | None = None, more: Sequence
 
     Returns the file. Raises FastflowError if there is no evaluation, or a broken one.
     """
-    from fastflow.run.directory import REPORT_FILE
-
     page = render(directory.resolve().name, [], find_evaluations([directory, *more]))
     return _write(page, output or directory / REPORT_FILE)
 

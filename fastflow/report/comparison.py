@@ -7,6 +7,7 @@ from typing import Any
 
 from fastflow.counted import counted
 from fastflow.errors import FastflowError, message_of
+from fastflow.evaluate.tables import rows as table_of_results
 from fastflow.report.coverage import coverage_plot, coverage_words
 from fastflow.report.evaluations import Evaluation, Subject, TaskResult, are_steps
 from fastflow.report.histograms import histograms
@@ -65,11 +66,10 @@ def describe_settings(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 def table_rows(task: TaskResult) -> list[tuple[str, list[Cell]]]:
     """Rows of the table: those of results.md, with paired differences wherever the responses are there."""
-    from fastflow.evaluate.tables import rows
 
     first, *_ = task.shown
     cells_differ = not _is_creative(task) and all(subject.rows for subject in task.shown)
-    shown = rows({**task.entry, "models": [subject.entry for subject in task.shown]})
+    shown = table_of_results({**task.entry, "models": [subject.entry for subject in task.shown]})
     found = []
     for heading, values in shown:
         if cells_differ and heading.startswith("avg@") and " less the first's" in heading:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastflow.evaluate.scores import NORMAL_95
 from fastflow.report.drawing import COLOURS, make_axes, to_svg
 from fastflow.report.evaluations import Subject
 from fastflow.report.numbers import is_number, number
@@ -39,8 +40,6 @@ def coverage_plot(subjects: Sequence[Subject], prefix: str) -> Plot | None:
 
 def pass_at_plot(curves: Mapping[str, Curve], prefix: str) -> Plot:
     """Draw pass@k of each model over k, on a logarithmic axis, with a band where errors are known."""
-    from fastflow.evaluate.scores import NORMAL_95
-
     figure, axes = make_axes()
     legend, spoken = [], []
     for (name, curve), colour in zip(curves.items(), itertools.cycle(SERIES_COLOURS), strict=False):

@@ -13,6 +13,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate.work import RESULTS_FILE
 from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
+from fastflow.run.directory import EVALUATIONS
 
 MOST_SHOWN = 8  # models of a table: the first and the last ones, as of a run that was evaluated at many steps
 MOST_COMPARED = 4  # models whose curves and responses stand side by side
@@ -97,8 +98,6 @@ def find_evaluations(directories: Iterable[Path]) -> list[Evaluation]:
 
 def evaluations_of(run: Path) -> list[Evaluation]:
     """Read what a run evaluated while it trained, and evaluations that were put into its directory."""
-    from fastflow.run.directory import EVALUATIONS
-
     directory = run / EVALUATIONS
     if not directory.is_dir() or not (has_results(directory) or any(map(has_results, directory.iterdir()))):
         return []

@@ -7,9 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastflow.errors import FastflowError
+from fastflow.config import yaml_file
+from fastflow.errors import FastflowError, message_of
 from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
+from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE, STATUS_FILE
 
 
 @dataclasses.dataclass
@@ -28,9 +30,6 @@ def read_run(run: Path) -> RunFiles:
 
     Raises FastflowError if the directory, or its metrics.jsonl, is missing, empty or broken before its last line.
     """
-    # here, since run.directory imports the configuration's reader and yaml, which fastflow --help does not need
-    from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE, STATUS_FILE
-
     if not run.is_dir():
         raise FastflowError(f"{run}: no such run directory; give the directory of a run (run.output)")
     if not (run / METRICS_FILE).is_file():
@@ -80,14 +79,12 @@ def _read_lines(file: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def _read_tree(file: Path) -> dict[str, dict[str, Any]]:
     """Read a YAML or JSON file of named tables; {} where it is missing."""
-    from fastflow.config import yaml_file
-
     if not file.is_file():
         return {}
     try:
         tree = json.loads(_read_text(file)) if file.suffix == ".json" else yaml_file.load(_read_text(file))
     except (ValueError, RecursionError) as error:
-        raise FastflowError(f"{file} is broken ({' '.join(str(error).split())}); mend or remove it") from error
+        raise FastflowError(f"{file} is broken ({message_of(error)}); mend or remove it") from error
     if not isinstance(tree, dict) or not all(isinstance(table, dict) for table in tree.values()):
         raise FastflowError(f"{file} must hold named tables of values; mend or remove it")
     return tree

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastflow.evaluate.scores import NORMAL_95, by_prompt, estimate, majority, pass_at
+
 Row = Mapping[str, Any]
 PerPrompt = Callable[[Sequence[Row]], float]
 
@@ -31,8 +33,6 @@ class Difference:
 
 def paired(rows: Sequence[Row], base: Sequence[Row], measure: PerPrompt) -> Difference | None:
     """A measure of `rows` less that of `base`, prompt by prompt. None where both share no prompt."""
-    from fastflow.evaluate.scores import NORMAL_95, estimate
-
     ours, theirs = _values(rows, measure), _values(base, measure)
     both = [question for question in ours if question in theirs]
     if not both:
@@ -47,15 +47,11 @@ def paired(rows: Sequence[Row], base: Sequence[Row], measure: PerPrompt) -> Diff
 
 def pass_at_of(k: int) -> PerPrompt:
     """The measure pass@k of one prompt's responses."""
-    from fastflow.evaluate.scores import pass_at
-
     return lambda responses: pass_at(sum(map(is_right, responses)), len(responses), k)
 
 
 def measure_of(heading: str) -> tuple[PerPrompt, float] | None:
     """The measure that a row of an evaluation's table shows, and the scale of its unit; None for other rows."""
-    from fastflow.evaluate.scores import majority
-
     name, _, count = heading.partition("@")
     if name == "avg" and count.isdigit():
         return (lambda responses: _mean([float(is_right(row)) for row in responses])), 100.0
@@ -77,8 +73,6 @@ def is_right(row: Row) -> bool:
 
 
 def _values(rows: Sequence[Row], measure: PerPrompt) -> dict[int, float]:
-    from fastflow.evaluate.scores import by_prompt
-
     return {responses[0]["question"]: measure(responses) for responses in by_prompt(rows)}
 
 

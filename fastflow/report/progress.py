@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from fastflow.evaluate.scores import NORMAL_95
 from fastflow.report.drawing import COLOURS, make_axes, to_svg
 from fastflow.report.evaluations import Subject
 from fastflow.report.numbers import is_number, number
@@ -15,8 +16,6 @@ Points = list[tuple[float, float, float]]  # step, value and standard error in p
 
 def progress_plot(subjects: Sequence[Subject], prefix: str) -> Plot | None:
     """Draw avg@n, pass@n and maj@n over the steps, with bands of 95 %. None where nothing was measured at two steps."""
-    from fastflow.evaluate.scores import NORMAL_95
-
     samples = subjects[0].entry["scores"].get("samples")
     lines = {name: _points(subjects, name) for name in (f"avg@{samples}", f"pass@{samples}", f"maj@{samples}")}
     lines = {name: points for name, points in lines.items() if len(points) > 1}

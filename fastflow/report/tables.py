@@ -7,6 +7,7 @@ import functools
 import re
 from typing import Any
 
+from fastflow.config.schema import sections
 from fastflow.counted import counted, sized
 from fastflow.report.coverage import Curve
 from fastflow.report.files import RunFiles
@@ -149,8 +150,6 @@ def pass_at_curves(evaluation: dict[str, dict[str, Any]]) -> dict[str, Curve]:
 
 def settings(config: dict[str, dict[str, Any]]) -> list[tuple[str, list[tuple[str, str, bool, str]]]]:
     """Return (section, [(name, value, whether it differs from the default, help)]) for each section."""
-    from fastflow.config.schema import sections
-
     known = {(name, entry.name): entry for name, section in sections().items() for entry in dataclasses.fields(section)}
     words = {"None": "none", "": "–", "True": "yes", "False": "no"}  # noqa: RUF001
     shown = []

@@ -85,7 +85,7 @@ def _check_fastflow(name: str, *arguments: str) -> None:
         named = [word for word in arguments if word != "--help"] or ["MODEL"]
         read_settings(named if "--tasks" in named else [*named, "--tasks=gsm8k"])  # which a page may leave out
     else:
-        _parser().parse_args([name, *(word for word in arguments if word != "--help")])
+        _parser([name]).parse_args([name, *(word for word in arguments if word != "--help")])
 
 
 def _check_python(arguments: list[str]) -> None:

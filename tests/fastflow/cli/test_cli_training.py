@@ -264,14 +264,19 @@ class TestMain:
             "try:\n"
             "    main(['--help'])\n"
             "except SystemExit as stop:\n"
-            "    heavy = {'torch', 'transformers', 'datasets', 'matplotlib'} & set(sys.modules)\n"
-            "    print('IMPORTED', sorted(heavy))\n"
+            "    heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'numpy', 'rich'} & set(sys.modules)\n"
+            "    print('IMPORTED', sorted(heavy), [name for name in sys.modules if name.endswith('.command')])\n"
             "    sys.exit(stop.code)\n"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        assert "IMPORTED []" in done.stdout
+        assert "IMPORTED [] []" in done.stdout
         assert all(command in done.stdout for command in ("demo", "plan", "train", "verify", "report", "doctor"))
+
+    @pytest.mark.parametrize("command", cli.OWN_OPTIONS)
+    def test_each_command_has_its_options(self, command, capsys):
+        code, out, _ = invoke(capsys, command, "--help")
+        assert code == 0 and len(re.findall(r"^  --\w+", out, re.MULTILINE)) >= 2
 
     def test_as_a_module(self):
         command = [sys.executable, "-m", "fastflow.cli", "train", "--config", "no-such-file.yaml"]
