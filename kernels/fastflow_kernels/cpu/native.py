@@ -4,7 +4,6 @@ It is optional. setup.py compiles `csrc/cpu` into `_native.so` in the package's 
 `FASTFLOW_NATIVE=0` in the environment leaves it unused.
 """
 
-import ctypes
 import functools
 import os
 import sys
@@ -12,9 +11,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-import torch  # noqa: F401  before the library: its OpenMP must be loaded, or the library brings a second one
-
 from fastflow_kernels.cpu.row_pass import NativeRowPass
+from fastflow_kernels.shared_library import Unusable, load
 
 __all__ = ["describe", "is_worth_mending", "library", "why_not"]
 
@@ -72,12 +70,10 @@ def _load() -> _Outcome:
         )
         return _missing(f"{reason}; install a C++ compiler and run {REINSTALL}")
     try:
-        shared = ctypes.CDLL(str(FILE))
-        version = shared.fastflow_abi_version()
-    except (OSError, AttributeError) as error:
-        return _missing(f"fastflow's native library does not load ({error}); run {REINSTALL}")
-    if version != ABI_VERSION:
-        reason = f"fastflow's native library has interface {version}, and this fastflow needs {ABI_VERSION}"
+        shared = load(
+            FILE, name="fastflow's native library", version_function="fastflow_abi_version", version=ABI_VERSION
+        )
+    except Unusable as reason:
         return _missing(f"{reason}; run {REINSTALL}")
     return _Outcome(NativeRowPass(shared))
 

@@ -4,7 +4,6 @@ It is optional. setup.py compiles `csrc/cuda` into `_native_cuda.so` in the pack
 CUDA build of torch; csrc/build_cuda.py has the rule.
 """
 
-import ctypes
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from fastflow_kernels.cuda.row_pass import CudaRowPass
+from fastflow_kernels.shared_library import Unusable, load
 
 FILE = Path(__file__).parents[1] / "_native_cuda.so"
 ABI_VERSION = 2  # abi_version in csrc/cuda/row_pass.cu
@@ -58,11 +58,9 @@ def _load() -> _Outcome:
     if not FILE.exists():
         return _Outcome(None, f"fastflow was installed without its CUDA library; {REBUILD}")
     try:
-        shared = ctypes.CDLL(str(FILE))
-        version = shared.fastflow_cuda_abi_version()
-    except (OSError, AttributeError) as error:
-        return _Outcome(None, f"fastflow's CUDA library does not load ({error}); {REBUILD}")
-    if version != ABI_VERSION:
-        reason = f"fastflow's CUDA library has interface {version}, and this fastflow needs {ABI_VERSION}"
+        shared = load(
+            FILE, name="fastflow's CUDA library", version_function="fastflow_cuda_abi_version", version=ABI_VERSION
+        )
+    except Unusable as reason:
         return _Outcome(None, f"{reason}; {REBUILD}")
     return _Outcome(CudaRowPass(shared))
