@@ -1,8 +1,9 @@
 """Says how much memory a call of flow_loss takes beside its inputs, before it is made: for planning, and for tests.
 
-`flow_loss_workspace` has it to the byte on CUDA, for the implementations that keep one block (triton/projectors.py).
-It leaves out small things, a few bytes a row or sequence, and what the vendor's library takes once for all calls. On a
-CPU `cpu_block_rows` has the largest part, the block of logits.
+`flow_loss_workspace` has it on CUDA, for the implementations that keep one block (triton/projectors.py). It is exact
+for the tile that it is told and without token statistics; another tile moves it by some bytes a row and tile. It leaves
+out small things, a few bytes a row or sequence, and what the vendor's library takes once for all calls. On a CPU
+`cpu_block_rows` has the largest part, the block of logits.
 """
 
 import itertools
@@ -75,7 +76,8 @@ def flow_loss_workspace(
         trains_head: whether the head's gradient is needed.
         accumulates: whether it goes into a sum of the caller's, as `accumulate_into` has it.
         block_bytes, block_rows: as in `flow_loss`.
-        tile_vocabulary: columns of a tile of the projection.
+        tile_vocabulary: columns of a tile of the projection: 256 in `fused` on sm_90 without a soft-cap, 192 in
+            `hopper`, 128 or 64 elsewhere (tiles.py).
 
     Returns:
         Workspace, in bytes.

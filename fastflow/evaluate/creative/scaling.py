@@ -61,7 +61,7 @@ def check_scalable(directory: str) -> str:
     }
     for reason, holds in reasons.items():
         if holds:
-            raise FastflowError(f"{directory} {reason}, which no factor scales; leave out --adapter-scale")
+            raise FastflowError(f"{directory} {reason}, which no factor scales; leave out --adapter_scale")
     return base
 
 

@@ -11,7 +11,7 @@ from fastflow_kernels.triton.row import BLOCK_BYTES, logits_at
 
 @triton.jit
 def row_tilt_kernel(
-    logits,  # (R, V) float32
+    logits,  # (R, V) float32 or bfloat16
     bias,  # (V,) float32, or unused
     reference,  # (R,) float32
     constant,  # (R,) float32
@@ -45,8 +45,8 @@ def row_tilt_kernel(
 def tilt_rows(logits: Tensor, head: Head, reference: Tensor, affine: tuple[Tensor, Tensor], direction: Tensor) -> None:
     """Fill direction (R, V), which may be `logits`, with e (constant + slope u), e = exp(u), u = logit - reference.
 
-    logits: (R, V) float32, hidden @ weight^T alone: bias, soft-cap and temperature are applied here. reference: (R,),
-    after the temperature, in nats; affine: constant and slope, (R,) each. All float32.
+    logits: (R, V) float32 or bfloat16, hidden @ weight^T alone: bias, soft-cap and temperature are applied here.
+    reference: (R,) float32, after the temperature, in nats; affine: constant and slope, (R,) float32 each.
     """
     row_count, vocabulary = logits.shape
     if row_count:
