@@ -1,4 +1,4 @@
-"""Which tile, and how many rows in a block, are fastest on this GPU: what to write into tiles.py and blocks.py.
+"""Which tile, and how many rows in a block, are fastest on this GPU: for tiles.py and block_budget.py.
 
     python -m bench.tune [--shape NxDxV ...] [--seconds 80] [--json FILE]
 

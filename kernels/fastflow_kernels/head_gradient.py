@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import HeadSum
+from fastflow_kernels.block_budget import HeadSum
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulate_, accumulator_dtype, back_project_, direction_dtype
 from fastflow_kernels.projector import Panel

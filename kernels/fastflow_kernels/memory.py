@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows, default_block_rows, sequence_blocks
+from fastflow_kernels.block_budget import BUFFER_QUANTUM, cuda_block_rows, default_block_rows
+from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.head_gradient import finished_dtype, head_sum
 from fastflow_kernels.matmul import accumulator_dtype, cpu_multiplies_bfloat16
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastflow_kernels import row_sweeps
-from fastflow_kernels.blocks import default_block_rows
+from fastflow_kernels.block_budget import default_block_rows
 from fastflow_kernels.head import Head
 from fastflow_kernels.matmul import accumulator_dtype, product_dtype, project
 from fastflow_kernels.moments import Moments

@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
-from fastflow_kernels.blocks import default_block_rows, row_blocks, sequence_blocks
+from fastflow_kernels.block_budget import default_block_rows
+from fastflow_kernels.blocks import row_blocks, sequence_blocks
 
 
 @settings(deadline=None, max_examples=300)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastflow_kernels.blocks import BUFFER_QUANTUM, cuda_block_rows
+from fastflow_kernels.block_budget import BUFFER_QUANTUM, cuda_block_rows
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import head_sum
 from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
