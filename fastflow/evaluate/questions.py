@@ -21,6 +21,7 @@ from fastflow.data.records import Record, read_records
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.choice import LETTERS, as_choices, option_text
+from fastflow.evaluate.graders.gold import gold_text
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.gym import as_gold
 from fastflow.evaluate.task import OWN, Task
@@ -132,13 +133,11 @@ def _prompt(task: Task, place: str, values: Mapping[str, Any]) -> str:
 
 def _gold(task: Task, place: str, record: Mapping[str, Any]) -> str | None:
     value = _field(task, place, record, task.gold)
-    if isinstance(value, list):
-        value = ", ".join(str(entry) for entry in value)
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or not str(value).strip():
+    text = gold_text(value)
+    if text is None:
         raise FastflowError(
             f"{place}: field {task.gold!r} is {value!r}, which is no gold answer; fill it in, or remove the row"
         )
-    text = str(value)
     if task.gold_after:
         if task.gold_after not in text:
             raise FastflowError(f"{place}: field {task.gold!r} has no {task.gold_after!r} before its gold answer")
@@ -146,7 +145,7 @@ def _gold(task: Task, place: str, record: Mapping[str, Any]) -> str | None:
     if task.gold_box:
         boxes = find_boxes(text)
         return boxes[-1].content if boxes else None
-    return text.strip()
+    return text
 
 
 def _choices(task: Task, place: str, record: Mapping[str, Any], number: int) -> tuple[dict[str, str], str]:

@@ -25,6 +25,7 @@ from fastflow.objectives.trajectory_balance import load_function, make_format_ch
 from fastflow.rollout.admission import check_context
 from fastflow.run.directory import check_inputs_survive, check_output
 from fastflow.run.recorder import check_sinks
+from fastflow.train.answers import read_answers
 from fastflow.train.evaluation import find_tasks, read_works
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def first_prompt(config: Config, records: list[Record], policy: PretrainedConfig
         _check_prompts(config, known, policy)
         return _describe_recorded(config, known, tokenizer)
     prompts = tokenize(records, tokenizer, config.data)
+    if config.objective.reward == ANSWER:
+        read_answers(config.objective, prompts).close()
     _check_prompts(config, prompts, policy)
     return describe_first(prompts, tokenizer, config.data)
 

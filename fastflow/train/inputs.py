@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastflow.config.methods import ANSWER, OFFLINE
+from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
@@ -23,7 +23,7 @@ from fastflow.models.tokenizer import end_ids, load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.objectives.judging import Judge
 from fastflow.rollout.admission import check_tokens, context_for
-from fastflow.train.answers import GradedAnswers, check_answers, grader_for
+from fastflow.train.answers import read_answers
 from fastflow.train.digests import digest_of_base, digest_of_prompts, digest_of_start, digest_of_tokenizer
 from fastflow.train.evaluation import Evaluation, find_tasks, read_works
 from fastflow.train.resume import versions
@@ -87,7 +87,7 @@ def load(config: Config, ranks: Ranks) -> Loaded:
         records = Beating(read_records(config.data))
     tokenizer = load_tokenizer(config.model)
     prompts = read_prompts(config, records, tokenizer)
-    judge = make_judge(config.objective, tokenizer, prompts)
+    judge = make_judge(config.objective, tokenizer, prompts, try_golds=ranks.is_first)
     for text in config.rollout.stop:
         check_spelling(tokenizer, "rollout.stop", text)
     several, base = ranks.count > 1, None
@@ -131,14 +131,16 @@ def read_prompts(config: Config, records: Sequence[Record], tokenizer: PreTraine
     return list(read_recorded(records, tokenizer, config.data, max_response_tokens=limit))
 
 
-def make_judge(settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> Judge:
-    """Make the judge of a run. Raises FastflowError where a reward needs answers that the records do not have."""
+def make_judge(
+    settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, try_golds: bool
+) -> Judge:
+    """Make the judge of a run. try_golds: whether the records' answers are graded too.
+
+    Raises FastflowError where a reward needs answers that the records do not have, or that no response can equal.
+    """
     if not settings.compares_answers:
         return Judge(settings, tokenizer)
-    if settings.reward == ANSWER:
-        check_answers(prompts, settings.answer_field)
-    grader = grader_for(settings.grader, prompts) if settings.reward == ANSWER else settings.grader
-    return Judge(settings, tokenizer, GradedAnswers(grader, settings.answer_field))
+    return Judge(settings, tokenizer, read_answers(settings, prompts, try_golds=try_golds))
 
 
 def identify(loaded: Loaded, config: Config, total_updates: int) -> Identity:

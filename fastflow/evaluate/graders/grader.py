@@ -80,5 +80,9 @@ def with_gold_as_response(item: Item) -> Item | None:
 
         answer = own_answer(item.gold)
         return None if answer is None else Item(item.grader, item.gold, f"<answer>{answer}</answer>")
-    response = f"Answer: {item.gold}" if item.grader == "choice" else f"\\boxed{{{item.gold}}}"
-    return Item(item.grader, item.gold, response, item.choices)
+    if item.grader == "choice":
+        return Item(item.grader, item.gold, f"Answer: {item.gold}", item.choices)
+    from fastflow.evaluate.graders.gold import behind_mark, in_solution
+
+    answer = behind_mark(item.gold) if item.grader == "exact" else in_solution(item.gold)
+    return Item(item.grader, item.gold, f"\\boxed{{{answer}}}")

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 from fastflow.evaluate.graders.answer import Answer, Many, Quantity
-from fastflow.evaluate.graders.boxes import last_contents
 from fastflow.evaluate.graders.equivalence import same
 from fastflow.evaluate.graders.expression import Unreadable, parse
+from fastflow.evaluate.graders.gold import in_solution
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.second_thoughts import boxed_answer
@@ -29,7 +29,7 @@ def extract(response: str) -> list[str]:
 
 
 def grade(gold: str, response: str) -> Verdict:
-    """The verdict on a response. gold: LaTeX or plain, with or without dollar signs or a box."""
+    """The verdict on a response. gold: LaTeX or plain, with or without dollar signs, or a solution: see `gold`."""
     parts = extract(response)
     if not parts:
         return Verdict.UNPARSED
@@ -38,7 +38,7 @@ def grade(gold: str, response: str) -> Verdict:
 
 def equivalent(gold: str, parts: Sequence[str]) -> bool | None:
     """Whether the parts of an answer, together, are the gold answer; None where they cannot be compared."""
-    gold = _without_box(gold)
+    gold = in_solution(gold)
     if not gold.strip() or any(len(text) > LONGEST_ANSWER for text in (gold, *parts)):
         return None if gold.strip() else False
     if len(parts) == 1 and gold.strip() == parts[0].strip():
@@ -67,12 +67,6 @@ def _bare(text: str) -> str | None:
     if "\n" in line or line.endswith("!") or not re.search(r"\d", line) or words:
         return None
     return line if all(is_readable(side) for side in line.split("=")) else None
-
-
-def _without_box(gold: str) -> str:
-    """A gold answer; of a whole solution, its last box. What stands behind that is a remark: nobody graded the gold."""
-    boxed = last_contents(gold)
-    return ", ".join(boxed) if boxed else gold
 
 
 def _has_box(text: str) -> bool:

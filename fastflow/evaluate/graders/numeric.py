@@ -9,6 +9,7 @@ import mpmath
 
 from fastflow.evaluate.graders.answer import Many, Quantity, Relation
 from fastflow.evaluate.graders.expression import Unreadable
+from fastflow.evaluate.graders.gold import in_solution
 from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.mathematics import LONGEST_ANSWER, equivalent
 from fastflow.evaluate.graders.mathematics import extract as extract_parts
@@ -53,7 +54,7 @@ _UNFINISHED = re.compile(r"could not|cannot|can't|don't know|do not know|unable|
 
 def grade(gold: str, response: str) -> Verdict:
     """The verdict on a response: its box, its statement, otherwise its last number."""
-    wanted = number(gold)
+    wanted = number(in_solution(gold))
     parts = extract_parts(response)
     if len(parts) > 1:
         return of(equivalent(gold, parts))
