@@ -24,7 +24,7 @@ from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.methods.make import methods_for
-from fastflow.evaluate.methods.verbalized import instruction
+from fastflow.evaluate.methods.verbalized import VERSION, instruction
 from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
@@ -177,6 +177,8 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
         content["residual_stream"] = config.model.residual_stream
     if config.method.name != PLAIN:  # whose files keep the key that they had before there were methods
         content["method"] = config.method.as_json()
+    if config.method.name == "verbalized":
+        content["form"] = str(VERSION)
     directory = Path(settings.output) / RESPONSES
     return responses.Store(directory, f"{work.task.name}-{model.label}", responses.key_of(content))
 

@@ -13,7 +13,7 @@ from fastflow.report.plots import SERIES_COLOURS, Plot
 
 BINS = 24
 NO_ENTROPY = (
-    "The histogram of entropies is left out: the kept responses of {names} carry no log-probabilities (logprob)."
+    "The histogram of entropies is left out: not all kept responses of {names} carry log-probabilities (logprob)."
 )
 Row = Mapping[str, Any]
 
@@ -24,7 +24,7 @@ def histograms(subjects: Sequence[Subject], prefix: str) -> tuple[list[Plot], li
     if not known:
         return [], []
     plots, notes = [_histogram("Response length", "tokens", known, _length, f"{prefix}-length")], []
-    silent = [subject.name for subject in known if not any(_entropy(row) is not None for row in subject.rows)]
+    silent = [subject.name for subject in known if not all(is_number(row["logprob"]) for row in subject.rows)]
     if silent:
         notes.append(NO_ENTROPY.format(names=", ".join(silent)))
     speaking = [subject for subject in known if subject.name not in silent]

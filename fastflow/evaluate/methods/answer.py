@@ -16,7 +16,7 @@ Entry = tuple[int, Question, Prompt]  # the question's place in the task, the qu
 
 @dataclass(frozen=True)
 class Answer:
-    """A response to grade. tokens: its length. logprob: nats, see docs/evaluate.md.
+    """A response to grade. tokens: its length. logprob: nats, see docs/evaluate.md; None for a part of a trajectory.
 
     sampled_tokens: drawn from the model for it, kept or not. read_tokens: run through the model besides, for prefixes
     and scores. written: what the model wrote, where the response is only a part of it. response_ids: the tokens of a
@@ -26,7 +26,7 @@ class Answer:
     response: str
     tokens: int
     finish_reason: str
-    logprob: float
+    logprob: float | None
     sampled_tokens: int
     read_tokens: int = 0
     written: str | None = None

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from fastflow.data.response_text import ResponseText
 from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.rollout.sampler import Request, Sampler, SamplingParams
 
+VERSION = 2  # of what an answer is, for results that are kept
 _STREAM = 3  # of random numbers beside the engine's
 _TEXTS = ("text", "response", "answer", "content", "output")
 _PROBABILITIES = ("probability", "prob", "p", "likelihood", "confidence")
@@ -43,6 +44,16 @@ class Stated:
     probability: float
 
 
+class _Number(NamedTuple):
+    """A number as it is written. is_share: whether a % follows it."""
+
+    value: float
+    is_share: bool
+
+
+_NONE = _Number(0.0, is_share=False)
+
+
 def instruction(candidates: int, tail: float | None) -> str:
     """Return what asks for several answers. tail: asks for answers that are less likely than this."""
     which = (
@@ -62,12 +73,12 @@ def parse(written: str) -> list[Stated]:
     backslashes are not doubled, an object that was cut off. Returns none where nothing can be read.
     """
     for candidate in _objects(written):
-        found = [entry for entry in map(_stated, _list_in(candidate)) if entry is not None]
+        found = [entry for entry in map(_read, _list_in(candidate)) if entry is not None]
         if found:
-            return found
-    return [
-        Stated(_unescaped(text), _number(number + percent) or 0.0) for text, number, percent in _PAIR.findall(written)
-    ]
+            return _on_one_scale(found)
+    return _on_one_scale(
+        [(_unescaped(text), _number(number + percent) or _NONE) for text, number, percent in _PAIR.findall(written)]
+    )
 
 
 def choose(stated: Sequence[Stated], seed: int) -> int:
@@ -80,8 +91,8 @@ def choose(stated: Sequence[Stated], seed: int) -> int:
 class VerbalizedSampling:
     """Each answer is drawn from one list that the model writes; all of it counts as the cost.
 
-    What cannot be read is the answer as it stands. The log-probability and the finish reason are those of what was
-    written; `tokens` counts those of the answer alone. count: the tokens of a text.
+    What cannot be read is the answer as it stands. The finish reason is that of what was written; `tokens` counts those
+    of the answer alone, which has no log-probability and no tokens of its own. count: the tokens of a text.
     """
 
     def __init__(self, sampler: Sampler, text: ResponseText, params: SamplingParams, *, count: Callable[[str], int]):
@@ -103,7 +114,8 @@ class VerbalizedSampling:
         if not stated:
             return replace(whole, written=whole.response)
         text = stated[choose(stated, seed)].text
-        return replace(whole, response=text, tokens=self._count(text), written=whole.response)
+        tokens = self._count(text)
+        return replace(whole, response=text, tokens=tokens, written=whole.response, logprob=None, response_ids=())
 
 
 def _objects(written: str) -> list[Any]:
@@ -128,7 +140,17 @@ def _list_in(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _stated(entry: Any) -> Stated | None:
+def _on_one_scale(found: Sequence[tuple[str, _Number]]) -> list[Stated]:
+    """The numbers of one list as probabilities: all without a % are percentages where one of them is above 1."""
+    largest = max((number.value for _, number in found if not number.is_share), default=0.0)
+    scale = max(100.0, largest) if largest > 1 else 1.0
+    return [
+        Stated(text, min(1.0, number.value / 100) if number.is_share else number.value / scale)
+        for text, number in found
+    ]
+
+
+def _read(entry: Any) -> tuple[str, _Number] | None:
     if not isinstance(entry, dict):
         return None
     lowered = {str(key).lower(): value for key, value in entry.items()}
@@ -136,11 +158,11 @@ def _stated(entry: Any) -> Stated | None:
     if text is None or isinstance(text, bool) or not str(text).strip():
         return None
     number = next((_number(lowered[name]) for name in _PROBABILITIES if name in lowered), None)
-    return Stated(str(text), number or 0.0)
+    return str(text), number or _NONE
 
 
-def _number(value: Any) -> float | None:
-    """A probability: a number, or a text of one, such as "0.3" or "30 %". Above 1 it is a percentage."""
+def _number(value: Any) -> _Number | None:
+    """A number, or a text of one, such as "0.3" or "30 %"."""
     if isinstance(value, bool):
         return None
     share = str(value).strip().endswith("%")
@@ -150,7 +172,7 @@ def _number(value: Any) -> float | None:
         return None
     if not math.isfinite(number) or number < 0:
         return None
-    return number / 100 if share or number > 1 else number
+    return _Number(number, share)
 
 
 def _unescaped(text: str) -> str:

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastflow.evaluate.methods.verbalized import Stated, choose, instruction, parse
+from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.evaluate.methods.verbalized import Stated, VerbalizedSampling, choose, instruction, parse
+from fastflow.rollout.sampler import Request, SamplingParams
 
 PLAIN = '{"responses": [{"text": "4", "probability": 0.7}, {"text": "5", "probability": 0.3}]}'
 TWO = [Stated("4", 0.7), Stated("5", 0.3)]
@@ -113,6 +115,58 @@ def test_answers_are_drawn_by_their_probabilities():
     even = np.array([choose([Stated("a", 0.0), Stated("b", 0.0)], seed) for seed in range(2000)])
     assert even.mean() == pytest.approx(0.5, abs=0.04)
     assert choose(TWO, 5) == choose(TWO, 5)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shares"),
+    [
+        ([40, 30, 20, 9, 1], [0.4, 0.3, 0.2, 0.09, 0.01]),
+        ([99, 0.5, 0.5], [0.99, 0.005, 0.005]),
+        ([0.5, 0.4, 0.1], [0.5, 0.4, 0.1]),
+        ([1], [1]),
+        (["70%", 29, 1], [0.7, 0.29, 0.01]),
+        (["0.5 %", 0.9], [0.005, 0.9]),
+        ([1e308, 1e308], [1, 1]),
+    ],
+)
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_list_is_of_percentages_as_a_whole(numbers, shares, is_cut):
+    written = json.dumps({"responses": [{"text": "a", "probability": number} for number in numbers]})
+    found = parse(written.replace("}, {", "} {")[:-2] if is_cut else written)
+    assert [entry.probability for entry in found] == pytest.approx(shares)
+    assert 0 <= choose(found, 1) < len(found)
+
+
+class Writer:
+    """Stands in for a sampler and a tokenizer: each response is one text, 40 tokens of half a nat."""
+
+    def __init__(self, written):
+        self.written = written
+
+    def sample(self, requests, params):
+        ids, logprobs = np.arange(40), np.full(40, -0.5, dtype=np.float32)
+        return [Group(one.prompt, tuple(Trajectory(ids, logprobs, "stop") for _ in one.seeds)) for one in requests]
+
+    def of(self, ids, *, naming=""):
+        return self.written
+
+
+def drawn(written):
+    writer = Writer(written)
+    method = VerbalizedSampling(writer, writer, SamplingParams(), count=len)
+    return method.answers([], [Request(Prompt(np.array([1])), (3,))])[0][0]
+
+
+def test_an_answer_out_of_a_list_has_not_the_tokens_of_the_list():
+    answer = drawn('{"responses": [{"text": "yes", "probability": 1.0}]}')
+    assert (answer.response, answer.tokens, answer.sampled_tokens) == ("yes", 3, 40)
+    assert answer.logprob is None and answer.response_ids == ()
+
+
+def test_what_cannot_be_read_keeps_its_tokens():
+    answer = drawn("yes")
+    assert (answer.response, answer.tokens, answer.logprob) == ("yes", 40, -20.0)
+    assert answer.response_ids == tuple(range(40))
 
 
 def test_the_instruction_names_number_and_tail():
