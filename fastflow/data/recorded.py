@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +20,7 @@ from fastflow.config.setting import suggest
 from fastflow.counted import counted
 from fastflow.data.prompts import tokenize
 from fastflow.data.records import Record
+from fastflow.data.response_text import spell
 from fastflow.data.trajectory import FinishReason, Prompt, Trajectory
 from fastflow.errors import FastflowError
 
@@ -40,16 +41,22 @@ class RecordedPrompt(Prompt):
 
 
 def read_recorded(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, settings: DataConfig, *, max_response_tokens: int
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DataConfig,
+    *,
+    max_response_tokens: int,
+    end_ids: Collection[int] = (),
 ) -> list[RecordedPrompt]:
     """Tokenise the records' prompts and responses, and gather the responses by prompt.
 
     A text that has ended gets the end-of-sequence token; one with the finish_reason length gets none, and tokens
     (response_ids) are taken as they are. Leaves out prompts and responses over their limits, and reports how many.
+    end_ids: tokens that end a response beside the tokenizer's end-of-sequence token.
     Raises FastflowError, with file and line, for a record without a response, an empty one, contradictory fields, and
     for text that the tokenizer does not know; and where none is left.
     """
-    reader = _Reader(tokenizer, settings, max_response_tokens)
+    reader = _Reader(tokenizer, settings, max_response_tokens, end_ids)
     gathered: dict[bytes, RecordedPrompt] = {}
     for prompt in _prompts(records, tokenizer, settings):
         responses, weight = reader.responses(prompt)
@@ -100,11 +107,12 @@ def describe(prompts: Sequence[RecordedPrompt], prompts_per_step: int, steps: in
 
 
 class _Reader:
-    """Reads the responses of one record after the other, and counts those that are too long."""
+    """Reads the responses of one record after the other, and counts those that are too long or spell another text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: DataConfig, limit: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: DataConfig, limit: int, end_ids: Collection[int]):
         self._tokenizer, self._settings, self._limit = tokenizer, settings, limit
-        self._seen, self._overlong = 0, list[str]()
+        self._ends = {tokenizer.eos_token_id, *end_ids}
+        self._seen, self._overlong, self._respelt = 0, list[str](), list[str]()
 
     def responses(self, prompt: Prompt) -> tuple[tuple[Trajectory, ...], float]:
         """Read those of the prompt's record that are not too long, and their weight."""
@@ -116,7 +124,7 @@ class _Reader:
         if ids is not None and _tokens(place, RESPONSE_IDS, ids):
             found = [self._of_ids(place, _tokens(place, RESPONSE_IDS, ids), reason)]
         else:
-            found = [self._of_text(place, text, reason) for text in self._texts(place, record)]
+            found = [self._of_text(prompt, text, reason) for text in self._texts(place, record)]
         self._seen += len(found)
         kept = []
         for entry in found:
@@ -133,6 +141,12 @@ class _Reader:
         return tuple(kept), _weight(place, record)
 
     def report(self) -> None:
+        if self._respelt:
+            logger.warning(
+                "recorded responses whose tokens spell another text behind their prompt: %d of %d (first: %s); give "
+                "their tokens (%s), or move a blank from the end of the prompt to the response",
+                len(self._respelt), self._seen, self._respelt[0], RESPONSE_IDS,
+            )  # fmt: skip
         if self._overlong:
             logger.warning(
                 "dropped %d of %s over rollout.max_response_tokens = %d (first: %s)",
@@ -154,29 +168,51 @@ class _Reader:
                 )
         return texts
 
-    def _of_text(self, place: str, text: str, reason: FinishReason | None) -> Trajectory:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        end, unknown = self._tokenizer.eos_token_id, self._tokenizer.unk_token_id
+    def _of_text(self, prompt: Prompt, text: str, reason: FinishReason | None) -> Trajectory:
+        place, unknown = prompt.source, self._tokenizer.unk_token_id
+        ids = self._behind(prompt, text)
         if not ids:
             raise FastflowError(f"{place}: the response is empty; remove the record or fill the field")
-        if unknown is not None and unknown != end and unknown in ids:
+        if unknown is not None and unknown not in self._ends and unknown in ids:
             raise FastflowError(
                 f"{place}: the response holds text that the tokenizer does not know ({self._tokenizer.unk_token}); "
                 "remove the record, or use the tokenizer that wrote it"
             )
-        if reason != "length" and ids[-1] != end:
-            ids = [*ids, end]
+        if reason != "length" and ids[-1] not in self._ends:
+            ids = [*ids, cast(int, self._tokenizer.eos_token_id)]
         return self._trajectory(place, np.array(ids, dtype=np.int64), reason or "stop")
 
+    def _behind(self, prompt: Prompt, text: str) -> list[int]:
+        """The tokens of a response behind its prompt: the rest of the tokens of both, otherwise the text's own.
+
+        A tokenizer may begin each text with a blank, or join the last character of one with the first of the other.
+        """
+        before = prompt.ids.tolist()
+        spelt = spell(self._tokenizer, before)
+        question = prompt.text if prompt.record.get(PROMPT_IDS) is None else spelt
+        asked, whole = self._ids(question), self._ids(question + text)
+        found = [self._ids(text)]
+        if asked and before[-len(asked) :] == asked == whole[: len(asked)] and len(whole) > len(asked):
+            found.insert(0, whole[len(asked) :])
+        for ids in found:
+            if spell(self._tokenizer, [*before, *ids]) == spelt + text:
+                return ids
+        self._respelt.append(f"{prompt.source}: {spell(self._tokenizer, [*before, *found[0]])[len(spelt) :]!r:.60}")
+        return found[0]
+
+    def _ids(self, text: str) -> list[int]:
+        return cast("list[int]", self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _of_ids(self, place: str, ids: list[int], reason: FinishReason | None) -> Trajectory:
-        ended: FinishReason = "stop" if ids[-1] == self._tokenizer.eos_token_id else "length"
+        ended: FinishReason = "stop" if ids[-1] in self._ends else "length"
         return self._trajectory(place, np.array(ids, dtype=np.int64), reason or ended)
 
     def _trajectory(self, place: str, ids: Int64[np.ndarray, " R"], reason: FinishReason) -> Trajectory:
-        if reason == "length" and ids[-1] == self._tokenizer.eos_token_id:
+        if reason == "length" and int(ids[-1]) in self._ends:
+            end = spell(self._tokenizer, ids[-1:].tolist())
             raise FastflowError(
-                f"{place}: the response ends with {self._tokenizer.eos_token}, and its finish_reason is length, which "
-                "says that it was cut; remove one of the two"
+                f"{place}: the response ends with {end}, and its finish_reason is length, which says that it was cut; "
+                "remove one of the two"
             )
         return Trajectory(ids, np.full(len(ids), math.nan, dtype=np.float32), reason)
 

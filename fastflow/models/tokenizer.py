@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastflow.config.schema import ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.weights.files import check_files, check_tokenizer_files
-from fastflow.models.weights.loading import loading
+from fastflow.models.weights.loading import loading, read_generation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from fastflow.models.packed import PackedModel
 
@@ -30,6 +31,23 @@ def load_tokenizer(settings: ModelConfig) -> PreTrainedTokenizerBase:
 
 def end_ids(policy: PackedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end a response: those of the tokenizer and of the model."""
-    configured = policy.causal_lm.generation_config.eos_token_id if policy.causal_lm.generation_config else None
+    return _ends(policy.causal_lm.generation_config, tokenizer)
+
+
+def end_ids_in_files(path: str, tokenizer: PreTrainedTokenizerBase, *, fetch: bool) -> list[int]:
+    """Return the same before the model is loaded. fetch: ask the hub for a model that is not here; without that, its
+    tokenizer's alone.
+    """
+    try:
+        with loading(path, "generation settings of"):
+            return _ends(read_generation(path, fetch=fetch), tokenizer)
+    except FastflowError:
+        if fetch or Path(path).is_dir():
+            raise
+        return _ends(None, tokenizer)
+
+
+def _ends(generation: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    configured = generation.eos_token_id if generation else None
     configured = [configured] if isinstance(configured, int) else list(configured or [])
     return sorted({tokenizer.eos_token_id, *configured})

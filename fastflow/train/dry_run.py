@@ -19,6 +19,7 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.models.layers.decoder_layers import check_compiler
 from fastflow.models.layers.fused_layers import choose_layers
+from fastflow.models.tokenizer import end_ids_in_files, load_tokenizer
 from fastflow.models.weights.files import check_files
 from fastflow.models.weights.loading import read_config
 from fastflow.objectives.trajectory_balance import load_function, make_format_check
@@ -85,8 +86,6 @@ def first_prompt(config: Config, records: list[Record], policy: PretrainedConfig
     """
     model = config.model
     if Path(model.path).is_dir():
-        from fastflow.models.tokenizer import load_tokenizer
-
         tokenizer = load_tokenizer(model)
     else:
         from transformers import AutoTokenizer
@@ -98,8 +97,8 @@ def first_prompt(config: Config, records: list[Record], policy: PretrainedConfig
         except Exception:  # a hub id that was never fetched raises errors of many types
             return f"{NO_PROMPT}: the tokenizer of {model.path} is not on this machine."
     if config.objective.name in OFFLINE:
-        limit = config.rollout.max_response_tokens
-        known = recorded.read_recorded(records, tokenizer, config.data, max_response_tokens=limit)
+        limit, ends = config.rollout.max_response_tokens, end_ids_in_files(model.path, tokenizer, fetch=False)
+        known = recorded.read_recorded(records, tokenizer, config.data, max_response_tokens=limit, end_ids=ends)
         _check_prompts(config, known, policy)
         return _describe_recorded(config, known, tokenizer)
     prompts = tokenize(records, tokenizer, config.data)

@@ -19,7 +19,7 @@ from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.pulse import PULSE, Beating
 from fastflow.models.ranks import Ranks
 from fastflow.models.self_check import check_models, prepare_models
-from fastflow.models.tokenizer import end_ids, load_tokenizer
+from fastflow.models.tokenizer import end_ids, end_ids_in_files, load_tokenizer
 from fastflow.models.vocabulary import check_tokenizer_fits
 from fastflow.objectives.judging import Judge
 from fastflow.rollout.admission import check_tokens, context_for
@@ -127,8 +127,8 @@ def read_prompts(config: Config, records: Sequence[Record], tokenizer: PreTraine
     """Tokenise the records: prompts, with their recorded responses where the method learns from these."""
     if config.objective.name not in OFFLINE:
         return tokenize(records, tokenizer, config.data)
-    limit = config.rollout.max_response_tokens
-    return list(read_recorded(records, tokenizer, config.data, max_response_tokens=limit))
+    limit, ends = config.rollout.max_response_tokens, end_ids_in_files(config.model.path, tokenizer, fetch=True)
+    return list(read_recorded(records, tokenizer, config.data, max_response_tokens=limit, end_ids=ends))
 
 
 def make_judge(

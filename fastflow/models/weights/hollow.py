@@ -19,7 +19,7 @@ from fastflow.config.schema import ModelConfig
 from fastflow.models.layers.experts import has_experts
 from fastflow.models.weights.expert_names import join_experts
 from fastflow.models.weights.files import check_names, check_tie
-from fastflow.models.weights.loading import FAMILIES, load_causal_lm, loading, read_config
+from fastflow.models.weights.loading import FAMILIES, load_causal_lm, loading, read_config, read_generation
 from fastflow.models.weights.stored import OtherFiles, Reader, StoredWeight, find_weights
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _build(
     places = _give_one_number(model, places, device)
     _make_buffers(model)
     with loading(path, "model"):
-        _read_generation(path, model)
+        model.generation_config = read_generation(path)
     model.config.name_or_path = path
     return model.eval(), Unread(path, places)
 
@@ -166,15 +166,3 @@ def _make_buffers(model: PreTrainedModel) -> None:
         if not name.endswith("rotary_emb") or next(module.parameters(), None) is not None:
             raise OtherFiles(f"its {name} has buffers that no file holds")
         model.set_submodule(name, type(module)(model.config))
-
-
-def _read_generation(path: str, model: PreTrainedModel) -> None:
-    """Give the model the generation settings of its files, as from_pretrained does."""
-    from transformers import GenerationConfig
-
-    try:
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    except OSError:
-        model.generation_config = GenerationConfig.from_pretrained(
-            path, config_file_name="config.json", _from_model_config=True
-        )

@@ -25,7 +25,7 @@ from fastflow.models.weights.expert_names import check_experts
 from fastflow.models.weights.files import check_files, check_names, check_quantisation, check_tie
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,18 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
         check_kinds(path, config)
     _check_computation(path, config)
     return config
+
+
+def read_generation(path: str, *, fetch: bool = True) -> GenerationConfig:
+    """Read the model's generation settings, as from_pretrained does. fetch: ask the hub for what is not here."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=not fetch)
+    except OSError:
+        return GenerationConfig.from_pretrained(
+            path, config_file_name="config.json", _from_model_config=True, local_files_only=not fetch
+        )
 
 
 def _text_of(whole: PretrainedConfig) -> PretrainedConfig:

@@ -7,6 +7,8 @@ import logging
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from fastflow.config.schema import DataConfig
 from fastflow.data import read_records
@@ -36,6 +38,19 @@ def read(tmp_path, tokenizer):
         return read_recorded(read_records(data), tokenizer, data, max_response_tokens=limit)
 
     return read_lines
+
+
+@pytest.fixture
+def read_ended(tmp_path, tokenizer):
+    """Reads for a model that also ends with h."""
+
+    def read_records_of(*records):
+        lines = [(f"line {number}", record) for number, record in enumerate(records, start=1)]
+        ends = tokenizer("h", add_special_tokens=False)["input_ids"]
+        data = DataConfig(path="samples.jsonl")
+        return read_recorded(lines, tokenizer, data, max_response_tokens=8, end_ids=ends)
+
+    return read_records_of
 
 
 @pytest.fixture
@@ -71,6 +86,52 @@ class TestEnds:
     def test_a_response_that_ended_and_was_cut(self, refusal, tokenizer):
         record = {"prompt": "ab", "response_ids": [3, tokenizer.eos_token_id], "finish_reason": "length"}
         assert "which says that it was cut" in refusal(record)
+
+    def test_the_model_has_another_end_than_the_tokenizer(self, read_ended, tokenizer):
+        other = tokenizer("h", add_special_tokens=False)["input_ids"][0]
+        (prompt,) = read_ended({"prompt": "ab", "response_ids": [3, other]}, {"prompt": "ab", "response": "ch"})
+        assert [entry.finish_reason for entry in prompt.responses] == ["stop", "stop"]
+        assert [len(entry) for entry in prompt.responses] == [2, 2]
+        with pytest.raises(FastflowError, match="ends with h, and its finish_reason is length"):
+            read_ended({"prompt": "ab", "response": "ch", "finish_reason": "length"})
+
+
+class TestBehindThePrompt:
+    """A tokenizer of SentencePiece's kind: each text begins with a blank of its own."""
+
+    @pytest.fixture(params=["always", "first", "never"])
+    def blanks(self, request):
+        model = models.BPE(
+            {piece: number for number, piece in enumerate(["<unk>", "</s>", "\u2581", *"2+=48 ", "=4"])},
+            [("=", "4")], unk_token="<unk>",
+        )  # fmt: skip
+        made = Tokenizer(model)
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=request.param, split=False)
+        made.decoder = decoders.Metaspace(prepend_scheme=request.param, split=False)
+        return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", unk_token="<unk>")
+
+    def spelt(self, tokenizer, **record):
+        data = DataConfig(path="samples.jsonl")
+        (prompt,) = read_recorded([("samples.jsonl:1", record)], tokenizer, data, max_response_tokens=8)
+        return tokenizer.decode([*prompt.ids.tolist(), *prompt.responses[0].response_ids[:-1].tolist()])
+
+    @pytest.mark.parametrize("response", ["8", " 8", "8 8"])
+    def test_the_tokens_spell_prompt_and_response(self, blanks, response, caplog):
+        with caplog.at_level(logging.WARNING, "fastflow"):
+            assert self.spelt(blanks, prompt="2+2=", response=response) == "2+2=" + response
+        assert not caplog.records
+
+    def test_where_they_cannot_it_is_counted(self, blanks, caplog):
+        """The tokenizer joins the prompt's last character with the response's first."""
+        with caplog.at_level(logging.WARNING, "fastflow"):
+            spelt = self.spelt(blanks, prompt="2+2=", response="4")
+        told = "whose tokens spell another text behind their prompt: 1 of 1 (first: samples.jsonl:1: ' 4')"
+        adds_no_blank = blanks("4", add_special_tokens=False)["input_ids"] == [blanks.convert_tokens_to_ids("4")]
+        assert (spelt, told in caplog.text) == (("2+2=4", False) if adds_no_blank else ("2+2= 4", True))
+
+    def test_a_prompt_in_tokens(self, blanks):
+        ids = blanks("2+2=", add_special_tokens=False)["input_ids"]
+        assert self.spelt(blanks, prompt="?", prompt_ids=ids, response="8") == "2+2=8"
 
 
 def test_responses_are_gathered_by_prompt(read):

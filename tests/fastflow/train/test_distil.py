@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -83,6 +84,18 @@ def test_other_responses_are_another_run(tmp_path):
     file.write_text(file.read_text().replace('"q"', '"r"'))
     with pytest.raises(FastflowError, match="does not give the prompts"):
         run_to_the_end(config, resume="yes")
+
+
+def test_a_response_in_tokens_ends_with_any_end_of_the_model(tmp_path):
+    config = configure(tmp_path, **distil(tmp_path))
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"prompt": "ab", "response_ids": [3, 5]}) + "\n")
+    assert "it cut, so that it teaches no end" in check_inputs(config)
+    settings = Path(config.model.path) / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": [2, 5]}))
+    assert "it ended" in check_inputs(config)
+    trainer = Trainer(config, Console(quiet=True))
+    assert trainer.prompts.all[0].responses[0].finish_reason == "stop"
+    trainer.close()
 
 
 def test_a_cut_response_teaches_no_end(tmp_path):
