@@ -44,6 +44,11 @@ class Trajectory:
     weight_version: int = 0
     sampler_logprobs: Float32[np.ndarray, " R"] | None = None
 
+    @property
+    def own_logprobs(self) -> Float32[np.ndarray, " R"]:
+        """Those of the distribution that the tokens were drawn from, whether or not others were computed since."""
+        return self.behaviour_logprobs if self.sampler_logprobs is None else self.sampler_logprobs
+
     def __len__(self) -> int:
         """Count the response tokens, |y|."""
         return len(self.response_ids)

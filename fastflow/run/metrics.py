@@ -36,13 +36,13 @@ def measure(
 
     well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
 
-    Entropies are Monte Carlo estimates from the behaviour log-probs: nats per token and nats per response. slope is
+    Entropies are Monte Carlo estimates from the sampler's own log-probs: nats per token and nats per response. slope is
     that of mean log pi on mean log p_base within groups: at the fixed point of powerflow it equals alpha. Updates that
     were skipped count in no mean; where all of a step were, what updates compute is NaN.
     """
     flat = flatten(groups)
     lengths = np.array([len(trajectory) for trajectory in flat])
-    behaviour = np.array([trajectory.behaviour_logprobs.sum(dtype=np.float64) for trajectory in flat])
+    behaviour = np.array([trajectory.own_logprobs.sum(dtype=np.float64) for trajectory in flat])
 
     done = [result for result in results if not result.skipped] or [_without_numbers(result) for result in results]
 
@@ -105,8 +105,7 @@ def agreement(
     flat = flatten(groups)
     found: Sequence[float | None] = [None] * len(Mismatch._fields)
     if samples_the_policy and not result.skipped:
-        own = [entry.behaviour_logprobs if entry.sampler_logprobs is None else entry.sampler_logprobs for entry in flat]
-        found = mismatch(own, result.token_logprobs)
+        found = mismatch([entry.own_logprobs for entry in flat], result.token_logprobs)
     return {
         "weight_lag": float(np.mean([version - trajectory.weight_version for trajectory in flat])),
         **{f"mismatch_{name}": value for name, value in zip(Mismatch._fields, found, strict=True)},

@@ -183,6 +183,17 @@ class TestMeasure:
         }
         assert {name: measured[name] for name in expected} == pytest.approx(expected)
 
+    def test_entropies_are_the_samplers_also_where_log_probs_were_recomputed(self, rng):
+        groups = make_groups(rng)
+        own = [dataclasses.replace(group, trajectories=tuple(
+            dataclasses.replace(one, sampler_logprobs=np.full(len(one), -0.25, dtype=np.float32))
+            for one in group.trajectories
+        )) for group in groups]  # fmt: skip
+        found = measure(own, [make_result(own, rng)], well_formed=None, alpha=4.0, seconds=SECONDS, device=CPU)
+        lengths = [len(one) for one in flatten(own)]
+        assert found["token_entropy"] == pytest.approx(0.25)
+        assert found["sequence_entropy"] == pytest.approx(0.25 * np.mean(lengths))
+
     def test_logprob_means_are_per_token_and_per_response(self, groups, rng):
         result = make_result(groups, rng, logprob=torch.tensor([-2.0, -8.0, -3.0, -13.0]).double(),
                              base_logprob=torch.tensor([-4.0, -4.0, -1.0, -26.0]).double())  # fmt: skip
