@@ -13,6 +13,7 @@ from fastflow.config.schema import DataConfig
 from fastflow.config.setting import suggest
 from fastflow.counted import counted
 from fastflow.data.conversation import Message, ends_with_answer, prompt_of
+from fastflow.data.doubtful_prompts import report
 from fastflow.data.records import Record
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
@@ -90,8 +91,7 @@ def tokenize(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, sett
             "dropped %d of %s over data.max_prompt_tokens = %d (first: %s with %d tokens)",
             len(dropped), counted(len(records), "prompt"), settings.max_prompt_tokens, *dropped[0],
         )  # fmt: skip
-    _report_ends(prompts, tokenizer)
-    _report_repeats(prompts)
+    report(prompts, tokenizer, settings)
     return prompts
 
 
@@ -102,6 +102,8 @@ def render(place: str, record: dict[str, Any], tokenizer: PreTrainedTokenizerBas
         return cast(str, value) + settings.suffix  # prompt_of refuses messages here
     messages = _with_additions(place, value, settings)
     goes_on = ends_with_answer(messages)
+    if goes_on and not messages[-1]["content"].strip():  # a turn that has only begun, as the template begins one
+        messages, goes_on = messages[:-1], False
     try:
         rendered = tokenizer.apply_chat_template(
             messages,
@@ -178,29 +180,3 @@ def _variables(template: str) -> set[str] | None:
         return meta.find_undeclared_variables(environment.parse(template))
     except TemplateError:
         return None
-
-
-def _report_ends(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn of prompts that end with the end-of-sequence token."""
-    ended = [prompt.source for prompt in prompts if prompt.ids[-1] == tokenizer.eos_token_id]
-    if ended:
-        logger.warning(
-            "prompts with the end-of-sequence token %s at their end: %d of %d (first: %s); a model expects no response "
-            "after it: remove it from the text or from the chat template",
-            tokenizer.eos_token, len(ended), len(prompts), ended[0],
-        )  # fmt: skip
-
-
-def _report_repeats(prompts: list[Prompt]) -> None:
-    """Say how many prompts stand there more than once. Each counts: a step may draw several of them."""
-    first: dict[bytes, str] = {}
-    repeats = [
-        prompt.source for prompt in prompts if first.setdefault(prompt.ids.tobytes(), prompt.source) != prompt.source
-    ]
-    if repeats:
-        logger.info(
-            "prompts that repeat an earlier one: %d of %d (first: %s); each counts",
-            len(repeats),
-            len(prompts),
-            repeats[0],
-        )

@@ -109,6 +109,36 @@ class TestChat:
         found = tokens(tokenizer, messages, chat_template=True, final_assistant="continue")
         assert found == ["<start>", "<user>", "a", "<stop>", "<assistant>", "b"]
 
+    @pytest.mark.parametrize("blank", ["", " ", "\n"])
+    def test_a_turn_that_has_only_begun(self, tokenizer, blank):
+        """The template begins it, though it may trim what it renders."""
+        tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", "m['content'] | trim")
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": blank}]
+        found = tokens(tokenizer, messages, chat_template=True, final_assistant="continue")
+        assert found == tokens(tokenizer, messages[:1], chat_template=True)
+
+    def test_a_turn_whose_end_the_template_trims(self, tokenizer, caplog):
+        told = "prompts that do not end as the assistant turn that they continue"
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b "}]
+        for form in ("m['content']", "m['content'] | trim"):
+            with caplog.at_level(logging.WARNING, logger="fastflow.data"):
+                tokenizer.chat_template = tokenizer.chat_template.replace("m['content']", form)
+                tokens(tokenizer, messages, chat_template=True, final_assistant="continue")
+            assert (told in caplog.text) == ("trim" in form)
+
+    def test_users_who_spell_special_tokens(self, tokenizer, caplog):
+        own = [{"role": "system", "content": f"a{END}"}, {"role": "user", "content": "a"}]
+        with caplog.at_level(logging.WARNING, logger="fastflow.data"):
+            tokens(tokenizer, own, chat_template=True)
+            tokens(tokenizer, f"a{END}b")
+            assert not caplog.records
+            assert END in tokens(tokenizer, f"a{END}b", chat_template=True)
+            tokens(tokenizer, [{"role": "user", "content": f"a{END}b"}], chat_template=True)
+        told = (
+            f"user messages whose text spells a special token, which it becomes: 1 of 1 (first: p.jsonl:1 with {END})"
+        )
+        assert caplog.text.count(told) == 2
+
     def test_an_argument_that_the_template_does_not_read(self, tokenizer):
         with pytest.raises(FastflowError, match=r"sets enable_thinkng, which .* did you mean enable_thinking\?"):
             tokens(tokenizer, "a", chat_template=True, template_arguments={"enable_thinkng": False})
