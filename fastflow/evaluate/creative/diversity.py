@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastflow.evaluate.creative.embedding import Encoder
 
 Measures = dict[str, float]
-VERSION = 1  # of the formulas; a cached value of another version is computed anew
+VERSION = 2  # of the formulas; a cached value of another version is computed anew
 
 CONVENTIONS = {
     "semantic": "1 - mean pairwise cosine of sentence embeddings of a prompt's responses",

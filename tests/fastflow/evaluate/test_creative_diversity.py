@@ -59,12 +59,19 @@ class TestWords:
     def test_letters_and_digits_in_lower_case(self):
         assert words("The cat's 3 hats -- HATS_on!\n") == ("the", "cat", "s", "3", "hats", "hats", "on")
         assert words("Été à Köln") == ("été", "à", "köln")
+        assert words("E\u0301te\u0301 a\u0300 Ko\u0308ln") == ("été", "à", "köln")
+
+    def test_vowel_signs_belong_to_their_word(self):
+        assert words("की का के, क्षत्रिय!") == ("की", "का", "के", "क्षत्रिय")
+        assert words("مَدْرَسَة مُدَرِّسَة") == ("مَدْرَسَة", "مُدَرِّسَة")
+        assert len(words("நான் தமிழ்")) == 2 and words("می\u200cخواهم") == ("می\u200cخواهم",)
 
     def test_scripts_without_blanks_are_cut_at_each_character(self):
+        assert words("สวัสดี") == ("ส", "วั", "ส", "ดี")
         assert words("古池や frog 蛙") == ("古", "池", "や", "frog", "蛙")
 
     def test_nothing(self):
-        assert words(" .\n") == () and ngrams((), 1) == [] and ngrams(("a",), 2) == []
+        assert words(" .\n\u0301 ❤\ufe0f") == () and ngrams((), 1) == [] and ngrams(("a",), 2) == []
 
 
 class TestRouge:
