@@ -263,7 +263,13 @@ class OptimConfig(Section):
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
     warmup_updates: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
-    final_lr_ratio: float = setting(0.0, "Last learning rate, as a share of the peak", at_least=0, at_most=1)
+    final_lr_ratio: float = setting(
+        0.0,
+        "Share of the peak that a linear or cosine course falls to: the rate after the last update, not the last "
+        "update's own",
+        at_least=0,
+        at_most=1,
+    )
     max_grad_norm: float = setting(1.0, "Scale a gradient above this norm down to it", above=0)
     max_skips: int = setting(
         3,

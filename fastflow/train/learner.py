@@ -265,7 +265,10 @@ class Learner:
 
 
 def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:
-    """Share of the peak learning rate at an update: linear warm-up, then the chosen course to `final_lr_ratio`."""
+    """Share of the peak learning rate at an update: linear warm-up, then the chosen course.
+
+    It reaches `final_lr_ratio` after the last update, number total_updates - 1: with a ratio of 0 that one learns.
+    """
     if update < settings.warmup_updates:
         return (update + 1) / settings.warmup_updates
     progress = (update - settings.warmup_updates) / max(total_updates - settings.warmup_updates, 1)

@@ -168,6 +168,15 @@ def test_learning_rate_course(schedule, expected):
     assert lr_factor(10, 10, settings) == pytest.approx(1.0 if schedule == "constant" else 0.1)
 
 
+@pytest.mark.parametrize(("schedule", "last"), [("linear", 1 / 8), ("cosine", (1 + math.cos(math.pi * 7 / 8)) / 2)])
+def test_the_last_update_still_learns(schedule, last):
+    """As the setting says: its rate is the one before the course's end."""
+    settings = OptimConfig(warmup_updates=2, schedule=schedule, final_lr_ratio=0)
+    assert [lr_factor(update, 10, settings) for update in (9, 10)] == pytest.approx([last, 0])
+    told = next(entry for entry in dataclasses.fields(OptimConfig) if entry.name == "final_lr_ratio").metadata
+    assert "the rate after the last update" in str(told)
+
+
 def test_gradient_clipping_bounds_the_norm(rng):
     learner = make_learner(optim=OptimConfig(lr=1e-3, max_grad_norm=0.01))
     result = learner.update(make_groups(rng))
