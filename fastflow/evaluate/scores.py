@@ -22,6 +22,7 @@ from fastflow.evaluate.majority import NO_ANSWER
 
 Row = Mapping[str, Any]
 NORMAL_95 = 1.959964
+_ROUNDING = 1e-12  # relative
 
 CONVENTIONS = {
     "avg": "mean over prompts of the share of right responses",
@@ -106,8 +107,15 @@ def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | No
     ours, theirs = ({group[0]["question"]: _mean_right(group) for group in by_prompt(part)} for part in (rows, base))
     if ours.keys() != theirs.keys():
         raise FastflowError("two models were asked different questions, so that they cannot be compared in pairs")
-    found = estimate([ours[question] - theirs[question] for question in ours])
-    if found["error"] is None or found["value"] is None:
+    return with_interval(estimate([ours[question] - theirs[question] for question in ours]))
+
+
+def with_interval(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to an estimate the ends of its 95 % interval (normal), low and high.
+
+    They are None without a standard error, and where the prompts do not differ: few that agree prove no certainty.
+    """
+    if found["error"] is None or found["error"] <= _ROUNDING * abs(found["value"]):
         return {**found, "low": None, "high": None}
     half = NORMAL_95 * found["error"]
     return {**found, "low": found["value"] - half, "high": found["value"] + half}

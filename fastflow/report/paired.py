@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.evaluate.scores import NORMAL_95, by_prompt, estimate, majority, pass_at
+from fastflow.evaluate.scores import by_prompt, estimate, majority, pass_at, with_interval
 
 Row = Mapping[str, Any]
 PerPrompt = Callable[[Sequence[Row]], float]
@@ -14,7 +14,7 @@ PerPrompt = Callable[[Sequence[Row]], float]
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean over prompts of the difference, in the measure's own unit. low, high: None for a single prompt."""
+    """A mean over prompts of the difference, in the measure's own unit. low, high: None where it has no interval."""
 
     value: float
     low: float | None
@@ -37,12 +37,8 @@ def paired(rows: Sequence[Row], base: Sequence[Row], measure: PerPrompt) -> Diff
     both = [question for question in ours if question in theirs]
     if not both:
         return None
-    found = estimate([ours[question] - theirs[question] for question in both])
-    value = found["value"] or 0.0
-    if found["error"] is None:
-        return Difference(value, None, None)
-    half = NORMAL_95 * found["error"]
-    return Difference(value, value - half, value + half)
+    found = with_interval(estimate([ours[question] - theirs[question] for question in both]))
+    return Difference(found["value"], found["low"], found["high"])
 
 
 def pass_at_of(k: int) -> PerPrompt:

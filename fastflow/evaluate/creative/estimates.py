@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastflow.evaluate.scores import NORMAL_95, estimate
+from fastflow.evaluate.scores import estimate, with_interval
 
 Estimate = dict[str, Any]
 
@@ -21,8 +21,4 @@ def over_prompts(values: Sequence[float | None]) -> Estimate:
 def paired(ours: Sequence[float | None], theirs: Sequence[float | None]) -> Estimate:
     """Mean difference over the prompts that have both values, with a 95 % interval (normal)."""
     both = [one - other for one, other in zip(ours, theirs, strict=True) if one is not None and other is not None]
-    found = over_prompts(both)
-    if found["error"] is None:
-        return {**found, "low": None, "high": None}
-    half = NORMAL_95 * found["error"]
-    return {**found, "low": found["value"] - half, "high": found["value"] + half}
+    return with_interval(over_prompts(both))

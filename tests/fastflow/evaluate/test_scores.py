@@ -71,5 +71,9 @@ def test_a_difference_is_paired_over_prompts():
     assert found["value"] == pytest.approx(np.mean(steps))
     assert found["error"] == pytest.approx(np.std(steps, ddof=1) / 3**0.5)
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * found["error"], rel=1e-3)
+    shifted = [0.1 + value - value for value in (0.3, 0.7, 0.9)]  # equal but for rounding
+    for equal in ([0.2] * 3, shifted, [0.0] * 4):
+        alike = scores.with_interval(scores.estimate(equal))
+        assert alike["low"] is None and alike["high"] is None
     with pytest.raises(FastflowError, match="different questions"):
         scores.difference(ours, theirs[:8])
