@@ -1,4 +1,4 @@
-"""The answers of records: what counts as one, and that a response can give it."""
+"""Gold answers of records: what counts as one, and that a response can give it."""
 
 from __future__ import annotations
 
