@@ -9,10 +9,12 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fastflow.config.kinds import called, fits
 from fastflow.errors import FastflowError
 
 LARGEST_INTEGER = 2**31 - 1  # of a setting without an upper bound of its own
 LONGEST_TEXT = 100_000  # characters
+LONGEST_SHOWN = 100  # characters of a value in an error
 DEEPEST = 20  # levels of a mapping
 
 
@@ -33,18 +35,16 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Base of every section of the configuration. Its construction checks the range and choices of each field."""
+    """Base of every section of the configuration. Its construction checks the type, range and choices of each field."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for entry in dataclasses.fields(self):
             name, value = f"{self.section_name()}.{entry.name}", getattr(self, entry.name)
-            if value is None and type(None) not in typing.get_args(hints[entry.name]):
-                raise FastflowError(f"{name} is null, but has no such value; leave it out to keep {entry.default!r}")
-            if typing.get_origin(hints[entry.name]) is typing.Literal:
-                choices = typing.get_args(hints[entry.name])
-                if value not in choices:
-                    raise FastflowError(f"{name} is {value!r}: {suggest(str(value), choices)}")
+            if isinstance(value, list) and fits(tuple(value), hints[entry.name]):
+                value = tuple(value)
+                object.__setattr__(self, entry.name, value)  # as a file or a command line gives it
+            _check_type(name, value, hints[entry.name], entry.default)
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, str):
                     _check_text(name, item)
@@ -56,6 +56,18 @@ class Section:
     @classmethod
     def section_name(cls) -> str:
         return cls.__name__.removesuffix("Config").lower()
+
+
+def _check_type(name: str, value: Any, hint: Any, default: Any) -> None:
+    if value is None and type(None) not in typing.get_args(hint):
+        raise FastflowError(f"{name} is null, but has no such value; leave it out to keep {default!r}")
+    if fits(value, hint):
+        return
+    if typing.get_origin(hint) is typing.Literal:
+        raise FastflowError(f"{name} is {value!r}: {suggest(str(value), typing.get_args(hint))}")
+    shown = repr(value)
+    shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]} (cut here)"
+    raise FastflowError(f"{name} is {shown}, but must be {called(hint)}")
 
 
 def _check_text(name: str, text: str) -> None:

@@ -7,11 +7,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from fastflow.config.kinds import called
 from fastflow.config.setting import Section, suggest
 
 REFUSED = re.compile(r'Parser key "(?P<section>\w+)\.(?P<entry>\w+)": .*(?:Got|Given) value: (?P<value>.*)', re.DOTALL)
-WORDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-MAPPING = "a mapping, as in {name: value}"
 LONGEST_REASON = 500  # characters of a parser's message, which may repeat a long value
 
 
@@ -37,7 +36,4 @@ def _expected(hint: Any, value: str) -> str | None:
         near = suggest(value, [*others, last])
         asked = f": {near}" if near.startswith("did you mean") else ""
         return f"{', '.join(others)} or {last}{asked}" if others else f"{last}{asked}"
-    kinds = [one for one in typing.get_args(hint) or (hint,) if one is not type(None)]
-    if len(kinds) != 1:
-        return None
-    return MAPPING if typing.get_origin(kinds[0]) is Mapping else WORDS.get(kinds[0])
+    return called(hint)
