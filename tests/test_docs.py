@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastflow.models.weights.loading import FAMILIES
-from fastflow.run.alarms import _conditions
+from fastflow.run.alarms import ALARMS
 from step_files import trace_step
 
 ROOT = Path(__file__).parents[1]
@@ -132,4 +132,4 @@ def test_every_metric_of_an_evaluation_is_explained():
 def test_every_alarm_has_its_remedy(step):
     rows = table_under(ROOT / "docs" / "reading-a-run.md", "The alarms")
     assert all(len(row) == 3 and row[1] and row[2] for row in rows)
-    assert [row[0] for row in rows] == [name for name, _, _ in _conditions(step[1], step[1])]
+    assert [row[0] for row in rows] == [alarm.name for alarm in ALARMS]

@@ -30,7 +30,7 @@ from fastflow.rollout.sampler import Request, Sampler, requests_for
 from fastflow.rollout.schedule import make_schedule
 from fastflow.run import directory as run_directory
 from fastflow.run import generators
-from fastflow.run.alarms import Alarms, alarms_off
+from fastflow.run.alarms import Alarms
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.run.lock import RunLock
 from fastflow.run.recorder import Recorder, check_sinks, make_recorder
@@ -118,7 +118,7 @@ class Trainer:
             if self.ranks.is_first:
                 check_room(self.learner, config, directory, inputs.small_files, resumed=self.resumed)
         self.progress = RunProgress(self.console, label="training", steps=config.run.steps)
-        self.alarms = Alarms(off=alarms_off(config))
+        self.alarms = Alarms(config)
         self.standing = Standing(config, self.learner, self.prompts, len(loaded.prompts), self.alarms, directory)
         identity = replace(inputs.identity, objective=type(self.learner.objective).__name__)
         self.saver = Saver(checkpoints, self.learner, inputs.exporter, identity, config)

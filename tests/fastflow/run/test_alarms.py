@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import typing
 
 import pytest
 
-from fastflow.config.schema import Config, ObjectiveConfig
-from fastflow.run.alarms import NEED_A_ROLLOUT, Alarms, _conditions, alarms_off
+from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS, REWARD_GRADIENTS, Method
+from fastflow.config.reader import known_settings, read_config
+from fastflow.config.schema import BatchConfig, Config, ObjectiveConfig
+from fastflow.run.alarms import ALARMS, Alarms, watched
 
 CALM = {
     "length_mean": 100.0,
@@ -36,9 +40,9 @@ FIRST = {
 }
 
 
-def after(first, **changes) -> list[str]:
+def after(first, config=None, **changes) -> list[str]:
     """The alarms of a second step that differs from the first in `changes`."""
-    alarms = Alarms()
+    alarms = Alarms(config or Config())
     alarms.check(first)
     return alarms.check({**first, **changes})
 
@@ -89,7 +93,7 @@ def test_thresholds(first, name, value, alarm):
 @pytest.mark.parametrize(
     ("changes", "figures", "remedies"),
     [
-        ({"length_mean": 40.0}, ("40.0 tokens", "100.0 at the start"), ("objective.name", "optim.lr")),
+        ({"length_mean": 40.0}, ("40.0 tokens", "100.0 at the start"), ("objective.format_pattern", "optim.lr")),
         ({"length_mean": 300.0}, ("300.0 tokens", "100.0 at the start"), ("objective.format_pattern", "optim.lr")),
         ({"truncated_share": 0.5}, ("50%", "4% at the start"), ("rollout.max_response_tokens",)),
         ({"repetition": 0.5}, ("50%", "5% at the start"), ("objective.alpha",)),
@@ -105,30 +109,31 @@ def test_thresholds(first, name, value, alarm):
     ],
 )
 def test_a_message_holds_the_figures_and_a_setting_that_exists(changes, figures, remedies):
-    from fastflow.config.reader import known_settings
-
-    (message,) = after(CALM, **changes)
+    (message,) = after(CALM, Config(batch=BatchConfig(updates_per_rollout=2)), **changes)
     assert all(figure in message for figure in figures)
     assert all(remedy in message and remedy in known_settings() for remedy in remedies)
 
 
 def test_the_first_step_knows_only_what_needs_no_comparison():
-    assert Alarms().check({**CALM, "length_mean": 1.0, "truncated_share": 0.9, "repetition": 0.0, "log_z": 99.0}) == []
-    (message,) = Alarms().check({**CALM, "truncated_share": 1.0})
+    assert (
+        Alarms(Config()).check({**CALM, "length_mean": 1.0, "truncated_share": 0.9, "repetition": 0.0, "log_z": 99.0})
+        == []
+    )
+    (message,) = Alarms(Config()).check({**CALM, "truncated_share": 1.0})
     assert message.startswith("saturated length: 100% of") and "rollout.max_response_tokens" in message
-    (message,) = Alarms().check({**CALM, "effective_sample_size": 0.2})
+    (message,) = Alarms(Config()).check({**CALM, "effective_sample_size": 0.2})
     assert message.startswith("stale rollouts")
 
 
 def test_a_lasting_alarm_is_not_repeated_and_returns_after_a_pause():
-    alarms = Alarms()
+    alarms = Alarms(Config())
     lengths = [100.0, 40.0, 30.0, 60.0, 45.0]
     raised = [[m.split(":")[0] for m in alarms.check({**CALM, "length_mean": length})] for length in lengths]
     assert raised == [[], ["length collapse"], [], [], ["length collapse"]]
 
 
 def test_alarms_last_independently():
-    alarms = Alarms()
+    alarms = Alarms(Config())
     alarms.check(CALM)
     assert len(alarms.check({**CALM, "length_mean": 40.0})) == 1
     (message,) = alarms.check({**CALM, "length_mean": 40.0, "repetition": 0.9})
@@ -139,7 +144,7 @@ def test_alarms_last_independently():
 
 def test_the_comparison_stays_with_the_first_step():
     """A slow decline is seen although no step differs much from the one before."""
-    alarms = Alarms()
+    alarms = Alarms(Config())
     raised = [bool(alarms.check({**CALM, "length_mean": 100.0 * 0.9**step})) for step in range(10)]
     assert raised.index(True) == 7  # 0.9^7 < 0.5
     assert sum(raised) == 1
@@ -167,26 +172,26 @@ class TestSkippedSteps:
         return [message.split(":")[0] for message in alarms.check(metrics)]
 
     def test_only_the_skip_and_the_rollout_are_named(self):
-        alarms = Alarms()
+        alarms = Alarms(Config())
         alarms.check(CALM)
         assert self.kinds(alarms, {**SKIPPED, "length_mean": 10.0}) == ["length collapse", "skipped updates"]
 
     def test_an_alarm_goes_on_behind_them(self):
-        alarms = Alarms()
+        alarms = Alarms(Config())
         alarms.check(CALM)
         assert self.kinds(alarms, {**CALM, "ratio_p99": 50.0}) == ["exploding ratios"]
         assert self.kinds(alarms, SKIPPED) == ["skipped updates"]
         assert self.kinds(alarms, {**CALM, "ratio_p99": 50.0}) == []
 
     def test_the_first_log_z_is_that_of_the_first_update(self):
-        alarms = Alarms()
+        alarms = Alarms(Config())
         alarms.check(SKIPPED)
         assert json.loads(json.dumps(alarms.state(), allow_nan=False))["first"].keys() >= {"length_mean"}
         assert self.kinds(alarms, {**CALM, "log_z": 50.0}) == []
         assert self.kinds(alarms, {**CALM, "log_z": 161.0}) == ["runaway log_z"]
 
     def test_a_state_of_an_earlier_fastflow(self):
-        alarms = Alarms()
+        alarms = Alarms(Config())
         alarms.load_state(
             {"first": {"length_mean": 100.0, "truncated_share": 0.04, "repetition": 0.05}, "active": ["truncation"]}
         )
@@ -194,12 +199,94 @@ class TestSkippedSteps:
 
 
 def test_without_rollouts_only_skipped_updates_sound():
-    off = alarms_off(Config(objective=ObjectiveConfig(name="distil")))
-    assert {name for name, _, _ in _conditions(CALM, CALM)} == {*off, "skipped updates"}
-    assert off == NEED_A_ROLLOUT and alarms_off(Config()) == ()
+    config = Config(objective=ObjectiveConfig(name="distil"))
+    assert [alarm.name for alarm in watched(config)] == ["skipped updates"]
+    assert watched(Config()) == ALARMS
     bad = {**CALM, "length_mean": 1.0, "truncated_share": 1.0, "effective_sample_size": 0.0, "skipped_updates": 1}
     assert len(after(CALM, **bad)) > 3
-    alarms = Alarms(off)
+    alarms = Alarms(config)
     assert alarms.check(CALM) == []
     (only,) = alarms.check(bad)
     assert only.startswith("skipped updates")
+
+
+ALL_BAD = {
+    "length collapse": {"length_mean": 10.0},
+    "length explosion": {"length_mean": 900.0},
+    "truncation": {"truncated_share": 0.5},
+    "repetition": {"repetition": 0.9},
+    "stale rollouts": {"effective_sample_size": 0.1},
+    "sampler mismatch": {"mismatch_kl": 1.0},
+    "saturated length": {"truncated_share": 0.99},
+    "no signal": {"residual_mean": 0.0, "residual_std": 0.0},
+    "exploding ratios": {"ratio_p99": 50.0},
+    "runaway log_z": {"log_z": 99.0},
+    "dead format": {"malformed_share": 1.0},
+    "skipped updates": {"skipped_updates": 1},
+}
+NEEDED = {  # settings without which a method is refused
+    "grpo": ["--objective.reward=answer"],
+    "flowrl": ["--objective.reward=answer"],
+    "tba": ["--objective.reward=answer", "--objective.log_z=group_mean"],
+    "format_reward": ["--objective.format_pattern=x"],
+}
+SAMPLING = [name for name in typing.get_args(Method) if name not in OFFLINE]
+
+
+def options(name: str) -> list[str]:
+    return [f"--objective.name={name}", *NEEDED.get(name, [])]
+
+
+def said(config: Config) -> dict[str, str]:
+    """What each alarm says that such a run can raise."""
+    found = {}
+    for changes in ALL_BAD.values():
+        found |= {message.split(":")[0]: message for message in after(CALM, config, **changes)}
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize("more", [[], ["--batch.updates_per_rollout=2"], ["--objective.format_pattern=x"]])
+def test_every_setting_that_an_alarm_tells_to_set_is_taken(name, more):
+    """objective.name, which is another method, needs settings of its own."""
+    given = [*options(name), *more]
+    messages = said(read_config(given)[0])
+    assert set(messages) <= set(ALL_BAD) and len(messages) >= 10
+    for message in messages.values():
+        for setting in re.findall(r"\b([a-z_]+\.[a-z_]+)\b", message):
+            assert setting in known_settings(), message
+        for setting, value in re.findall(r"set ([a-z_]+\.[a-z_]+) = (\w+)", message):
+            read_config([*given, f"--{setting}={value}"])
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENTS)
+def test_a_policy_gradient_has_no_log_z_that_could_run_away(name):
+    """Its metric log_z is the groups' mean reward, which rises where the method works."""
+    assert after(CALM, read_config(options(name))[0], log_z=99.0) == []
+
+
+@pytest.mark.parametrize("name", REWARD_GRADIENTS)
+def test_a_policy_gradient_is_told_of_nothing_that_it_does_not_read(name):
+    given = [*options(name), "--batch.updates_per_rollout=2"]
+    messages = said(read_config(given)[0])
+    told = " ".join(messages.values())
+    for unread in ("importance.ratio", "objective.alpha", "objective.name", "objective.log_z", "a format penalty"):
+        assert unread not in told
+    assert "surrogate.kl" in messages["length collapse"] and "surrogate.kl" in messages["repetition"]
+    assert ("dead format" in messages) == (name == "format_reward")
+    assert "surrogate.ratio" not in messages["exploding ratios"]
+    (ratios,) = after(CALM, read_config([*given, "--surrogate.ratio=sequence"])[0], ratio_p99=50.0)
+    assert "surrogate.ratio = token_mean" in ratios
+
+
+def test_remedies_name_what_is_not_done_already():
+    (on_policy,) = after(CALM, effective_sample_size=0.1)
+    assert on_policy.endswith("; set importance.source = recompute")  # one update: the sampler is what differs
+    with_format = read_config(["--objective.format_pattern=x"])[0]
+    (malformed,) = after(CALM, with_format, repetition=0.9)
+    assert "objective.format_penalty" in malformed and "objective.format_pattern" not in malformed
+    from_groups = read_config(["--objective.log_z=group_mean"])[0]
+    (runaway,) = after(CALM, from_groups, log_z=99.0)
+    assert "objective.log_z" not in runaway and "optim.lr" in runaway
+    ahead = read_config(["--rollout.engine=vllm", "--rollout.ahead=1"])[0]
+    assert "importance.source" not in " ".join(said(ahead).values())  # which is refused with it
