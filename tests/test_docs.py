@@ -133,3 +133,22 @@ def test_every_alarm_has_its_remedy(step):
     rows = table_under(ROOT / "docs" / "reading-a-run.md", "The alarms")
     assert all(len(row) == 3 and row[1] and row[2] for row in rows)
     assert [row[0] for row in rows] == [alarm.name for alarm in ALARMS]
+
+
+def test_words_of_other_trainers_mean_what_the_table_says():
+    from fastflow.config.reader import known_settings
+    from fastflow.config.settings_file import suggest_setting
+
+    for *words, here in table_under(ROOT / "docs" / "compared-methods.md", "From TRL and verl"):
+        named = re.findall(r"`([^`]+)`", here)
+        for word in re.findall(r"`([\w.]+)`", " ".join(words)):
+            assert any(name in suggest_setting(word, known_settings()) for name in named), word
+
+
+def test_each_word_that_fastflow_does_not_offer_is_answered_so():
+    from fastflow.config.synonyms import advice
+
+    text = (ROOT / "docs" / "compared-methods.md").read_text(encoding="utf-8")
+    words = re.findall(r"`(\w+)`", text.split("fastflow does not:")[1].split("##")[0])
+    assert {"num_iterations", "delta"} < set(words)
+    assert all("no such setting" in str(advice(word)) for word in ["top_k", "min_p", *words])

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastflow.config import lists, yaml_file
 from fastflow.config.setting import Section, suggest
-from fastflow.config.synonyms import meaning
+from fastflow.config.synonyms import advice, meaning
 from fastflow.errors import FastflowError
 
 Sections = Mapping[str, type[Section]]
@@ -40,9 +40,10 @@ def setting_names(sections: Sections) -> list[str]:
 
 
 def suggest_setting(name: str, known: Sequence[str]) -> str:
-    """Suggest a setting by the word that other trainers have for it, otherwise by its letters."""
-    meant = [setting for setting in meaning(name) if setting in known]
-    return f"did you mean {' or '.join(meant)}?" if meant else suggest(name, known)
+    """Suggest what to do by the word that other trainers have for a setting, otherwise by its letters."""
+    if meant := [setting for setting in meaning(name) if setting in known]:
+        return f"did you mean {' or '.join(meant)}?"
+    return advice(name) or suggest(name, known)
 
 
 def is_known(name: str, known: Iterable[str], sections: Sections) -> bool:
