@@ -144,6 +144,7 @@ def _train(arguments: list[str]) -> int:
         check_devices(request.config, devices)  # once, and before anything starts
     if request.dry_run:
         show_warnings(logging.StreamHandler())
+        from fastflow.train.doubtful import warn_of_doubts
         from fastflow.train.dry_run import NO_PROMPT, check_inputs, warn_of_output
         from fastflow.train.places import check_places
 
@@ -151,6 +152,7 @@ def _train(arguments: list[str]) -> int:
         unchecked = check_places(request.config)
         if request.resume == "no":
             warn_of_output(request.config)
+        warn_of_doubts(request.config)
         first_prompt = check_inputs(request.config)
         ready = ["Settings and prompts were checked. Leave out --dry-run to train."]
         ready = [] if first_prompt.startswith(NO_PROMPT) else ready

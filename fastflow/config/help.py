@@ -37,7 +37,7 @@ class SettingsHelp(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         nothing = action.default in (None, "", ()) or not action.option_strings or action.nargs == 0
-        return (action.help or "") + ("" if nothing else f" (default: {_shown(action.default)})")
+        return (action.help or "") + ("" if nothing else f" (default: {shown(action.default)})")
 
 
 def help_text(entry: dataclasses.Field[Any]) -> str:
@@ -53,9 +53,9 @@ def _takes(hint: Any) -> str | None:
     return None if typing.get_origin(hint) is tuple else TAKES.get(plain)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(_shown, value))
+        return ",".join(map(shown, value))
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
-import logging
 import shlex
 import signal
 import sys
@@ -21,13 +20,11 @@ from fastflow.objectives.objective import MakeObjective
 from fastflow.run.console import say
 from fastflow.run.status import describe_machine
 from fastflow.train.announcement import describe, describe_best, describe_resumption
-from fastflow.train.doubtful import doubtful
+from fastflow.train.doubtful import warn_of_doubts
 from fastflow.train.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-logger = logging.getLogger(__name__)
 
 
 def train(
@@ -49,8 +46,7 @@ def train(
         say(console, describe(trainer))
         if resume != "no":
             say(console, describe_resumption(trainer))
-        for warning in doubtful(config):
-            logger.warning(warning)
+        warn_of_doubts(config)
         warn_of_few(trainer.prompts.all, config.batch.prompts_per_step)
         policy = trainer.run()
     say(console, f"policy saved in {policy}")

@@ -1,11 +1,22 @@
-"""Settings that are allowed and probably not meant: said before a run, and by its plan."""
+"""Settings that are allowed and probably not meant: said before a run, by its dry run and by its plan."""
 
 from __future__ import annotations
 
-from fastflow.config.methods import ANSWER, WITHOUT_ALPHA
-from fastflow.config.schema import Config, ObjectiveConfig
+import logging
+
+from fastflow.config.methods import WITHOUT_ALPHA
+from fastflow.config.schema import Config
+from fastflow.counted import counted
+from fastflow.train.unread import unread
+
+logger = logging.getLogger(__name__)
 
 SMALL = 1e-5  # a learning rate
+
+
+def warn_of_doubts(config: Config) -> None:
+    for doubt in doubtful(config):
+        logger.warning(doubt)
 
 
 def doubtful(config: Config) -> list[str]:
@@ -13,16 +24,10 @@ def doubtful(config: Config) -> list[str]:
     warnings = vanishing(config)
     if config.lora.rank and config.optim.lr < SMALL:
         warnings.append(f"optim.lr = {config.optim.lr:g} hardly moves LoRA adapters; 1e-5 to 1e-4 is usual")
-    alpha, name = config.objective.alpha, config.objective.name
-    if name in WITHOUT_ALPHA and alpha != ObjectiveConfig().alpha:
-        warnings.append(f"objective.alpha = {alpha:g} is not read by objective.name = {name}")
-    warnings += _unread_answers(config.objective)
-    sharpens = name not in WITHOUT_ALPHA and alpha > 1
+    sharpens = config.objective.name not in WITHOUT_ALPHA and config.objective.alpha > 1
     if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
-    if config.eval.tasks and not config.eval.every:
-        warnings.append("eval.tasks is set and eval.every = 0, so that nothing is evaluated")
-    return warnings
+    return warnings + _below_the_peak(config) + unread(config)
 
 
 def vanishing(config: Config) -> list[str]:
@@ -35,11 +40,12 @@ def vanishing(config: Config) -> list[str]:
     ]
 
 
-def _unread_answers(objective: ObjectiveConfig) -> list[str]:
-    """Settings of answers where none is compared: by the method, or with the record's."""
-    usual, unread = ObjectiveConfig(), []
-    if objective.grader != usual.grader and not objective.compares_answers:
-        unread.append(f"objective.grader = {objective.grader} is not read, since {objective.name} compares no answers")
-    if objective.answer_field != usual.answer_field and objective.reward != ANSWER:
-        unread.append(f"objective.answer_field = {objective.answer_field} is read with objective.reward = answer alone")
-    return unread
+def _below_the_peak(config: Config) -> list[str]:
+    """Say where the learning rate is still rising at the end."""
+    updates, warmup = config.run.steps * config.batch.updates_per_rollout, config.optim.warmup_updates
+    if warmup < max(updates, 2):
+        return []
+    return [
+        f"optim.warmup_updates = {warmup} takes all of the run's {counted(updates, 'update')}, so that optim.lr is "
+        "reached in the last one at most"
+    ]

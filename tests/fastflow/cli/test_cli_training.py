@@ -217,7 +217,7 @@ class TestMain:
         write(tmp_path / "prompts.jsonl", '{"prompt": "a"}\n')
         (tmp_path / "run").mkdir()
         write(tmp_path / "run" / "config.yaml", "")
-        given = ["train", f"--data.path={tmp_path / 'prompts.jsonl'}", "--model.path=a/b",
+        given = ["train", f"--data.path={tmp_path / 'prompts.jsonl'}", "--model.path=a/b", "--objective.alpha=0.5",
                  f"--run.output={tmp_path / 'run'}", "--dry-run"]  # fmt: skip
         code, out, err = invoke(capsys, *given)
         assert code == 0 and "model:" in out

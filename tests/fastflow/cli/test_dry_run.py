@@ -22,7 +22,7 @@ def dry_run(models, capsys, monkeypatch, tmp_path):
 
     def run(*more, **changes) -> tuple[int, str, str]:
         settings = {"model.path": models / "fine", "data.path": file, "model.device": "cpu",
-                    "rollout.max_response_tokens": 24, "batch.prompts_per_step": 2}  # fmt: skip
+                    "rollout.max_response_tokens": 24, "batch.prompts_per_step": 2, "objective.alpha": 0.5}  # fmt: skip
         changed = {name.replace("__", "."): value for name, value in changes.items()}
         options = (f"--{name}={value}" for name, value in {**settings, **changed}.items())
         return invoke(capsys, "train", *options, *more, "--dry-run")
@@ -34,6 +34,13 @@ def test_with_all_here(dry_run):
     code, out, err = dry_run()
     assert (code, err) == (0, "")
     assert READY in out and "NOT checked here" not in out
+
+
+def test_doubtful_settings_are_told(dry_run):
+    code, out, err = dry_run(objective__alpha=4, lora__alpha=64)
+    assert code == 0 and READY in out
+    assert "alpha above 1 without objective.format_pattern" in err
+    assert "lora.alpha = 64 is not read, since lora.rank = 0" in err
 
 
 def test_fewer_prompts_than_a_step_takes(dry_run):
