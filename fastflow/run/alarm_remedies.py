@@ -70,6 +70,14 @@ def dead_format(config: Config) -> str:
     return f"ask for the format in data.suffix, or {pattern}"
 
 
+def skipped(config: Config) -> str:
+    of_cut = "where every response was cut and dropped, raise rollout.max_response_tokens; otherwise "
+    return (
+        f"{of_cut if config.objective.truncated == 'drop' else ''}look into their batches in the run's folder bad with "
+        "fastflow replay, and lower optim.lr or optim.max_grad_norm"
+    )
+
+
 def _ask_for_format(config: Config) -> str:
     """By the penalty psi, which the method reads."""
     if config.objective.format_pattern is None and config.objective.format_check is None:
@@ -79,7 +87,8 @@ def _ask_for_format(config: Config) -> str:
 
 def _restrain(config: Config, first: str) -> str:
     """For a policy gradient that rewards alone drive."""
-    return _one_of(first, "lower optim.lr", f"{'raise' if config.surrogate.kl else 'set'} surrogate.kl")
+    kl = (f"{'raise' if config.surrogate.kl else 'set'} surrogate.kl",) if config.reads_base else ()
+    return _one_of(first, "lower optim.lr", *kl)
 
 
 def _stay_closer(config: Config) -> Sequence[str]:

@@ -144,13 +144,10 @@ ALARMS = (
         "skipped updates",
         lambda now, _: now["skipped_updates"] > 0,
         lambda now, _: (
-            f"{now['skipped_updates']} in this step and {now['skipped_updates_total']} in the run, whose "
-            "loss or gradient was not finite"
+            f"{now['skipped_updates']} in this step and {now['skipped_updates_total']} in the run, "
+            "without a loss and a gradient that are finite"
         ),
-        lambda _: (
-            "look into their batches in the run's folder bad with fastflow replay, and lower optim.lr or "
-            "optim.max_grad_norm"
-        ),
+        remedies.skipped,
         of_rollout=False,
     ),
 )

@@ -290,3 +290,7 @@ def test_remedies_name_what_is_not_done_already():
     assert "objective.log_z" not in runaway and "optim.lr" in runaway
     ahead = read_config(["--rollout.engine=vllm", "--rollout.ahead=1"])[0]
     assert "importance.source" not in " ".join(said(ahead).values())  # which is refused with it
+    (cut,) = after(CALM, read_config(["--objective.truncated=drop"])[0], skipped_updates=1)
+    assert "rollout.max_response_tokens" in cut
+    without_base = read_config([*options("grpo"), "--surrogate.score_base=false"])[0]
+    assert "surrogate.kl" not in " ".join(said(without_base).values())  # which would read it

@@ -74,7 +74,7 @@ def test_what_nothing_reads(given, unread, reason):
         ["--objective.name=rl_token", "--objective.format_check=a:b", "--objective.format_penalty=-1"],
         [*GRPO, "--objective.grader=exact", "--surrogate.kl=0.1", "--surrogate.kl_estimator=k2"],
         ["--optim.schedule=cosine", "--optim.final_lr_ratio=0.1"],
-        ["--run.best_metric=reward_mean", "--run.best_is=lowest"],
+        ["--run.best_metric=eval/aime24/tokens", "--run.best_is=lowest", "--eval.every=1", "--eval.tasks=aime24"],
         ["--eval.every=1", "--eval.tasks=aime24", "--eval.samples=8"],
     ],
 )
