@@ -104,6 +104,10 @@ def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int
 def load_function(name: str, setting: str) -> Callable[..., Any]:
     """Import `package.module:function`. Raises FastflowError, with the setting, where that fails."""
     module, _, attribute = name.partition(":")
+    if module.endswith(".py"):
+        raise FastflowError(
+            f"{setting} = {name!r} names a file, but must name a module; {_as_module(module, attribute)}"
+        )
     try:
         function = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # the user's module may raise anything while it is imported
@@ -111,6 +115,17 @@ def load_function(name: str, setting: str) -> Callable[..., Any]:
     if not callable(function):
         raise FastflowError(f"{setting} = {name!r} is not callable; name a function")
     return function
+
+
+def _as_module(file: str, attribute: str) -> str:
+    """Say how the function of a file is named, and how its module is found."""
+    path = Path(file)
+    if not path.is_file():
+        return f"there is no {file} either: write package.module:function"
+    below = not path.is_absolute() and all(part.isidentifier() for part in path.with_suffix("").parts)
+    folder = Path(".") if below else path.parent
+    module = ".".join(path.relative_to(folder).with_suffix("").parts)
+    return f"write {module}:{attribute or 'function'}, and start fastflow with PYTHONPATH={folder}"
 
 
 def _remedy(module: str, error: Exception) -> str:

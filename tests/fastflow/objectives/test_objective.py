@@ -215,6 +215,32 @@ def test_a_module_of_the_working_directory(tmp_path, monkeypatch, setting, place
         load_function("needs_more:score", setting)
 
 
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("rw.py:score", "write rw:score, and start fastflow with PYTHONPATH=."),
+        ("w/rw.py:score", "write w.rw:score, and start fastflow with PYTHONPATH=."),
+        ("./w/rw.py:score", "write w.rw:score, and start fastflow with PYTHONPATH=."),
+        ("w/rw.py", "write w.rw:function, and start fastflow with PYTHONPATH=."),
+        ("my-rewards/rw.py:score", "write rw:score, and start fastflow with PYTHONPATH=my-rewards"),
+        ("../elsewhere/rw.py:score", "write rw:score, and start fastflow with PYTHONPATH=../elsewhere"),
+        ("w/absent.py:score", "there is no w/absent.py either: write package.module:function"),
+    ],
+)
+def test_a_file_where_a_module_is_asked_for(tmp_path, monkeypatch, name, asked):
+    for folder in ("here", "here/w", "here/my-rewards", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rw.py").write_text("def score(text, record):\n    return 1.0\n")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FastflowError) as caught:
+        load_function(name, "objective.reward")
+    assert str(caught.value).endswith(asked)
+    if not asked.startswith("there"):
+        module, folder = asked.removeprefix("write ").split(", and start fastflow with PYTHONPATH=")
+        monkeypatch.syspath_prepend(folder)
+        assert module.endswith(":function") or load_function(module, "objective.reward")("", {}) == 1.0
+
+
 def test_a_function_that_can():
     from fastflow.demo.sums import is_boxed
 
