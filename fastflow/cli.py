@@ -152,8 +152,8 @@ def _train(arguments: list[str]) -> int:
         unchecked = check_places(request.config)
         if request.resume == "no":
             warn_of_output(request.config)
-        warn_of_doubts(request.config)
         first_prompt = check_inputs(request.config)
+        warn_of_doubts(request.config)
         ready = ["Settings and prompts were checked. Leave out --dry-run to train."]
         ready = [] if first_prompt.startswith(NO_PROMPT) else ready
         comments = [f"# {visible(line)}\n" for line in (*first_prompt.splitlines(), *unchecked, *ready)]

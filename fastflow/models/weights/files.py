@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+CONFIG = "config.json"
+POLICY = "policy"  # in a run's directory, and in each of its saves
 HEAD = "lm_head.weight"
 EMBEDDING = "embed_tokens.weight"
 ROWS = 4096  # that are compared at once
@@ -49,6 +51,19 @@ def check_files(path: str) -> None:
     check_names(path, _weights(directory))
 
 
+def check_is_model(path: str) -> None:
+    """Raise FastflowError for a local directory without a model: it names the model beside it, as a run has one.
+
+    Accepts every path that is not a local directory.
+    """
+    directory = Path(path)
+    if not directory.is_dir() or (directory / CONFIG).is_file():
+        return
+    beside = next((one for one in (directory / POLICY, directory.parent / POLICY) if (one / CONFIG).is_file()), None)
+    remedy = "check the path" if beside is None else f"give {beside}, which holds the trained model"
+    raise FastflowError(f"cannot load the model {path}: the directory has no {CONFIG}; {remedy}")
+
+
 def check_tokenizer_files(path: str) -> None:
     """Raise FastflowError for a local directory without a model, and for a model without a tokenizer. Reads only names.
 
@@ -57,8 +72,7 @@ def check_tokenizer_files(path: str) -> None:
     directory = Path(path)
     if not directory.is_dir():
         return
-    if not (directory / "config.json").is_file():
-        raise FastflowError(f"cannot load the model {path}: the directory has no config.json; check the path")
+    check_is_model(path)
     if not any(file for pattern in TOKENIZER_FILES for file in directory.glob(pattern)):
         raise FastflowError(
             f"cannot load the tokenizer {path}: the model's directory holds none; copy tokenizer.json and "
@@ -109,7 +123,7 @@ def _refusal(path: str, found: str) -> FastflowError:
 
 def _config_entry(directory: Path, name: str) -> Any:
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None  # loading the model says so
     return config.get(name) if isinstance(config, dict) else None

@@ -22,7 +22,7 @@ from fastflow.models.layers.experts import has_experts
 from fastflow.models.layers.rope import check_kinds
 from fastflow.models.pulse import PULSE
 from fastflow.models.weights.expert_names import check_experts
-from fastflow.models.weights.files import check_files, check_names, check_quantisation, check_tie
+from fastflow.models.weights.files import check_files, check_is_model, check_names, check_quantisation, check_tie
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -84,6 +84,7 @@ def read_config(path: str, *, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
     check_files(path)
+    check_is_model(path)
     with loading(path, "model"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     check_quantisation(path, getattr(config, "quantization_config", None))

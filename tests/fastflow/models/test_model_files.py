@@ -18,7 +18,7 @@ from fastflow import cli
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
 from fastflow.models.opening import load_models
-from fastflow.models.weights.files import check_files, check_quantisation, check_tie
+from fastflow.models.weights.files import check_files, check_quantisation, check_tie, check_tokenizer_files
 from fastflow.models.weights.loading import load_causal_lm, read_config
 from small_models import make_causal_lm, save_model
 
@@ -248,3 +248,34 @@ def test_the_base_is_looked_at_before_the_policys_weights_load(model, fine, monk
     monkeypatch.setattr("fastflow.models.opening.load_causal_lm", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(FastflowError, match="gptq"):
         load_models(ModelConfig(path=str(fine), base=str(model), device="cpu"), LoraConfig())
+
+
+class TestAnotherDirectory:
+    """Of a run, in place of its policy's: the message names that one."""
+
+    @pytest.fixture
+    def run(self, model, tmp_path):
+        for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-30"):
+            shutil.copytree(model, place / "policy")
+            (place / "adapter").mkdir()
+        return tmp_path / "run"
+
+    @pytest.mark.parametrize("read", [lambda path: read_config(path, trust_remote_code=False), check_tokenizer_files])
+    @pytest.mark.parametrize(
+        ("given", "right"),
+        [
+            ("", "policy"),
+            ("adapter", "policy"),
+            ("checkpoints", "policy"),
+            ("checkpoints/step-30", "checkpoints/step-30/policy"),
+            ("checkpoints/step-30/adapter", "checkpoints/step-30/policy"),
+        ],
+    )
+    def test_of_a_run(self, run, read, given, right):
+        with pytest.raises(FastflowError) as caught:
+            read(str(run / given))
+        assert f"has no config.json; give {run / right}, which" in str(caught.value)
+
+    def test_of_nothing_that_is_known(self, tmp_path):
+        with pytest.raises(FastflowError, match=r"has no config\.json; check the path"):
+            read_config(str(tmp_path), trust_remote_code=False)
