@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fastflow.errors import FastflowError
 
 SETTINGS_FILE = "config.yaml"  # of a run, as to_yaml writes them
 PYYAMLS_OWN = (LookupError, AttributeError)  # it reads !!int '' so
+_FLAGS = ("--dry-run", "--help", "-h")  # options without a value
 _OWN_OPTIONS = ("config", "preset", "resume", "devices", "dry-run", "help")
 
 
@@ -38,6 +40,7 @@ def read_config(arguments: Sequence[str]) -> tuple[Config, bool]:
     """
     parser = build_parser()
     _refuse_unknown_options(arguments)
+    _refuse_missing_dashes(arguments)
     for option in ("--config", "--preset"):  # of other options the last one counts
         if sum(entry == option or entry.startswith(f"{option}=") for entry in arguments) > 1:
             raise FastflowError(f"{option} is given twice, and only one of them would count; leave one out")
@@ -112,6 +115,21 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
         name = argument[2:].split("=", 1)[0]
         if argument.startswith("--") and not is_known(name, known, sections()):
             raise FastflowError(f"unknown option --{name}: {suggest_setting(name, known)}")
+
+
+def _refuse_missing_dashes(arguments: Sequence[str]) -> None:
+    """Settings as Hydra takes them, such as optim.lr=1e-6 or +optim.lr=1e-6, where no option waits for a value."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        waits = before.startswith("--") and "=" not in before and before not in _FLAGS
+        if waits or argument.startswith("-") or "=" not in argument:
+            continue
+        name, _, value = argument.lstrip("+~").partition("=")
+        if is_known(name, known_settings(), sections()):
+            raise FastflowError(f"{argument} is no option: write --{name} {shlex.quote(value)}")
+        raise FastflowError(
+            f"{argument} is no option, which begins with --, and {name} no setting: "
+            f"{suggest_setting(name, known_settings())}"
+        )
 
 
 def _peek(arguments: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:

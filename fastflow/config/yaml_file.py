@@ -18,6 +18,7 @@ MOST_VALUES = 10_000  # with every alias written out
 MOST_BRACKETS = 500  # open at once
 OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
 CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+OTHER_FORMATS = (".toml", ".ini", ".cfg")
 LONGEST_SILENCE = 10.0  # seconds until a pipe without a writer counts as empty
 # What PyYAML raises for a plain value that does not fit its tag, such as !!int '' or !!timestamp x
 WRONG_TAG = (AttributeError, IndexError, KeyError, OverflowError, TypeError)
@@ -130,7 +131,15 @@ def read_sections(file: Path, *, such_as: str) -> dict[str, Any]:
     except OSError as error:
         raise FastflowError(f"cannot read the configuration {file}: {error.strerror}; check --config") from error
     except ValueError as error:
+        if file.suffix.lower() in OTHER_FORMATS:
+            raise FastflowError(_other_format(file)) from error
         raise FastflowError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
+        if file.suffix.lower() in OTHER_FORMATS:
+            raise FastflowError(_other_format(file))
         raise FastflowError(f"{file} must hold sections such as {such_as}, not a {type(tree).__name__}")
     return tree
+
+
+def _other_format(file: Path) -> str:
+    return f"{file} is not YAML, and settings are read from YAML alone; write each section as in optim: {{lr: 1e-6}}"

@@ -29,6 +29,30 @@ class TestRefusals:
     def test_stray_words(self, arguments):
         assert "unrecognized" in refusal(arguments)
 
+    @pytest.mark.parametrize("before", [[], ["--dry-run"], ["--run.steps", "3"], ["--run.steps=3"]])
+    @pytest.mark.parametrize(
+        ("argument", "said"),
+        [
+            ("optim.lr=5e-4", "optim.lr=5e-4 is no option: write --optim.lr 5e-4"),
+            ("+optim.lr=5e-4", "write --optim.lr 5e-4"),
+            ("rollout.stop=[a, b]", "write --rollout.stop '[a, b]'"),
+            ("data.gym.size=3", "write --data.gym.size 3"),
+            ("actor_rollout_ref.rollout.n=8", "no setting: did you mean batch.responses_per_prompt?"),
+            ("learning_rate=1", "no setting: did you mean optim.lr?"),
+        ],
+    )
+    def test_settings_without_dashes(self, before, argument, said):
+        assert said in refusal([*before, argument])
+
+    def test_a_value_may_look_like_a_setting(self):
+        assert read_config(["--data.suffix", "optim.lr=1", "--run.steps=3"])[0].data.suffix == "optim.lr=1"
+
+    @pytest.mark.parametrize("text", ['[optim]\nlr = 1e-3\npath = "x"\n', "lr = 3\n"])
+    def test_a_file_that_is_not_yaml(self, tmp_path, text):
+        (tmp_path / "run.toml").write_text(text)
+        message = refusal(["--config", str(tmp_path / "run.toml")])
+        assert "run.toml is not YAML" in message and "settings are read from YAML alone" in message
+
     @pytest.mark.parametrize("option", ["--run.steps", "--config", "--preset"])
     def test_an_option_without_its_value(self, option):
         assert option in refusal([option])
