@@ -151,7 +151,9 @@ class ObjectiveConfig(Section):
         "How answers are read and compared: for reward = answer, empo, ttrl and rent_unanswered; see fastflow grade",
     )
     answer_field: str = setting(
-        "answer", "reward = answer: field of a record with its answer, or with a solution in a box"
+        "answer",
+        "reward = answer: field of a record with its answer, or with a solution in a box; a field in a field by a dot, "
+        "such as reward_model.ground_truth",
     )
     beta: float = setting(15.0, "Weight of the reward: normalised in the group for flowrl, as given for tba", above=0)
     flowrl_form: Literal["paper", "release", "recipe"] = setting(

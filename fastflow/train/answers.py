@@ -74,7 +74,7 @@ class GradedAnswers:
         logger.warning("%s: no response to them can be right; mend them, or remove the records", found)
 
     def _item(self, record: Mapping[str, Any], text: str) -> Item:
-        gold = as_gold(record[ENTRY]) if self._grader == GYM else gold_text(record[self._field])
+        gold = as_gold(record[ENTRY]) if self._grader == GYM else gold_text(answer_of(record, self._field))
         assert gold is not None, "check_answers has seen the record"
         return Item(self._grader, gold, text)
 
@@ -103,17 +103,36 @@ def grader_for(grader: str, prompts: Sequence[Prompt]) -> str:
     return GYM if all(ENTRY in prompt.record for prompt in prompts) else grader
 
 
+def answer_of(record: Mapping[str, Any], field: str) -> Any:
+    """A record's answer: that of the field, otherwise that of a dotted path such as reward_model.ground_truth. None
+    where there is neither.
+    """
+    if field in record:
+        return record[field]
+    found: Any = record
+    for name in field.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
 def check_answers(prompts: Sequence[Prompt], answer_field: str) -> None:
     """Raise FastflowError where a record holds no answer."""
     for prompt in prompts:
-        if answer_field not in prompt.record:
+        answer = answer_of(prompt.record, answer_field)
+        if isinstance(answer, Mapping):
+            raise FastflowError(
+                f"{prompt.source}: {answer_field} holds a mapping ({', '.join(map(str, answer)) or 'empty'}), which is "
+                f"no answer; name the field in it, as in objective.answer_field = {answer_field}."
+                f"{next(iter(answer), 'name')}"
+            )
+        if answer is None and answer_field not in prompt.record:
             known = ", ".join(sorted(prompt.record)) or "nothing"
             raise FastflowError(
                 f"{prompt.source}: the record has no {answer_field!r}, with which objective.reward = answer compares "
                 f"responses (it has {known}); name the field with the answer by objective.answer_field"
             )
-        if gold_text(prompt.record[answer_field]) is None:
+        if gold_text(answer) is None:
             raise FastflowError(
-                f"{prompt.source}: field {answer_field!r} is {prompt.record[answer_field]!r:.100}, which is no answer "
+                f"{prompt.source}: field {answer_field!r} is {answer!r:.100}, which is no answer "
                 "(objective.answer_field); fill it in, or remove the record"
             )
