@@ -262,7 +262,9 @@ class OptimConfig(Section):
     )
     betas: tuple[float, float] = setting((0.9, 0.95), "AdamW's moment decay rates", at_least=0, below=1)
     eps: float = setting(1e-8, "AdamW's epsilon", above=0)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", at_least=0)
+    weight_decay: float = setting(
+        0.0, "AdamW's decoupled weight decay, of matrices: biases and norms do not decay", at_least=0
+    )
     warmup_updates: int = setting(0, "Updates over which the learning rate rises linearly", unit="updates", at_least=0)
     schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Course of the learning rate after warm-up")
     final_lr_ratio: float = setting(

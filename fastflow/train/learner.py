@@ -61,11 +61,16 @@ class Learner:
         self.skips = Skips()
         self.objective = objective(config, policy)
         optim = config.optim
-        trained = [{"params": policy.parameters(), "lr": optim.lr}]
-        if own := self.objective.parameters():
-            trained.append({"params": own, "lr": optim.log_z_lr if self._own_rate else optim.lr})
+        own = self.objective.parameters()
+        own_rate = optim.log_z_lr if self._own_rate else optim.lr
+        self._bounded = [policy.parameters(), own] if own else [policy.parameters()]  # with one gradient norm each
+        groups = [
+            group
+            for parameters, lr in zip(self._bounded, (optim.lr, own_rate), strict=False)
+            for group in decayed_groups(parameters, lr, optim.weight_decay)
+        ]
         self.optimizer = torch.optim.AdamW(
-            trained, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay,
+            groups, betas=optim.betas, eps=optim.eps,
             fused=True,  # one pass over each parameter, on CUDA and on a CPU, and no temporaries
         )  # fmt: skip
         self.schedule = LambdaLR(self.optimizer, lambda update: lr_factor(update, total_updates, optim))
@@ -105,7 +110,7 @@ class Learner:
     def _backward(
         self, groups: Sequence[Group], penalty: torch.Tensor | None, reward: torch.Tensor | None
     ) -> tuple[UpdateResult, list[torch.Tensor]]:
-        """Everything up to the gradient. Returns the norm of each of the optimiser's groups with the result."""
+        """Everything up to the gradient. Returns its norms, too: the policy's, then of what trains beside it."""
         seconds: dict[str, float] = {}
         device = self.policy.device
         share = Share.of(self.policy, groups, self.config.batch.tokens_per_microbatch)
@@ -122,7 +127,7 @@ class Learner:
         with _timed(seconds, "train", device):
             outputs = self._accumulated(loss_of, share)
             loss = self._sum_over_ranks(float(sum(output.loss for output in outputs)))
-            norms = [_gradient_norm(trained["params"]) for trained in self.optimizer.param_groups]
+            norms = [_gradient_norm(parameters) for parameters in self._bounded]
             of_groups = [float(whole(norm)) for norm in norms]
         problem = not_finite(loss, of_groups)
         if problem and head_before:
@@ -217,9 +222,9 @@ class Learner:
         return replace(output, loss=loss.detach())
 
     def _step(self, norms: list[torch.Tensor]) -> None:
-        """Clip and step. norms: of the gradient, for each of the optimiser's groups."""
-        for trained, norm, limit in zip(self.optimizer.param_groups, norms, self._limits(norms), strict=True):
-            torch.nn.utils.clip_grads_with_norm_(trained["params"], limit, norm)
+        """Clip and step. norms: of the gradient, for the policy, then for what trains beside it."""
+        for parameters, norm, limit in zip(self._bounded, norms, self._limits(norms), strict=True):
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         self.optimizer.step()
         self.schedule.step()
         self.policy.version += 1
@@ -231,7 +236,7 @@ class Learner:
         return self.config.released.log_z_rate == "own"
 
     def _limits(self, norms: list[torch.Tensor]) -> list[float]:
-        """The largest norm that each of the optimiser's groups may have; its share of one bound where they share it."""
+        """The largest norm that each of them may have; its share of one bound where they share it."""
         bound = self.config.optim.max_grad_norm
         if self._own_rate:
             return [bound] * len(norms)
@@ -262,6 +267,16 @@ class Learner:
             if ranks.any(parameter.grad is not None):
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = ranks.sum(gradient)
+
+
+def decayed_groups(parameters: Sequence[torch.nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of an optimiser: matrices decay; vectors do not, which are biases and the scales of norms."""
+    if not weight_decay:
+        return [{"params": parameters, "lr": lr, "weight_decay": 0.0}]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    groups = [(matrices, weight_decay), (vectors, 0.0)]
+    return [{"params": members, "lr": lr, "weight_decay": decay} for members, decay in groups if members]
 
 
 def lr_factor(update: int, total_updates: int, settings: OptimConfig) -> float:

@@ -75,6 +75,34 @@ def test_the_fused_optimiser_steps_as_the_plain_one(device, rng):
     )
 
 
+def test_matrices_decay_and_biases_and_norms_do_not():
+    """Without a gradient, AdamW does nothing but decay."""
+    lr, decay = 0.1, 0.5
+    learner = make_learner(optim=OptimConfig(lr=lr, log_z_lr=lr, weight_decay=decay), log_z="learned")
+    trained = [*learner.policy.parameters(), *learner.objective.parameters()]
+    before = [parameter.detach().clone() for parameter in trained]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    assert {parameter.ndim for parameter in trained} == {1, 2}
+    for parameter, old in zip(trained, before, strict=True):
+        torch.testing.assert_close(parameter.detach(), old * (1 - lr * decay) if parameter.ndim == 2 else old)
+
+
+@pytest.mark.parametrize("log_z", ["learned", "group_mean"])
+def test_a_gradient_is_clipped_as_a_whole_with_and_without_decay(log_z, rng):
+    """Groups of the optimiser are no bounds: the policy's gradient has one norm, and log_z's another."""
+    groups, found = make_groups(rng), []
+    for decay in (0.0, 0.1):
+        learner = make_learner(log_z=log_z, optim=OptimConfig(lr=1e-3, max_grad_norm=1e-3, weight_decay=decay))
+        result = learner.update(groups)
+        policy = [parameter.grad for parameter in learner.policy.parameters()]
+        assert float(torch.nn.utils.get_total_norm(policy)) == pytest.approx(1e-3, rel=1e-3)
+        found.append((result.grad_norm, policy))
+    assert found[0][0] == found[1][0] > 1e-3
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
+
+
 @pytest.mark.parametrize("log_z", ["learned", "group_mean"])
 def test_gradient_does_not_depend_on_packing_order(log_z, rng):
     groups = make_groups(rng)

@@ -42,6 +42,7 @@ KINDS = {
     "lora": {"lora__rank": 2, "lora__dropout": 0.3},
     "several updates": {"batch__updates_per_rollout": 2, "optim__lr": 1e-2},
     "a course of the learning rate": {"optim__schedule": "cosine", "optim__warmup_updates": 2},
+    "a decay of the weights": {"optim__weight_decay": 0.1, "optim__lr": 1e-2},
     "recomputed": {"importance__source": "recompute", "rollout__temperature": 0.8},
     "an export that rounds": {"run__export_dtype": "bfloat16"},
     "bfloat16": {"model__dtype": "bfloat16", "lora__rank": 2},
