@@ -45,7 +45,8 @@ def _below_the_peak(config: Config) -> list[str]:
     updates, warmup = config.run.steps * config.batch.updates_per_rollout, config.optim.warmup_updates
     if warmup < max(updates, 2):
         return []
+    reached = "never reached" if warmup > updates else "reached in the last one alone"
     return [
         f"optim.warmup_updates = {warmup} takes all of the run's {counted(updates, 'update')}, so that optim.lr is "
-        "reached in the last one at most"
+        f"{reached}"
     ]
