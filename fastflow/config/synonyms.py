@@ -87,7 +87,7 @@ _ABSENT = {
     "filter_groups dynamic_sampling": "groups of equal rewards stay in the batch, where they add nothing",
     "critic value_model vf_coef value_loss_coef gamma lam gae_lambda": "no critic is trained: a group's mean reward is "
     "the baseline",
-    "optimizer optim optimizer_name": "the optimiser is AdamW, with the settings of optim",
+    "optimizer optimizer_name": "the optimiser is AdamW, with the settings of optim",
     "push_to_hub hub_model_id hub_strategy": "a run writes to run.output alone, whose policy you can upload",
     "load_in_8bit load_in_4bit quantization": "quantised weights are not trained; to save memory set lora.rank and "
     "model.dtype = bfloat16",
