@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import comb
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -21,6 +21,7 @@ from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER
 
 Row = Mapping[str, Any]
+AnyRow = TypeVar("AnyRow", bound=Row)
 NORMAL_95 = 1.959964
 _ROUNDING = 1e-12  # relative
 
@@ -57,23 +58,28 @@ def majority(responses: Sequence[Row]) -> float:
 
 
 def _is_right_class(responses: Sequence[Row], name: int) -> bool:
-    verdicts = [_is_right(row) for row in responses if row["vote_class"] == name]
+    verdicts = [is_right(row) for row in responses if row["vote_class"] == name]
     return sum(verdicts) * 2 > len(verdicts)
 
 
-def by_prompt(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows of each question, in the questions' order."""
-    groups: dict[int, list[Row]] = {}
+def by_question(rows: Iterable[AnyRow]) -> dict[int, list[AnyRow]]:
+    """The rows of each question by its number, in the questions' order."""
+    groups: dict[int, list[AnyRow]] = {}
     for row in rows:
         groups.setdefault(row["question"], []).append(row)
-    return [groups[index] for index in sorted(groups)]
+    return dict(sorted(groups.items()))
+
+
+def by_prompt(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
+    """The rows of each question, in the questions' order."""
+    return list(by_question(rows).values())
 
 
 def score(rows: Sequence[Row]) -> dict[str, Any]:
     """All measures of one model on one task, each as {"value", "error"}; counts of verdicts besides."""
     prompts = by_prompt(rows)
     samples = len(prompts[0])
-    rights = [sum(map(_is_right, responses)) for responses in prompts]
+    rights = [sum(map(is_right, responses)) for responses in prompts]
     curves = np.stack([pass_at_each(right, samples) for right in rights])  # (prompts, k)
     per_prompt: dict[str, Callable[[Sequence[Row]], float]] = {
         f"maj@{samples}": majority,
@@ -104,7 +110,9 @@ def estimate(values: Sequence[float] | Float64[np.ndarray, " prompts"]) -> dict[
 
 def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | None]:
     """avg@n of one model less that of another on the same prompts: paired, with a 95 % interval."""
-    ours, theirs = ({group[0]["question"]: _mean_right(group) for group in by_prompt(part)} for part in (rows, base))
+    ours, theirs = (
+        {question: _mean_right(group) for question, group in by_question(part).items()} for part in (rows, base)
+    )
     if ours.keys() != theirs.keys():
         raise FastflowError("two models were asked different questions, so that they cannot be compared in pairs")
     return with_interval(estimate([ours[question] - theirs[question] for question in ours]))
@@ -121,9 +129,10 @@ def with_interval(found: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "low": found["value"] - half, "high": found["value"] + half}
 
 
-def _mean_right(responses: Sequence[Row]) -> float:
-    return float(np.mean([_is_right(row) for row in responses]))
-
-
-def _is_right(row: Row) -> bool:
+def is_right(row: Row) -> bool:
+    """Whether the grader took a response for right."""
     return row["verdict"] == Verdict.RIGHT.value
+
+
+def _mean_right(responses: Sequence[Row]) -> float:
+    return float(np.mean([is_right(row) for row in responses]))

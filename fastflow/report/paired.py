@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.evaluate.scores import by_prompt, estimate, majority, pass_at, with_interval
+from fastflow.evaluate.scores import by_question, estimate, is_right, majority, pass_at, with_interval
 
 Row = Mapping[str, Any]
 PerPrompt = Callable[[Sequence[Row]], float]
@@ -64,12 +64,8 @@ def measure_of(heading: str) -> tuple[PerPrompt, float] | None:
     return None
 
 
-def is_right(row: Row) -> bool:
-    return row["verdict"] == "right"
-
-
 def _values(rows: Sequence[Row], measure: PerPrompt) -> dict[int, float]:
-    return {responses[0]["question"]: measure(responses) for responses in by_prompt(rows)}
+    return {question: measure(responses) for question, responses in by_question(rows).items()}
 
 
 def _mean(values: Sequence[float]) -> float:

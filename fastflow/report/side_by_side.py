@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastflow.counted import counted
+from fastflow.evaluate.scores import by_question, is_right
 from fastflow.report.evaluations import Evaluation, Row, TaskResult
-from fastflow.report.paired import is_right
 from fastflow.report.text import HEAD, TAIL, cut, printable
 
 SAMPLES_SHOWN = (4, 2, 1)  # responses of each model to a prompt: the first number whose page fits
@@ -18,8 +18,8 @@ Card = dict[str, Any]
 
 def cards(task: TaskResult, prefix: str) -> list[Card]:
     """Make a card of each prompt: the compared models beside each other, each with its first responses."""
-    texts = [_by_question(subject.texts(SAMPLES_SHOWN[0])) for subject in task.compared]
-    counted = [_by_question(subject.rows) for subject in task.compared]
+    texts = [by_question(subject.texts(SAMPLES_SHOWN[0])) for subject in task.compared]
+    counted = [by_question(subject.rows) for subject in task.compared]
     made = []
     for number, question in enumerate(sorted(set().union(*texts)), start=1):
         columns = [sorted(of_model.get(question, []), key=lambda row: row["sample"]) for of_model in texts]
@@ -42,13 +42,6 @@ def cards(task: TaskResult, prefix: str) -> list[Card]:
             "longest": max((row["tokens"] or 0 for rows in every for row in rows), default=0),
         })  # fmt: skip
     return made
-
-
-def _by_question(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["question"], []).append(row)
-    return found
 
 
 def _right(rows: Sequence[Row], *, graded: bool) -> str:
