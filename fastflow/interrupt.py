@@ -43,6 +43,15 @@ class RunStopped(FastflowError):
         self.exit_code = exit_code(stop)
 
 
+@contextlib.contextmanager
+def stopped(message: Callable[[], str]) -> Iterator[None]:
+    """Raise RunStopped where a signal ends the block. message: makes what it says, at that time."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise RunStopped(message(), stop) from stop
+
+
 def exit_code(stop: KeyboardInterrupt) -> int:
     """Return 128 plus the signal's number, as shells do: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + getattr(stop, "number", signal.SIGINT)

@@ -16,7 +16,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
-from fastflow.evaluate.creative.study import Answers, Study, base_scores
+from fastflow.evaluate.creative.study import Answers, Study
 from fastflow.evaluate.doubts import doubts
 from fastflow.evaluate.earlier import check_directory, check_earlier
 from fastflow.evaluate.elsewhere import own_names
@@ -197,9 +197,10 @@ def _summary(
         for model in models:
             rows_of = found[model][place]
             entry: dict[str, Any] = {
-                "name": model.name, "scores": base_scores(rows_of) if task.is_creative else scores.score(rows_of),
+                "name": model.name,
+                "scores": scores.score_creative(rows_of) if task.is_creative else scores.score(rows_of),
                 "responses": _file(stores[model][place]),
-            }  # fmt: skip
+            }
             if model is not models[0] and not task.is_creative:
                 entry["difference"] = scores.difference(rows_of, found[models[0]][place])
             answers.append(Answers(model.name, model.label, scores.by_prompt(rows_of), entry))

@@ -1,12 +1,7 @@
-"""Measures of graded responses: per prompt first, then the mean over prompts with its standard error.
-
-Prompts are the independent draws; the samples of one prompt are not. The standard error is therefore the standard
-deviation of the prompts' values over the root of their number, and contains the noise of sampling.
-"""
+"""Measures of responses: per prompt first, then the mean over prompts with its standard error."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import comb
@@ -17,13 +12,12 @@ from jaxtyping import Float64
 
 from fastflow.counted import counted
 from fastflow.errors import FastflowError
+from fastflow.evaluate.estimates import estimate, over_prompts, with_interval
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER
 
 Row = Mapping[str, Any]
 AnyRow = TypeVar("AnyRow", bound=Row)
-NORMAL_95 = 1.959964
-_ROUNDING = 1e-12  # relative
 
 CONVENTIONS = {
     "avg": "mean over prompts of the share of right responses",
@@ -76,7 +70,7 @@ def by_prompt(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
 
 
 def score(rows: Sequence[Row]) -> dict[str, Any]:
-    """All measures of one model on one task, each as {"value", "error"}; counts of verdicts besides."""
+    """All measures of one model on one graded task, each as {"value", "error"}; counts of verdicts besides."""
     prompts = by_prompt(rows)
     samples = len(prompts[0])
     rights = [sum(map(is_right, responses)) for responses in prompts]
@@ -102,10 +96,18 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def estimate(values: Sequence[float] | Float64[np.ndarray, " prompts"]) -> dict[str, float | None]:
-    """Mean and standard error over prompts; a single prompt has no standard error."""
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"value": float(np.mean(values)), "error": error}
+def score_creative(rows: Sequence[Row]) -> dict[str, Any]:
+    """The measures of one model on a creative task that need neither encoder nor judge."""
+    prompts = by_prompt(rows)
+    return {
+        "prompts": len(prompts),
+        "samples": len(prompts[0]),
+        "tokens": over_prompts([sum(row["tokens"] for row in group) / len(group) for group in prompts]),
+        "truncated": over_prompts(
+            [sum(row["finish_reason"] == "length" for row in group) / len(group) for group in prompts]
+        ),
+        "distinct": over_prompts([len({row["response"] for row in group}) / len(group) for group in prompts]),
+    }
 
 
 def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | None]:
@@ -116,17 +118,6 @@ def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | No
     if ours.keys() != theirs.keys():
         raise FastflowError("two models were asked different questions, so that they cannot be compared in pairs")
     return with_interval(estimate([ours[question] - theirs[question] for question in ours]))
-
-
-def with_interval(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to an estimate the ends of its 95 % interval (normal), low and high.
-
-    They are None without a standard error, and where the prompts do not differ: few that agree prove no certainty.
-    """
-    if found["error"] is None or found["error"] <= _ROUNDING * abs(found["value"]):
-        return {**found, "low": None, "high": None}
-    half = NORMAL_95 * found["error"]
-    return {**found, "low": found["value"] - half, "high": found["value"] + half}
 
 
 def is_right(row: Row) -> bool:

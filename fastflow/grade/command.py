@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +18,9 @@ from fastflow.evaluate.graders.pool import TIMEOUT, GraderPool
 from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.grade.records import read_items
-from fastflow.interrupt import RunStopped
+from fastflow.interrupt import stopped
 from fastflow.machine import cores
+from fastflow.run.bar import Bar
 from fastflow.run.console import make_console, say
 from fastflow.run.output_file import writing
 
@@ -57,17 +57,15 @@ def run(arguments: argparse.Namespace) -> int:
     workers = min(arguments.workers, len(items))
     needs_math = any(item.grader == "math" for item in items)
     needs_gym = any(item.grader == "gym" for item in items)
-    with GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math, needs_gym=needs_gym) as pool:
-        try:
-            _warn_of_golds(lines, pool)
-            with _opened(arguments.output) as output, _progress(console, len(items)) as advance:
-                for (_, record, _), verdict in zip(lines, pool.grade(items), strict=True):
-                    verdicts.append(verdict)
-                    _write(output, arguments.output, {**record, "verdict": verdict.value})
-                    advance()
-        except KeyboardInterrupt as stop:
-            kept = f"; {arguments.output} holds them" if arguments.output and verdicts else ""
-            raise RunStopped(f"stopped after {len(verdicts)} of {counted(len(items), 'line')}{kept}", stop) from stop
+    pool = GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math, needs_gym=needs_gym)
+    with stopped(lambda: _how_far(verdicts, items, arguments.output)), pool:
+        _warn_of_golds(lines, pool)
+        with _opened(arguments.output) as output, Bar(console, "grading", len(items)) as bar:
+            for (_, record, _), verdict in zip(lines, pool.grade(items), strict=True):
+                verdicts.append(verdict)
+                _write(output, arguments.output, {**record, "verdict": verdict.value})
+                bar.advance()
+                bar.line(f"graded {bar.done:,} of {len(items):,}", every=QUIET_SECONDS)
     _print_table(console, items, verdicts)
     told = "give --output OUT for the verdict on each line"
     if arguments.output is not None:
@@ -116,25 +114,9 @@ def _write(file: TextIO | None, path: Path, record: dict[str, Any]) -> None:
             file.flush()
 
 
-@contextlib.contextmanager
-def _progress(console: Console, total: int) -> Iterator[Any]:
-    """Yield a function to call after each line: a bar on a terminal, a line now and then elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("grading", total=total)
-        done, last = 0, time.monotonic()
-
-        def advance() -> None:
-            nonlocal done, last
-            done += 1
-            bars.update(bar, advance=1)
-            if not console.is_terminal and time.monotonic() - last > QUIET_SECONDS:
-                last = time.monotonic()
-                console.print(f"graded {done:,} of {total:,}", highlight=False)
-
-        yield advance
+def _how_far(verdicts: list[Verdict], items: list[Item], output: Path | None) -> str:
+    kept = f"; {output} holds them" if output and verdicts else ""
+    return f"stopped after {len(verdicts)} of {counted(len(items), 'line')}{kept}"
 
 
 def _print_table(console: Console, items: list[Item], verdicts: list[Verdict]) -> None:

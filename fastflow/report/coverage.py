@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastflow.evaluate.scores import NORMAL_95
+from fastflow.evaluate.estimates import NORMAL_95
 from fastflow.report.drawing import COLOURS, make_axes, to_svg
 from fastflow.report.evaluations import Subject
 from fastflow.report.numbers import is_number, number

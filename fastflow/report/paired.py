@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastflow.evaluate.scores import by_question, estimate, is_right, majority, pass_at, with_interval
+from fastflow.evaluate.estimates import estimate, with_interval
+from fastflow.evaluate.scores import by_question, is_right, majority, pass_at
 
 Row = Mapping[str, Any]
 PerPrompt = Callable[[Sequence[Row]], float]

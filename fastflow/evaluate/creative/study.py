@@ -13,18 +13,18 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate.creative import diversity, pareto
 from fastflow.evaluate.creative.effective_alpha import CONVENTION, effective_alpha
 from fastflow.evaluate.creative.embedding import Encoder, identity, load_encoder, needs_package
-from fastflow.evaluate.creative.estimates import over_prompts, paired
 from fastflow.evaluate.creative.judge import Judge
 from fastflow.evaluate.creative.judging import Quality, compare_pairs, grade_quality, rate_solutions
 from fastflow.evaluate.creative.replies import Replies
 from fastflow.evaluate.creative.rubric import Rubric, find_rubric
 from fastflow.evaluate.creative.settings import JudgeConfig
+from fastflow.evaluate.estimates import over_prompts, paired
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.responses import key_of
-from fastflow.evaluate.scores import by_prompt
 from fastflow.evaluate.task import Task
-from fastflow.interrupt import RunStopped
+from fastflow.interrupt import stopped
 from fastflow.models.opening import resolve_device
+from fastflow.run.bar import Bar
 from fastflow.run.console import say
 from fastflow.run.durable import replace_json, replace_text
 from fastflow.run.output_file import writing
@@ -240,39 +240,9 @@ class Study:
 
     @contextmanager
     def _steps(self, title: str, total: int | None) -> Iterator[OnStep]:
-        """Show progress on a terminal. After a signal, raises RunStopped with how far it came."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        bars = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
-        bar, done = bars.add_task(title, total=total), 0
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            bars.update(bar, completed=done)
-
-        try:
-            with bars:
-                yield step
-        except KeyboardInterrupt as stop:
-            of = "" if total is None else f" of {total}"
-            raise RunStopped(
-                f"stopped at {title}, {done}{of} done; the same command goes on from what is kept", stop
-            ) from stop
-        if not self._console.is_terminal:
-            say(self._console, f"{title}: {done} done")
-
-
-def base_scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """The measures of a creative task that need neither encoder nor judge."""
-    prompts = by_prompt(rows)
-    return {
-        "prompts": len(prompts),
-        "samples": len(prompts[0]),
-        "tokens": over_prompts([sum(row["tokens"] for row in group) / len(group) for group in prompts]),
-        "truncated": over_prompts(
-            [sum(row["finish_reason"] == "length" for row in group) / len(group) for group in prompts]
-        ),
-        "distinct": over_prompts([len({row["response"] for row in group}) / len(group) for group in prompts]),
-    }
+        """Show progress. After a signal, raises RunStopped with how far it came."""
+        bar, of = Bar(self._console, title, total), "" if total is None else f" of {total}"
+        goes_on = "the same command goes on from what is kept"
+        with stopped(lambda: f"stopped at {title}, {bar.done}{of} done; {goes_on}"), bar:
+            yield bar.advance
+        bar.line(f"{title}: {bar.done} done")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastflow.evaluate.creative.estimates import over_prompts, paired
 from fastflow.evaluate.creative.pareto import Point, draw, front
+from fastflow.evaluate.estimates import over_prompts, paired
 
 NAMES = {"svg": "http://www.w3.org/2000/svg"}
 VALUES = st.integers(0, 4).map(float)

@@ -77,12 +77,12 @@ def test_a_creative_task_offers_no_order_by_what_is_right(tmp_path, page):
 
 @pytest.mark.parametrize("heading", ["avg@4", "pass@2", "pass@4", "maj@4", "tokens", "cut off", "well-formed"])
 def test_a_difference_is_the_mean_over_prompts_of_differences(heading):
-    from fastflow.evaluate import scores
+    from fastflow.evaluate import estimates, scores
 
     measure, _ = measure_of(heading)
     found = paired(POLICY, BASE, measure)
     ours, theirs = ([measure(group) for group in scores.by_prompt(rows)] for rows in (POLICY, list(reversed(BASE))))
-    expected = scores.estimate([one - other for one, other in zip(ours, theirs, strict=True)])
+    expected = estimates.estimate([one - other for one, other in zip(ours, theirs, strict=True)])
     assert found.value == pytest.approx(expected["value"])
     if expected["error"]:
         assert found.high - found.low == pytest.approx(2 * 1.959964 * expected["error"])
