@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastflow.config.schema import DataConfig
-from fastflow.data.conversation import Message
-from fastflow.data.prompts import tokenize
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
@@ -26,12 +23,13 @@ from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.methods.make import methods_for
 from fastflow.evaluate.methods.verbalized import VERSION, instruction
 from fastflow.evaluate.progress import Meter
+from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, find_task, is_own_file
-from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, UNLIMITED, Work, check_golds, facts
+from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, Work, check_golds, facts
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.console import say
 from fastflow.run.durable import replace_json, replace_text
@@ -111,9 +109,7 @@ def _respond(
     settings = config.eval
     rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
     prompts = [_prompts(config, work, tokenizer) for work in works]
-    params = SamplingParams(
-        settings.temperature, settings.top_p, settings.max_tokens, rollout.min_response_tokens, rollout.stop
-    )
+    params = SamplingParams.of(rollout, temperature=settings.temperature, top_p=settings.top_p)
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
     meter = Meter(console)
@@ -150,16 +146,9 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
             system = "\n\n".join(filter(None, (system, asked)))
         else:
             front = f"{asked}\n\n"
-    data = DataConfig(
-        path="eval.tasks", chat_template=settings.chat_template, system=system, max_prompt_tokens=UNLIMITED
+    return tokenize_questions(
+        work.questions, tokenizer, chat_template=settings.chat_template, system=system, front=front
     )
-    records = [(question.source, {"prompt": _behind(front, question.prompt)}) for question in work.questions]
-    return tokenize(records, tokenizer, data)
-
-
-def _behind(front: str, prompt: str | list[Message]) -> str | list[Message]:
-    """Put a text in front of a prompt. Messages stay as they are: without a chat template they are refused."""
-    return front + prompt if isinstance(prompt, str) else prompt
 
 
 def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:

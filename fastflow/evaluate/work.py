@@ -12,7 +12,6 @@ from fastflow.evaluate.questions import Question
 from fastflow.evaluate.task import Task
 
 RESULTS_FILE, TABLE_FILE, RESPONSES = "results.json", "results.md", "responses"
-UNLIMITED = 10**9  # tokens of a prompt; the model's context is what limits it
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from fastflow.config.schema import RolloutConfig
@@ -11,7 +11,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.admission import context_for
 from fastflow.rollout.local import LocalSampler
-from fastflow.rollout.sampler import Sampler
+from fastflow.rollout.sampler import OnProgress, Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ def make_sampler(
     prompts: Sequence[Prompt],
     rollout: RolloutConfig,
     *,
-    on_progress: Callable[[int], None],
+    on_progress: OnProgress,
     room: int = 0,
 ) -> Sampler:
     """Return a sampler for the policy. An engine's own packages are imported only when it is chosen.

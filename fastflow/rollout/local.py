@@ -10,7 +10,7 @@ is a collective.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.admission import check_requests
 from fastflow.rollout.decoding import DecodingBatch
-from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, SamplingParams, unheard
 from fastflow.rollout.stop_texts import StopTexts
 from fastflow_kernels.sampling import exponentials_
 
@@ -46,13 +46,13 @@ class LocalSampler:
         eos_ids: Sequence[int],
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_sequences: int = 256,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress = unheard,
     ):
         self._policy = policy
         self._eos_ids = torch.tensor(sorted(eos_ids), device=policy.device)
         self._tokenizer = tokenizer
         self._max_sequences = max_sequences
-        self._on_progress = on_progress or (lambda finished: None)
+        self._on_progress = on_progress
 
     def load_weights(self, policy: PackedModel) -> None:
         self._policy = policy

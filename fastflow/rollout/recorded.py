@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from fastflow.data.recorded import RecordedPrompt
 from fastflow.data.trajectory import Group
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
-from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, SamplingParams, unheard
 
 
 class RecordedResponses:
@@ -20,7 +20,7 @@ class RecordedResponses:
     on_progress: told of responses that were taken.
     """
 
-    def __init__(self, on_progress: Callable[[int], None] = lambda taken: None):
+    def __init__(self, on_progress: OnProgress = unheard):
         self._on_progress = on_progress
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 
+from fastflow.config.schema import RolloutConfig
 from fastflow.data.trajectory import Group, Prompt
 from fastflow.models.packed import PackedModel
+
+OnProgress = Callable[[int], None]  # receives the number of responses that finished since the last call
+
+
+def unheard(finished: int) -> None:
+    """The OnProgress of a sampler whose caller does not ask for any."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,12 @@ class SamplingParams:
     max_response_tokens: int = 1024
     min_response_tokens: int = 0
     stop: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rollout: RolloutConfig, **instead: Any) -> SamplingParams:
+        """Those that the settings name. instead: fields with values of their own."""
+        of_settings = {entry.name: getattr(rollout, entry.name) for entry in fields(cls)}
+        return cls(**{**of_settings, **instead})
 
 
 class Sampler(Protocol):

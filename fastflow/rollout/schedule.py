@@ -129,13 +129,7 @@ def make_schedule(
     ready: Sequence[Group] | None,
 ) -> Schedule:
     """Make the schedule that the settings name. steps, ready: see OneAhead."""
-    params = SamplingParams(
-        rollout.temperature,
-        rollout.top_p,
-        rollout.max_response_tokens,
-        rollout.min_response_tokens,
-        rollout.stop,
-    )
+    params = SamplingParams.of(rollout)
     if not rollout.ahead:
         return OnPolicy(sampler, policy, requests, params)
     overlapping = cast(OverlappingSampler, sampler)  # Config refuses `ahead` for the others

@@ -11,19 +11,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastflow.config.schema import Config, DataConfig
+from fastflow.config.schema import Config
 from fastflow.config.setting import suggest
 from fastflow.counted import counted
-from fastflow.data.prompts import tokenize
 from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
+from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json, read_questions
 from fastflow.evaluate.task import Task, find_task
-from fastflow.evaluate.work import UNLIMITED, Work, check_golds
+from fastflow.evaluate.work import Work, check_golds
 from fastflow.machine import cores
 from fastflow.models.layers.rope import context_of
 from fastflow.models.packed import PackedModel
@@ -101,12 +101,11 @@ class Evaluation:
             check_tokens(policy, prompts)
         self._pool = _grader_pool(works)
         settings, rollout = config.eval, config.rollout
-        self._params = SamplingParams(
-            settings.temperature,
-            settings.top_p,
-            settings.max_response_tokens or rollout.max_response_tokens,
-            rollout.min_response_tokens,
-            rollout.stop,
+        self._params = SamplingParams.of(
+            rollout,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_response_tokens=settings.max_response_tokens or rollout.max_response_tokens,
         )
         self.curve = Curve(run, [work.task for work in works], config)
         self.room = self._room()
@@ -229,12 +228,10 @@ class _Given:
 def _prompts(work: Work, tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Prompt]:
     """The questions as the training's prompts are put, but for data.suffix: a task has a prompt of its own."""
     data = config.data
-    settings = DataConfig(
-        path="eval.tasks", chat_template=data.chat_template, template_arguments=data.template_arguments,
-        system=data.system, max_prompt_tokens=UNLIMITED,
+    return tokenize_questions(
+        work.questions, tokenizer, chat_template=data.chat_template, system=data.system,
+        template_arguments=data.template_arguments,
     )  # fmt: skip
-    records = [(question.source, {"prompt": question.prompt}) for question in work.questions]
-    return tokenize(records, tokenizer, settings)
 
 
 def _grader_pool(works: Sequence[Work]) -> GraderPool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.evaluate.task import Task
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.power.proposal import score
-from fastflow.rollout.sampler import Request, Sampler, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, Sampler, SamplingParams
 
 
 class Choice(Protocol):
@@ -40,7 +40,7 @@ class ChosenOfSeveral:
         *,
         candidates: int,
         choice: Choice,
-        on_progress: Callable[[int], None],
+        on_progress: OnProgress,
     ):
         self._sampler, self._text, self._params = sampler, text, params
         self._candidates, self._choice, self._on_progress = candidates, choice, on_progress

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fastflow.data.response_text import ResponseText
 from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.rollout.beam import BeamSearch
 from fastflow.rollout.power.sampler import PowerSampler
-from fastflow.rollout.sampler import Request, Sampler, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, Sampler, SamplingParams
 
 
 class PlainSampling:
@@ -43,9 +43,7 @@ class PowerSampling:
 class BeamAnswers:
     """The answer to a prompt is the best response that the search finds."""
 
-    def __init__(
-        self, search: BeamSearch, text: ResponseText, params: SamplingParams, on_progress: Callable[[int], None]
-    ):
+    def __init__(self, search: BeamSearch, text: ResponseText, params: SamplingParams, on_progress: OnProgress):
         self._search, self._text, self._params, self._on_progress = search, text, params, on_progress
 
     def answers(self, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:

@@ -22,7 +22,7 @@ from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.beam import BeamSearch
 from fastflow.rollout.engines import make_sampler
 from fastflow.rollout.power.sampler import PowerSampler
-from fastflow.rollout.sampler import SamplingParams
+from fastflow.rollout.sampler import OnProgress, SamplingParams, unheard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ def methods_for(
     params: SamplingParams,
     pool: GraderPool,
     *,
-    on_progress: Callable[[int], None],
+    on_progress: OnProgress,
 ) -> Iterator[MethodOf]:
     """Give the method for each task, with the policy's weights in the engine; the engine is closed afterwards.
 
@@ -52,7 +52,7 @@ def methods_for(
         search = BeamSearch(policy, eos_ids=end_ids(policy, tokenizer), beams=settings.count("candidates"))
         yield lambda task: BeamAnswers(search, text, params, on_progress)
         return
-    told = on_progress if settings.name in _COUNTED_BY_ENGINE else _nobody
+    told = on_progress if settings.name in _COUNTED_BY_ENGINE else unheard  # the method counts
     with closing(make_sampler(policy, tokenizer, prompts, rollout, on_progress=told)) as sampler:
         sampler.load_weights(policy)
 
@@ -85,10 +85,6 @@ def methods_for(
             return PlainSampling(sampler, text, params)
 
         yield make
-
-
-def _nobody(finished: int) -> None:
-    """Leave the counting to the method."""
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

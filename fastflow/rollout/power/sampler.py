@@ -14,7 +14,7 @@ from fastflow.rollout.power.mcmc import Chain, Form, chain
 from fastflow.rollout.power.proposal import EngineProposer
 from fastflow.rollout.power.smc import Population, population
 from fastflow.rollout.power.walk import Cost, Tail, Walk, run_walks
-from fastflow.rollout.sampler import Request, Sampler, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, Sampler, SamplingParams, unheard
 
 Ended = Chain | Population
 WalkOf = Callable[[int, int], Walk[Ended]]  # (seed, length limit) -> a walk
@@ -42,7 +42,7 @@ class PowerSampler:
         *,
         alpha: float,
         walk: WalkOf,
-        on_progress: Callable[[int], None] = lambda finished: None,
+        on_progress: OnProgress = unheard,
     ):
         self._sampler, self._policy, self._alpha, self._walk = sampler, policy, alpha, walk
         self._on_progress = on_progress
@@ -57,7 +57,7 @@ class PowerSampler:
         block: int,
         steps: int,
         form: Form = "exact",
-        on_progress: Callable[[int], None] = lambda finished: None,
+        on_progress: OnProgress = unheard,
     ) -> PowerSampler:
         """Return a sampler by Metropolis-Hastings. block: tokens. steps: moves after each block. See mcmc.py."""
 
@@ -75,7 +75,7 @@ class PowerSampler:
         alpha: float,
         block: int,
         particles: int,
-        on_progress: Callable[[int], None] = lambda finished: None,
+        on_progress: OnProgress = unheard,
     ) -> PowerSampler:
         """Return a sampler by sequential Monte Carlo. block: tokens between two looks at the weights. See smc.py."""
 

@@ -8,7 +8,7 @@ import logging
 import queue
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from fastflow.models.layers.rope import advice_for_servers
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.admission import check_requests
 from fastflow.rollout.probe import logprobs_of, probe_for
-from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, SamplingParams, unheard
 from fastflow.rollout.server.background import BackgroundLoop, Work
 from fastflow.rollout.server.client import Client, Unreachable
 from fastflow.rollout.server.completion import request_body, trajectory_of
@@ -57,14 +57,14 @@ class ServerSampler:
         folder: str | None = None,
         max_sequences: int = 256,
         silence: float = 300.0,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress = unheard,
     ):
         self._policy, self._ranks = policy, policy.ranks
         self._eos_ids = tuple(sorted(eos_ids))
         self._context = context
         self._max_sequences = max_sequences
         self._silence = silence
-        self._on_progress = on_progress or (lambda finished: None)
+        self._on_progress = on_progress
         self._run = secrets.token_hex(4)
         self._loads = itertools.count()
         self._requests: Sequence[Request] = ()

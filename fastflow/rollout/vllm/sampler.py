@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import visible_gpu
 from fastflow.rollout import probe
 from fastflow.rollout.admission import check_requests
-from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.sampler import OnProgress, Request, SamplingParams, unheard
 from fastflow.rollout.shares import exchange, share_of
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import applies_adapters, rank_of, targets_of
@@ -62,11 +62,11 @@ class VllmSampler:
         silence: float = 300.0,
         restarts: int = 3,
         adapters: str = "auto",
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: OnProgress = unheard,
     ):
         self._policy, self._ranks = policy, policy.ranks
         self._eos_ids = tuple(sorted(eos_ids))
-        self._on_progress = on_progress or (lambda finished: None)
+        self._on_progress = on_progress
         self._has_tokenizer = tokenizer is not None
         self._requests: Sequence[Request] = ()
         self._share: Sequence[Request] = ()  # of this rank

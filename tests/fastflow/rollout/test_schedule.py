@@ -153,3 +153,8 @@ class TestDraw:
         policy.version += 1
         assert schedule.groups(3) == (3, 1)
         assert diary.entries.count("finish") == 5
+
+
+def test_sampling_follows_the_settings_but_for_what_is_named():
+    rollout = RolloutConfig(temperature=0.5, top_p=0.9, max_response_tokens=7, min_response_tokens=2, stop=("\n",))
+    assert SamplingParams.of(rollout, top_p=1.0) == SamplingParams(0.5, 1.0, 7, 2, ("\n",))
