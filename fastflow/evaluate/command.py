@@ -19,7 +19,6 @@ from fastflow.evaluate.earlier import check_directory, check_earlier
 from fastflow.evaluate.elsewhere import own_names
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.methods.answer import Entry, Method
-from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.methods.make import methods_for
 from fastflow.evaluate.methods.verbalized import VERSION, instruction
 from fastflow.evaluate.progress import Meter
@@ -155,17 +154,15 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
     settings = config.eval
     content = {
         "model": identity,
-        "held": [config.model.dtype, config.model.autocast, config.model.attention, config.model.fused_layers],
+        "held": [config.model.dtype, config.model.autocast, config.model.attention, config.model.fused_layers,
+                 config.model.residual_stream],
         "task": work.task.asked(),
         "questions": [as_json(question) for question in work.questions],
         "eval": [settings.samples, settings.temperature, settings.top_p, settings.max_tokens, settings.seed,
                  settings.chat_template, settings.system, settings.prompts_per_part, settings.timeout],
         "rollout": [config.rollout.engine, config.rollout.min_response_tokens, config.rollout.stop],
+        "method": config.method.as_json(),
     }  # fmt: skip
-    if config.model.residual_stream != "float32":  # with that, files keep the key that they had before the setting
-        content["residual_stream"] = config.model.residual_stream
-    if config.method.name != PLAIN:  # whose files keep the key that they had before there were methods
-        content["method"] = config.method.as_json()
     if config.method.name == "verbalized":
         content["form"] = str(VERSION)
     directory = Path(settings.output) / RESPONSES

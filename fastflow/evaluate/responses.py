@@ -140,14 +140,12 @@ def read(path: Path) -> list[Row]:
     """The rows of a file that `write` made. Raises FastflowError where it is damaged."""
     parquet = need("pyarrow.parquet", extra="eval", purpose="reading the responses")
     try:
-        rows = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
     except (OSError, ValueError) as error:
         raise FastflowError(f"cannot read {path}: {error}; remove it, and it will be made anew") from error
-    for row in rows:  # files from before there were methods say nothing of costs
-        row.setdefault("sampled_tokens", row.get("tokens"))
-        row.setdefault("read_tokens", 0)
-        for name in ("written", "policy_logprob", "base_logprob", "prompt_ids", "response_ids"):
-            row.setdefault(name, None)
+    if absent := [name for name in COLUMNS if name not in table.column_names]:
+        raise FastflowError(f"{path} has no column {absent[0]}; remove it, and it will be made anew")
+    rows: list[Row] = table.to_pylist()
     return rows
 
 

@@ -78,10 +78,8 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     per_prompt: dict[str, Callable[[Sequence[Row]], float]] = {
         f"maj@{samples}": majority,
         "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
-        "sampled_tokens": lambda responses: float(
-            np.mean([row.get("sampled_tokens", row["tokens"]) for row in responses])
-        ),
-        "read_tokens": lambda responses: float(np.mean([row.get("read_tokens", 0) for row in responses])),
+        "sampled_tokens": lambda responses: float(np.mean([row["sampled_tokens"] for row in responses])),
+        "read_tokens": lambda responses: float(np.mean([row["read_tokens"] for row in responses])),
         "truncated": lambda responses: float(np.mean([row["finish_reason"] == "length" for row in responses])),
         "well_formed": lambda responses: float(np.mean([row["well_formed"] for row in responses])),
         "distinct": lambda responses: len({row["response"] for row in responses}) / len(responses),

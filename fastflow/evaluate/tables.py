@@ -22,7 +22,7 @@ def markdown(results: Result) -> str:
         f"top-p {settings['top_p']:g}, "
         f"at most {counted(settings['max_tokens'], 'token')}, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
-        *_method(settings.get("method")), *_measured_by(settings),
+        *_method(settings["method"]), *_measured_by(settings),
     ]  # fmt: skip
     for task in results["tasks"]:
         lines += [f"## {task['title']}", "", *_table(task), "", *_plot(task), *_notes(task)]
@@ -30,9 +30,9 @@ def markdown(results: Result) -> str:
     return "\n".join(lines)
 
 
-def _method(method: dict[str, Any] | None) -> list[str]:
-    """Say how answers were drawn. Results from before there were methods name none: they were sampled plainly."""
-    if method is None or method["name"] == PLAIN:
+def _method(method: dict[str, Any]) -> list[str]:
+    """Say how answers were drawn, where they were not sampled plainly."""
+    if method["name"] == PLAIN:
         return []
     kind = CATALOGUE[method["name"]]
     values = ", ".join(f"{name} {value:g}" for name, value in method.items() if name != "name" and value is not None)
@@ -75,7 +75,7 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
     shown.sort(key=lambda row: int(row[0].split("@")[1]) if row[0].startswith("pass") else 0)
     shown.append((f"maj@{samples}", [share(entry[f"maj@{samples}"]) for entry in scores]))
     shown.append(("tokens", [_number(entry["tokens"]) for entry in scores]))
-    if any(entry.get("sampled_tokens", entry["tokens"]) != entry["tokens"] for entry in scores):
+    if any(entry["sampled_tokens"] != entry["tokens"] for entry in scores):
         shown.append(("tokens sampled for it", [_number(entry["sampled_tokens"]) for entry in scores]))
         shown.append(("tokens read for it", [_number(entry["read_tokens"]) for entry in scores]))
     for name, heading in (("truncated", "cut off"), ("well_formed", "well-formed"), ("distinct", "distinct")):

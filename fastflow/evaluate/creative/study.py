@@ -116,7 +116,7 @@ class Study:
                 values |= columns
         for model in models:
             rows = model.prompts
-            if all(row.get("base_logprob") is not None for of_prompt in rows for row in of_prompt):
+            if all(row["base_logprob"] is not None for of_prompt in rows for row in of_prompt):
                 model.entry["scores"]["alpha"] = effective_alpha(rows)
         if self._judging.address is not None:
             if task.is_creative:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from evaluations import row
 from fastflow.cli import main
-from fastflow.evaluate import responses, scores, tables
+from fastflow.errors import FastflowError
+from fastflow.evaluate import responses
 from fastflow.evaluate.methods.catalogue import CATALOGUE, SETTINGS
 from fastflow.evaluate.settings import read_settings
 from small_models import save_model
@@ -93,27 +95,14 @@ def test_methods_and_their_settings_have_files_of_their_own(letters, tmp_path):
     assert len(list((tmp_path / "responses").glob("*.parquet"))) == 3
 
 
-def test_files_from_before_there_were_methods_are_read(tmp_path):
+def test_a_file_without_a_column_names_it_and_the_way_on(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
-    row = {
-        "question": 0, "source": "a:1", "prompt": "1+1=", "gold": "2", "sample": 0, "seed": 7, "response": "2",
-        "tokens": 3, "finish_reason": "stop", "logprob": -1.0, "answer": "2", "verdict": "right", "well_formed": False,
-        "vote_class": 0,
-    }  # fmt: skip
-    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "old.parquet")
-    (read,) = responses.read(tmp_path / "old.parquet")
-    unknown = dict.fromkeys(("written", "base_logprob", "policy_logprob", "prompt_ids", "response_ids"))
-    assert read == {**row, "sampled_tokens": 3, "read_tokens": 0, **unknown}
-    assert scores.score([row])["sampled_tokens"]["value"] == 3
-    entry = scores.score([read])
-    old = {name: value for name, value in entry.items() if name not in ("sampled_tokens", "read_tokens")}
-    task = {"name": "a", "title": "a", "source": "", "grader": "numeric", "licence": "", "note": "",
-            "models": [{"name": "m", "scores": old}]}  # fmt: skip
-    settings = {"samples": 1, "temperature": 1.0, "top_p": 1.0, "max_tokens": 9, "engine": "local", "seed": 0}
-    page = tables.markdown({"settings": settings, "conventions": {}, "tasks": [task]})
-    assert "Method" not in page and "tokens sampled" not in page
+    file = tmp_path / "cut.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([row(0, 0, right=True)]).drop_columns("read_tokens"), file)
+    with pytest.raises(FastflowError, match=r"cut\.parquet has no column read_tokens; remove it"):
+        responses.read(file)
 
 
 def read(*more):

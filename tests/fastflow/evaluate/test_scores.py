@@ -18,7 +18,7 @@ def rows_of(*prompts):
             rows.append({
                 "question": question, "sample": sample, "verdict": verdict, "response": letter, "tokens": sample + 1,
                 "vote_class": -1 if letter == "." else ord(letter), "finish_reason": "stop",
-                "well_formed": letter != ".",
+                "well_formed": letter != ".", "sampled_tokens": 2 * (sample + 1), "read_tokens": 0,
             })  # fmt: skip
     return rows
 
