@@ -6,12 +6,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastflow.drawing.figure import COLOURS, make_axes, to_svg
+from fastflow.drawing.numbers import is_number, number
+from fastflow.drawing.plot import SERIES_COLOURS, Plot
 from fastflow.evaluate.estimates import NORMAL_95
-from fastflow.report.drawing import COLOURS, make_axes, to_svg
 from fastflow.report.evaluations import Subject
-from fastflow.report.numbers import is_number, number
 from fastflow.report.paired import Difference, paired, pass_at_of
-from fastflow.report.plots import SERIES_COLOURS, Plot
 
 MOST_DRAWN = 64  # k of a curve, closer together where k is small
 _EQUAL = 1e-9  # shares nearer than this differ by rounding alone

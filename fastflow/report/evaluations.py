@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastflow.drawing.numbers import is_number
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate.work import RESULTS_FILE
-from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
 from fastflow.run.directory import EVALUATIONS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.config import yaml_file
+from fastflow.drawing.numbers import is_number
 from fastflow.errors import FastflowError, message_of
-from fastflow.report.numbers import is_number
 from fastflow.report.text import printable
 from fastflow.run.directory import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, SAMPLES_FILE, STATUS_FILE
 

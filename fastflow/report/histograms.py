@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastflow.report.drawing import COLOURS, make_axes, to_svg
+from fastflow.drawing.figure import COLOURS, make_axes, to_svg
+from fastflow.drawing.numbers import is_number, number
+from fastflow.drawing.plot import SERIES_COLOURS, Plot
 from fastflow.report.evaluations import Subject
-from fastflow.report.numbers import is_number, number
-from fastflow.report.plots import SERIES_COLOURS, Plot
 
 BINS = 24
 NO_ENTROPY = (

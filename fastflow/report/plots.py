@@ -7,27 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from fastflow.report.drawing import COLOURS, make_axes, set_scale, to_svg
-from fastflow.report.numbers import is_number, number
+from fastflow.drawing.figure import COLOURS, make_axes, set_scale, to_svg
+from fastflow.drawing.numbers import is_number, number
+from fastflow.drawing.plot import Plot
 from fastflow.report.panels import Panel, panels
 
 NOISE = 1e-6  # share of the largest value in a plot, below which a mean is shown as zero
 MOST_POINTS = 300  # points of a curve; longer runs are averaged
-SERIES_COLOURS = ("blue", "orange", "green", "purple")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """What the template shows. legend: (label, colour, kind, last value). description: text for screen readers."""
-
-    title: str
-    unit: str
-    svg: str
-    legend: tuple[tuple[str, str, str, str], ...]
-    description: str
 
 
 def training_plots(steps: list[dict[str, Any]], objective: str, prefix: str) -> list[tuple[str, list[Plot]]]:
@@ -96,7 +84,7 @@ def _training_plot(panel: Panel, columns: dict[str, list[float]], prefix: str) -
         told = [number(value if abs(value) >= noise else 0.0) + percent for _, value in ends]
         legend.append((mark.label, mark.colour, mark.kind, told[-1]))
         spoken.append(f"{mark.label} {told[0]} at step {ends[0][0]:.0f}, {told[-1]} at step {ends[-1][0]:.0f}")
-    set_scale(axes, panel, drawn)
+    set_scale(axes, drawn, from_zero=panel.from_zero, may_be_log=panel.may_be_log)
     axes.set_xlabel("step")
     unit = panel.unit + (", log scale" if axes.get_yscale() == "log" else "")
     description = f"{panel.title}, {unit}: {'; '.join(spoken)}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from fastflow.drawing.figure import COLOURS, make_axes, to_svg
+from fastflow.drawing.numbers import is_number, number
+from fastflow.drawing.plot import SERIES_COLOURS, Plot
 from fastflow.evaluate.estimates import NORMAL_95
-from fastflow.report.drawing import COLOURS, make_axes, to_svg
 from fastflow.report.evaluations import Subject
-from fastflow.report.numbers import is_number, number
-from fastflow.report.plots import SERIES_COLOURS, Plot
 
 Points = list[tuple[float, float, float]]  # step, value and standard error in percent
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from fastflow.counted import counted
-from fastflow.report.numbers import is_number, number
+from fastflow.drawing.numbers import is_number, number
 from fastflow.report.text import cut, printable
 
 TOKENS_SHOWN = (900, 100)  # first and last tokens of a long response

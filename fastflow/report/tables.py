@@ -9,9 +9,9 @@ from typing import Any
 
 from fastflow.config.schema import sections
 from fastflow.counted import counted, sized
+from fastflow.drawing.numbers import is_number, number
 from fastflow.report.coverage import Curve
 from fastflow.report.files import RunFiles
-from fastflow.report.numbers import is_number, number
 from fastflow.report.text import printable
 from fastflow.run.pace import in_words
 

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastflow.report.numbers import is_number
+from fastflow.drawing.numbers import is_number
+from fastflow.drawing.plot import styles
 from fastflow.report.text import printable
 from fastflow.run.durable import replace_json, replace_text
 from fastflow.run.evaluated import averages_of
 from fastflow.run.output_file import writing
 from fastflow.sweep.measures import ACCURACY, DIVERSITY, USUAL, Measure, measure_of
-from fastflow.sweep.plots import curve_plot, pareto_front, pareto_plot, styles
+from fastflow.sweep.plots import curve_plot, traded_plot
 from fastflow.sweep.results import Estimate, RunResult, by_group, evaluated, final
 from fastflow.sweep.verdict import Verdict
 
@@ -181,7 +182,7 @@ def _pareto(outcome: Outcome) -> list[Any]:
             continue
         points = {name: (value(runs, across), value(runs, up)) for name, runs in groups.items()}
         known = {name: (x, y) for name, (x, y) in points.items() if x is not None and y is not None}
-        return [pareto_plot(pareto_front(known), measure_of(across), measure_of(up), looks, "pareto")] if known else []
+        return [traded_plot(known, measure_of(across), measure_of(up), looks)] if known else []
     return []
 
 

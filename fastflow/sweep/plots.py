@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from fastflow.report.drawing import COLOURS, make_axes, set_scale, to_svg
-from fastflow.report.numbers import number
-from fastflow.report.panels import Panel
-from fastflow.report.plots import MOST_POINTS, Plot
+from fastflow.drawing.figure import COLOURS, make_axes, set_scale, to_svg
+from fastflow.drawing.numbers import number
+from fastflow.drawing.pareto import Point, pareto_plot
+from fastflow.drawing.plot import Plot, Style
+from fastflow.report.plots import MOST_POINTS
 from fastflow.report.text import printable
 from fastflow.sweep.measures import Measure
 from fastflow.sweep.results import Estimate, RunResult, curve
-
-_COLOURS = ("blue", "orange", "green", "purple", "muted")
-_DASHES: tuple[tuple[str, Any], ...] = (("line", "-"), ("dashed", (0, (5, 2))), ("dotted", (0, (1.2, 1.6))))
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a group is drawn everywhere on the page. kind: of its key in a legend."""
-
-    colour: str
-    kind: str
-    dashes: Any
-
-
-@dataclass(frozen=True)
-class ParetoPoint:
-    """One group in the plot of accuracy against diversity. on_front: no other group is better in both."""
-
-    group: str
-    diversity: Estimate
-    accuracy: Estimate
-    on_front: bool
-
-
-def styles(groups: Sequence[str]) -> dict[str, Style]:
-    """Give each group a colour and a line style; after fifteen they repeat."""
-    chosen = {}
-    for index, group in enumerate(groups):
-        kind, dashes = _DASHES[index // len(_COLOURS) % len(_DASHES)]
-        chosen[group] = Style(_COLOURS[index % len(_COLOURS)], kind, dashes)
-    return chosen
 
 
 def curve_plot(
@@ -71,9 +39,7 @@ def curve_plot(
         spoken.append(
             f"{printable(name)} {number(means[0])} at step {steps[0]}, {number(means[-1])} at step {steps[-1]}"
         )
-    set_scale(
-        axes, Panel(measure.metric, measure.title, measure.unit, (), 1.0, measure.from_zero, measure.may_be_log), drawn
-    )
+    set_scale(axes, drawn, from_zero=measure.from_zero, may_be_log=measure.may_be_log)
     axes.set_xlabel("step")
     unit = ", ".join(filter(None, (measure.unit, "log scale" if axes.get_yscale() == "log" else "")))
     title = printable(measure.title)
@@ -81,46 +47,21 @@ def curve_plot(
     return Plot(title, unit, to_svg(figure, prefix), tuple(legend), description)
 
 
-def pareto_front(points: Mapping[str, tuple[Estimate, Estimate]]) -> list[ParetoPoint]:
-    """Mark the groups that no other one beats. points: (diversity, accuracy) of each group; more of both is better.
-
-    >>> one, two = Estimate(1.0, None, 1), Estimate(2.0, None, 1)
-    >>> [(point.group, point.on_front) for point in pareto_front({"a": (one, two), "b": (one, one)})]
-    [('a', True), ('b', False)]
-    """
-
-    def beaten(x: float, y: float) -> bool:
-        others = [(a.value, b.value) for a, b in points.values()]
-        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in others)
-
-    return [ParetoPoint(name, x, y, not beaten(x.value, y.value)) for name, (x, y) in points.items()]
-
-
-def pareto_plot(
-    points: Sequence[ParetoPoint], across: Measure, up: Measure, looks: Mapping[str, Style], prefix: str
+def traded_plot(
+    points: Mapping[str, tuple[Estimate, Estimate]], across: Measure, up: Measure, looks: Mapping[str, Style]
 ) -> Plot:
-    """Draw accuracy (up) against diversity (across) with standard errors; a line joins the Pareto front."""
-    figure, axes = make_axes()
-    front = sorted((point for point in points if point.on_front), key=lambda point: point.diversity.value)
-    axes.plot(
-        [across.scale * point.diversity.value for point in front], [up.scale * point.accuracy.value for point in front],
-        color=COLOURS["grid"], linewidth=1.2, zorder=1,
-    )  # fmt: skip
-    legend, spoken = [], []
-    for point in points:
-        look = looks[point.group]
-        x, y = across.scale * point.diversity.value, up.scale * point.accuracy.value
-        axes.errorbar(
-            [x], [y], xerr=[across.scale * (point.diversity.error or 0)], yerr=[up.scale * (point.accuracy.error or 0)],
-            color=COLOURS[look.colour], marker="o", markersize=6, elinewidth=1.2,
-            markerfacecolor=COLOURS[look.colour] if look.kind == "line" else "none",
-        )  # fmt: skip
-        front_note = ", on the front" if point.on_front else ""
-        legend.append((printable(point.group), look.colour, "line", f"{number(y)} at {number(x)}"))
-        spoken.append(f"{printable(point.group)} {number(y)} at {number(x)}{front_note}")
-    axes.set_xlabel(f"{across.title.lower()}, {across.unit}")
+    """Draw accuracy (up) against diversity (across). points: (diversity, accuracy) of each group."""
+    shown = [
+        Point(
+            printable(name), across.scale * x.value, up.scale * y.value, across.scale * (x.error or 0),
+            up.scale * (y.error or 0),
+        )
+        for name, (x, y) in points.items()
+    ]  # fmt: skip
     title = f"{up.title} against {across.title[:1].lower()}{across.title[1:]}"
-    return Plot(title, up.unit, to_svg(figure, prefix), tuple(legend), f"{title}: {'; '.join(spoken)}")
+    of_shown = {printable(name): look for name, look in looks.items()}
+    x_label = f"{across.title.lower()}, {across.unit}"
+    return pareto_plot(shown, of_shown, "pareto", title=title, unit=up.unit, x_label=x_label)
 
 
 def thinned(points: Sequence[tuple[int, Estimate]]) -> list[tuple[int, Estimate]]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastflow.drawing.numbers import is_number
 from fastflow.errors import FastflowError
 from fastflow.report.files import read_run
-from fastflow.report.numbers import is_number
 from fastflow.sweep.runs import Run
 
 LAST_STEPS = 5  # steps whose mean is a run's last value; fewer where a run has fewer than ten

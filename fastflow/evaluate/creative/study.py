@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastflow.drawing.pareto import Point, pareto_plot
+from fastflow.drawing.picture import standalone
+from fastflow.drawing.plot import styles
 from fastflow.errors import FastflowError, need
-from fastflow.evaluate.creative import diversity, pareto
+from fastflow.evaluate.creative import diversity
 from fastflow.evaluate.creative.effective_alpha import CONVENTION, effective_alpha
 from fastflow.evaluate.creative.embedding import Encoder, identity, load_encoder, needs_package
 from fastflow.evaluate.creative.judge import Judge
@@ -141,14 +144,17 @@ class Study:
             if x is None or y is None or x["value"] is None or y["value"] is None:
                 continue
             across = x["value"] if "semantic" in measured else 1 - x["value"]
-            points.append(pareto.Point(model.name, across, y["value"], x["error"] or 0.0, y["error"] or 0.0))
+            points.append(Point(model.name, across, y["value"], x["error"] or 0.0, y["error"] or 0.0))
         if len(points) < 2:
             return None
         x_label = "semantic diversity" if self._settings.embedding else "1 - ROUGE-L redundancy"
         y_label = "quality" if task.is_creative else accuracy
+        title = f"{task.title or task.name}: {y_label} against {x_label}"
+        looks = styles([point.name for point in points])
+        plot = pareto_plot(points, looks, "pareto", title=title, unit="", x_label=x_label, numbered=True)
         file = self._output / f"pareto-{task.name}.svg"
         with writing(file):
-            replace_text(file, pareto.draw(points, title=task.title or task.name, x_label=x_label, y_label=y_label))
+            replace_text(file, standalone(plot))
         return file.name
 
     @property

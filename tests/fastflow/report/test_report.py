@@ -12,8 +12,8 @@ from collections import Counter
 import pytest
 
 from fastflow.config.schema import Config
+from fastflow.drawing.numbers import number
 from fastflow.report import command as report
-from fastflow.report.numbers import number
 from fastflow.report.panels import panels
 from fastflow.report.tables import training_table
 from html_page import Page

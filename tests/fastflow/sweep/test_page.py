@@ -8,11 +8,11 @@ import re
 
 import pytest
 
-from fastflow.report.drawing import make_axes, to_svg
+from fastflow.drawing.figure import make_axes, to_svg
 from fastflow.report.text import printable
 from fastflow.sweep.measures import measure_of
 from fastflow.sweep.page import Outcome, write
-from fastflow.sweep.plots import pareto_front, thinned
+from fastflow.sweep.plots import thinned
 from fastflow.sweep.results import Estimate, RunResult, curve, estimate, final
 from fastflow.sweep.verdict import Verdict
 from fastflow.visible import CONTROL
@@ -161,14 +161,6 @@ def test_long_curves_are_thinned_and_keep_their_end():
     points = [(step, Estimate(1.0, None, 1)) for step in range(1, 1001)]
     kept = thinned(points)
     assert len(kept) <= 300 and kept[-1] == points[-1] and thinned(points[:3]) == points[:3]
-
-
-def test_the_front():
-    def at(x, y):
-        return Estimate(x, None, 1), Estimate(y, None, 1)
-
-    points = {"best": at(1, 2), "wide": at(2, 1), "beaten": at(1, 1), "twin": at(2, 1)}
-    assert [point.group for point in pareto_front(points) if point.on_front] == ["best", "wide", "twin"]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ import io
 import re
 from typing import Any
 
+from fastflow.drawing.numbers import number
 from fastflow.models.pulse import PULSE
-from fastflow.report.numbers import number
-from fastflow.report.panels import Panel
 
 LEAST_SPAN = 1e-3  # share of the values' size that an axis shows at least: rounding noise must not fill it
 COLOURS = {  # CSS variable -> colour for matplotlib; all differ, and matplotlib itself uses none of them
@@ -24,7 +23,8 @@ COLOURS = {  # CSS variable -> colour for matplotlib; all differ, and matplotlib
 }
 
 
-def make_axes() -> tuple[Any, Any]:
+def make_axes(*, counts: bool = True) -> tuple[Any, Any]:
+    """Make a figure and its axes. counts: whether x counts something, such as steps; its ticks are whole then."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -39,24 +39,25 @@ def make_axes() -> tuple[Any, Any]:
         axes.tick_params(which="both", length=0, pad=5, colors=COLOURS["muted"])
         axes.xaxis.label.set_color(COLOURS["muted"])
         axes.xaxis.labelpad = 1
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=counts, min_n_ticks=1 if counts else 3))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
+        for axis in (axes.yaxis,) if counts else (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
     return figure, axes
 
 
-def set_scale(axes: Any, panel: Panel, drawn: list[float]) -> None:
+def set_scale(axes: Any, drawn: list[float], *, from_zero: bool, may_be_log: bool) -> None:
     """Scale by logarithm where values span over a decade and a half; start at zero where zero has a meaning."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = min(drawn), max(drawn)
     least_span = LEAST_SPAN * max(abs(low), abs(high))
-    if panel.may_be_log and low > 0 and high / low > 30:
+    if may_be_log and low > 0 and high / low > 30:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, digits=5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    elif panel.from_zero:
+    elif from_zero:
         axes.set_ylim(0, None if high > 0 else 1)
     elif 0 < high - low < least_span:
         axes.set_ylim((low + high) / 2 - least_span, (low + high) / 2 + least_span)
