@@ -11,6 +11,9 @@ _COLOURS = (*SERIES_COLOURS, "muted")
 _DASHES: tuple[tuple[str, Any], ...] = (("line", "-"), ("dashed", (0, (5, 2))), ("dotted", (0, (1.2, 1.6))))
 
 
+Legend = tuple[tuple[str, str, str, str], ...]
+
+
 @dataclass(frozen=True)
 class Plot:
     """What a page shows. legend: (label, colour, kind, last value). description: text for screen readers."""
@@ -18,7 +21,7 @@ class Plot:
     title: str
     unit: str
     svg: str
-    legend: tuple[tuple[str, str, str, str], ...]
+    legend: Legend
     description: str
 
 
@@ -29,6 +32,11 @@ class Style:
     colour: str
     kind: str
     dashes: Any
+
+
+def solid(index: int) -> Style:
+    """The style of a model's line among those of an evaluation: colours alone, which repeat after four."""
+    return Style(SERIES_COLOURS[index % len(SERIES_COLOURS)], "line", "-")
 
 
 def styles(groups: Sequence[str]) -> dict[str, Style]:

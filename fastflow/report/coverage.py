@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastflow.drawing.figure import COLOURS, make_axes, to_svg
+from fastflow.drawing.figure import make_axes, to_svg
+from fastflow.drawing.lines import Line, draw_lines
 from fastflow.drawing.numbers import is_number, number
-from fastflow.drawing.plot import SERIES_COLOURS, Plot
+from fastflow.drawing.plot import Plot, solid
 from fastflow.evaluate.estimates import NORMAL_95
 from fastflow.report.evaluations import Subject
 from fastflow.report.paired import Difference, paired, pass_at_of
@@ -40,19 +41,14 @@ def coverage_plot(subjects: Sequence[Subject], prefix: str) -> Plot | None:
 
 def pass_at_plot(curves: Mapping[str, Curve], prefix: str) -> Plot:
     """Draw pass@k of each model over k, on a logarithmic axis, with a band where errors are known."""
-    figure, axes = make_axes()
-    legend, spoken = [], []
-    for (name, curve), colour in zip(curves.items(), itertools.cycle(SERIES_COLOURS), strict=False):
+    lines = []
+    for place, (name, curve) in enumerate(curves.items()):
         ks = drawn_ks(sorted(curve))
-        values = [100 * curve[k][0] for k in ks]
-        halves = [100 * NORMAL_95 * curve[k][1] for k in ks]
-        if any(halves):
-            low = [max(0.0, value - half) for value, half in zip(values, halves, strict=True)]
-            high = [min(100.0, value + half) for value, half in zip(values, halves, strict=True)]
-            axes.fill_between(ks, low, high, color=COLOURS[colour], alpha=0.18, lw=0)
-        axes.plot(ks, values, color=COLOURS[colour], marker="o", markersize=3.5 if len(ks) <= 16 else 0)
-        legend.append((name, colour, "line", f"{number(values[-1])} %"))
-        spoken.append(f"{name} {number(values[0])} % at k = {ks[0]}, {number(values[-1])} % at k = {ks[-1]}")
+        values, halves = [100 * curve[k][0] for k in ks], [100 * NORMAL_95 * curve[k][1] for k in ks]
+        marker = 3.5 if len(ks) <= 16 else 0.0
+        lines.append(Line.around(name, solid(place), ks, values, halves, marker=marker, lowest=0.0, highest=100.0))
+    figure, axes = make_axes()
+    legend, spoken = draw_lines(axes, lines, x_name="k = ", unit=" %")
     ticks = [2**power for power in range(max(map(max, curves.values())).bit_length())]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(k) for k in ticks])
@@ -61,8 +57,8 @@ def pass_at_plot(curves: Mapping[str, Curve], prefix: str) -> Plot:
     axes.set_ylim(bottom=0)
     title = "Solved within k attempts"
     caption = f" {CAPTION}" if any(error for curve in curves.values() for _, error in curve.values()) else ""
-    description = f"{title}, pass@k: {'; '.join(spoken)}.{caption}"
-    return Plot(title, "pass@k, %", to_svg(figure, prefix), tuple(legend), description)
+    description = f"{title}, pass@k: {spoken}.{caption}"
+    return Plot(title, "pass@k, %", to_svg(figure, prefix), legend, description)
 
 
 def drawn_ks(ks: Sequence[int]) -> list[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
-from fastflow.drawing.figure import COLOURS, make_axes, to_svg
-from fastflow.drawing.numbers import is_number, number
-from fastflow.drawing.plot import SERIES_COLOURS, Plot
+from fastflow.drawing.figure import make_axes, to_svg
+from fastflow.drawing.lines import Line, draw_lines
+from fastflow.drawing.numbers import is_number
+from fastflow.drawing.plot import Plot, solid
 from fastflow.evaluate.estimates import NORMAL_95
 from fastflow.report.evaluations import Subject
 
@@ -17,26 +17,21 @@ Points = list[tuple[float, float, float]]  # step, value and standard error in p
 def progress_plot(subjects: Sequence[Subject], prefix: str) -> Plot | None:
     """Draw avg@n, pass@n and maj@n over the steps, with bands of 95 %. None where nothing was measured at two steps."""
     samples = subjects[0].entry["scores"].get("samples")
-    lines = {name: _points(subjects, name) for name in (f"avg@{samples}", f"pass@{samples}", f"maj@{samples}")}
-    lines = {name: points for name, points in lines.items() if len(points) > 1}
-    if not lines:
+    known = {name: _points(subjects, name) for name in (f"avg@{samples}", f"pass@{samples}", f"maj@{samples}")}
+    known = {name: points for name, points in known.items() if len(points) > 1}
+    if not known:
         return None
+    lines = []
+    for place, (name, points) in enumerate(known.items()):
+        steps, values, errors = zip(*points, strict=True)
+        halves = [NORMAL_95 * error for error in errors]
+        lines.append(Line.around(name, solid(place), steps, values, halves, marker=3.0, lowest=0.0, highest=100.0))
     figure, axes = make_axes()
-    legend, spoken = [], []
-    for (name, points), colour in zip(lines.items(), itertools.cycle(SERIES_COLOURS), strict=False):
-        steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
-        low = [max(0.0, value - NORMAL_95 * error) for _, value, error in points]
-        high = [min(100.0, value + NORMAL_95 * error) for _, value, error in points]
-        axes.fill_between(steps, low, high, color=COLOURS[colour], alpha=0.18, lw=0)
-        axes.plot(steps, values, color=COLOURS[colour], marker="o", markersize=3)
-        legend.append((name, colour, "line", f"{number(values[-1])} %"))
-        spoken.append(
-            f"{name} {number(values[0])} % at step {steps[0]:g}, {number(values[-1])} % at step {steps[-1]:g}"
-        )
+    legend, spoken = draw_lines(axes, lines, x_name="step ", unit=" %")
     axes.set_xlabel("step")
     axes.set_ylim(bottom=0)
     title = "Over the training"
-    return Plot(title, "%", to_svg(figure, f"{prefix}-progress"), tuple(legend), f"{title}: {'; '.join(spoken)}")
+    return Plot(title, "%", to_svg(figure, f"{prefix}-progress"), legend, f"{title}: {spoken}")
 
 
 def _points(subjects: Sequence[Subject], measure: str) -> Points:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fastflow.drawing.figure import COLOURS, make_axes, set_scale, to_svg
-from fastflow.drawing.numbers import number
+from fastflow.drawing.figure import make_axes, set_scale, to_svg
+from fastflow.drawing.lines import Line, draw_lines
 from fastflow.drawing.pareto import Point, pareto_plot
 from fastflow.drawing.plot import Plot, Style
 from fastflow.report.plots import MOST_POINTS
@@ -22,29 +22,22 @@ def curve_plot(
     curves = {name: points for name, points in curves.items() if points}
     if not curves:
         return None
-    figure, axes = make_axes()
-    legend, spoken, drawn = [], [], []
+    lines = []
     for name, points in curves.items():
-        look, steps = looks[name], [step for step, _ in points]
+        steps = [step for step, _ in points]
         means = [measure.scale * entry.value for _, entry in points]
         errors = [measure.scale * (entry.error or 0.0) for _, entry in points]
-        low = [mean - error for mean, error in zip(means, errors, strict=True)]
-        high = [mean + error for mean, error in zip(means, errors, strict=True)]
-        if any(errors):
-            axes.fill_between(steps, low, high, color=COLOURS[look.colour], alpha=0.18, lw=0)
-        alone = {"marker": "o", "markersize": 3} if len(steps) == 1 else {}
-        axes.plot(steps, means, color=COLOURS[look.colour], linestyle=look.dashes, linewidth=1.6, **alone)
-        drawn += [*low, *high]
-        legend.append((printable(name), look.colour, look.kind, number(means[-1])))
-        spoken.append(
-            f"{printable(name)} {number(means[0])} at step {steps[0]}, {number(means[-1])} at step {steps[-1]}"
-        )
+        marker = 3.0 if len(steps) == 1 else 0.0
+        lines.append(Line.around(printable(name), looks[name], steps, means, errors, marker=marker))
+    figure, axes = make_axes()
+    legend, spoken = draw_lines(axes, lines, x_name="step ")
+    drawn = [value for line in lines for value in (*line.low, *line.high)]
     set_scale(axes, drawn, from_zero=measure.from_zero, may_be_log=measure.may_be_log)
     axes.set_xlabel("step")
     unit = ", ".join(filter(None, (measure.unit, "log scale" if axes.get_yscale() == "log" else "")))
     title = printable(measure.title)
-    description = f"{title}{', ' if unit else ''}{unit}: {'; '.join(spoken)}"
-    return Plot(title, unit, to_svg(figure, prefix), tuple(legend), description)
+    description = f"{title}{', ' if unit else ''}{unit}: {spoken}"
+    return Plot(title, unit, to_svg(figure, prefix), legend, description)
 
 
 def traded_plot(
