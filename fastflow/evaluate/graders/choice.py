@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastflow.errors import FastflowError
-from fastflow.evaluate.graders.answer import Quantity
+from fastflow.evaluate.graders.algebra.answer import Quantity
+from fastflow.evaluate.graders.algebra.equivalence import same
+from fastflow.evaluate.graders.algebra.latex import normalise
+from fastflow.evaluate.graders.algebra.read import read
 from fastflow.evaluate.graders.boxes import find_boxes
-from fastflow.evaluate.graders.equivalence import same
-from fastflow.evaluate.graders.latex import normalise
-from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.second_thoughts import is_taken_back
 from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, plain, spoken
 from fastflow.evaluate.graders.verdict import Verdict, of

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fastflow.evaluate.graders.answer import Answer, Many, Quantity
-from fastflow.evaluate.graders.equivalence import same
-from fastflow.evaluate.graders.expression import Unreadable, parse
+from fastflow.evaluate.graders.algebra.answer import Answer, Many, Quantity
+from fastflow.evaluate.graders.algebra.equivalence import same
+from fastflow.evaluate.graders.algebra.expression import Unreadable, parse
+from fastflow.evaluate.graders.algebra.latex import normalise
+from fastflow.evaluate.graders.algebra.read import read
+from fastflow.evaluate.graders.algebra.symbolic import same_by_sympy
 from fastflow.evaluate.graders.gold import in_solution
-from fastflow.evaluate.graders.latex import normalise
-from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.second_thoughts import boxed_answer
 from fastflow.evaluate.graders.statements import plain, spoken, stated_answer
-from fastflow.evaluate.graders.symbolic import same_by_sympy
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 LONGEST_ANSWER = 2000  # characters; nobody's answer is longer, and a box that never closes well may be

@@ -7,16 +7,16 @@ from fractions import Fraction
 
 import mpmath
 
-from fastflow.evaluate.graders.answer import Many, Quantity, Relation
-from fastflow.evaluate.graders.expression import Unreadable
+from fastflow.evaluate.graders.algebra.answer import Many, Quantity, Relation
+from fastflow.evaluate.graders.algebra.expression import Unreadable
+from fastflow.evaluate.graders.algebra.latex import normalise
+from fastflow.evaluate.graders.algebra.read import read
+from fastflow.evaluate.graders.algebra.value import Number, TooLarge, Undefined, evaluate, is_real
 from fastflow.evaluate.graders.gold import in_solution
-from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.mathematics import LONGEST_ANSWER, equivalent
 from fastflow.evaluate.graders.mathematics import extract as extract_parts
-from fastflow.evaluate.graders.read import read
 from fastflow.evaluate.graders.second_thoughts import is_taken_back
 from fastflow.evaluate.graders.statements import plain, spoken
-from fastflow.evaluate.graders.value import Number, TooLarge, Undefined, evaluate, is_real
 from fastflow.evaluate.graders.verdict import Verdict, of
 
 TOLERANCE = Fraction(1, 10**6)  # relative

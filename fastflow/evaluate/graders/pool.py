@@ -18,7 +18,8 @@ from types import TracebackType
 
 from fastflow.children import python_module, same_path
 from fastflow.errors import FastflowError
-from fastflow.evaluate.graders import gym, symbolic
+from fastflow.evaluate.graders import gym
+from fastflow.evaluate.graders.algebra import symbolic
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.graders.worker import READY

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastflow.errors import FastflowError
-from fastflow.evaluate.graders import symbolic
+from fastflow.evaluate.graders.algebra import symbolic
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.verdict import Verdict

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastflow.evaluate.graders.expression import Unreadable, parse
-from fastflow.evaluate.graders.formulas import same_trees
+from fastflow.evaluate.graders.algebra.expression import Unreadable, parse
+from fastflow.evaluate.graders.algebra.formulas import same_trees
+from fastflow.evaluate.graders.algebra.latex import normalise
 from fastflow.evaluate.graders.grader import Item, grade, with_gold_as_response
-from fastflow.evaluate.graders.latex import normalise
 from fastflow.evaluate.graders.verdict import Verdict
 
 TABLES = ("graders.jsonl", "graders_nearby.jsonl", "graders_further.jsonl")

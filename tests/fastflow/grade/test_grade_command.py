@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastflow.cli import main
-from fastflow.evaluate.graders import symbolic
+from fastflow.evaluate.graders.algebra import symbolic
 
 PLAIN = [
     {"grader": "numeric", "gold": 65, "response": "That makes 65 rolls.", "id": 7},

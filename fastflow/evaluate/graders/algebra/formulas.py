@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
-from fastflow.evaluate.graders.value import (
+from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable, variables
+from fastflow.evaluate.graders.algebra.value import (
     DIGITS,
     POINTS,
     Number,

@@ -14,7 +14,7 @@ from typing import Any
 
 import mpmath
 
-from fastflow.evaluate.graders.expression import Tree, Unreadable
+from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable
 
 Number = Any  # Fraction, mpmath.mpf or mpmath.mpc
 

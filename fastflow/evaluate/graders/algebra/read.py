@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from fastflow.evaluate.graders.answer import (
+from fastflow.evaluate.graders.algebra.answer import (
     Answer,
     Digits,
     Listing,
@@ -17,12 +17,12 @@ from fastflow.evaluate.graders.answer import (
     Relation,
     Words,
 )
-from fastflow.evaluate.graders.expression import Tree, Unreadable, parse, variables
-from fastflow.evaluate.graders.letter_words import is_symbol
-from fastflow.evaluate.graders.number_words import number_in_words
-from fastflow.evaluate.graders.regions import read_region, region_of
-from fastflow.evaluate.graders.splitting import is_wrapped, split_outside
-from fastflow.evaluate.graders.units import read_unit
+from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable, parse, variables
+from fastflow.evaluate.graders.algebra.letter_words import is_symbol
+from fastflow.evaluate.graders.algebra.number_words import number_in_words
+from fastflow.evaluate.graders.algebra.regions import read_region, region_of
+from fastflow.evaluate.graders.algebra.splitting import is_wrapped, split_outside
+from fastflow.evaluate.graders.algebra.units import read_unit
 
 _REMARK = re.compile(
     r"\s*[,;]?\s*\(?«\s*,?\s*(?:for|where|when|whenever|if|with|as|since|because|which|that|such|given|provided|rounded|using|"

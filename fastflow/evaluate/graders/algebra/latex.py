@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 
+from fastflow.evaluate.graders.algebra.letter_words import WRAPPERS, keep_bracketed, keep_words
+from fastflow.evaluate.graders.algebra.units import read_unit
+from fastflow.evaluate.graders.algebra.usual_forms import usual_forms
 from fastflow.evaluate.graders.boxes import closing_brace
-from fastflow.evaluate.graders.letter_words import WRAPPERS, keep_bracketed, keep_words
 from fastflow.evaluate.graders.statements import compatible
-from fastflow.evaluate.graders.units import read_unit
-from fastflow.evaluate.graders.usual_forms import usual_forms
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))

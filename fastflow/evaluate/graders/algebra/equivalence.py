@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from fastflow.evaluate.graders.answer import (
+from fastflow.evaluate.graders.algebra.answer import (
     Answer,
     Digits,
     Listing,
@@ -21,13 +21,13 @@ from fastflow.evaluate.graders.answer import (
     Relation,
     Words,
 )
-from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
-from fastflow.evaluate.graders.formulas import same_trees
-from fastflow.evaluate.graders.letter_words import same_spelling
-from fastflow.evaluate.graders.number_words import number_in_words, same_noun
-from fastflow.evaluate.graders.regions import as_region, pieces_of, same_pieces
-from fastflow.evaluate.graders.units import ANGLE, GENERIC, PERCENT, Unit, read_unit
-from fastflow.evaluate.graders.value import (
+from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable, variables
+from fastflow.evaluate.graders.algebra.formulas import same_trees
+from fastflow.evaluate.graders.algebra.letter_words import same_spelling
+from fastflow.evaluate.graders.algebra.number_words import number_in_words, same_noun
+from fastflow.evaluate.graders.algebra.regions import as_region, pieces_of, same_pieces
+from fastflow.evaluate.graders.algebra.units import ANGLE, GENERIC, PERCENT, Unit, read_unit
+from fastflow.evaluate.graders.algebra.value import (
     POINTS,
     TooLarge,
     Undefined,

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import mpmath
 
-from fastflow.evaluate.graders.answer import Answer, Listing, Many, Quantity, Region, Relation
-from fastflow.evaluate.graders.expression import Tree, Unreadable, variables
-from fastflow.evaluate.graders.splitting import is_wrapped, split_outside
-from fastflow.evaluate.graders.value import Number, TooLarge, Undefined, agree, evaluate, is_real
+from fastflow.evaluate.graders.algebra.answer import Answer, Listing, Many, Quantity, Region, Relation
+from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable, variables
+from fastflow.evaluate.graders.algebra.splitting import is_wrapped, split_outside
+from fastflow.evaluate.graders.algebra.value import Number, TooLarge, Undefined, agree, evaluate, is_real
 
 Reader = Callable[[str], Tree]
 Piece = tuple[Number, bool, Number, bool]  # low, low_closed, high, high_closed

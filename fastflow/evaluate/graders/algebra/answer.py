@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Union
 
-from fastflow.evaluate.graders.expression import Tree
-from fastflow.evaluate.graders.units import Unit
+from fastflow.evaluate.graders.algebra.expression import Tree
+from fastflow.evaluate.graders.algebra.units import Unit
 
 
 @dataclass(frozen=True)
