@@ -16,7 +16,7 @@ from fastflow.evaluate.graders.algebra.read import read
 from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.second_thoughts import is_taken_back
 from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, MOST_STATEMENTS, plain, spoken
-from fastflow.evaluate.graders.verdict import Verdict, of
+from fastflow.evaluate.graders.verdict import Verdict, verdict_of
 
 Choices = Mapping[str, str]
 Said = tuple[int, set[str]]  # where a statement begins, and its letters
@@ -143,7 +143,7 @@ def grade(gold: str, response: str, choices: Choices) -> Verdict:
     letters = extract(response, choices)
     if letters is None:
         return Verdict.UNPARSED
-    return of(bool(gold.strip()) and letters == {gold.strip().strip("().").upper()})
+    return verdict_of(bool(gold.strip()) and letters == {gold.strip().strip("().").upper()})
 
 
 def extract(response: str, choices: Choices) -> set[str] | None:

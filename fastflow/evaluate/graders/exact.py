@@ -7,7 +7,7 @@ import re
 from fastflow.evaluate.graders.gold import behind_mark
 from fastflow.evaluate.graders.second_thoughts import boxed_answer
 from fastflow.evaluate.graders.statements import spoken, stated_answer
-from fastflow.evaluate.graders.verdict import Verdict, of
+from fastflow.evaluate.graders.verdict import Verdict, verdict_of
 
 _TEXT = re.compile(r"\\(?:text|mbox|textrm|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -19,7 +19,7 @@ def grade(gold: str, response: str) -> Verdict:
     answer = extract(response)
     if not answer:
         return Verdict.UNPARSED
-    return of(bool(gold.strip()) and answer == behind_mark(gold).strip())
+    return verdict_of(bool(gold.strip()) and answer == behind_mark(gold).strip())
 
 
 def extract(response: str) -> str:

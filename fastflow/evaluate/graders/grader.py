@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.verdict import Verdict
 
-GRADERS = ("math", "choice", "exact", "numeric", "gym")
+_MODULES = {"math": "mathematics", "choice": "choice", "exact": "exact", "numeric": "numeric", "gym": "gym"}
+GRADERS = tuple(_MODULES)
 
 
 @dataclass(frozen=True)
@@ -27,50 +30,27 @@ class Item:
 
 def grade(item: Item) -> Verdict:
     """The verdict, computed here and now. Only `pool` bounds the time and memory that it may take."""
-    if item.grader == "math":
-        from fastflow.evaluate.graders.mathematics import grade as grade_math
-
-        return grade_math(item.gold, item.response)
-    if item.grader == "numeric":
-        from fastflow.evaluate.graders.numeric import grade as grade_numeric
-
-        return grade_numeric(item.gold, item.response)
-    if item.grader == "choice":
-        from fastflow.evaluate.graders.choice import grade as grade_choice
-
-        return grade_choice(item.gold, item.response, item.choices)
-    if item.grader == "exact":
-        from fastflow.evaluate.graders.exact import grade as grade_exact
-
-        return grade_exact(item.gold, item.response)
-    if item.grader == "gym":
-        from fastflow.evaluate.graders.gym import grade as grade_entry
-
-        return grade_entry(item.gold, item.response)
-    raise FastflowError(f"grader {item.grader!r} is unknown; known are {', '.join(GRADERS)}")
+    verdict: Verdict = _module(item).grade(item.gold, item.response, *_options(item))
+    return verdict
 
 
 def extract(item: Item) -> str:
     """The answer that the response gives, as its grader reads it; "" where it gives none."""
+    found = _module(item).extract(item.response, *_options(item))
     if item.grader == "choice":
-        from fastflow.evaluate.graders.choice import extract as extract_letters
+        return ", ".join(sorted(found or ()))
+    return ", ".join(found) if item.grader == "math" else str(found)
 
-        return ", ".join(sorted(extract_letters(item.response, item.choices) or ()))
-    if item.grader == "exact":
-        from fastflow.evaluate.graders.exact import extract as extract_text
 
-        return extract_text(item.response)
-    if item.grader == "numeric":
-        from fastflow.evaluate.graders.numeric import extract as extract_number
+def _module(item: Item) -> ModuleType:
+    """Import what grades the item: each grader reads other things, and some take long to import."""
+    if item.grader not in _MODULES:
+        raise FastflowError(f"grader {item.grader!r} is unknown; known are {', '.join(GRADERS)}")
+    return importlib.import_module(f"fastflow.evaluate.graders.{_MODULES[item.grader]}")
 
-        return extract_number(item.response)
-    if item.grader == "gym":
-        from fastflow.evaluate.graders.gym import extract as extract_answer
 
-        return extract_answer(item.response)
-    from fastflow.evaluate.graders.mathematics import extract as extract_parts
-
-    return ", ".join(extract_parts(item.response))
+def _options(item: Item) -> tuple[dict[str, str], ...]:
+    return (item.choices,) if item.grader == "choice" else ()
 
 
 def with_gold_as_response(item: Item) -> Item | None:

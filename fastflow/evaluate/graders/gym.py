@@ -16,7 +16,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate.graders.exact import unwrapped
 from fastflow.evaluate.graders.second_thoughts import boxed_answer
 from fastflow.evaluate.graders.statements import spoken, stated_answer
-from fastflow.evaluate.graders.verdict import Verdict, of
+from fastflow.evaluate.graders.verdict import Verdict, verdict_of
 
 _BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _EXECUTED = {  # data sets whose verifier evaluates the answer, directly or by sympy's parse_expr
@@ -47,11 +47,11 @@ def grade(gold: str, response: str) -> Verdict:
     if entry["name"] in _EXECUTED and _is_program(answer):
         return Verdict.UNPARSED
     if entry["name"] in _COMPARED:
-        return of(answer.casefold() == str(entry["answer"]).casefold())
+        return verdict_of(answer.casefold() == str(entry["answer"]).casefold())
     if entry["name"] in _TUPLES:
         entry["metadata"]["output"] = tuple(map(tuple, entry["metadata"]["output"]))
     verifier = _verifier(entry["name"], json.dumps(entry.get("settings") or {}, sort_keys=True))
-    return of(float(verifier.score_answer(answer, entry)) >= 1)
+    return verdict_of(float(verifier.score_answer(answer, entry)) >= 1)
 
 
 def extract(response: str) -> str:

@@ -14,7 +14,7 @@ from fastflow.evaluate.graders.algebra.symbolic import same_by_sympy
 from fastflow.evaluate.graders.gold import in_solution
 from fastflow.evaluate.graders.second_thoughts import boxed_answer
 from fastflow.evaluate.graders.statements import plain, spoken, stated_answer
-from fastflow.evaluate.graders.verdict import Verdict, of
+from fastflow.evaluate.graders.verdict import Verdict, verdict_of
 
 LONGEST_ANSWER = 2000  # characters; nobody's answer is longer, and a box that never closes well may be
 
@@ -33,7 +33,7 @@ def grade(gold: str, response: str) -> Verdict:
     parts = extract(response)
     if not parts:
         return Verdict.UNPARSED
-    return of(equivalent(gold, parts))
+    return verdict_of(equivalent(gold, parts))
 
 
 def equivalent(gold: str, parts: Sequence[str]) -> bool | None:

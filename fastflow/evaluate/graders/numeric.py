@@ -17,7 +17,7 @@ from fastflow.evaluate.graders.mathematics import LONGEST_ANSWER, equivalent
 from fastflow.evaluate.graders.mathematics import extract as extract_parts
 from fastflow.evaluate.graders.second_thoughts import is_taken_back
 from fastflow.evaluate.graders.statements import plain, spoken
-from fastflow.evaluate.graders.verdict import Verdict, of
+from fastflow.evaluate.graders.verdict import Verdict, verdict_of
 
 TOLERANCE = Fraction(1, 10**6)  # relative
 _NUMBER = re.compile(
@@ -57,7 +57,7 @@ def grade(gold: str, response: str) -> Verdict:
     wanted = number(in_solution(gold))
     parts = extract_parts(response)
     if len(parts) > 1:
-        return of(equivalent(gold, parts))
+        return verdict_of(equivalent(gold, parts))
     given = number(parts[0]) if parts else None
     if given is None and parts:
         given = _in_words(parts[0])
@@ -65,7 +65,7 @@ def grade(gold: str, response: str) -> Verdict:
         given = _without_answer(spoken(response))
     if given is None or wanted is None:
         return Verdict.UNPARSED if given is None else Verdict.WRONG
-    return of(close(wanted, given))
+    return verdict_of(close(wanted, given))
 
 
 def extract(response: str) -> str:

@@ -16,7 +16,7 @@ class Verdict(str, Enum):
     TIMED_OUT = "timed_out"
 
 
-def of(outcome: bool | None) -> Verdict:
+def verdict_of(outcome: bool | None) -> Verdict:
     """The verdict on a comparison that may have found nothing to compare."""
     if outcome is None:
         return Verdict.UNPARSED

@@ -100,7 +100,7 @@ def read(text: str) -> Answer:
         return digits
     if member := re.match(r"^\\?[A-Za-z](?:_\{?\w+\}?)?\s*\\in\s*(⦃.*⦄)$", text):
         return read(member.group(1))
-    if region := read_region(text, _tree):
+    if region := read_region(text):
         return region
     if parts := _parts(text):
         return parts
@@ -233,7 +233,7 @@ def _scaled_matrix(text: str) -> Matrix | None:
     found = re.match(r"^([^⟦⟧=<>]+?)\s*\*?\s*⟦([^⟦⟧]*)⟧$", text)
     if not found or not _reads(found.group(1)):
         return None
-    scale, matrix = _tree(found.group(1)), _matrix(found.group(2))
+    scale, matrix = parse(found.group(1)), _matrix(found.group(2))
     entries = [entry for row in matrix.rows for entry in row]
     if not all(isinstance(entry, Quantity) and entry.unit is None for entry in entries):
         return None
@@ -259,15 +259,15 @@ def _relation(text: str) -> Answer | None:
         return None  # a chain with inequalities is a region, which was looked for before
     left, right = pieces[0][1], pieces[-1][1]
     if operators[0] != "=":
-        return Relation(_tree(left), operators[0], _tree(right)) if _reads(left) and _reads(right) else None
-    if not _NAME.fullmatch(left) and _NAME.fullmatch(right) and len(pieces) == 2 and not _NAME.fullmatch(left):
+        return Relation(parse(left), operators[0], parse(right)) if _reads(left) and _reads(right) else None
+    if not _NAME.fullmatch(left) and _NAME.fullmatch(right) and len(pieces) == 2:
         left, right = right, left
     name = left if _NAME.fullmatch(left) or right.startswith("⟦") else ""
     if not name and not _reads(left):
         return None
     unknown: Tree = ("var", f"?{name}")
-    left_tree = _tree(left) if _reads(left) else unknown
-    right_tree = _tree(right) if _reads(right) else ("var", f"?{right}")
+    left_tree = parse(left) if _reads(left) else unknown
+    right_tree = parse(right) if _reads(right) else ("var", f"?{right}")
     return Relation(left_tree, "=", right_tree, re.sub(r"\s", "", name), read(right))
 
 
@@ -278,7 +278,7 @@ def _ratio(text: str) -> Ratio | None:
     if len(pieces) < 2 or not all(pieces) or not all(_reads(piece) for piece in pieces):
         return None
     which = next((group for group in half.groups() if group), "") if half else ""
-    return Ratio(tuple(_tree(piece) for piece in pieces), bare.replace(" ", ""), which.lower() + "m" if which else "")
+    return Ratio(tuple(parse(piece) for piece in pieces), bare.replace(" ", ""), which.lower() + "m" if which else "")
 
 
 def _quantity(text: str) -> Quantity | None:
@@ -306,7 +306,7 @@ def _quantity(text: str) -> Quantity | None:
     formula = formula.strip().rstrip("-").strip()
     if _denies(tail) or not _reads(formula):
         return None
-    return Quantity(_tree(formula), read_unit(tail) if tail else None, text)
+    return Quantity(parse(formula), read_unit(tail) if tail else None, text)
 
 
 def _counted(text: str) -> Quantity | None:
@@ -368,7 +368,3 @@ def _reads(text: str) -> bool:
     except Unreadable:
         return False
     return True
-
-
-def _tree(text: str) -> Tree:
-    return parse(text)

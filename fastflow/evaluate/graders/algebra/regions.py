@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import mpmath
 
 from fastflow.evaluate.graders.algebra.answer import Answer, Listing, Many, Quantity, Region, Relation
-from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable, variables
+from fastflow.evaluate.graders.algebra.expression import Tree, Unreadable, parse, variables
 from fastflow.evaluate.graders.algebra.splitting import is_wrapped, split_outside
 from fastflow.evaluate.graders.algebra.value import Number, TooLarge, Undefined, agree, evaluate, is_real
 
-Reader = Callable[[str], Tree]
 Piece = tuple[Number, bool, Number, bool]  # low, low_closed, high, high_closed
 
 ALL = Region("all")
@@ -41,42 +41,42 @@ _EXCEPT = re.compile(
 )
 
 
-def read_region(text: str, tree: Reader) -> Region | None:
+def read_region(text: str) -> Region | None:
     """What the text says of a line of numbers; None where it says nothing of the kind."""
     try:
-        return _read(text, tree)
+        return _read(text)
     except Unreadable:
         return None
 
 
-def _read(text: str, tree: Reader) -> Region | None:
+def _read(text: str) -> Region | None:
     if _REALS.fullmatch(text):
         return ALL
     if half := _half_of_reals(text):
-        return _read(half, tree)
+        return _read(half)
     if found := _EXCEPT.match(text):
         outer = found.group(1).strip() or f"«{found.group(2)}»"
-        whole = _interval(outer, tree) or _read(outer, tree)
+        whole = _interval(outer) or _read(outer)
         rest = found.group(3).strip()
-        return None if whole is None else Region("difference", (whole, _interval(rest, tree) or _points(rest, tree)))
+        return None if whole is None else Region("difference", (whole, _interval(rest) or _points(rest)))
     if "\\cup" in text or "\\cap" in text:
         for mark, kind in (("\\cup", "union"), ("\\cap", "intersection")):
             pieces = split_outside(text, mark)
             if len(pieces) > 1:
-                parts = [_interval(piece, tree) or _read(piece, tree) or _points(piece, tree) for _, piece in pieces]
+                parts = [_interval(piece) or _read(piece) or _points(piece) for _, piece in pieces]
                 return Region(kind, tuple(parts))
         return None
     if is_wrapped(text, "⦃", "⦄"):
-        return _built(text[1:-1], tree)
+        return _built(text[1:-1])
     if member := re.match(rf"^({_VARIABLE.pattern})\s*\\in\b\s*(.+)$", text):
         inner = member.group(2)
-        region = _interval(inner, tree) or _read(inner, tree)
+        region = _interval(inner) or _read(inner)
         return region and _named(region, member.group(1))
     if outside := re.match(rf"^({_VARIABLE.pattern})\s*\\notin\b\s*(.+)$", text):
         inner = outside.group(2)
-        rest = _interval(inner, tree) or _read(inner, tree) or _points(inner, tree)
+        rest = _interval(inner) or _read(inner) or _points(inner)
         return Region("difference", (ALL, rest), variable=outside.group(1))
-    return _inequality(text, tree)
+    return _inequality(text)
 
 
 def _half_of_reals(text: str) -> str | None:
@@ -87,13 +87,13 @@ def _half_of_reals(text: str) -> str | None:
     return _SIGNS.get(words.group(1).lower()) if words else None
 
 
-def _built(text: str, tree: Reader) -> Region | None:
+def _built(text: str) -> Region | None:
     """x | condition: a set by what its members fulfil."""
     pieces = split_outside(text, "|", ":")
     if len(pieces) != 2 or not re.fullmatch(rf"{_VARIABLE.pattern}(?:\s*\\in\s*\\R\s*)?", pieces[0][1]):
         return None
     conditions = split_outside(pieces[1][1], "«and»", "«or»", ",")
-    regions = [_read(piece, tree) for _, piece in conditions]
+    regions = [_read(piece) for _, piece in conditions]
     if any(region is None for region in regions):
         return None
     kept = tuple(region for region in regions if region is not None)
@@ -102,7 +102,7 @@ def _built(text: str, tree: Reader) -> Region | None:
     return Region("union" if any(mark == "«or»" for mark, _ in conditions) else "intersection", kept)
 
 
-def _interval(text: str, tree: Reader) -> Region | None:
+def _interval(text: str) -> Region | None:
     """[a, b), ]a, b[ and so on."""
     text = text.strip()
     if len(text) < 5 or text[0] not in "([]" or text[-1] not in ")][":
@@ -110,34 +110,34 @@ def _interval(text: str, tree: Reader) -> Region | None:
     ends = split_outside(text[1:-1], ",", ";")
     if len(ends) != 2:
         return None
-    low, high = (tree(piece) for _, piece in ends)
+    low, high = (parse(piece) for _, piece in ends)
     return Region("interval", low=low, low_closed=text[0] == "[", high=high, high_closed=text[-1] == "]")
 
 
-def _points(text: str, tree: Reader) -> Region:
+def _points(text: str) -> Region:
     inner = text[1:-1] if is_wrapped(text, "⦃", "⦄") else text
     inner = re.sub(rf"^{_VARIABLE.pattern}\s*=\s*", "", inner)
-    return Region("points", points=tuple(tree(piece) for _, piece in split_outside(inner, ",", "«and»", "«or»")))
+    return Region("points", points=tuple(parse(piece) for _, piece in split_outside(inner, ",", "«and»", "«or»")))
 
 
-def _inequality(text: str, tree: Reader) -> Region | None:
+def _inequality(text: str) -> Region | None:
     """An inequality that is solved for one variable, or two of them around it."""
     pieces = [(mark, "y" if _FUNCTION.fullmatch(piece) else piece) for mark, piece in split_outside(text, *_OPERATORS)]
     if len(pieces) == 2:
         (_, left), (mark, right) = pieces
         if not _VARIABLE.fullmatch(left):
             left, right, mark = right, left, _FLIPPED[mark]
-        return _half_line(left, mark, right, tree) if _VARIABLE.fullmatch(left) else None
+        return _half_line(left, mark, right) if _VARIABLE.fullmatch(left) else None
     if len(pieces) == 3 and _VARIABLE.fullmatch(pieces[1][1]):
         (_, low), (first, name), (second, high) = pieces
-        parts = (_half_line(name, _FLIPPED[first], low, tree), _half_line(name, second, high, tree))
+        parts = (_half_line(name, _FLIPPED[first], low), _half_line(name, second, high))
         if parts[0] and parts[1]:
             return Region("intersection", (parts[0], parts[1]), variable=name)
     return None
 
 
-def _half_line(name: str, mark: str, end: str, tree: Reader) -> Region | None:
-    bound, variable = tree(end), tree(name)
+def _half_line(name: str, mark: str, end: str) -> Region | None:
+    bound, variable = parse(end), parse(name)
     if variable[0] != "var" or variable[1] in variables(bound):
         return None
     name = variable[1]
@@ -312,6 +312,4 @@ def _complement(pieces: list[Piece]) -> list[Piece]:
 
 
 def _named(region: Region, name: str) -> Region:
-    from dataclasses import replace
-
     return replace(region, variable=name)
