@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
+from fastflow.evaluate.concerns import concerns
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import Answers, Study
-from fastflow.evaluate.doubts import doubts
-from fastflow.evaluate.earlier import check_directory, check_earlier
-from fastflow.evaluate.elsewhere import own_names
+from fastflow.evaluate.existing_results import check_directory, check_earlier
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.methods.make import methods_for
@@ -24,11 +23,13 @@ from fastflow.evaluate.methods.verbalized import VERSION, instruction
 from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json, read_questions
+from fastflow.evaluate.refused_settings import own_names
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
 from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, find_task, is_own_file
-from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, Work, check_golds, facts
+from fastflow.evaluate.work import Work, check_golds
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.console import say
 from fastflow.run.durable import replace_json, replace_text
@@ -84,8 +85,8 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
             replace_json(output / RESULTS_FILE, results)
             replace_text(output / TABLE_FILE, markdown(results))
     print_results(results, console)
-    for doubt in doubts(results, own={task.name for task in tasks if task.path}):
-        logger.warning("%s", doubt)
+    for concern in concerns(results, own={task.name for task in tasks if task.path}):
+        logger.warning("%s", concern)
     say(console, f"results written to {output / TABLE_FILE} and {output / RESULTS_FILE}")
     return results
 

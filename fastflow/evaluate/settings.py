@@ -19,7 +19,7 @@ from fastflow.config.setting import Section, setting, suggest
 from fastflow.config.settings_file import read_settings_file
 from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
-from fastflow.evaluate import elsewhere
+from fastflow.evaluate import refused_settings
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
 from fastflow.evaluate.task import names
@@ -188,7 +188,7 @@ def _expand(arguments: Sequence[str]) -> list[str]:
         full = f"eval.{short}" if short in _entries("eval") else name
         if full not in known and name not in ("config", "help"):
             unknown = f"unknown option --{name}: {suggest(full, [*known, *_entries('eval'), 'config'])}"
-            raise FastflowError(elsewhere.refusal(short, known) or unknown)
+            raise FastflowError(refused_settings.refusal(short, known) or unknown)
         options.append(f"--{full}" + (f"={value}" if equals else ""))
         waits = not equals and name != "help"
     options = lists.in_options(options, lists.list_settings(SECTIONS))
@@ -201,9 +201,9 @@ def _with_content(option: str) -> str:
     if not option.startswith("--config="):
         return option
     file, taken = Path(option.removeprefix("--config=")), _taken()
-    tree = read_settings_file(file, SECTIONS, elsewhere.training_settings(), such_as="'eval:'")
+    tree = read_settings_file(file, SECTIONS, refused_settings.training_settings(), such_as="'eval:'")
     for section, values in tree.items():
         for name in (f"{section}.{entry}" for entry in values if isinstance(values, dict)):
-            if name not in taken and (refused := elsewhere.refusal(name, taken)):
+            if name not in taken and (refused := refused_settings.refusal(name, taken)):
                 raise FastflowError(f"{file}: {refused}")
     return f"--config={yaml_file.dump(tree)}"

@@ -1,17 +1,14 @@
-"""What an evaluation asks: a task with its questions, whose gold answers were tried, and what results say of it."""
+"""What an evaluation asks: a task with its questions, whose gold answers were tried."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.questions import Question
 from fastflow.evaluate.task import Task
-
-RESULTS_FILE, TABLE_FILE, RESPONSES = "results.json", "results.md", "responses"
 
 
 @dataclass(frozen=True)
@@ -34,12 +31,3 @@ def check_golds(work: Work, pool: GraderPool) -> None:
             f"task {work.task.name}: {len(bad)} of {len(items)} gold answers do not equal themselves for the grader "
             f"{work.task.grader} (first: {bad[0].gold!r} at {bad[0].source}); mend them, or choose another grader"
         )
-
-
-def facts(task: Task) -> dict[str, Any]:
-    """What the results say of a task beside its measures."""
-    source = " ".join(filter(None, (task.dataset or task.path, task.subset, task.split if task.dataset else "")))
-    return {
-        "name": task.name, "title": task.title or task.name, "source": source, "grader": task.grader,
-        "licence": task.licence, "note": task.note, "kind": task.kind, "rubric": task.rubric,
-    }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastflow.drawing.numbers import is_number
 from fastflow.errors import FastflowError, need
-from fastflow.evaluate.work import RESULTS_FILE
+from fastflow.evaluate.results import RESULTS_FILE
 from fastflow.report.text import printable
 from fastflow.run.directory import EVALUATIONS
 

@@ -17,9 +17,9 @@ from fastflow.config.schema import Config
 from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
 from fastflow.evaluate.methods.catalogue import PLAIN
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
 from fastflow.evaluate.tables import markdown
 from fastflow.evaluate.task import Task
-from fastflow.evaluate.work import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
 from fastflow.models.pulse import PULSE
 from fastflow.run.directory import EVALUATIONS
 from fastflow.run.durable import replace_json, replace_text

@@ -11,7 +11,7 @@ from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.client import ChatClient, Refused
 from fastflow.evaluate.creative.questions import REMINDER, Messages
-from fastflow.evaluate.creative.replies import Replies, key_of
+from fastflow.evaluate.creative.reply_log import ReplyLog, key_of
 from fastflow.evaluate.creative.settings import JudgeConfig
 
 QUOTED = 2000  # characters of an unreadable reply that are shown to the judge again
@@ -62,7 +62,7 @@ class Judge:
         self.model = settings.model or asyncio.run(self._only_model())
 
     def ask(
-        self, asks: Sequence[Ask], replies: Replies, on_answer: Callable[[], None] = lambda: None
+        self, asks: Sequence[Ask], replies: ReplyLog, on_answer: Callable[[], None] = lambda: None
     ) -> tuple[list[Any], Cost]:
         """Return what each reply says, in order, None for those that cannot be had or read; and the cost.
 
@@ -97,7 +97,7 @@ class Judge:
             return await client.only_model()
 
     async def _ask_all(
-        self, asks: Sequence[Ask], replies: Replies, cost: Cost, on_answer: Callable[[], None]
+        self, asks: Sequence[Ask], replies: ReplyLog, cost: Cost, on_answer: Callable[[], None]
     ) -> list[Any]:
         values: list[Any] = [None] * len(asks)
         refusals: list[str] = []
@@ -130,7 +130,7 @@ class Judge:
         cost.ungraded = sum(value is None for value in values)
         return values
 
-    async def _answer(self, client: ChatClient, ask: Ask, replies: Replies, cost: Cost) -> Any:
+    async def _answer(self, client: ChatClient, ask: Ask, replies: ReplyLog, cost: Cost) -> Any:
         messages = ask.messages
         for _ in range(2):
             body = self._body(messages, ask.vote)

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastflow.evaluate.creative import questions
 from fastflow.evaluate.creative.judge import Ask, Cost, Judge
-from fastflow.evaluate.creative.replies import Replies
-from fastflow.evaluate.creative.reply import find_choice, find_grades
+from fastflow.evaluate.creative.parse_reply import find_choice, find_grades
+from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import Rubric
 
 Row = Mapping[str, Any]
@@ -50,7 +50,7 @@ class Variety:
 
 
 def grade_quality(
-    judge: Judge, rubric: Rubric, prompts: Sequence[Sequence[Row]], replies: Replies, **more: Any
+    judge: Judge, rubric: Rubric, prompts: Sequence[Sequence[Row]], replies: ReplyLog, **more: Any
 ) -> Quality:
     """Grade each response by the rubric, with as many votes as the settings say. more: on_answer."""
     limit = judge.settings.responses or None
@@ -83,7 +83,7 @@ def grade_quality(
 
 
 def compare_pairs(
-    judge: Judge, rubric: Rubric, ours: Sequence[Sequence[Row]], theirs: Sequence[Sequence[Row]], replies: Replies,
+    judge: Judge, rubric: Rubric, ours: Sequence[Sequence[Row]], theirs: Sequence[Sequence[Row]], replies: ReplyLog,
     **more: Any,
 ) -> Wins:  # fmt: skip
     """Compare responses of two models to the same prompts, each pair in both orders. more: on_answer."""
@@ -118,7 +118,7 @@ def compare_pairs(
 
 
 def rate_solutions(
-    judge: Judge, prompts: Sequence[Sequence[Row]], right: str, replies: Replies, **more: Any
+    judge: Judge, prompts: Sequence[Sequence[Row]], right: str, replies: ReplyLog, **more: Any
 ) -> Variety:
     """Rate how much the right solutions of each question differ. right: the verdict of those. more: on_answer."""
     asks, owner = [], []

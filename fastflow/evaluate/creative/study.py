@@ -18,7 +18,7 @@ from fastflow.evaluate.creative.effective_alpha import CONVENTION, effective_alp
 from fastflow.evaluate.creative.embedding import Encoder, identity, load_encoder, needs_package
 from fastflow.evaluate.creative.judge import Judge
 from fastflow.evaluate.creative.judging import Quality, compare_pairs, grade_quality, rate_solutions
-from fastflow.evaluate.creative.replies import Replies
+from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import Rubric, find_rubric
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.estimates import over_prompts, paired
@@ -241,8 +241,8 @@ class Study:
             self._judge = Judge(self._judging)
         return self._judge
 
-    def _replies(self, task: Task, label: str, what: str) -> Replies:
-        return Replies(self._output / JUDGED / f"{task.name}-{label}-{what}.jsonl")
+    def _replies(self, task: Task, label: str, what: str) -> ReplyLog:
+        return ReplyLog(self._output / JUDGED / f"{task.name}-{label}-{what}.jsonl")
 
     @contextmanager
     def _steps(self, title: str, total: int | None) -> Iterator[OnStep]:

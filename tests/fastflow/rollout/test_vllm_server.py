@@ -17,7 +17,7 @@ from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.judge import Judge
 from fastflow.evaluate.creative.judging import grade_quality
-from fastflow.evaluate.creative.replies import Replies
+from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import find_rubric
 from fastflow.evaluate.creative.settings import KEY_VARIABLE, JudgeConfig
 from fastflow.models.packed import PackedModel
@@ -230,12 +230,12 @@ def test_a_judge_whose_replies_are_no_grades(real, tmp_path, monkeypatch):
     rubric, file = find_rubric("poem"), tmp_path / "replies.jsonl"
     judge = Judge(settings)
     assert judge.model == "policy"
-    found = grade_quality(judge, rubric, rows, Replies(file))
+    found = grade_quality(judge, rubric, rows, ReplyLog(file))
     assert found.quality == [None] and set(found.criteria) == set(rubric.names)
     asked = 2 * 2 * 2  # responses, votes, and once more with a reminder
     assert (found.cost.ungraded, found.cost.requests, found.cost.new) == (4, asked, asked)
     assert 0 < found.cost.completion_tokens <= 9 * asked and found.cost.prompt_tokens > 0
-    again = grade_quality(judge, rubric, rows, Replies(file))
+    again = grade_quality(judge, rubric, rows, ReplyLog(file))
     assert again.cost.new == 0 and again.cost.as_json() == found.cost.as_json()
 
 
@@ -248,7 +248,7 @@ def test_a_judge_that_refuses_is_quoted(real, tmp_path, monkeypatch):
     with pytest.raises(
         FastflowError, match=r"refused 1 request and answered none; it answered .* with 400: max_tokens=1024 cannot"
     ):
-        grade_quality(judge, find_rubric("poem"), rows, Replies(tmp_path / "replies.jsonl"))
+        grade_quality(judge, find_rubric("poem"), rows, ReplyLog(tmp_path / "replies.jsonl"))
 
 
 @needs_vllm

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.errors import FastflowError
-from fastflow.evaluate.work import RESULTS_FILE
+from fastflow.evaluate.results import RESULTS_FILE
 from fastflow.run.directory import CONFIG_FILE, EVALUATIONS
 
 _MODEL_FILE = "config.json"

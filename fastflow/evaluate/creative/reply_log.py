@@ -17,7 +17,7 @@ def key_of(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-class Replies:
+class ReplyLog:
     """The replies in one file. Lines that cannot be read, as the last one after a kill, are asked again."""
 
     def __init__(self, path: Path):

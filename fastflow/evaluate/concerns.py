@@ -12,7 +12,7 @@ from fastflow.evaluate.task import CREATIVE
 MOST_UNPARSED = 0.5  # share of responses
 
 
-def doubts(results: dict[str, Any], own: Collection[str]) -> list[str]:
+def concerns(results: dict[str, Any], own: Collection[str]) -> list[str]:
     """Return a sentence for each model and task where most responses have no answer that the grader reads.
 
     own: tasks whose questions are the user's, who can word and grade them in another way.

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastflow.evaluate.creative import questions
-from fastflow.evaluate.creative.reply import find_choice, find_grades, objects
+from fastflow.evaluate.creative.parse_reply import find_choice, find_grades, objects
 from fastflow.evaluate.creative.rubric import find_rubric
 
 NAMES = ("wit", "form")
