@@ -14,9 +14,10 @@ from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.concerns import concerns
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
-from fastflow.evaluate.creative.study import Answers, Study
+from fastflow.evaluate.creative.study import ModelResponses, Study
 from fastflow.evaluate.existing_results import check_directory, check_earlier
 from fastflow.evaluate.graders.pool import GraderPool
+from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.methods.make import methods_for
 from fastflow.evaluate.methods.verbalized import VERSION, instruction
@@ -167,7 +168,7 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
     if config.method.name == "verbalized":
         content["form"] = str(VERSION)
     directory = Path(settings.output) / RESPONSES
-    return responses.Store(directory, f"{work.task.name}-{model.label}", responses.key_of(content))
+    return responses.Store(directory, f"{work.task.name}-{model.label}", key_of(content))
 
 
 def _summary(
@@ -190,7 +191,7 @@ def _summary(
             }
             if model is not models[0] and not task.is_creative:
                 entry["difference"] = scores.difference(rows_of, found[models[0]][place])
-            answers.append(Answers(model.name, model.label, scores.by_prompt(rows_of), entry))
+            answers.append(ModelResponses(model.name, model.label, scores.by_prompt(rows_of), entry))
         study.complete(task, answers)
         plotted = {"plot": study.plot(task, answers), "models": [model.entry for model in answers]}
         tasks.append(facts(task) | plotted)

@@ -6,8 +6,6 @@ A part holds a fixed number of prompts and depends on nothing but the settings; 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -55,11 +53,6 @@ class Store:
     def rows(self) -> list[Row] | None:
         """All rows, if the file is finished."""
         return read(self.file) if self.file.is_file() else None
-
-
-def key_of(content: Any) -> str:
-    """A digest of settings, in JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def answer_part(

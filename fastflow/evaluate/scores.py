@@ -16,8 +16,10 @@ from fastflow.evaluate.estimates import estimate, over_prompts, with_interval
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER
 
-Row = Mapping[str, Any]
-AnyRow = TypeVar("AnyRow", bound=Row)
+# One response and its grade, by the names in responses.COLUMNS; a measure reads some of them.
+ResponseRow = Mapping[str, Any]
+ByPrompt = Sequence[Sequence[ResponseRow]]
+AnyRow = TypeVar("AnyRow", bound=ResponseRow)
 
 CONVENTIONS = {
     "avg": "mean over prompts of the share of right responses",
@@ -42,7 +44,7 @@ def pass_at_each(right: int, samples: int) -> Float64[np.ndarray, " samples"]:
     return 1 - np.cumprod((samples - right - drawn).clip(min=0) / (samples - drawn))
 
 
-def majority(responses: Sequence[Row]) -> float:
+def majority(responses: Sequence[ResponseRow]) -> float:
     """Whether the largest class of answers is right; the mean over the largest where several are."""
     counts = Counter(row["vote_class"] for row in responses if row["vote_class"] != NO_ANSWER)
     if not counts:
@@ -51,7 +53,7 @@ def majority(responses: Sequence[Row]) -> float:
     return float(np.mean([_is_right_class(responses, name) for name in largest]))
 
 
-def _is_right_class(responses: Sequence[Row], name: int) -> bool:
+def _is_right_class(responses: Sequence[ResponseRow], name: int) -> bool:
     verdicts = [is_right(row) for row in responses if row["vote_class"] == name]
     return sum(verdicts) * 2 > len(verdicts)
 
@@ -69,13 +71,13 @@ def by_prompt(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
     return list(by_question(rows).values())
 
 
-def score(rows: Sequence[Row]) -> dict[str, Any]:
+def score(rows: Sequence[ResponseRow]) -> dict[str, Any]:
     """All measures of one model on one graded task, each as {"value", "error"}; counts of verdicts besides."""
     prompts = by_prompt(rows)
     samples = len(prompts[0])
     rights = [sum(map(is_right, responses)) for responses in prompts]
     curves = np.stack([pass_at_each(right, samples) for right in rights])  # (prompts, k)
-    per_prompt: dict[str, Callable[[Sequence[Row]], float]] = {
+    per_prompt: dict[str, Callable[[Sequence[ResponseRow]], float]] = {
         f"maj@{samples}": majority,
         "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
         "sampled_tokens": lambda responses: float(np.mean([row["sampled_tokens"] for row in responses])),
@@ -94,7 +96,7 @@ def score(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def score_creative(rows: Sequence[Row]) -> dict[str, Any]:
+def score_creative(rows: Sequence[ResponseRow]) -> dict[str, Any]:
     """The measures of one model on a creative task that need neither encoder nor judge."""
     prompts = by_prompt(rows)
     return {
@@ -108,7 +110,7 @@ def score_creative(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | None]:
+def difference(rows: Sequence[ResponseRow], base: Sequence[ResponseRow]) -> dict[str, float | None]:
     """avg@n of one model less that of another on the same prompts: paired, with a 95 % interval."""
     ours, theirs = (
         {question: _mean_right(group) for question, group in by_question(part).items()} for part in (rows, base)
@@ -118,10 +120,10 @@ def difference(rows: Sequence[Row], base: Sequence[Row]) -> dict[str, float | No
     return with_interval(estimate([ours[question] - theirs[question] for question in ours]))
 
 
-def is_right(row: Row) -> bool:
+def is_right(row: ResponseRow) -> bool:
     """Whether the grader took a response for right."""
     return row["verdict"] == Verdict.RIGHT.value
 
 
-def _mean_right(responses: Sequence[Row]) -> float:
+def _mean_right(responses: Sequence[ResponseRow]) -> float:
     return float(np.mean([is_right(row) for row in responses]))

@@ -12,12 +12,12 @@ from typing import Any
 from fastflow.drawing.numbers import is_number
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate.results import RESULTS_FILE
+from fastflow.evaluate.scores import ResponseRow
 from fastflow.report.text import printable
 from fastflow.run.directory import EVALUATIONS
 
 MOST_SHOWN = 8  # models of a table: the first and the last ones, as of a run that was evaluated at many steps
 MOST_COMPARED = 4  # models whose curves and responses stand side by side
-Row = dict[str, Any]
 _COUNTED = ("question", "sample", "verdict", "vote_class", "tokens", "finish_reason", "well_formed", "logprob")
 _READ = ("question", "sample", "prompt", "gold", "response", "answer", "verdict", "tokens", "finish_reason")
 
@@ -31,11 +31,11 @@ class Subject:
     file: Path | None
 
     @functools.cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ResponseRow]:
         """What measures need of each response; [] where no file is there."""
         return [] if self.file is None else _read_rows(self.file, _COUNTED)
 
-    def texts(self, samples: int) -> list[Row]:
+    def texts(self, samples: int) -> list[ResponseRow]:
         """What people read of the first responses to each prompt, so many of them. They are not kept in memory."""
         return [] if self.file is None else _read_rows(self.file, _READ, [("sample", "<", samples)])
 
@@ -194,7 +194,7 @@ def _cannot_read() -> str | None:
     return None
 
 
-def _read_rows(file: Path, columns: Sequence[str], filters: Any = None) -> list[Row]:
+def _read_rows(file: Path, columns: Sequence[str], filters: Any = None) -> list[ResponseRow]:
     parquet = need("pyarrow.parquet", extra="eval", purpose="showing the responses")
     try:
         present = parquet.read_schema(file).names

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from fastflow.drawing.figure import COLOURS, make_axes, to_svg
 from fastflow.drawing.numbers import is_number, number
 from fastflow.drawing.plot import SERIES_COLOURS, Plot
+from fastflow.evaluate.scores import ResponseRow
 from fastflow.report.evaluations import Subject
 
 BINS = 24
 NO_ENTROPY = (
     "The histogram of entropies is left out: not all kept responses of {names} carry log-probabilities (logprob)."
 )
-Row = Mapping[str, Any]
 
 
 def histograms(subjects: Sequence[Subject], prefix: str) -> tuple[list[Plot], list[str]]:
@@ -34,18 +33,18 @@ def histograms(subjects: Sequence[Subject], prefix: str) -> tuple[list[Plot], li
     return [plot for plot in plots if plot is not None], notes
 
 
-def _length(row: Row) -> float | None:
+def _length(row: ResponseRow) -> float | None:
     return float(row["tokens"]) if is_number(row["tokens"]) else None
 
 
-def _entropy(row: Row) -> float | None:
+def _entropy(row: ResponseRow) -> float | None:
     """What one response says of the entropy per token, in nats: the mean over responses estimates it."""
     logprob, tokens = row["logprob"], row["tokens"]
     return -logprob / tokens if is_number(logprob) and is_number(tokens) and tokens > 0 else None
 
 
 def _histogram(
-    title: str, unit: str, subjects: Sequence[Subject], value: Callable[[Row], float | None], prefix: str
+    title: str, unit: str, subjects: Sequence[Subject], value: Callable[[ResponseRow], float | None], prefix: str
 ) -> Plot | None:
     import numpy as np
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastflow.evaluate.estimates import estimate, with_interval
-from fastflow.evaluate.scores import by_question, is_right, majority, pass_at
+from fastflow.evaluate.scores import ResponseRow, by_question, is_right, majority, pass_at
 
-Row = Mapping[str, Any]
-PerPrompt = Callable[[Sequence[Row]], float]
+PerPrompt = Callable[[Sequence[ResponseRow]], float]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Difference:
         return f"{_signed(scale * self.value)} ({_signed(scale * self.low)} to {_signed(scale * self.high)})"
 
 
-def paired(rows: Sequence[Row], base: Sequence[Row], measure: PerPrompt) -> Difference | None:
+def paired(rows: Sequence[ResponseRow], base: Sequence[ResponseRow], measure: PerPrompt) -> Difference | None:
     """A measure of `rows` less that of `base`, prompt by prompt. None where both share no prompt."""
     ours, theirs = _values(rows, measure), _values(base, measure)
     both = [question for question in ours if question in theirs]
@@ -65,7 +63,7 @@ def measure_of(heading: str) -> tuple[PerPrompt, float] | None:
     return None
 
 
-def _values(rows: Sequence[Row], measure: PerPrompt) -> dict[int, float]:
+def _values(rows: Sequence[ResponseRow], measure: PerPrompt) -> dict[int, float]:
     return {question: measure(responses) for question, responses in by_question(rows).items()}
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastflow.counted import counted
-from fastflow.evaluate.scores import by_question, is_right
-from fastflow.report.evaluations import Evaluation, Row, TaskResult
+from fastflow.evaluate.scores import ResponseRow, by_question, is_right
+from fastflow.report.evaluations import Evaluation, TaskResult
 from fastflow.report.text import HEAD, TAIL, cut, printable
 
 SAMPLES_SHOWN = (4, 2, 1)  # responses of each model to a prompt: the first number whose page fits
@@ -44,7 +44,7 @@ def cards(task: TaskResult, prefix: str) -> list[Card]:
     return made
 
 
-def _right(rows: Sequence[Row], *, graded: bool) -> str:
+def _right(rows: Sequence[ResponseRow], *, graded: bool) -> str:
     return f"{sum(map(is_right, rows))} of {len(rows)} right" if graded else counted(len(rows), "response")
 
 
@@ -52,7 +52,7 @@ def _short(answer: str) -> str:
     return printable(answer[:MOST_OF_ANSWER]) + ("…" if len(answer) > MOST_OF_ANSWER else "")
 
 
-def _response(row: Row, *, graded: bool) -> dict[str, Any]:
+def _response(row: ResponseRow, *, graded: bool) -> dict[str, Any]:
     facts = [counted(row["tokens"], "token")]
     if row["finish_reason"] == "length":
         facts.append("cut at the length limit")

@@ -143,12 +143,12 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-Row = tuple[str, int, list[Estimate | None]]
+TableRow = tuple[str, int, list[Estimate | None]]
 
 
-def _tables(outcome: Outcome) -> list[tuple[str, list[Measure], list[Row]]]:
+def _tables(outcome: Outcome) -> list[tuple[str, list[Measure], list[TableRow]]]:
     """Return (title, metrics, rows) of the tables that have something to show."""
-    tables: list[tuple[str, list[Measure], list[Row]]] = []
+    tables: list[tuple[str, list[Measure], list[TableRow]]] = []
     for title, measures, value in (
         ("After training", outcome.measured(), evaluated),
         ("Last steps of training", outcome.trained(), final),
@@ -160,7 +160,7 @@ def _tables(outcome: Outcome) -> list[tuple[str, list[Measure], list[Row]]]:
     return tables
 
 
-def _table(title: str, measures: Sequence[Measure], rows: Sequence[Row]) -> dict[str, Any]:
+def _table(title: str, measures: Sequence[Measure], rows: Sequence[TableRow]) -> dict[str, Any]:
     shown = [(printable(name), seeds, list(map(_shown, measures, cells))) for name, seeds, cells in rows]
     return {"title": title, "columns": [(printable(m.title), m.unit) for m in measures], "rows": shown}
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
+from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
 from fastflow.evaluate.tables import markdown
@@ -95,7 +96,7 @@ class Curve:
         return {"value": scores.score(rows)[measure]["value"] - first, "error": None, "low": None, "high": None}
 
     def _store(self, name: str, step: int, questions: Sequence[str]) -> responses.Store:
-        key = responses.key_of([step, self._settings(), list(questions)])
+        key = key_of([step, self._settings(), list(questions)])
         return responses.Store(self._directory / RESPONSES, f"{name}-step-{step}", key)
 
     def _settings(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses
 from fastflow.evaluate.graders.pool import GraderPool
+from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json, read_questions
@@ -127,7 +128,7 @@ class Evaluation:
     @property
     def digest(self) -> str:
         """What all ranks must have read alike."""
-        return responses.key_of([[work.task.asked(), *map(as_json, work.questions)] for work in self._works])
+        return key_of([[work.task.asked(), *map(as_json, work.questions)] for work in self._works])
 
     def describe(self) -> str:
         """What is asked, for the console; nothing without works."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float64
 
 from fastflow.data.packing import input_length, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.evaluate.scores import ByPrompt
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.scoring import sum_per_sequence, to_flat_order, token_logprobs
 
-Row = Mapping[str, Any]
 TOKENS_PER_PASS = 8192
 
 CONVENTION = (
@@ -22,7 +21,7 @@ CONVENTION = (
 )
 
 
-def effective_alpha(prompts: Sequence[Sequence[Row]]) -> dict[str, float | None]:
+def effective_alpha(prompts: ByPrompt) -> dict[str, float | None]:
     """Regress the policy's log-probs on its base's over all responses, with an intercept for each prompt.
 
     With x = log p_base(y|q) / |y| and y = log p(y|q) / |y|, and both less their prompt's mean,

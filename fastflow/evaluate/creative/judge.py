@@ -11,8 +11,9 @@ from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.client import ChatClient, Refused
 from fastflow.evaluate.creative.questions import REMINDER, Messages
-from fastflow.evaluate.creative.reply_log import ReplyLog, key_of
+from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.settings import JudgeConfig
+from fastflow.evaluate.keys import key_of
 
 QUOTED = 2000  # characters of an unreadable reply that are shown to the judge again
 HOPELESS = 20  # refused requests without one that was answered

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -12,8 +11,8 @@ from fastflow.evaluate.creative.judge import Ask, Cost, Judge
 from fastflow.evaluate.creative.parse_reply import find_choice, find_grades
 from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import Rubric
+from fastflow.evaluate.scores import ByPrompt
 
-Row = Mapping[str, Any]
 PerPrompt = list[float | None]  # None for a prompt without any grade
 BOTH_ORDERS = ((0, 1), (1, 0))
 
@@ -49,9 +48,7 @@ class Variety:
     cost: Cost
 
 
-def grade_quality(
-    judge: Judge, rubric: Rubric, prompts: Sequence[Sequence[Row]], replies: ReplyLog, **more: Any
-) -> Quality:
+def grade_quality(judge: Judge, rubric: Rubric, prompts: ByPrompt, replies: ReplyLog, **more: Any) -> Quality:
     """Grade each response by the rubric, with as many votes as the settings say. more: on_answer."""
     limit = judge.settings.responses or None
     asks, owner = [], []
@@ -83,7 +80,7 @@ def grade_quality(
 
 
 def compare_pairs(
-    judge: Judge, rubric: Rubric, ours: Sequence[Sequence[Row]], theirs: Sequence[Sequence[Row]], replies: ReplyLog,
+    judge: Judge, rubric: Rubric, ours: ByPrompt, theirs: ByPrompt, replies: ReplyLog,
     **more: Any,
 ) -> Wins:  # fmt: skip
     """Compare responses of two models to the same prompts, each pair in both orders. more: on_answer."""
@@ -117,9 +114,7 @@ def compare_pairs(
     )  # fmt: skip
 
 
-def rate_solutions(
-    judge: Judge, prompts: Sequence[Sequence[Row]], right: str, replies: ReplyLog, **more: Any
-) -> Variety:
+def rate_solutions(judge: Judge, prompts: ByPrompt, right: str, replies: ReplyLog, **more: Any) -> Variety:
     """Rate how much the right solutions of each question differ. right: the verdict of those. more: on_answer."""
     asks, owner = [], []
     for place, rows in enumerate(prompts):

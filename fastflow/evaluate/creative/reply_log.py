@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from fastflow.evaluate.creative.client import Reply
 from fastflow.run.output_file import writing
-
-
-def key_of(body: dict[str, Any]) -> str:
-    """Return the digest of a whole request: model, temperature, seed and messages."""
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class ReplyLog:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from fastflow.evaluate.creative.rubric import Rubric, find_rubric
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.estimates import over_prompts, paired
 from fastflow.evaluate.graders.verdict import Verdict
-from fastflow.evaluate.responses import key_of
+from fastflow.evaluate.keys import key_of
+from fastflow.evaluate.scores import ByPrompt
 from fastflow.evaluate.task import Task
 from fastflow.interrupt import stopped
 from fastflow.models.opening import resolve_device
@@ -38,18 +39,16 @@ if TYPE_CHECKING:
     from fastflow.evaluate.settings import EvaluateConfig
 
 DIVERSITY, JUDGED = "diversity", "judge"  # folders of the output
-Row = Mapping[str, Any]
-Prompts = Sequence[Sequence[Row]]
 OnStep = Callable[[], None]
 
 
 @dataclass
-class Answers:
+class ModelResponses:
     """What one model answered to one task. entry: its part of the results, which the study completes."""
 
     name: str
     label: str
-    prompts: Prompts
+    prompts: ByPrompt
     entry: dict[str, Any]
 
 
@@ -108,7 +107,7 @@ class Study:
         settings = self._settings
         return bool(settings.diversity or settings.adapter_scale or settings.embedding is not None)
 
-    def complete(self, task: Task, models: Sequence[Answers]) -> None:
+    def complete(self, task: Task, models: Sequence[ModelResponses]) -> None:
         """Add what is asked for to the entries of all models; the others are compared with the first."""
         compared: list[dict[str, list[float | None]]] = [{} for _ in models]
         if task.is_creative or self._measures_all:
@@ -132,7 +131,7 @@ class Study:
         for model, values in list(zip(models, compared, strict=True))[1:]:
             model.entry["differences"] = {name: paired(values[name], compared[0][name]) for name in values}
 
-    def plot(self, task: Task, models: Sequence[Answers]) -> str | None:
+    def plot(self, task: Task, models: Sequence[ModelResponses]) -> str | None:
         """Write the plot of quality, otherwise accuracy, against diversity. Returns its name, or None for one point."""
         points = []
         accuracy = f"avg@{self._settings.samples}"
@@ -170,7 +169,7 @@ class Study:
             found["judge"] |= {"extra": self._judging.extra} if self._judging.extra else {}
         return found
 
-    def _diversity(self, task: Task, model: Answers) -> list[diversity.Measures]:
+    def _diversity(self, task: Task, model: ModelResponses) -> list[diversity.Measures]:
         texts = [[row["response"] for row in rows] for rows in model.prompts]
         name = self._settings.embedding
         key = key_of([diversity.VERSION, name and identity(name), texts])
@@ -192,7 +191,7 @@ class Study:
             replace_json(file, about)
         return found
 
-    def _quality(self, task: Task, model: Answers) -> Quality:
+    def _quality(self, task: Task, model: ModelResponses) -> Quality:
         judge, rubric = self._get_judge(), self._rubric(task)
         asked = sum(len(rows[: self._judging.responses or None]) for rows in model.prompts) * self._judging.votes
         with self._steps(f"{model.name}: judging {task.name}", asked) as step:
@@ -207,7 +206,7 @@ class Study:
         }
         return found
 
-    def _compare(self, task: Task, models: Sequence[Answers]) -> None:
+    def _compare(self, task: Task, models: Sequence[ModelResponses]) -> None:
         if not self._judging.pairs:
             return
         first = models[0]
@@ -223,7 +222,7 @@ class Study:
                 "contradicted": found.contradicted, "judge": found.cost.as_json(),
             }  # fmt: skip
 
-    def _variety(self, task: Task, model: Answers) -> list[float | None]:
+    def _variety(self, task: Task, model: ModelResponses) -> list[float | None]:
         replies = self._replies(task, model.label, "solutions")
         with self._steps(f"{model.name}: comparing solutions of {task.name}", None) as step:
             found = rate_solutions(self._get_judge(), model.prompts, Verdict.RIGHT.value, replies, on_answer=step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-Row = tuple[str, list[str]]
+TableRow = tuple[str, list[str]]
 NOTHING = "–"
 _DIVERSITY = {
     "semantic": "semantic diversity", "semantic_clipped": "semantic diversity, as published",
@@ -15,11 +15,11 @@ _DIVERSITY = {
 _COMPARED = {"quality": "quality", "semantic": "semantic diversity", "rouge_l": "ROUGE-L redundancy"}
 
 
-def creative_rows(task: dict[str, Any]) -> list[Row]:
+def creative_rows(task: dict[str, Any]) -> list[TableRow]:
     """Heading and cells of each row of a creative task."""
     models = task["models"]
     scores = [model["scores"] for model in models]
-    shown: list[Row] = []
+    shown: list[TableRow] = []
     if any("quality" in entry for entry in scores):
         shown.append(("quality, 0 to 1", [_number(entry.get("quality")) for entry in scores]))
         names = dict.fromkeys(name for entry in scores for name in entry.get("criteria", {}))
@@ -32,11 +32,11 @@ def creative_rows(task: dict[str, Any]) -> list[Row]:
     return shown
 
 
-def added_rows(task: dict[str, Any]) -> list[Row]:
+def added_rows(task: dict[str, Any]) -> list[TableRow]:
     """Rows of diversity, effective alpha, wins, variety of solutions and the judge's cost, where they were measured."""
     models = task["models"]
     scores = [model["scores"] for model in models]
-    shown: list[Row] = []
+    shown: list[TableRow] = []
     if any("alpha" in entry for entry in scores):
         shown.append(("effective alpha", [_number(entry.get("alpha"), 2) for entry in scores]))
     if any("diversity" in entry for entry in scores):
@@ -58,7 +58,7 @@ def added_rows(task: dict[str, Any]) -> list[Row]:
     return shown
 
 
-def _cost(models: Sequence[dict[str, Any]]) -> list[Row]:
+def _cost(models: Sequence[dict[str, Any]]) -> list[TableRow]:
     costs = [[entry for entry in _costs(model) if entry] for model in models]
     if not any(costs):
         return []
