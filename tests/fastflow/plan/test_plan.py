@@ -182,7 +182,7 @@ class TestCommand:
             assert word in err
 
     def test_a_disk_that_is_full(self, capsys, models):
-        code, _, err = invoke(capsys, f"--model.path={models / 'llama'}", "--memory=4", "--json=/dev/full")
+        code, _, err = invoke(capsys, "plan", f"--model.path={models / 'llama'}", "--memory=4", "--json=/dev/full")
         assert code == 2 and err.count("\n") == 1 and "cannot write to /dev/full" in err and "make room" in err
 
     def test_no_empty_file_is_left(self, capsys, tmp_path):
