@@ -69,10 +69,12 @@ def programs(tmp_path_factory) -> Path:
 def test_blocks_run(example, tmp_path_factory, programs, monkeypatch):
     """In order: a mark skips the block after it. hidden, head and targets are what a page may take as given.
 
-    The blocks of a page share names and a folder.
+    The blocks of a page share names and a folder, in which the examples lie as in the repository.
     """
     folder = tmp_path_factory.getbasetemp() / name_of(Path(example.path)).replace("/", "-")
-    folder.mkdir(exist_ok=True)
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
     head = torch.nn.Linear(8, 32, bias=False)

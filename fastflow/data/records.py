@@ -1,4 +1,4 @@
-"""Reads records from JSON, CSV, parquet or a Hugging Face dataset, each with the place where it stands."""
+"""Reads records from JSON, CSV, parquet, a Hugging Face dataset or a program, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fastflow.config.program import NO_PROGRAM, PROMPTS, Program
 from fastflow.config.schema import DataConfig
 from fastflow.config.sections import GYM
 from fastflow.counted import counted
 from fastflow.data.conversation import ends_with_answer, prompt_of
 from fastflow.data.csv_file import read_csv
+from fastflow.data.given import read_given
 from fastflow.data.gym import read_gym
 from fastflow.data.json_file import check_values, read_json
 from fastflow.errors import FastflowError, message_of, need
@@ -25,13 +27,15 @@ JSON = (".jsonl", ".json", ".ndjson")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
-def read_records(settings: DataConfig) -> list[Record]:
+def read_records(settings: DataConfig, program: Program = NO_PROGRAM) -> list[Record]:
     """Read all records with their places, and check each for a usable prompt field. Does not tokenise them.
+
+    program: has them where `data.path` says so.
 
     Reports how many prompts end with an assistant turn, and what happens to it. Raises FastflowError, with file and
     line, for missing files, malformed lines and missing or empty prompts.
     """
-    records = list(_read(settings))
+    records = list(_read(settings, program))
     records = records[: settings.limit or None]
     if not records:
         raise FastflowError(f"{settings.path} holds no records; give data.path at least one prompt")
@@ -41,7 +45,9 @@ def read_records(settings: DataConfig) -> list[Record]:
     return records
 
 
-def _read(settings: DataConfig) -> Iterable[Record]:
+def _read(settings: DataConfig, program: Program) -> Iterable[Record]:
+    if (prompts := program.thing(PROMPTS, settings.path)) is not None:
+        return read_given(prompts, settings.prompt_field)
     if is_gym(settings):
         return read_gym(settings.path, settings.prompt_field, settings.gym, settings.suffix, settings.limit)
     return _read_file(Path(settings.path)) if is_file(settings) else _read_dataset(settings)

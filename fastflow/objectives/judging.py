@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import math
-import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
+from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
-from fastflow.data.trajectory import Group, Prompt
-from fastflow.errors import FastflowError, message_of
+from fastflow.data.trajectory import Group
 from fastflow.objectives.answers import AnswerReader
 from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
-from fastflow.objectives.trajectory_balance import load_function, make_format_check, normalise_rewards
+from fastflow.objectives.own_function import OwnFunction, Source
+from fastflow.objectives.trajectory_balance import make_format_check, normalise_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,41 +58,47 @@ def trained_on(groups: Sequence[Group], judgement: Judgement, count: int) -> tup
 class Judge:
     """Spells responses and judges their format and, where there is one, their reward.
 
-    answers: reads and compares answers, where `settings.compares_answers` says so.
+    answers: reads and compares answers, where `settings.compares_answers` says so. program: has the functions that the
+    settings cannot name.
     """
 
     def __init__(
-        self, settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, answers: AnswerReader | None = None
+        self,
+        settings: ObjectiveConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        answers: AnswerReader | None = None,
+        program: Program = NO_PROGRAM,
     ):
         self._settings = settings
         self._answers = answers
         self._tokenizer = tokenizer
         self.end_with((tokenizer.eos_token_id,))
-        self._is_well_formed = make_format_check(settings, special_tokens(tokenizer).values())
+        self._are_well_formed = make_format_check(settings, special_tokens(tokenizer).values(), program)
         self._named = unescaped(settings.format_pattern or "")
         check_spelling(tokenizer, "objective.format_pattern", self._named)
         own_reward = settings.reward if settings.reward != ANSWER else None
-        self._reward = load_function(own_reward, "objective.reward") if own_reward else None
+        self._reward = OwnFunction("objective.reward", own_reward, program) if own_reward else None
 
     def end_with(self, end_ids: Collection[int]) -> None:
         """Set the tokens that end a response, where the model has other ones than the tokenizer."""
         self._text = ResponseText(self._tokenizer, end_ids)
 
     def __call__(self, groups: Sequence[Group]) -> Judgement:
-        prompts = [group.prompt for group in groups for _ in group.trajectories]
+        sources: list[Source] = [
+            (group.prompt.source, group.prompt.record) for group in groups for _ in group.trajectories
+        ]
         ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group.trajectories]
         texts = [self._text.of(tokens) for tokens in ids]
         well_formed = scores = None
         penalty = reward = torch.zeros(len(texts), dtype=torch.float64)
-        if self._is_well_formed is not None:
+        if self._are_well_formed is not None:
             judged = [self._text.of(tokens, naming=self._named) for tokens in ids] if self._named else texts
-            check = functools.partial(self._ask, "objective.format_check", self._is_well_formed)
-            well_formed = [bool(check(*pair)) for pair in zip(judged, prompts, strict=True)]
+            well_formed = self._are_well_formed(judged, sources)
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
         sizes = [len(group.trajectories) for group in groups]
         if self._reward is not None or self._settings.reward == ANSWER:
-            scores = self._rewards(texts, prompts)
+            scores = self._rewards(texts, sources)
         elif self._settings.name in POLICY_GRADIENTS:
             seeds = [trajectory.seed for group in groups for trajectory in group.trajectories]
             scores = self._label_free(texts, sizes, seeds, well_formed or ())
@@ -116,11 +116,11 @@ class Judge:
         if self._answers is not None:
             self._answers.close()
 
-    def _rewards(self, texts: list[str], prompts: list[Prompt]) -> list[float]:
+    def _rewards(self, texts: list[str], sources: list[Source]) -> list[float]:
         """What `objective.reward` makes of each response."""
         if self._reward is None:
-            return [float(right) for right in self._reader.are_right(texts, [prompt.record for prompt in prompts])]
-        return [self._score(self._reward, *pair) for pair in zip(texts, prompts, strict=True)]
+            return [float(right) for right in self._reader.are_right(texts, [record for _, record in sources])]
+        return self._reward.numbers(texts, sources)
 
     def _label_free(
         self, texts: list[str], sizes: list[int], seeds: list[int], well_formed: Sequence[bool]
@@ -140,37 +140,3 @@ class Judge:
         if self._answers is None:
             raise ValueError(f"objective.name = {self._settings.name} compares answers, and this Judge has no reader")
         return self._answers
-
-    def _ask(self, setting: str, function: Callable[..., Any], text: str, prompt: Prompt) -> Any:
-        """Call a user's function. Raises FastflowError, with the record and the response, for whatever it raises."""
-        try:
-            return function(text, prompt.record)
-        except (FastflowError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            logger.debug("%s raises", setting, exc_info=error)
-            name = getattr(self._settings, setting.partition(".")[2])
-            said = message_of(error, typed=True)
-            inside = traceback.extract_tb(error.__traceback__)[1:2]  # empty where it cannot be called like this
-            at = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
-            raise FastflowError(
-                f"{setting} = {name} raises {said}{at} for {_named(text, prompt)}; mend the function"
-            ) from error
-
-    def _score(self, reward: Callable[..., Any], text: str, prompt: Prompt) -> float:
-        score = self._ask("objective.reward", reward, text, prompt)
-        try:
-            number = float(score)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise FastflowError(
-                f"objective.reward = {self._settings.reward} returned {score!r:.100} for "
-                f"{_named(text, prompt)}; it must return a finite number"
-            )
-        return number
-
-
-def _named(text: str, prompt: Prompt) -> str:
-    """Name a response in an error: how it begins, and the record that it answers."""
-    return f"{text[:60]!r}" + (f", a response to {prompt.source}" if prompt.source else "")

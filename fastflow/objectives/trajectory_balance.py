@@ -7,22 +7,21 @@ long and short responses have equal weight, and length is a part of the target i
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-from collections.abc import Callable, Collection
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import with_literal_tokens
 from fastflow.errors import FastflowError
 from fastflow.objectives.objective import Evidence
+from fastflow.objectives.own_function import OwnFunction, Source
 
+FormatCheck = Callable[[Sequence[str], Sequence[Source]], list[bool]]  # of texts and the records that they answer
 Terms = tuple[Float64[Tensor, " n"], Float64[Tensor, " n"]]  # length_scale, log_target
 
 
@@ -73,14 +72,16 @@ OBJECTIVES: dict[str, Callable[[Evidence, ObjectiveConfig], Terms]] = {
 
 
 def make_format_check(
-    settings: ObjectiveConfig, special_tokens: Collection[str] = ()
-) -> Callable[[str, dict[str, Any]], bool] | None:
-    """Make the test for a well-formed response, (text, record) -> bool; None where the penalty is off.
+    settings: ObjectiveConfig, special_tokens: Collection[str] = (), program: Program = NO_PROGRAM
+) -> FormatCheck | None:
+    """Make the test for well-formed responses; None where the penalty is off.
 
-    special_tokens: texts that stand for themselves in a format_pattern. Raises FastflowError for a broken pattern.
+    special_tokens: texts that stand for themselves in a format_pattern. Raises FastflowError for a broken pattern, and
+    for a function that cannot be had.
     """
     if settings.format_check is not None:
-        return load_function(settings.format_check, "objective.format_check")
+        function = OwnFunction("objective.format_check", settings.format_check, program)
+        return lambda texts, sources: [bool(value) for value in function.values(texts, sources)]
     if settings.format_pattern is None:
         return None
     try:
@@ -89,7 +90,7 @@ def make_format_check(
         raise FastflowError(
             f"objective.format_pattern {settings.format_pattern!r} is not a regular expression ({error}); correct it"
         ) from error
-    return lambda text, record: pattern.search(text) is not None
+    return lambda texts, sources: [pattern.search(text) is not None for text in texts]
 
 
 def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int]) -> Float[Tensor, " n"]:
@@ -99,39 +100,3 @@ def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int
     """
     parts = [part - part.mean() for part in reward.split(responses_per_group)]
     return torch.cat([part / (part.std(correction=min(len(part) - 1, 1)) + 1e-6) for part in parts])
-
-
-def load_function(name: str, setting: str) -> Callable[..., Any]:
-    """Import `package.module:function`. Raises FastflowError, with the setting, where that fails."""
-    module, _, attribute = name.partition(":")
-    if module.endswith(".py"):
-        raise FastflowError(
-            f"{setting} = {name!r} names a file, but must name a module; {_as_module(module, attribute)}"
-        )
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may raise anything while it is imported
-        raise FastflowError(f"{setting} = {name!r} cannot be imported ({error}); {_remedy(module, error)}") from error
-    if not callable(function):
-        raise FastflowError(f"{setting} = {name!r} is not callable; name a function")
-    return function
-
-
-def _as_module(file: str, attribute: str) -> str:
-    """Say how the function of a file is named, and how its module is found."""
-    path = Path(file)
-    if not path.is_file():
-        return f"there is no {file} either: write package.module:function"
-    below = not path.is_absolute() and all(part.isidentifier() for part in path.with_suffix("").parts)
-    folder = Path(".") if below else path.parent
-    module = ".".join(path.relative_to(folder).with_suffix("").parts)
-    return f"write {module}:{attribute or 'function'}, and start fastflow with PYTHONPATH={folder}"
-
-
-def _remedy(module: str, error: Exception) -> str:
-    """Say how to name a module, or how to have one of the working directory found: it is not imported from there."""
-    first = module.partition(".")[0]
-    here = Path(f"{first}.py") if os.path.isfile(f"{first}.py") else Path(first)
-    if isinstance(error, ModuleNotFoundError) and error.name == first and here.exists():
-        return f"{here} is in the working directory, which fastflow does not import from: start it with PYTHONPATH=."
-    return "write package.module:function"

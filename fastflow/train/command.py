@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data.stream import warn_of_few
@@ -34,14 +35,18 @@ def train(
     *,
     resume: Resume = "no",
     ranks: Ranks | None = None,
+    program: Program = NO_PROGRAM,
 ) -> Path:
     """Carry out a run, or the rest of one, with its announcements and its report. Returns the policy's directory.
 
-    objective: makes the objective that gives the loss; by default what the settings name. resume, ranks: see Trainer.
+    objective: makes the objective that gives the loss; by default what the settings name. resume, ranks,
+    program: see Trainer.
     """
     with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, or no such signal here
         faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
-    with contextlib.closing(Trainer(config, console, objective, resume=resume, ranks=ranks)) as trainer:
+    with contextlib.closing(
+        Trainer(config, console, objective, resume=resume, ranks=ranks, program=program)
+    ) as trainer:
         say(console, describe_machine(trainer.learner.policy.device))
         say(console, describe(trainer))
         if resume != "no":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastflow.config.methods import ANSWER, OFFLINE
+from fastflow.config.program import NO_PROGRAM
 from fastflow.config.schema import Config, ModelConfig
 from fastflow.counted import counted
 from fastflow.data import Record, is_file, is_gym, read_records, recorded, tokenize
@@ -22,7 +23,8 @@ from fastflow.models.layers.fused_layers import choose_layers
 from fastflow.models.tokenizer import end_ids_in_files, load_tokenizer
 from fastflow.models.weights.files import check_files
 from fastflow.models.weights.loading import read_config
-from fastflow.objectives.trajectory_balance import load_function, make_format_check
+from fastflow.objectives.own_function import OwnFunction
+from fastflow.objectives.trajectory_balance import make_format_check
 from fastflow.rollout.admission import check_context
 from fastflow.run.directory import check_inputs_survive, check_output
 from fastflow.run.recorder import check_sinks
@@ -43,6 +45,7 @@ def check_inputs(config: Config) -> str:
     Returns the first prompt as the model will see it, otherwise why it cannot be shown.
     """
     config.require_inputs()
+    NO_PROGRAM.check(config)
     check_sinks(config)
     check_layers(config.model)
     for model in filter(None, (config.model.path, config.model.base)):
@@ -52,7 +55,7 @@ def check_inputs(config: Config) -> str:
         check_context(policy, (), config.rollout.max_response_tokens)
     make_format_check(config.objective)
     if config.objective.reward not in (None, ANSWER):
-        load_function(config.objective.reward, "objective.reward")
+        OwnFunction("objective.reward", config.objective.reward)
     read_works([task for task in find_tasks(config) if task.path], config)
     if not is_gym(config.data) and not (is_file(config.data) and os.path.exists(config.data.path)):
         return f"{NO_PROMPT}: data.path is not a file on this machine."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Ending:
-    """Saves what a stopped run has reached, and makes the message that ends it. again: what goes on with --resume."""
+    """Saves what a stopped run has reached, and makes the message that ends it. again: what goes on from a save."""
 
     def __init__(
         self, saver: Saver, learner: Learner, standing: Standing, directory: Path, console: Console, again: str
@@ -66,7 +65,7 @@ class Ending:
         if self._saver.position is None:
             return ""
         several = f" --devices {self._ranks.count}" if self._ranks.count > 1 else ""
-        return f"; to go on: {self._again} --resume {shlex.quote(str(self._directory))}{several}"
+        return f"; to go on: {self._again}{several}"
 
     def _last_word(self, error: FastflowError, stop: BaseException) -> FastflowError:
         """What ends the run; where all ranks end with it, the first says so."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastflow.config.methods import OFFLINE
+from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.schema import Config, ObjectiveConfig
 from fastflow.data import Record, read_records, tokenize
 from fastflow.data.recorded import RecordedPrompt, check_known, read_recorded
@@ -60,15 +61,17 @@ class Inputs(NamedTuple):
     identity: Identity
 
 
-def open_inputs(config: Config, directory: Path, ranks: Ranks, *, total_updates: int) -> Inputs:
+def open_inputs(
+    config: Config, directory: Path, ranks: Ranks, *, total_updates: int, program: Program = NO_PROGRAM
+) -> Inputs:
     """Read and check everything, and cut the models over the ranks. A collective, which ends on all ranks alike.
 
-    directory: of the run. Raises FastflowError for what does not fit together, differs between ranks, or cannot be
-    saved.
+    directory: of the run. program: has what the settings cannot name. Raises FastflowError for what does not fit
+    together, differs between ranks, or cannot be saved.
     """
     with ranks.together():
         works = read_works(find_tasks(config), config, try_golds=ranks.is_first)
-        loaded = load(config, ranks)
+        loaded = load(config, ranks, program)
         evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, directory)
     check_same_everywhere(ranks, loaded, config)
     ranks.check_same("questions in eval.tasks", evaluation.digest)
@@ -78,16 +81,16 @@ def open_inputs(config: Config, directory: Path, ranks: Ranks, *, total_updates:
     return Inputs(loaded, evaluation, exporter, small_files, identify(loaded, config, total_updates))
 
 
-def load(config: Config, ranks: Ranks) -> Loaded:
+def load(config: Config, ranks: Ranks, program: Program = NO_PROGRAM) -> Loaded:
     """Read prompts, tokenizer and models. Raises FastflowError for what does not fit together, or not these ranks.
 
     Where there are several ranks, weights stay in their files until `cut`.
     """
     with PULSE.patient():  # a library may make or fetch them
-        records = Beating(read_records(config.data))
+        records = Beating(read_records(config.data, program))
     tokenizer = load_tokenizer(config.model)
     prompts = read_prompts(config, records, tokenizer)
-    judge = make_judge(config.objective, tokenizer, prompts, try_golds=ranks.is_first)
+    judge = make_judge(config.objective, tokenizer, prompts, program, try_golds=ranks.is_first)
     for text in config.rollout.stop:
         check_spelling(tokenizer, "rollout.stop", text)
     several, base = ranks.count > 1, None
@@ -132,15 +135,20 @@ def read_prompts(config: Config, records: Sequence[Record], tokenizer: PreTraine
 
 
 def make_judge(
-    settings: ObjectiveConfig, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *, try_golds: bool
+    settings: ObjectiveConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    program: Program,
+    *,
+    try_golds: bool,
 ) -> Judge:
     """Make the judge of a run. try_golds: whether the records' answers are graded too.
 
     Raises FastflowError where a reward needs answers that the records do not have, or that no response can equal.
     """
     if not settings.compares_answers:
-        return Judge(settings, tokenizer)
-    return Judge(settings, tokenizer, read_answers(settings, prompts, try_golds=try_golds))
+        return Judge(settings, tokenizer, program=program)
+    return Judge(settings, tokenizer, read_answers(settings, prompts, try_golds=try_golds), program)
 
 
 def identify(loaded: Loaded, config: Config, total_updates: int) -> Identity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 
 from fastflow import interrupt
 from fastflow.config.methods import OFFLINE
+from fastflow.config.program import NO_PROGRAM, Program, script
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
@@ -62,7 +64,7 @@ class Trainer:
     process can write to run.output. objective: makes the objective that gives the loss; by default what the settings
     name. resume: whether it goes on with the run in run.output: "yes", or "auto" where that has been saved. ranks: all
     that carry the run out together, one by default. Each does the same on the same numbers, computes its share of them,
-    and the first writes.
+    and the first writes. program: has what the settings cannot name (see train/program.py).
     """
 
     def __init__(
@@ -73,8 +75,9 @@ class Trainer:
         *,
         resume: Resume = "no",
         ranks: Ranks | None = None,
+        program: Program = NO_PROGRAM,
     ):
-        self.config, self.console, self.ranks = config, console, ranks or Ranks()
+        self.config, self.console, self.ranks, self.program = config, console, ranks or Ranks(), program
         self.directory = Path(config.run.output)
         self._lock: RunLock | None = None
         self._signal: Callable[[], int] = lambda: 0
@@ -93,6 +96,7 @@ class Trainer:
         checkpoints = Checkpoints(self.directory, keep=run.keep, best=run.best_is if run.best_metric else None)
         with self.ranks.together():
             self.config.require_inputs()
+            self.program.check(self.config)
             run_directory.check_inputs_survive(self.directory, self.config)
             check_sinks(self.config)
             if self.ranks.is_first:
@@ -109,7 +113,7 @@ class Trainer:
         total_updates = config.run.steps * config.batch.updates_per_rollout
         if self._saved is not None:
             total_updates = self._saved.state["identity"]["total_updates"]
-        inputs = open_inputs(config, directory, self.ranks, total_updates=total_updates)
+        inputs = open_inputs(config, directory, self.ranks, total_updates=total_updates, program=self.program)
         loaded, self.evaluation = inputs.loaded, inputs.evaluation
         self.tokenizer, self.judge = loaded.tokenizer, loaded.judge
         self.prompts = PromptStream(loaded.prompts, seed=config.run.seed, shuffle=config.data.shuffle)
@@ -122,8 +126,7 @@ class Trainer:
         self.standing = Standing(config, self.learner, self.prompts, len(loaded.prompts), self.alarms, directory)
         identity = replace(inputs.identity, objective=type(self.learner.objective).__name__)
         self.saver = Saver(checkpoints, self.learner, inputs.exporter, identity, config)
-        again = "this program again with" if self._has_own_objective else "fastflow train"
-        self.ending = Ending(self.saver, self.learner, self.standing, directory, self.console, again)
+        self.ending = Ending(self.saver, self.learner, self.standing, directory, self.console, self._how_to_go_on())
         self.updates = Updates(config, self.learner, self.judge, self.standing, self.progress, directory, self.ranks)
         if self._saved is not None:
             self._go_on_from(self._saved, identity)
@@ -197,6 +200,7 @@ class Trainer:
             self.saver.check()
             if self._save_is_due(step):
                 self.save()
+            self._tell_program(step, metrics)
 
     def step(self, step: int) -> dict[str, Any]:
         """One rollout and its updates. Returns the step's metrics."""
@@ -247,6 +251,14 @@ class Trainer:
                 recorder.write(step, metrics)
             self.standing.step_done(step, metrics)
         self.progress.advance()
+
+    def _tell_program(self, step: int, metrics: dict[str, Any]) -> None:
+        """Call the program's on_step. What that draws at random changes nothing in the run."""
+        if self.program.on_step is None or not self.ranks.is_first:
+            return
+        states = generators.capture()
+        self.program.on_step({"step": step, **metrics})
+        generators.restore(states)
 
     def save(self) -> None:
         """Begin a save of what the run has reached, unless there is one. Raises SaveFailed where the last failed."""
@@ -320,6 +332,13 @@ class Trainer:
             stack.callback(self.sampler.close)
             stack.callback(self.judge.close)
             stack.callback(self.evaluation.close)
+
+    def _how_to_go_on(self) -> str:
+        """What goes on from a save of this run."""
+        if self.program is not NO_PROGRAM:
+            return f'{script()} again, with resume="yes"'
+        begin = "this program again with" if self._has_own_objective else "fastflow train"
+        return f"{begin} --resume {shlex.quote(str(self.directory))}"
 
     def _release_lock(self) -> None:
         if self._lock is not None:

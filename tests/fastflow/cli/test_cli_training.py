@@ -193,6 +193,7 @@ class TestMain:
         [
             ("objective.format_pattern", "(", "not a regular expression"),
             ("objective.reward", "nowhere:function", "cannot be imported"),
+            ("objective.reward", "posixpath:basename", "takes (p), but is called with (text, record)"),
             ("data.path", "bad.jsonl", "bad.jsonl:1"),
             ("model.fused_layers", "liger", "needs a CUDA device, and the model is on cpu"),
         ],

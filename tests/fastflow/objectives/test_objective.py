@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import typing
 
 import pytest
@@ -20,7 +19,6 @@ from fastflow.objectives.policy_rewards import POLICY_REWARDS
 from fastflow.objectives.trajectory_balance import (
     OBJECTIVES,
     Evidence,
-    load_function,
     make_format_check,
     normalise_rewards,
 )
@@ -159,17 +157,17 @@ class TestFormatChecks:
     )
     def test_a_pattern_may_match_anywhere(self, text, fine):
         check = make_format_check(ObjectiveConfig(format_pattern=r"\\boxed\{"))
-        assert check(text, {}) is fine
+        assert check([text], [("", {})]) == [fine]
 
     def test_a_dot_crosses_lines(self):
         check = make_format_check(ObjectiveConfig(format_pattern="<a>.*</a>"))
-        assert check("<a>one\ntwo</a>", {})
+        assert check(["<a>one\ntwo</a>"], [("", {})]) == [True]
 
     def test_a_callable_sees_text_and_record(self):
         check = make_format_check(ObjectiveConfig(format_check="fastflow.demo.stories:is_valid"))
         line = " in the harbour mia met a brave fox who carried the lantern home ."
-        assert check(line, {"topic": ["mia", "harbour"]})
-        assert not check(line, {"topic": ["tom", "harbour"]})
+        records = [{"topic": ["mia", "harbour"]}, {"topic": ["tom", "harbour"]}]
+        assert check([line, line], [("", record) for record in records]) == [True, False]
 
     def test_no_check_switches_the_penalty_off(self):
         assert make_format_check(ObjectiveConfig()) is None
@@ -178,70 +176,3 @@ class TestFormatChecks:
     def test_a_bad_pattern(self, pattern):
         with pytest.raises(FastflowError, match=r"^objective\.format_pattern .* is not a regular expression "):
             make_format_check(ObjectiveConfig(format_pattern=pattern))
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("no.such.module:function", "package.module:function"),
-        ("fastflow.objectives.trajectory_balance:no_such_function", "no_such_function"),
-        ("fastflow.objectives.trajectory_balance", "package.module:function"),
-        (":function", "package.module:function"),
-        ("", "package.module:function"),
-        ("fastflow.objectives.trajectory_balance:OBJECTIVES", "is not callable"),
-    ],
-)
-def test_a_function_that_cannot_be_imported(name, reason):
-    with pytest.raises(FastflowError) as caught:
-        load_function(name, "objective.reward")
-    assert str(caught.value).startswith(f"objective.reward = {name!r}")
-    assert reason in str(caught.value)
-
-
-@pytest.mark.parametrize("setting", ["objective.reward", "objective.format_check"])
-@pytest.mark.parametrize("place", ["of_the_user.py", "of_the_user/rewards.py"])
-def test_a_module_of_the_working_directory(tmp_path, monkeypatch, setting, place):
-    """It is not imported from there, and the message says what would."""
-    (tmp_path / place).parent.mkdir(exist_ok=True)
-    (tmp_path / place).write_text("def score(text, record):\n    return 1.0\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
-    words = f"{place.partition('/')[0]} is in the working directory, .*: start it with PYTHONPATH="
-    with pytest.raises(FastflowError, match=words):
-        load_function(f"{place.removesuffix('.py').replace('/', '.')}:score", setting)
-    (tmp_path / "needs_more.py").write_text("import no_such_module\n")
-    with pytest.raises(FastflowError, match=r"no_such_module.*write package\.module:function"):
-        monkeypatch.syspath_prepend(tmp_path)
-        load_function("needs_more:score", setting)
-
-
-@pytest.mark.parametrize(
-    ("name", "asked"),
-    [
-        ("rw.py:score", "write rw:score, and start fastflow with PYTHONPATH=."),
-        ("w/rw.py:score", "write w.rw:score, and start fastflow with PYTHONPATH=."),
-        ("./w/rw.py:score", "write w.rw:score, and start fastflow with PYTHONPATH=."),
-        ("w/rw.py", "write w.rw:function, and start fastflow with PYTHONPATH=."),
-        ("my-rewards/rw.py:score", "write rw:score, and start fastflow with PYTHONPATH=my-rewards"),
-        ("../elsewhere/rw.py:score", "write rw:score, and start fastflow with PYTHONPATH=../elsewhere"),
-        ("w/absent.py:score", "there is no w/absent.py either: write package.module:function"),
-    ],
-)
-def test_a_file_where_a_module_is_asked_for(tmp_path, monkeypatch, name, asked):
-    for folder in ("here", "here/w", "here/my-rewards", "elsewhere"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "rw.py").write_text("def score(text, record):\n    return 1.0\n")
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(FastflowError) as caught:
-        load_function(name, "objective.reward")
-    assert str(caught.value).endswith(asked)
-    if not asked.startswith("there"):
-        module, folder = asked.removeprefix("write ").split(", and start fastflow with PYTHONPATH=")
-        monkeypatch.syspath_prepend(folder)
-        assert module.endswith(":function") or load_function(module, "objective.reward")("", {}) == 1.0
-
-
-def test_a_function_that_can():
-    from fastflow.demo.sums import is_boxed
-
-    assert load_function("fastflow.demo.sums:is_boxed", "objective.format_check") is is_boxed

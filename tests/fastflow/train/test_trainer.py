@@ -182,8 +182,9 @@ def test_a_function_of_the_user_that_raises(settings, tmp_path, monkeypatch, nam
 def test_a_function_of_the_user_with_other_parameters(settings, tmp_path, monkeypatch):
     (tmp_path / "one_parameter.py").write_text("def score(text):\n    return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(FastflowError, match=r"raises TypeError: .*2 were given for '"):
+    with pytest.raises(FastflowError, match=r"takes \(text\), but is called with \(text, record\)"):
         run(settings, objective__name="flowrl", objective__reward="one_parameter:score")
+    assert not (settings["run.output"] / "config.yaml").exists()
 
 
 def test_recomputed_behaviour_is_the_policy_at_temperature_one(settings):
