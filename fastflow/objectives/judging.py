@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ class Judgement:
 
     text: see response_text. well_formed: None where no format is required. penalty: psi, nats per token. scores: each
     response's reward; None where text decides none. reward: what the objective takes: the scores, as they are for tba
-    and the policy gradients, otherwise normalised within groups; zeros where there are none.
+    and the policy gradients, otherwise normalised within groups; zeros where there are none. seconds: that it took.
     """
 
     text: list[str]
@@ -38,6 +39,7 @@ class Judgement:
     penalty: Float64[Tensor, " n"]
     reward: Float64[Tensor, " n"]
     scores: list[float] | None
+    seconds: float = 0.0
 
 
 def trained_on(groups: Sequence[Group], judgement: Judgement, count: int) -> tuple[list[Group], Judgement]:
@@ -52,6 +54,7 @@ def trained_on(groups: Sequence[Group], judgement: Judgement, count: int) -> tup
         judgement.penalty[kept],
         judgement.reward[kept],
         None if scores is None else [scores[number] for number in kept],
+        judgement.seconds,
     )
 
 
@@ -84,6 +87,7 @@ class Judge:
         self._text = ResponseText(self._tokenizer, end_ids)
 
     def __call__(self, groups: Sequence[Group]) -> Judgement:
+        start = time.perf_counter()
         sources: list[Source] = [
             (group.prompt.source, group.prompt.record) for group in groups for _ in group.trajectories
         ]
@@ -109,7 +113,7 @@ class Judge:
         elif self._settings.name == "rent" and self._settings.rent_unanswered is not None:
             classes = self._reader.classes(texts, sizes)
             reward = torch.tensor(unanswered(classes, self._settings.rent_unanswered), dtype=torch.float64)
-        return Judgement(texts, well_formed, penalty, reward, scores)
+        return Judgement(texts, well_formed, penalty, reward, scores, time.perf_counter() - start)
 
     def close(self) -> None:
         """Release what reads the answers."""

@@ -91,8 +91,9 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
         ("Schedule and cost", [
             Panel("lr", "Learning rate", "of the policy", (Mark("lr", "rate"),), from_zero=True),
             Panel("seconds", "Time by phase", "seconds per step", (
-                Mark("seconds_sample", "sample", kind="area"), Mark("seconds_score", "score", "green", "area"),
-                Mark("seconds_train", "train", "orange", "area")), from_zero=True),
+                Mark("seconds_sample", "sample", kind="area"), Mark("seconds_reward", "reward", "purple", "area"),
+                Mark("seconds_score", "score", "green", "area"), Mark("seconds_train", "train", "orange", "area")),
+                from_zero=True),
             Panel("throughput", "Throughput by phase", "tokens per second", (
                 Mark("sample_tokens_per_second", "sample"), Mark("score_tokens_per_second", "score", "green"),
                 Mark("train_tokens_per_second", "train", "orange")), from_zero=True, may_be_log=True),

@@ -54,7 +54,7 @@ def measure(
     sampled = int(lengths.sum())
     trained = sum(result.tokens for result in results)
     phase = {name: seconds.get(name, 0.0) + sum(result.seconds.get(name, 0.0) for result in results)
-             for name in ("sample", "score", "train")}  # fmt: skip
+             for name in ("sample", "reward", "score", "train")}  # fmt: skip
     return {
         "loss": float(np.mean([result.loss for result in done])),
         "residual_mean": float(residual.mean()),

@@ -28,6 +28,7 @@ def measure_step(
     """
     judgements = [update.judgement for update in updates]
     objective, offline = config.objective, config.objective.name in OFFLINE
+    seconds["reward"] = sum(judgement.seconds for judgement in judgements)
     metrics = measure(
         groups,
         [update.result for update in updates],

@@ -172,6 +172,7 @@ class TestMeasure:
             "repetition": 0.0,
             "seconds": 5.0,
             "seconds_sample": 2.0,
+            "seconds_reward": 0.0,
             "seconds_score": 1.0,
             "seconds_train": 2.0,
             "sample_tokens_per_second": 10.0,

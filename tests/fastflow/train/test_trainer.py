@@ -158,6 +158,16 @@ def test_a_reward_must_be_a_finite_number(settings, tmp_path, monkeypatch, retur
         run(settings, objective__name="flowrl", objective__reward=f"{module}:score")
 
 
+def test_the_time_of_a_reward_is_a_phase(settings, tmp_path, monkeypatch):
+    source = "import time\ndef score(text, record):\n    time.sleep(0.01)\n    return 1.0\n"
+    (tmp_path / "slow_reward.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    run(settings, objective__name="flowrl", objective__reward="slow_reward:score", batch__updates_per_rollout=2)
+    for line in metrics_of(settings):
+        assert line["seconds_reward"] >= 12 * 0.01
+        assert line["seconds"] >= line["seconds_sample"] + line["seconds_reward"] + line["seconds_train"]
+
+
 @pytest.mark.parametrize("name", ["objective.reward", "objective.format_check"])
 def test_a_function_of_the_user_that_raises(settings, tmp_path, monkeypatch, name):
     """The run is saved, and the message names setting, exception, line, response and record."""
