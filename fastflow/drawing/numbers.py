@@ -6,10 +6,19 @@ import math
 import re
 from typing import Any
 
+MOST_PLACES = 9  # after the point
+
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def places(value: float, significant: int) -> int:
+    """Return the digits after the point with which so many significant ones are shown; 0 for what is not finite."""
+    if not value or not math.isfinite(value):
+        return 0
+    return min(significant - 1 - math.floor(math.log10(abs(value))), MOST_PLACES)
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastflow.report.numbers import places
 from fastflow.report.panels import panels
 from fastflow.report.tables import LABELS
 from fastflow.run.evaluated import is_share, split_name
@@ -15,7 +16,6 @@ USUAL = (
 ACCURACY = ("accuracy", "valid_share")  # of an evaluation, the first that is there
 DIVERSITY = ("distinct_share", "sequence_entropy")
 _TITLES = {
-    "reward_mean": ("Reward", "mean"),
     "effective_sample_size": ("Effective sample size", "%"),
     "grad_norm": ("Gradient norm", "before clipping"),
 }
@@ -33,8 +33,12 @@ class Measure:
     may_be_log: bool
 
     def show(self, value: float, error: float | None) -> str:
-        """Write a mean, and its standard error where there is one."""
-        digits = 1 if self.scale == 100 else 2
+        """Write a mean, and its standard error where there is one: down to the first digit of the error, with at most
+        three significant ones of the mean.
+        """
+        least = 1 if self.scale == 100 else 2
+        wanted = [(value, 3), (error, 1)]
+        digits = max(least, min((places(self.scale * number, some) for number, some in wanted if number), default=0))
         text = f"{self.scale * value:.{digits}f}" + ("" if error is None else f" ± {self.scale * error:.{digits}f}")
         return text.replace("-", "−")  # noqa: RUF001
 

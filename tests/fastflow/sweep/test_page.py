@@ -173,3 +173,22 @@ def test_long_curves_are_thinned_and_keep_their_end():
 def test_measures(metric, title, unit, shown):
     measure = measure_of(metric)
     assert (measure.title, measure.unit, measure.show(0.25, 0.05)) == (title, unit, shown)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "error", "shown"),
+    [
+        ("reward_mean", 0.0144, 0.0009, "0.0144 ± 0.0009"),
+        ("reward_mean", -0.0144, None, "−0.0144"),  # noqa: RUF001
+        ("reward_mean", 0.0, None, "0.00"),
+        ("reward_mean", 0.0, 0.0, "0.00 ± 0.00"),
+        ("reward_mean", 61.3512, 2.5, "61.35 ± 2.50"),
+        ("reward_mean", 0.5, 1e-9, "0.500 ± 0.000"),
+        ("reward_mean", 0.0001, 0.02, "0.00 ± 0.02"),
+        ("reward_mean", 2e-12, None, "0.000000000"),
+        ("grad_norm", math.inf, None, "inf"),
+        ("truncated_share", 0.25, 0.05, "25.0 ± 5.0"),
+    ],
+)
+def test_small_numbers_keep_their_digits(metric, value, error, shown):
+    assert measure_of(metric).show(value, error) == shown
