@@ -17,7 +17,7 @@ from fastflow.report.coverage import pass_at_plot
 from fastflow.report.evaluations import Evaluation, TaskResult
 from fastflow.report.files import RunFiles
 from fastflow.report.plots import MOST_POINTS, training_plots
-from fastflow.report.samples import COLOUR_LEVELS, COLOUR_LIMIT, chosen_samples
+from fastflow.report.samples import COLOUR_LEVELS, COLOUR_LIMIT, chosen_samples, have_rewards, last_of
 from fastflow.report.tables import alarms, evaluation_table, facts, pass_at_curves, settings, training_table
 from fastflow.report.text import printable
 
@@ -129,5 +129,6 @@ def _run(prefix: str, heading: str, files: RunFiles) -> dict[str, Any]:
         "plots": training_plots(files.steps, objective, prefix),
         "averaged": math.ceil(len(files.steps) / MOST_POINTS),
         "samples": chosen_samples(files.samples),
+        "rewarded": have_rewards(last_of(files.samples)),
         "settings": settings(files.config),
     }

@@ -16,22 +16,36 @@ COLOUR_LEVELS = 8
 
 
 def chosen_samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Choose the best and worst (under the base) and the longest of the last dump. One response can be several."""
-    last = [sample for sample in samples if sample["step"] == samples[-1]["step"]]
+    """Choose of the last dump the longest, and those with the highest and the lowest reward; where there is no reward,
+    the best and the worst under the base. One response can be several.
+    """
+    last = last_of(samples)
     well_formed = [sample for sample in last if sample.get("well_formed") is not False] or last
 
     def by(name: str, missing: float) -> Any:
         return lambda sample: sample[name] if is_number(sample.get(name)) else missing
 
+    rewarded = have_rewards(last)
+    measure, of = ("reward", last) if rewarded else ("mean_base_logprob", well_formed)
+    best, worst = ("highest reward", "lowest reward") if rewarded else ("best", "worst")
     roles: dict[int, tuple[list[str], dict[str, Any]]] = {}
     if last:
         for role, sample in (
-            ("best", max(well_formed, key=by("mean_base_logprob", -math.inf))),
-            ("worst", min(last, key=by("mean_base_logprob", math.inf))),
+            (best, max(of, key=by(measure, -math.inf))),
+            (worst, min(last, key=by(measure, math.inf))),
             ("longest", max(last, key=by("length", -math.inf))),
         ):
             roles.setdefault(id(sample), ([], sample))[0].append(role)
     return [_card(" and ".join(names).capitalize(), sample) for names, sample in roles.values()]
+
+
+def last_of(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the samples of the last dump."""
+    return [sample for sample in samples if sample["step"] == samples[-1]["step"]]
+
+
+def have_rewards(samples: list[dict[str, Any]]) -> bool:
+    return any(is_number(sample.get("reward")) for sample in samples)
 
 
 def _card(role: str, sample: dict[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import Any
 
 from fastflow.config.schema import sections
 from fastflow.counted import counted, sized
-from fastflow.drawing.numbers import is_number, number
+from fastflow.drawing.numbers import is_number, number, places
 from fastflow.report.coverage import Curve
 from fastflow.report.files import RunFiles
 from fastflow.report.text import printable
 from fastflow.run.pace import in_words
 
-HIGHER_IS_BETTER = ("accuracy", "greedy_accuracy", "pass_at", "boxed_share", "valid_share", "distinct_share")
+HIGHER_IS_BETTER = (
+    *("reward_mean", "accuracy", "greedy_accuracy", "pass_at", "boxed_share", "valid_share", "distinct_share"),
+)
 LOWER_IS_BETTER = ("truncated_share", "malformed_share", "repetition")
 LABELS = {  # metric -> words and unit; other metrics keep their own name
     "accuracy": ("Accuracy, sampled", "%"),
@@ -32,10 +34,11 @@ LABELS = {  # metric -> words and unit; other metrics keep their own name
     "sequence_entropy": ("Entropy per response", "nats"),
     "logprob_mean": ("Mean log π", "nats per token"),
     "base_logprob_mean": ("Mean log p_base", "nats per token"),
+    "reward_mean": ("Reward", "mean"),
     "slope": ("Slope of log π on log p_base", ""),
 }
 TRAINING_METRICS = (  # the before/after table of a run without an evaluation
-    *("slope", "logprob_mean", "base_logprob_mean", "token_entropy", "sequence_entropy"),
+    *("reward_mean", "slope", "logprob_mean", "base_logprob_mean", "token_entropy", "sequence_entropy"),
     *("length_mean", "truncated_share", "malformed_share", "repetition"),
 )
 
@@ -116,12 +119,12 @@ def _metric_row(name: str, values: list[Any]) -> tuple[str, str, list[tuple[str,
     known = [value for value in values if is_number(value)]
     best = max(known) if key in HIGHER_IS_BETTER and known else min(known) if key in LOWER_IS_BETTER and known else None
     best = None if len(set(known)) < 2 else best
+    scale, digits = (100, 1) if unit == "%" else (1, min(max([2, *(places(value, 2) for value in known)]), 4))
     cells = []
     for at, value in enumerate(values):
         if not is_number(value):
             cells.append(("–" if value is None else printable(str(value)), "", False))  # noqa: RUF001
             continue
-        scale, digits = (100, 1) if unit == "%" else (1, 2)
         change = scale * (value - values[0]) if at and is_number(values[0]) else None
         shown = [f"{scale * value:.{digits}f}", "" if change is None else f"{change:+.{digits}f}"]
         cells.append((*(text.replace("-", "−") for text in shown), value == best))  # noqa: RUF001

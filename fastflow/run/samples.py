@@ -30,14 +30,17 @@ def describe(
     tokenizer: PreTrainedTokenizerBase,
     count: int,
 ) -> list[dict[str, Any]]:
-    """Return at most `count` samples: the likeliest and unlikeliest under the base, the longest, then the first."""
+    """Return at most `count` samples: those with the highest and the lowest reward, where there is one, the likeliest
+    and the unlikeliest under the base, the longest, then the first.
+    """
     flat = [(group.prompt, trajectory) for group in groups for trajectory in group.trajectories]
     per_token = result.length.clamp(min=1)
     mean_base, mean = (result.base_logprob / per_token).numpy(), (result.logprob / per_token).numpy()
-    chosen = dict.fromkeys(
-        [int(mean_base.argmax()), int(mean_base.argmin()), int(result.length.argmax()), *range(len(flat))]
-    )
     has_base = bool(np.isfinite(mean_base).all())
+    extremes = [int(mean_base.argmax()), int(mean_base.argmin())] if has_base else []
+    if judgement.scores is not None:
+        extremes = [int(np.argmax(judgement.scores)), int(np.argmin(judgement.scores)), *extremes]
+    chosen = dict.fromkeys([*extremes, int(result.length.argmax()), *range(len(flat))])
     samples = []
     for index in list(chosen)[:count]:
         prompt, trajectory = flat[index]

@@ -179,3 +179,10 @@ def test_the_slope_has_a_target_only_where_the_method_reads_alpha():
 def test_the_table_names_a_target_only_where_the_run_has_one(alpha, unit):
     rows = training_table([step_record(step, slope=1.5, alpha=alpha) for step in (1, 2)])["rows"]
     assert [row[1] for row in rows if row[0].startswith("Slope")] == [unit]
+
+
+def test_the_table_has_the_reward_with_its_digits():
+    steps = [step_record(1, reward_mean=0.0144), step_record(2, reward_mean=0.5)]
+    rows = training_table(steps)["rows"]
+    assert rows[0] == ("Reward", "mean", [("0.014", "", False), ("0.500", "+0.486", True)])
+    assert "Reward" not in [row[0] for row in training_table([step_record(1), step_record(2)])["rows"]]

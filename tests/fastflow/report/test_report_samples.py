@@ -53,6 +53,20 @@ def test_best_worst_and_longest_of_the_last_dump(tmp_path):
     assert "residual 0.125" in card(page, "Best")
 
 
+def test_where_there_is_a_reward_it_chooses(tmp_path):
+    samples = [
+        sample_record("likely", mean_base_logprob=-0.2, reward=0.5),
+        sample_record("low", reward=-1.0),
+        sample_record("high", reward=2.0, well_formed=False, length=40),
+        sample_record("unlikely", mean_base_logprob=-3.0, reward=0.0),
+    ]
+    page = Page(report.write_report(write_run(tmp_path / "run", samples=samples)))
+    assert prompts_by_role(page) == {
+        "Highest reward and longest": "prompt of high", "Lowest reward": "prompt of low"
+    }  # fmt: skip
+    assert "Best and worst" not in page.text
+
+
 def test_one_sample_of_several_roles_is_shown_once(tmp_path):
     page = Page(report.write_report(write_run(tmp_path / "run", samples=[sample_record("only", well_formed=None)])))
     assert prompts_by_role(page) == {"Best and worst and longest": "prompt of only"}
