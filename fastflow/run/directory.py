@@ -33,6 +33,7 @@ STACKS = "stacks"  # of all ranks, where one hung
 RESCUED = "rescued"  # what a run could not save in another way
 BAD = "bad"  # batches whose update was skipped
 REHEARSAL = "save.rehearsal"
+WANDB_LOGS = "wandb"  # Weights & Biases' own
 _OURS = (
     METRICS_FILE, SAMPLES_FILE, EVALUATION_FILE, EVALUATIONS, REPORT_FILE,
     SAMPLES, "tensorboard", WANDB_FILE, STATUS_FILE, STACKS, BAD, *SHOWN, EARLIER_STATE, RESCUED,
@@ -46,6 +47,7 @@ _PASSING = {
     REHEARSAL,
     f"{CONFIG_FILE}{FRESH}",
     STACKS,
+    WANDB_LOGS,
 }  # what a run that was killed before its first step leaves
 
 
@@ -104,6 +106,12 @@ def prepare(directory: Path, config: Config) -> None:
         for name in _OURS:
             remove(directory / name)
         replace_text(directory / CONFIG_FILE, to_yaml(config))
+
+
+def undo(directory: Path) -> None:
+    """Remove what `prepare` and the first records made of a run that cannot begin: the next one may have the place."""
+    for name in _OURS:
+        remove(directory / name)
 
 
 def lengths(directory: Path) -> dict[str, int]:

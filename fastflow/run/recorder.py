@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import math
+import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastflow.config.methods import POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.counted import counted
-from fastflow.errors import need
+from fastflow.errors import FastflowError, need
 from fastflow.run.console import say
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
+
+_LOGIN_REMEDY = "log in by `wandb login`, write to the disk by WANDB_MODE=offline, or leave run.wandb out"
 
 
 class Sink(Protocol):
@@ -149,7 +154,8 @@ class TensorBoardSink(Sink):
 
 
 class WandbSink(Sink):
-    """Scalars to a Weights & Biases project, under an id that stays the same when the run is resumed.
+    """Scalars to a Weights & Biases project, under an id that stays the same when the run is resumed, and at first by
+    the name of the run's directory. Raises FastflowError where Weights & Biases takes no run.
 
     Steps that were logged before a run died are dropped when it does them again: they are equal.
     """
@@ -157,10 +163,15 @@ class WandbSink(Sink):
     def __init__(self, project: str, config: dict[str, Any], directory: Path):
         wandb = need("wandb", extra="wandb", purpose="run.wandb")
         file = directory / WANDB_FILE
+        name = None  # it may have been renamed there
         if not file.exists():
             file.write_text(secrets.token_hex(4), encoding="utf-8")
+            name = directory.resolve().name
         identity = file.read_text(encoding="utf-8")
-        self._run = wandb.init(project=project, config=config, dir=str(directory), id=identity, resume="allow")
+        with _told_as_ours(project):
+            self._run = wandb.init(
+                project=project, config=config, dir=str(directory), id=identity, resume="allow", name=name
+            )
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._run.log(_numbers(metrics), step=step)
@@ -218,6 +229,31 @@ def check_sinks(config: Config) -> None:
         need("wandb", extra="wandb", purpose="run.wandb")
 
 
+def check_login(config: Config) -> None:
+    """Raise FastflowError where run.wandb asks for Weights & Biases and nobody is logged in there."""
+    if config.run.wandb is None or os.environ.get("WANDB_MODE", "online") not in ("online", "run", "shared"):
+        return
+    wandb = need("wandb", extra="wandb", purpose="run.wandb")
+    if "prompt" not in inspect.signature(wandb.login).parameters:
+        return  # an older one, which would ask; its run says the same later
+    with _told_as_ours(config.run.wandb):
+        is_known = wandb.login(prompt=False)
+    if not is_known:
+        raise FastflowError(
+            f"run.wandb = {config.run.wandb}, and nobody is logged in to Weights & Biases; {_LOGIN_REMEDY}"
+        )
+
+
+@contextlib.contextmanager
+def _told_as_ours(project: str) -> Iterator[None]:
+    """Turn what wandb raises into a FastflowError."""
+    try:
+        yield
+    except Exception as error:  # of many types: no login, no network, a project of somebody else
+        reason = " ".join(str(error).split())[:300]
+        raise FastflowError(f"run.wandb = {project}: Weights & Biases refuses ({reason}); {_LOGIN_REMEDY}") from error
+
+
 def make_recorder(config: Config, directory: Path, console: Console, *, after: int = 0, skipped: int = 0) -> Recorder:
     """The sinks that the configuration asks for. after, skipped: steps that are done, and updates of them that were
     skipped, where the run is resumed.
@@ -227,6 +263,9 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
     def is_due(step: int) -> bool:
         return config.eval.is_due(step, steps)
 
+    online = []  # first: where it takes no run, the files do not say that one is running
+    if config.run.wandb is not None:
+        online.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
     with writing(directory):
         sinks: list[Sink] = [
             JsonlSink(directory / METRICS_FILE),
@@ -235,9 +274,7 @@ def make_recorder(config: Config, directory: Path, console: Console, *, after: i
         ]
         if config.run.tensorboard:
             sinks.append(TensorBoardSink(directory / "tensorboard", after))
-    if config.run.wandb is not None:
-        sinks.append(WandbSink(config.run.wandb, dataclasses.asdict(config), directory))
-    return Recorder(sinks, directory)
+    return Recorder([*sinks, *online], directory)
 
 
 def _rate(per_second: float, noun: str) -> str:

@@ -1,9 +1,12 @@
-"""What each of the runs that go on at once gets of the machine: threads, and GPUs of its own."""
+"""What each of the runs that go on at once gets of its surroundings: threads, GPUs of its own, a group in W&B."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+WANDB_GROUP = "WANDB_RUN_GROUP"
 
 
 def share_of(
@@ -21,6 +24,11 @@ def share_of(
         chosen = [gpus[(slot * devices + index) % len(gpus)] for index in range(min(devices, len(gpus)))]
         share["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
     return share
+
+
+def group_of(output: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable by which Weights & Biases shows the runs of a sweep together, unless it is `given`."""
+    return {} if WANDB_GROUP in given else {WANDB_GROUP: output.resolve().name}
 
 
 def visible_gpus() -> list[str]:

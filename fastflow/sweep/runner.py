@@ -22,7 +22,7 @@ from fastflow.run.lock import RunLock
 from fastflow.run.output_file import writing
 from fastflow.sweep.board import Board
 from fastflow.sweep.ledger import Ledger
-from fastflow.sweep.machine import share_of, visible_gpus
+from fastflow.sweep.machine import group_of, share_of, visible_gpus
 from fastflow.sweep.request import Request
 from fastflow.sweep.runs import Run
 
@@ -117,7 +117,7 @@ class Runner:
             process = subprocess.Popen(  # noqa: S603
                 child_command(settings, self._request.devices),
                 stdin=subprocess.DEVNULL, stdout=log_file, stderr=subprocess.STDOUT,
-                env=same_path(**share),
+                env=same_path(**share, **group_of(output, os.environ)),
                 start_new_session=True,  # Ctrl-C reaches it through this process alone
             )  # fmt: skip
             self._jobs.append(Job(run, process, slot, log, start, time.monotonic()))

@@ -20,6 +20,7 @@ from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
 from fastflow.data.trajectory import Group
+from fastflow.errors import FastflowError
 from fastflow.interrupt import deferred_interrupt, noted_signals, stop_on_signals
 from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
@@ -35,7 +36,7 @@ from fastflow.run import generators
 from fastflow.run.alarms import Alarms
 from fastflow.run.checkpoints import Checkpoints
 from fastflow.run.lock import RunLock
-from fastflow.run.recorder import Recorder, check_sinks, make_recorder
+from fastflow.run.recorder import Recorder, check_login, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
 from fastflow.train.ending import Ending
 from fastflow.train.finite import all_skipped
@@ -100,6 +101,7 @@ class Trainer:
             run_directory.check_inputs_survive(self.directory, self.config)
             check_sinks(self.config)
             if self.ranks.is_first:
+                check_login(self.config)
                 self._lock = RunLock(self.directory)
                 self._saved = find_or_begin(checkpoints, self.config, resume)
         self._saved = self.ranks.from_first(self._saved)
@@ -310,7 +312,12 @@ class Trainer:
             self.saver.take_up(self.position)
             self.progress.advance(self.position.step)
         after, skipped = self.position.step, self.position.skips.total
-        return make_recorder(self.config, self.directory, self.console, after=after, skipped=skipped)
+        try:
+            return make_recorder(self.config, self.directory, self.console, after=after, skipped=skipped)
+        except FastflowError:
+            if not self.resumed:
+                run_directory.undo(self.directory)
+            raise
 
     def _evaluate_start(self, recorder: Recorder) -> None:
         """Take up what an earlier process has evaluated; otherwise ask what the base can do."""

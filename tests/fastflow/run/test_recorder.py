@@ -15,7 +15,7 @@ from rich.console import Console
 from fastflow.config.schema import Config, ObjectiveConfig, RunConfig
 from fastflow.errors import FastflowError
 from fastflow.run.pace import duration
-from fastflow.run.recorder import ConsoleSink, JsonlSink, Recorder, TensorBoardSink, make_recorder
+from fastflow.run.recorder import ConsoleSink, JsonlSink, Recorder, TensorBoardSink, check_login, make_recorder
 
 METRICS = {
     "tokens": 900,
@@ -233,12 +233,51 @@ class TestMakeRecorder:
         identity = (tmp_path / "wandb.id").read_text()
         asked = {"project": "my-project", "config": dataclasses.asdict(config), "dir": str(tmp_path)}
         assert calls == [
-            ("init", {**asked, "id": identity, "resume": "allow"}),
+            ("init", {**asked, "id": identity, "resume": "allow", "name": tmp_path.name}),
             ("log", expected, 1),
             ("finish",),
         ]
         make_recorder(config, tmp_path, Console(file=io.StringIO()), after=1).close()
-        assert calls[3] == ("init", {**asked, "id": identity, "resume": "allow"})  # the same run goes on
+        again = {
+            **asked,
+            "id": identity,
+            "resume": "allow",
+            "name": None,
+        }  # the same run goes on, as it is called there
+        assert calls[3] == ("init", again)
+
+    def test_a_wandb_that_takes_no_run(self, tmp_path, monkeypatch):
+        """Nothing says afterwards that a run is running."""
+
+        def refuse(**options):
+            raise ConnectionError("no\nnetwork")
+
+        monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=refuse))
+        with pytest.raises(FastflowError, match=r"run\.wandb = p: .* \(no network\); log in by `wandb login`"):
+            make_recorder(make_config(wandb="p"), tmp_path, Console(file=io.StringIO()))
+        assert {path.name for path in tmp_path.iterdir()} == {"wandb.id"}
+
+    @pytest.mark.parametrize(
+        ("login", "mode", "words"),
+        [
+            (lambda prompt: False, None, r"run\.wandb = p, and nobody is logged in .*log in by `wandb login`"),
+            (lambda prompt: True, None, None),
+            (lambda prompt: False, "offline", None),
+            (lambda: input("key?"), None, None),  # an older one
+            (lambda prompt: {}["no such host"], None, r"Weights & Biases refuses \('no such host'\)"),
+        ],
+    )
+    def test_a_login_is_asked_for_before_models_load(self, monkeypatch, login, mode, words):
+        monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(login=login))
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        if mode:
+            monkeypatch.setenv("WANDB_MODE", mode)
+        check_login(make_config())
+        if words is None:
+            check_login(make_config(wandb="p"))
+        else:
+            with pytest.raises(FastflowError, match=words):
+                check_login(make_config(wandb="p"))
 
     def test_wandb_absent_says_what_to_install(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)

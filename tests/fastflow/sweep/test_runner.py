@@ -15,7 +15,7 @@ from fastflow.errors import FastflowError
 from fastflow.interrupt import ONE_PRESS_SECONDS, RunStopped, stop_on_signals
 from fastflow.run.lock import LOCK_FILE
 from fastflow.sweep import command, runner
-from fastflow.sweep.machine import share_of
+from fastflow.sweep.machine import group_of, share_of
 from sweep_runs import quiet, request, stand_in, starts
 
 
@@ -197,6 +197,11 @@ def test_runs_at_once_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "cores", lambda: 9)
     sweep(tmp_path, "--grid", "objective.alpha=1,2", "--jobs=4")
     assert starts(tmp_path, "alpha-1")[0][1] == "2"
+
+
+def test_the_runs_of_a_sweep_are_a_group(tmp_path):
+    assert group_of(tmp_path / "widths", {}) == {"WANDB_RUN_GROUP": "widths"}
+    assert group_of(tmp_path / "widths", {"WANDB_RUN_GROUP": "mine"}) == {}
 
 
 @pytest.mark.parametrize(

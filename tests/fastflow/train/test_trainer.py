@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -156,6 +158,24 @@ def test_a_reward_must_be_a_finite_number(settings, tmp_path, monkeypatch, retur
     words = r"objective\.reward = .*, a response to .*prompts\.jsonl:\d; it must return a finite number"
     with pytest.raises(FastflowError, match=words):
         run(settings, objective__name="flowrl", objective__reward=f"{module}:score")
+
+
+def test_a_run_that_wandb_refuses_leaves_its_place_free(settings, monkeypatch):
+    """Also where it writes a log of its own there before it refuses."""
+
+    def refuse(**options):
+        (settings["run.output"] / "wandb").mkdir()
+        raise ConnectionError("no network")
+
+    wandb = types.SimpleNamespace(init=refuse, login=lambda prompt: True)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with pytest.raises(FastflowError, match="Weights & Biases refuses"):
+        run(settings, run__wandb="p")
+    wandb.login = lambda prompt: False
+    with pytest.raises(FastflowError, match="nobody is logged in"):
+        run(settings, run__wandb="p")
+    run(settings)
 
 
 def test_the_time_of_a_reward_is_a_phase(settings, tmp_path, monkeypatch):
