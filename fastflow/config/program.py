@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELD = "program:"  # begins the value of a setting for which only a program has the thing
 PROMPTS = "data.path"
-FUNCTIONS = ("objective.reward", "objective.format_check")
+FUNCTIONS = ("objective.reward", "objective.format_check", "eval.reward")
 
 
 @dataclass(frozen=True)

@@ -351,6 +351,11 @@ class EvalConfig(Section):
     seed: int = setting(0, "Fixes the responses; the same seeds at every step", at_least=0, at_most=2**63 - 1)
     at_start: bool = setting(True, "Evaluate before the first step too: what the base can do")
     grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
+    reward: str | None = setting(
+        None,
+        "Function that gives responses to own JSONL files a number, in place of grader and answers: "
+        "package.module:function(response_text, record) -> float",
+    )
     data_folder: str | None = setting(None, "Directory with NAME.jsonl, NAME.parquet or a data set NAME for each task")
     patience: int = setting(
         0,

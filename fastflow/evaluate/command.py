@@ -23,14 +23,14 @@ from fastflow.evaluate.methods.make import methods_for
 from fastflow.evaluate.methods.verbalized import VERSION, instruction
 from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.prompts import tokenize_questions
-from fastflow.evaluate.questions import as_json, read_questions
+from fastflow.evaluate.questions import as_json
 from fastflow.evaluate.refused_settings import own_names
 from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
 from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.tables import markdown, rows
-from fastflow.evaluate.task import Task, find_task, is_own_file
-from fastflow.evaluate.work import Work, check_golds
+from fastflow.evaluate.task import Task, check_reward, find_task, is_own_file
+from fastflow.evaluate.work import Work, check_golds, read_work
 from fastflow.rollout.sampler import SamplingParams
 from fastflow.run.console import say
 from fastflow.run.durable import replace_json, replace_text
@@ -58,7 +58,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     settings, output = config.eval, Path(config.eval.output)
     for module in ("pyarrow", "pyarrow.parquet"):
         need(module, extra="eval", purpose="keeping the responses")
-    tasks = [find_task(name, grader=settings.grader) for name in settings.tasks]
+    tasks = [find_task(name, grader=settings.grader, reward=settings.reward) for name in settings.tasks]
     _refuse_equal("task", [task.name for task in tasks])
     _refuse_unread(settings, tasks)
     models = scaled([subjects.find_subject(name) for name in settings.models], settings.adapter_scale)
@@ -70,7 +70,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math, needs_gym=needs_gym)
     check_directory(output)
     with pool, RunLock(output, "--output"):
-        works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
+        works = [read_work(task, folder=settings.data_folder, limit=settings.limit) for task in tasks]
         for work in works:
             check_golds(work, pool)
         identities = {model: subjects.digest(model, config.model) for model in models}
@@ -130,7 +130,7 @@ def _respond(
                 part: Sequence[Entry], work: Work = work, requests: Any = requests, method: Method = method
             ) -> list[Any]:
                 chosen = [requests[index] for index, _, _ in part]
-                return responses.answer_part(method, pool, work.task, part, chosen, scorer)
+                return responses.answer_part(method, pool, work.task, part, chosen, scorer, work.reward)
 
             title = f"{model.name}: {work.task.name}"
             with meter.measuring(title, prompts=len(entries), samples=settings.samples):
@@ -165,6 +165,8 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
         "rollout": [config.rollout.engine, config.rollout.min_response_tokens, config.rollout.stop],
         "method": config.method.as_json(),
     }  # fmt: skip
+    if work.reward is not None:
+        content["reward"] = work.reward.digest()
     if config.method.name == "verbalized":
         content["form"] = str(VERSION)
     directory = Path(settings.output) / RESPONSES
@@ -195,8 +197,7 @@ def _summary(
         study.complete(task, answers)
         plotted = {"plot": study.plot(task, answers), "models": [model.entry for model in answers]}
         tasks.append(facts(task) | plotted)
-    graded = any(not work.task.is_creative for work in works)
-    conventions = {name: text for name, text in scores.CONVENTIONS.items() if graded or name == "error"}
+    conventions = scores.conventions({work.task.kind for work in works})
     conventions |= study.conventions([work.task for work in works])
     return {"settings": _conditions(config) | study.facts, "conventions": conventions, "tasks": tasks}
 
@@ -234,6 +235,11 @@ def _refuse_equal(what: str, names: Sequence[str]) -> None:
 
 def _refuse_unread(settings: EvalConfig, tasks: Sequence[Task]) -> None:
     """Refuse settings of tasks that no task reads."""
+    check_reward(settings.reward, settings.tasks, has_grader=settings.grader != EvalConfig().grader)
+    if settings.method == "majority_vote" and any(task.is_rewarded for task in tasks):
+        raise FastflowError(
+            "method = majority_vote compares answers, and with eval.reward there are none; choose another"
+        )
     if settings.grader != EvalConfig().grader and not any(map(is_own_file, settings.tasks)):
         raise FastflowError(
             f"eval.grader = {settings.grader} grades own JSONL files, and --tasks names none: other tasks name their "

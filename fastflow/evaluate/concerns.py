@@ -7,7 +7,7 @@ from typing import Any
 
 from fastflow.counted import counted
 from fastflow.evaluate.graders.verdict import Verdict
-from fastflow.evaluate.task import CREATIVE
+from fastflow.evaluate.task import CREATIVE, REWARDED
 
 MOST_UNPARSED = 0.5  # share of responses
 
@@ -19,7 +19,7 @@ def concerns(results: dict[str, Any], own: Collection[str]) -> list[str]:
     """
     found = []
     for task in results["tasks"]:
-        for model in task["models"] if task.get("kind") != CREATIVE else ():
+        for model in task["models"] if task.get("kind") not in (CREATIVE, REWARDED) else ():
             verdicts = model["scores"]["verdicts"]
             unparsed, responses = verdicts[Verdict.UNPARSED.value], sum(verdicts.values())
             if unparsed > MOST_UNPARSED * responses:

@@ -34,12 +34,15 @@ _OTHER_FIELDS = "rename it, or write a task in YAML that names the fields"
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a task. source: where its row stands. prompt: text or chat messages. choices: text by letter."""
+    """One question of a task. source: where its row stands. prompt: text or chat messages. choices: text by letter.
+    record: its row, where a function of the user's reads it.
+    """
 
     source: str
     prompt: str | list[Message]
     gold: str
     choices: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
     def item(self, task: Task, response: str) -> Item:
         """A response to it, as graders take it."""
@@ -112,16 +115,15 @@ def _located(task: Task, folder: str | None) -> DataConfig:
 
 def _question(task: Task, place: str, record: dict[str, Any], number: int, source: DataConfig) -> Question | None:
     choices, letter = _choices(task, place, record, number)
-    gold = "" if task.is_creative else letter or _gold(task, place, record)
+    gold = "" if task.is_creative or task.is_rewarded else letter or _gold(task, place, record)
     if gold is None:
         return None
     options = "\n".join(f"{name}. {text}" for name, text in choices.items())
     asked = prompt_of(place, record, source)
     last = asked if isinstance(asked, str) else asked[-1]["content"]
     text = _prompt(task, place, {**record, "question": last, "choices": options})
-    return Question(
-        place, text if isinstance(asked, str) else [*asked[:-1], {**asked[-1], "content": text}], gold, choices
-    )
+    shown = text if isinstance(asked, str) else [*asked[:-1], {**asked[-1], "content": text}]
+    return Question(place, shown, gold, choices, record if task.is_rewarded else {})
 
 
 def _prompt(task: Task, place: str, values: Mapping[str, Any]) -> str:
@@ -171,4 +173,5 @@ def _field(task: Task, place: str, record: Mapping[str, Any], name: str) -> Any:
 
 def as_json(question: Question) -> str:
     """What identifies a question in a cache."""
-    return json.dumps([question.prompt, question.gold, question.choices], ensure_ascii=False, sort_keys=True)
+    asked = [question.prompt, question.gold, question.choices, *([question.record] if question.record else [])]
+    return json.dumps(asked, ensure_ascii=False, sort_keys=True, default=str)

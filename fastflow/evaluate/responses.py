@@ -20,6 +20,7 @@ from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.majority import NO_ANSWER, votes
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.task import Task
+from fastflow.objectives.own_function import OwnFunction
 from fastflow.rollout.sampler import Request, requests_for
 from fastflow.run.durable import publish_file
 from fastflow.run.output_file import writing
@@ -27,7 +28,7 @@ from fastflow.run.output_file import writing
 COLUMNS = (
     "question", "source", "prompt", "gold", "sample", "seed", "response", "tokens", "finish_reason", "logprob",
     "answer", "verdict", "well_formed", "vote_class", "sampled_tokens", "read_tokens", "written",
-    "policy_logprob", "base_logprob", "prompt_ids", "response_ids",
+    "policy_logprob", "base_logprob", "prompt_ids", "response_ids", "reward",
 )  # fmt: skip
 Row = dict[str, Any]
 
@@ -57,11 +58,12 @@ class Store:
 
 def answer_part(
     method: Method, pool: GraderPool, task: Task, questions: Sequence[Entry], requests: Sequence[Request],
-    scorer: LogprobScorer | None = None,
+    scorer: LogprobScorer | None = None, reward: OwnFunction | None = None,
 ) -> list[Row]:  # fmt: skip
     """Draw answers by the method, grade them and count their classes, for some prompts.
 
-    scorer: scores whole trajectories under the policy and under its base.
+    reward: gives each response a number in place of a grade. scorer: scores whole trajectories under the policy and
+    under its base.
     """
     found = method.answers(questions, requests)
     rows: list[Row] = []
@@ -71,12 +73,16 @@ def answer_part(
                 "question": index, "source": question.source, "prompt": prompt.text, "gold": question.gold,
                 "sample": sample, "seed": seed, **dataclasses.asdict(answer),
                 "well_formed": re.search(task.format, answer.response) is not None,
-                "prompt_ids": prompt.ids.tolist(),
+                "prompt_ids": prompt.ids.tolist(), "reward": None,
             })  # fmt: skip
     _add_logprobs(rows, questions, scorer)
-    if task.is_creative:
-        return [row | {"answer": "", "verdict": "", "vote_class": NO_ANSWER} for row in rows]
     by_index = {index: question for index, question, _ in questions}
+    if reward is not None:
+        asked = [by_index[row["question"]] for row in rows]
+        numbers = reward.numbers([row["response"] for row in rows], [(one.source, one.record) for one in asked])
+        rows = [row | {"reward": number} for row, number in zip(rows, numbers, strict=True)]
+    if task.is_creative or reward is not None:
+        return [row | {"answer": "", "verdict": "", "vote_class": NO_ANSWER} for row in rows]
     judged = pool.judge([by_index[row["question"]].item(task, row["response"]) for row in rows])
     for row, (verdict, extracted) in zip(rows, judged, strict=True):
         row |= {"answer": extracted, "verdict": verdict.value}
@@ -146,7 +152,7 @@ def _schema(pyarrow: Any) -> Any:
     kinds = {
         "question": "int32", "sample": "int32", "seed": "int64", "tokens": "int32", "logprob": "float64",
         "well_formed": "bool_", "vote_class": "int32", "sampled_tokens": "int64", "read_tokens": "int64",
-        "policy_logprob": "float64", "base_logprob": "float64",
+        "policy_logprob": "float64", "base_logprob": "float64", "reward": "float64",
     }  # fmt: skip
     lists = dict.fromkeys(("prompt_ids", "response_ids"), pyarrow.list_(pyarrow.int32()))
     return pyarrow.schema(

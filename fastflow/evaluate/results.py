@@ -13,6 +13,6 @@ def facts(task: Task) -> dict[str, Any]:
     """What the results say of a task beside its measures."""
     source = " ".join(filter(None, (task.dataset or task.path, task.subset, task.split if task.dataset else "")))
     return {
-        "name": task.name, "title": task.title or task.name, "source": source, "grader": task.grader,
+        "name": task.name, "title": task.title or task.name, "source": source, "grader": task.grader or task.reward,
         "licence": task.licence, "note": task.note, "kind": task.kind, "rubric": task.rubric,
     }  # fmt: skip

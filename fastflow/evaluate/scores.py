@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import comb
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from fastflow.errors import FastflowError
 from fastflow.evaluate.estimates import estimate, over_prompts, with_interval
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER
+from fastflow.evaluate.task import GRADED, REWARDED
 
 # One response and its grade, by the names in responses.COLUMNS; a measure reads some of them.
 ResponseRow = Mapping[str, Any]
@@ -27,6 +28,14 @@ CONVENTIONS = {
     "maj": "whether the largest class of equal answers is right; no answer, no vote; ties averaged",
     "error": "standard deviation of the prompts' values over the root of the number of prompts",
 }
+
+REWARD_CONVENTION = {"reward": "mean over prompts of the mean of the function's numbers"}
+
+
+def conventions(kinds: Collection[str]) -> dict[str, str]:
+    """How tasks of these kinds are counted."""
+    graded = {name: text for name, text in CONVENTIONS.items() if GRADED in kinds or name == "error"}
+    return (REWARD_CONVENTION if REWARDED in kinds else {}) | graded
 
 
 def pass_at(right: int, samples: int, k: int) -> float:
@@ -71,21 +80,39 @@ def by_prompt(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
     return list(by_question(rows).values())
 
 
+_PLAIN: dict[str, Callable[[Sequence[ResponseRow]], float]] = {
+    "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
+    "sampled_tokens": lambda responses: float(np.mean([row["sampled_tokens"] for row in responses])),
+    "read_tokens": lambda responses: float(np.mean([row["read_tokens"] for row in responses])),
+    "truncated": lambda responses: float(np.mean([row["finish_reason"] == "length" for row in responses])),
+    "well_formed": lambda responses: float(np.mean([row["well_formed"] for row in responses])),
+    "distinct": lambda responses: len({row["response"] for row in responses}) / len(responses),
+}
+
+
+def is_rewarded(rows: Sequence[ResponseRow]) -> bool:
+    """Whether a function gave the responses numbers."""
+    return rows[0].get("reward") is not None
+
+
+def main_measure(scores: Mapping[str, Any]) -> str:
+    """Return the name of the measure by which models are compared."""
+    return "reward" if "reward" in scores else f"avg@{scores['samples']}"
+
+
 def score(rows: Sequence[ResponseRow]) -> dict[str, Any]:
-    """All measures of one model on one graded task, each as {"value", "error"}; counts of verdicts besides."""
+    """All measures of one model on one task, each as {"value", "error"}; counts of verdicts besides.
+
+    Where a function gave the responses numbers, there are no verdicts and nothing that is made of them.
+    """
     prompts = by_prompt(rows)
     samples = len(prompts[0])
+    if is_rewarded(rows):
+        measured = {name: estimate([of(responses) for responses in prompts]) for name, of in _PLAIN.items()}
+        return {"prompts": len(prompts), "samples": samples, "reward": estimate([*map(_mean, prompts)]), **measured}
     rights = [sum(map(is_right, responses)) for responses in prompts]
     curves = np.stack([pass_at_each(right, samples) for right in rights])  # (prompts, k)
-    per_prompt: dict[str, Callable[[Sequence[ResponseRow]], float]] = {
-        f"maj@{samples}": majority,
-        "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
-        "sampled_tokens": lambda responses: float(np.mean([row["sampled_tokens"] for row in responses])),
-        "read_tokens": lambda responses: float(np.mean([row["read_tokens"] for row in responses])),
-        "truncated": lambda responses: float(np.mean([row["finish_reason"] == "length" for row in responses])),
-        "well_formed": lambda responses: float(np.mean([row["well_formed"] for row in responses])),
-        "distinct": lambda responses: len({row["response"] for row in responses}) / len(responses),
-    }
+    per_prompt = {f"maj@{samples}": majority, **_PLAIN}
     return {
         "prompts": len(prompts),
         "samples": samples,
@@ -111,13 +138,18 @@ def score_creative(rows: Sequence[ResponseRow]) -> dict[str, Any]:
 
 
 def difference(rows: Sequence[ResponseRow], base: Sequence[ResponseRow]) -> dict[str, float | None]:
-    """avg@n of one model less that of another on the same prompts: paired, with a 95 % interval."""
-    ours, theirs = (
-        {question: _mean_right(group) for question, group in by_question(part).items()} for part in (rows, base)
-    )
+    """avg@n, or the reward, of one model less that of another on the same prompts: paired, with a 95 % interval."""
+    ours, theirs = ({question: _mean(group) for question, group in by_question(part).items()} for part in (rows, base))
     if ours.keys() != theirs.keys():
         raise FastflowError("two models were asked different questions, so that they cannot be compared in pairs")
     return with_interval(estimate([ours[question] - theirs[question] for question in ours]))
+
+
+def _mean(responses: Sequence[ResponseRow]) -> float:
+    """The mean reward of a prompt's responses; where they have none, the share of right ones."""
+    if is_rewarded(responses):
+        return float(np.mean([row["reward"] for row in responses]))
+    return float(np.mean([is_right(row) for row in responses]))
 
 
 def is_right(row: ResponseRow) -> bool:

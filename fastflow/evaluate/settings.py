@@ -75,6 +75,11 @@ class EvalConfig(Section):
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
+    reward: str | None = setting(
+        None,
+        "Function that gives responses to own JSONL files a number, in place of grader and answers: "
+        "package.module:function(response_text, record) -> float",
+    )
     data_folder: str | None = setting(None, "Directory with NAME.jsonl, NAME.parquet or a data set NAME for each task")
     output: str = setting("runs/evaluate", "Directory of responses, results.json and results.md")
     prompts_per_part: int = setting(

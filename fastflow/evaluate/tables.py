@@ -8,7 +8,7 @@ from typing import Any
 from fastflow.counted import counted
 from fastflow.evaluate.creative.tables import added_rows, creative_rows
 from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
-from fastflow.evaluate.task import CREATIVE
+from fastflow.evaluate.task import CREATIVE, REWARDED
 
 Result = dict[str, Any]
 
@@ -68,18 +68,15 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
     if task.get("kind") == CREATIVE:
         return creative_rows(task)
     scores = [model["scores"] for model in task["models"]]
+    if task.get("kind") == REWARDED:
+        return _rewarded_rows(task, scores)
     samples = scores[0]["samples"]
     shown = [(f"avg@{samples}", [share(entry[f"avg@{samples}"]) for entry in scores])]
     powers = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
     shown += [(f"pass@{k}", [share(entry["pass_at"][str(k)]) for entry in scores]) for k in {*powers, samples} if k > 1]
     shown.sort(key=lambda row: int(row[0].split("@")[1]) if row[0].startswith("pass") else 0)
     shown.append((f"maj@{samples}", [share(entry[f"maj@{samples}"]) for entry in scores]))
-    shown.append(("tokens", [_number(entry["tokens"]) for entry in scores]))
-    if any(entry["sampled_tokens"] != entry["tokens"] for entry in scores):
-        shown.append(("tokens sampled for it", [_number(entry["sampled_tokens"]) for entry in scores]))
-        shown.append(("tokens read for it", [_number(entry["read_tokens"]) for entry in scores]))
-    for name, heading in (("truncated", "cut off"), ("well_formed", "well-formed"), ("distinct", "distinct")):
-        shown.append((heading, [share(entry[name]) for entry in scores]))
+    shown += _plain_rows(scores)
     for verdict in ("unparsed", "timed_out"):
         shown.append((verdict.replace("_", " "), [f"{entry['verdicts'][verdict]:,}" for entry in scores]))
     if len(scores) > 1:
@@ -92,6 +89,31 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
     return shown + added_rows(task)
 
 
+def _rewarded_rows(task: Result, scores: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """Rows of a task whose responses a function gave numbers."""
+    shown = [("reward", [_precise(entry["reward"]) for entry in scores]), *_plain_rows(scores)]
+    if len(scores) > 1:
+        found = [model["difference"] for model in task["models"][1:]]
+        intervals = [
+            f"{entry['value']:+.3g}"
+            + ("" if entry["low"] is None else f" ({entry['low']:+.3g} to {entry['high']:+.3g})")
+            for entry in found
+        ]
+        shown.append(("reward less the first's, 95 %", ["", *intervals]))
+    return shown + added_rows(task)
+
+
+def _plain_rows(scores: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """Rows of what is measured of any response."""
+    shown = [("tokens", [_number(entry["tokens"]) for entry in scores])]
+    if any(entry["sampled_tokens"] != entry["tokens"] for entry in scores):
+        shown.append(("tokens sampled for it", [_number(entry["sampled_tokens"]) for entry in scores]))
+        shown.append(("tokens read for it", [_number(entry["read_tokens"]) for entry in scores]))
+    for name, heading in (("truncated", "cut off"), ("well_formed", "well-formed"), ("distinct", "distinct")):
+        shown.append((heading, [share(entry[name]) for entry in scores]))
+    return shown
+
+
 def _notes(task: Result) -> Sequence[str]:
     known = {"Data": task["source"], "Grader": task["grader"], "Licence": task["licence"], "Note": task["note"]}
     return [f"{counted(task['models'][0]['scores']['prompts'], 'prompt')}. "
@@ -102,6 +124,12 @@ def share(entry: dict[str, float | None]) -> str:
     """A share and its standard error in percent."""
     error = "" if entry["error"] is None else f" ± {100 * entry['error']:.1f}"
     return f"{100 * (entry['value'] or 0):.1f}{error} %"
+
+
+def _precise(entry: dict[str, float | None]) -> str:
+    """A number of any size, and its standard error."""
+    error = "" if entry["error"] is None else f" ± {entry['error']:.2g}"
+    return f"{entry['value']:.4g}{error}"
 
 
 def _number(entry: dict[str, float | None]) -> str:

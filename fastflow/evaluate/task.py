@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ GYM_GRADER = "gym"
 OWN = (".jsonl", ".json", ".ndjson", ".parquet")  # endings of files with a user's own questions
 BOX = r"\\boxed\{[^}]"
 _NO_FILE_NAME = set("/\\\0\n")
-GRADED, CREATIVE = KINDS = ("graded", "creative")
+GRADED, CREATIVE = KINDS = ("graded", "creative")  # of task files
+REWARDED = "rewarded"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Task:
     the fields of the options, the right one first. shuffle: seed that orders the options. prompt: what the model
     reads, with {question}, {choices} and fields of the row. format: regular expression that a well-formed response
     contains. licence, note: what a reader of the results should know. kind: `graded` has gold answers; `creative` has
-    none, and its responses are measured for diversity and judged by `rubric`. prompts: those of a creative task, where
-    they stand in its file.
+    none, and its responses are measured for diversity and judged by `rubric`; `rewarded` has none either, and `reward`,
+    a function of the user's that no task file can name, gives each response a number. prompts: those of a creative
+    task, where they stand in its file.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Task:
     prompts: tuple[str, ...] = ()
     gym: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reward: str = ""
 
     def __post_init__(self) -> None:
         where = f"task {self.name}"
@@ -69,7 +72,7 @@ class Task:
             raise FastflowError(
                 f"{where}: the entry name is {self.name!r}, which names its files too; write letters, digits, - and _"
             )
-        if self.kind not in KINDS:
+        if self.kind not in KINDS and not self.reward:
             raise FastflowError(f"{where}: kind is {self.kind!r}: {suggest(self.kind, KINDS)}")
         try:
             re.compile(self.format)
@@ -79,6 +82,7 @@ class Task:
             ) from error
         if self.kind == CREATIVE:
             self._check_creative(where)
+        if self.kind != GRADED:
             return
         if self.rubric or self.prompts:
             raise FastflowError(f"{where}: rubric and prompts belong to kind: creative")
@@ -105,11 +109,16 @@ class Task:
         """What decides the responses and their verdicts, beside the questions: not what is said of the task, where its
         rows come from, or how creative responses are judged.
         """
-        return {name: getattr(self, name) for name in ("name", "kind", "grader", "format")}
+        asked = {name: getattr(self, name) for name in ("name", "kind", "grader", "format")}
+        return asked | ({"reward": self.reward} if self.is_rewarded else {})
 
     @property
     def is_creative(self) -> bool:
         return self.kind == CREATIVE
+
+    @property
+    def is_rewarded(self) -> bool:
+        return self.kind == REWARDED
 
 
 def names() -> list[str]:
@@ -122,10 +131,23 @@ def is_own_file(name: str) -> bool:
     return not name.startswith(GYM) and Path(name).suffix in OWN
 
 
-def find_task(name: str, *, grader: str = "math") -> Task:
+def check_reward(reward: str | None, names: Sequence[str], *, has_grader: bool) -> None:
+    """Raise FastflowError where a function is to reward responses, and no task of these names takes it."""
+    if reward is None:
+        return
+    if has_grader:
+        raise FastflowError(f"eval.reward = {reward} and eval.grader are both set; keep one of them")
+    if not any(map(is_own_file, names)):
+        raise FastflowError(
+            f"eval.reward = {reward} serves own JSONL files, and the tasks name none: others have graders; leave it out"
+        )
+
+
+def find_task(name: str, *, grader: str = "math", reward: str | None = None) -> Task:
     """A task by its name, from a YAML file, or over a user's own file of `prompt` and `answer`.
 
-    grader: of the own file. Raises FastflowError for unknown names and files that are no tasks.
+    grader: of the own file. reward: the function that stands in for grader and answers there. Raises FastflowError for
+    unknown tasks and files that are no tasks.
     """
     path = Path(name)
     if name.startswith(GYM):
@@ -136,6 +158,8 @@ def find_task(name: str, *, grader: str = "math") -> Task:
         if not path.is_file():
             raise FastflowError(f"task file {path} does not exist; check --tasks")
         return _read(path, path.stem)
+    if is_own_file(name) and reward is not None:
+        return Task(name=path.stem, path=name, kind=REWARDED, reward=reward, title=path.name)
     if is_own_file(name):
         choices = "choices" if grader == "choice" else ()
         return Task(name=path.stem, path=name, grader=grader, title=path.name, choices=choices)
@@ -156,7 +180,7 @@ def _read(path: Path, name: str) -> Task:
         raise FastflowError(f"{path} is no task: {message_of(error)}") from error
     if not isinstance(tree, dict):
         raise FastflowError(f"{path} is no task: it must hold entries such as grader: math")
-    known = {entry.name: entry for entry in dataclasses.fields(Task)}
+    known = {entry.name: entry for entry in dataclasses.fields(Task) if entry.name != "reward"}
     tree = {**(_of_gym() if "gym" in tree else {}), **tree}
     for key, value in tree.items():
         if key not in known:

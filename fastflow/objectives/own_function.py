@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import logging
@@ -35,6 +36,14 @@ class OwnFunction:
         self._function: Callable[..., Any] = load_function(name, setting) if function is None else function
         self._takes_lists = getattr(self._function, "takes_lists", False) is True
         self._check_signature()
+
+    def digest(self) -> str:
+        """Return what changes with the function's file: a digest of it, and "" where there is none."""
+        try:
+            file = inspect.getsourcefile(self._function)
+        except TypeError:  # no function of Python's
+            file = None
+        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
     def values(self, texts: Sequence[str], sources: Sequence[Source]) -> list[Any]:
         """Return what it says of each text. Raises FastflowError, with record and response, for whatever it raises."""

@@ -34,12 +34,12 @@ def describe_task(evaluation: Evaluation, task: TaskResult, prefix: str) -> dict
         return {
             "id": prefix,
             "title": task.title,
-            "graded": not _is_creative(task),
+            "graded": _is_graded(task),
             "about": _about(task),
             "columns": [subject.name for subject in task.shown],
             "rows": table_rows(task),
             "caption": _caption(task),
-            "words": [] if _is_creative(task) else coverage_words(task.compared),
+            "words": coverage_words(task.compared) if _is_graded(task) else [],
             "plots": plots,
             "notes": [printable(text) for text in notes],
         }
@@ -68,14 +68,14 @@ def table_rows(task: TaskResult) -> list[tuple[str, list[Cell]]]:
     """Rows of the table: those of results.md, with paired differences wherever the responses are there."""
 
     first, *_ = task.shown
-    cells_differ = not _is_creative(task) and all(subject.rows for subject in task.shown)
+    cells_differ = _is_graded(task) and all(subject.rows for subject in task.shown)
     shown = table_of_results({**task.entry, "models": [subject.entry for subject in task.shown]})
     found = []
     for heading, values in shown:
         if cells_differ and heading.startswith("avg@") and " less the first's" in heading:
             continue  # each cell says it
         cells = [
-            _cell(heading, value, subject, first, graded=not _is_creative(task))
+            _cell(heading, value, subject, first, graded=_is_graded(task))
             for value, subject in zip(values, task.shown, strict=True)
         ]
         found.append((printable(heading), cells))
@@ -94,7 +94,7 @@ def _cell(heading: str, value: str, subject: Subject, first: Subject, *, graded:
 
 def _plots(task: TaskResult, prefix: str) -> tuple[list[Any], list[str]]:
     drawn, notes = histograms(task.compared, prefix)
-    coverage = [] if _is_creative(task) else [coverage_plot(task.compared, prefix)]
+    coverage = [coverage_plot(task.compared, prefix)] if _is_graded(task) else []
     progress = [progress_plot(task.subjects, prefix)] if are_steps(task.subjects) else []
     return [plot for plot in (*coverage, *drawn, *progress) if plot is not None], notes
 
@@ -115,9 +115,9 @@ def _caption(task: TaskResult) -> str:
     left_out = (
         f" {counted(task.left_out, 'model')} in between left out; results.json has them." if task.left_out else ""
     )
-    has_pairs = not _is_creative(task) and len(task.shown) > 1 and all(subject.rows for subject in task.shown)
+    has_pairs = _is_graded(task) and len(task.shown) > 1 and all(subject.rows for subject in task.shown)
     return printable(f"{asked}{f' {_PAIRED}' if has_pairs else ''}{left_out}")
 
 
-def _is_creative(task: TaskResult) -> bool:
-    return task.entry.get("kind") == "creative"
+def _is_graded(task: TaskResult) -> bool:
+    return task.entry.get("kind") not in ("creative", "rewarded")

@@ -12,28 +12,36 @@ from typing import Any
 from fastflow.config.sections import EVALUATED
 
 SECONDS = "seconds_eval"
-_AVERAGE = re.compile(rf"{EVALUATED}.+/avg@\d+")
+REWARD = "reward"
+_AVERAGE = re.compile(rf"{EVALUATED}.+/(avg@\d+|{REWARD})")
 _COUNTED = ("unparsed", "timed_out")  # verdicts that make scores doubtful
 _PLAIN = ("tokens", "truncated", "well_formed", "distinct")
 
 
-def names_of(tasks: Sequence[str], samples: int) -> list[str]:
-    """The metrics of an evaluation on these tasks, but for errors: what may choose the best save."""
+def names_of(tasks: Sequence[str], samples: int, rewarded: Sequence[str] = ()) -> list[str]:
+    """The metrics of an evaluation on these tasks, but for errors: what may choose the best save. rewarded: further
+    tasks, whose responses a function gives numbers.
+    """
     measures = [
         f"avg@{samples}", *(f"pass@{k}" for k in _shown(samples)), f"maj@{samples}", *_PLAIN,
         *(f"{verdict}_share" for verdict in _COUNTED),
     ]  # fmt: skip
-    return [f"{EVALUATED}{task}/{measure}" for task in tasks for measure in measures]
+    found = [f"{EVALUATED}{task}/{measure}" for task in tasks for measure in measures]
+    return found + [f"{EVALUATED}{task}/{measure}" for task in rewarded for measure in (REWARD, *_PLAIN)]
 
 
 def metrics_of(task: str, scores: Mapping[str, Any]) -> dict[str, float | None]:
     """The scores of one task, as `evaluate/scores.py` gives them, as flat metrics."""
     samples, found = scores["samples"], {}
-    measures = {name: scores[name] for name in (f"avg@{samples}", f"maj@{samples}", *_PLAIN)}
-    measures |= {f"pass@{k}": scores["pass_at"][str(k)] for k in _shown(samples)}
+    graded = REWARD not in scores
+    names = (f"avg@{samples}", f"maj@{samples}") if graded else (REWARD,)
+    measures = {name: scores[name] for name in (*names, *_PLAIN)}
+    measures |= {f"pass@{k}": scores["pass_at"][str(k)] for k in _shown(samples)} if graded else {}
     for name in sorted(measures):
         found[f"{EVALUATED}{task}/{name}"] = measures[name]["value"]
         found[f"{EVALUATED}{task}/{name}_error"] = measures[name]["error"]
+    if not graded:
+        return found
     responses = sum(scores["verdicts"].values())
     for verdict in _COUNTED:
         found[f"{EVALUATED}{task}/{verdict}_share"] = scores["verdicts"][verdict] / responses
@@ -41,7 +49,7 @@ def metrics_of(task: str, scores: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def averages_of(names: Collection[str]) -> list[str]:
-    """Those of a run's metrics that are the avg@n of a task, sorted."""
+    """Those of a run's metrics that are the avg@n or the reward of a task, sorted."""
     return sorted(name for name in names if _AVERAGE.fullmatch(name))
 
 
@@ -58,8 +66,8 @@ def split_name(metric: str) -> tuple[str, str] | None:
 
 
 def is_share(measure: str) -> bool:
-    """Whether a measure of an evaluation, or its error, is a share. Only the length is none."""
-    return measure.removesuffix("_error") != "tokens"
+    """Whether a measure of an evaluation, or its error, is a share. Length and reward are none."""
+    return measure.removesuffix("_error") not in ("tokens", REWARD)
 
 
 def is_evaluated(metrics: Mapping[str, Any]) -> bool:
@@ -82,9 +90,12 @@ def _line(found: Mapping[str, Any]) -> str:
     passed = [name for name in found if name.startswith("pass@") and not name.endswith("_error")]
     shown = [*averages[:1], *sorted(passed, key=lambda name: int(name[5:]))[-1:], *averages[1:]]
     fields = [f"{name} {100 * found[name]:.1f}%{_error(found[f'{name}_error'])}" for name in shown]
+    if REWARD in found:
+        error = found[f"{REWARD}_error"]
+        fields.append(f"{REWARD} {found[REWARD]:.4g}" + ("" if error is None else f"±{error:.2g}"))
     fields += [f"tokens {found['tokens']:.1f}", f"cut {found['truncated']:.0%}"]
     fields += [f"well-formed {found['well_formed']:.0%}"]
-    fields += [f"unparsed {found['unparsed_share']:.0%}"] if found["unparsed_share"] else []
+    fields += [f"unparsed {found['unparsed_share']:.0%}"] if found.get("unparsed_share") else []
     return "  ".join(fields)
 
 

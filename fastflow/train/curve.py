@@ -91,9 +91,10 @@ class Curve:
     def _difference(self, name: str, rows: Rows) -> dict[str, float | None]:
         if name in self._first:
             return scores.difference(rows, self._first[name])
-        measure = f"avg@{self._config.eval.samples}"
-        first = self.evaluated[0].of_task[name]["scores"][measure]["value"]
-        return {"value": scores.score(rows)[measure]["value"] - first, "error": None, "low": None, "high": None}
+        before, now = self.evaluated[0].of_task[name]["scores"], scores.score(rows)
+        measure = scores.main_measure(now)
+        value = now[measure]["value"] - before[measure]["value"]
+        return {"value": value, "error": None, "low": None, "high": None}
 
     def _store(self, name: str, step: int, questions: Sequence[str]) -> responses.Store:
         key = key_of([step, self._settings(), list(questions)])
@@ -127,7 +128,11 @@ class Curve:
             ]}
             for task in self._tasks
         ]  # fmt: skip
-        return {"settings": self._settings(), "conventions": scores.CONVENTIONS, "tasks": tasks}
+        return {
+            "settings": self._settings(),
+            "conventions": scores.conventions({task.kind for task in self._tasks}),
+            "tasks": tasks,
+        }
 
     def _read(self) -> list[Evaluated]:
         file = self._directory / RESULTS_FILE
@@ -172,4 +177,4 @@ def best_of(evaluated: Sequence[Evaluated], metric: str, direction: str) -> Best
 
 def _verdicts(rows: Rows) -> Rows:
     """What a difference is taken from."""
-    return [{"question": row["question"], "verdict": row["verdict"]} for row in rows]
+    return [{name: row[name] for name in ("question", "verdict", "reward")} for row in rows]

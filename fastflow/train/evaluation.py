@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastflow.config.schema import Config
+from fastflow.config.program import NO_PROGRAM, Program
+from fastflow.config.schema import Config, EvalConfig
 from fastflow.config.setting import suggest
 from fastflow.counted import counted
 from fastflow.data.response_text import ResponseText
@@ -22,9 +23,9 @@ from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
 from fastflow.evaluate.prompts import tokenize_questions
-from fastflow.evaluate.questions import as_json, read_questions
-from fastflow.evaluate.task import Task, find_task
-from fastflow.evaluate.work import Work, check_golds
+from fastflow.evaluate.questions import as_json
+from fastflow.evaluate.task import Task, check_reward, find_task
+from fastflow.evaluate.work import Work, check_golds, read_work
 from fastflow.machine import cores
 from fastflow.models.layers.rope import context_of
 from fastflow.models.packed import PackedModel
@@ -55,7 +56,8 @@ def find_tasks(config: Config) -> list[Task]:
         return []
     for module in ("pyarrow", "pyarrow.parquet"):
         need(module, extra="eval", purpose="eval.every, which keeps the responses,")
-    tasks = [find_task(name, grader=settings.grader) for name in settings.tasks]
+    check_reward(settings.reward, settings.tasks, has_grader=settings.grader != EvalConfig().grader)
+    tasks = [find_task(name, grader=settings.grader, reward=settings.reward) for name in settings.tasks]
     for task in tasks:
         if task.is_creative:
             logger.warning(
@@ -69,19 +71,24 @@ def find_tasks(config: Config) -> list[Task]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise FastflowError(f"two tasks of eval.tasks are called {twice[0]}; give each once, or rename one's file")
     best = config.run.best_metric
-    known = names_of(names, settings.samples)
+    rewarded = [task.name for task in tasks if task.is_rewarded]
+    known = names_of([name for name in names if name not in rewarded], settings.samples, rewarded)
     if best is not None and best not in known:
         raise FastflowError(f"run.best_metric = {best} is not measured by eval.tasks: {suggest(best, known)}")
     return tasks
 
 
-def read_works(tasks: Sequence[Task], config: Config, *, try_golds: bool = True) -> list[Work]:
-    """Read the tasks' questions. try_golds: whether each gold answer is graded too.
+def read_works(
+    tasks: Sequence[Task], config: Config, *, try_golds: bool = True, program: Program = NO_PROGRAM
+) -> list[Work]:
+    """Read the tasks' questions. try_golds: whether each gold answer is graded too. program: has functions that the
+    settings cannot name.
 
     Raises FastflowError for rows that are no questions, and gold answers that do not equal themselves.
     """
     settings = config.eval
-    works = [Work(task, read_questions(task, folder=settings.data_folder, limit=settings.limit)) for task in tasks]
+    folder, limit = settings.data_folder, settings.limit
+    works = [read_work(task, folder=folder, limit=limit, program=program) for task in tasks]
     if works and try_golds:
         with _grader_pool(works) as pool:
             for work in works:
@@ -174,7 +181,7 @@ class Evaluation:
                 if ranks.is_first:
                     entries: list[Entry] = list(zip(range(len(prompts)), work.questions, prompts, strict=True))
                     rows[work.task.name] = responses.answer_part(
-                        _Given(answers), self._pool, work.task, entries, requests
+                        _Given(answers), self._pool, work.task, entries, requests, reward=work.reward
                     )
         stop_if_asked()
         with ranks.together():

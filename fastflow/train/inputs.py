@@ -70,7 +70,7 @@ def open_inputs(
     together, differs between ranks, or cannot be saved.
     """
     with ranks.together():
-        works = read_works(find_tasks(config), config, try_golds=ranks.is_first)
+        works = read_works(find_tasks(config), config, try_golds=ranks.is_first, program=program)
         loaded = load(config, ranks, program)
         evaluation = Evaluation(works, config, loaded.policy, loaded.tokenizer, directory)
     check_same_everywhere(ranks, loaded, config)

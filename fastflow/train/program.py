@@ -65,9 +65,9 @@ def fine_tune(
     """Carry out a run as `fastflow train` does. Returns the trained policy.
 
     settings: by their dotted names, and `config` or `preset` as on the command line. data.path may be the prompts
-    themselves; objective.reward and objective.format_check may be the functions themselves. on_step: called after each
-    step with its number and its metrics. objective: makes the loss. resume: "yes" goes on with the run in run.output;
-    "auto" does so where that has a save. console: by default one that shows what the command shows.
+    themselves; objective.reward, objective.format_check and eval.reward may be the functions themselves. on_step:
+    called after each step with its number and its metrics. objective: makes the loss. resume: "yes" goes on with the
+    run in run.output; "auto" does so where that has a save. console: by default one that shows what the command shows.
     Raises FastflowError for what the user can mend; whatever else ends the run, its policy is saved first.
     """
     config, program = configure(settings, on_step)

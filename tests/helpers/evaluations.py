@@ -24,7 +24,7 @@ def row(question: int, sample: int, *, right: bool, **changes: Any) -> dict[str,
         "tokens": 10 + sample, "finish_reason": "stop", "logprob": -5.0 - sample, "answer": "7" if right else "8",
         "verdict": "right" if right else "wrong", "well_formed": True, "vote_class": 0 if right else 1,
         "sampled_tokens": 10 + sample, "read_tokens": 0, "written": None, "policy_logprob": None, "base_logprob": None,
-        "prompt_ids": [question], "response_ids": [sample],
+        "prompt_ids": [question], "response_ids": [sample], "reward": None,
     } | changes  # fmt: skip
 
 

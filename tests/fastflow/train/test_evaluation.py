@@ -380,3 +380,83 @@ class TestRefusals:
     def test_a_dry_run_finds_them_too(self, home):
         with pytest.raises(FastflowError, match="does not exist"):
             check_inputs(evaluated(home, eval__tasks="[absent.jsonl]"))
+
+
+def length_of(text, record):
+    return len(text) + 100 * record["bonus"]
+
+
+class TestARewardOfOnesOwn:
+    """eval.reward in place of a grader: rows without answers, numbers of any size."""
+
+    @pytest.fixture
+    def rewarded(self, home, monkeypatch):
+        file = home / "free.jsonl"
+        file.write_text("".join(json.dumps({"prompt": f"c{n}", "bonus": n}) + "\n" for n in range(QUESTIONS)))
+        (home / "own_scores.py").write_text(
+            "def score(texts, records):\n"
+            "    return [len(text) + 100 * record['bonus'] for text, record in zip(texts, records)]\n"
+            "score.takes_lists = True\n"
+        )
+        monkeypatch.syspath_prepend(home)
+        return {"eval__tasks": f"[{file}]", "eval__grader": "math", "eval__reward": "own_scores:score"}
+
+    def test_its_mean_is_reported_and_chooses_the_best(self, home, rewarded):
+        best = {"run__best_metric": "eval/free/reward", "run__report": True}
+        run = run_to_the_end(evaluated(home, run__output=home / "rewarded", **rewarded, **best))
+        assert list(entries_of(run)) == [0, 2, 4, 5]
+        for line in metrics_of(run):
+            if "eval/free/tokens" not in line:
+                continue
+            rows = rows_of(run, line["step"])
+            numbers = np.array([len(row["response"]) + 100 * row["question"] for row in rows], dtype=float)
+            assert [row["reward"] for row in rows] == numbers.tolist()
+            means = numbers.reshape(QUESTIONS, SAMPLES).mean(1)
+            assert line["eval/free/reward"] == pytest.approx(means.mean())
+            assert line["eval/free/reward_error"] == pytest.approx(means.std(ddof=1) / QUESTIONS**0.5)
+            assert not [name for name in line if name.startswith(("eval/free/avg", "eval/free/pass"))]
+        later = [entry["difference"] for step, entry in entries_of(run).items() if step]
+        assert all(found["low"] <= found["value"] <= found["high"] for found in later)
+        assert "| reward | 10" in (run / "evaluations" / "results.md").read_text()
+        page = (run / "report.html").read_text()
+        assert "reward" in page and "own_scores:score" in page
+
+    def test_a_python_program_hands_it_over(self, home, rewarded):
+        from fastflow.config.schema import sections
+        from fastflow.train.program import fine_tune
+
+        config = evaluated(home, run__output=home / "handed", run__steps=1, **rewarded)
+        settings = {
+            f"{name}.{entry}": getattr(getattr(config, name), entry)
+            for name, entry in (pair.split(".") for pair in (
+                "model.path", "data.path", "eval.every", "eval.tasks", "rollout.max_response_tokens", "run.steps",
+                "run.output", "run.threads", "batch.prompts_per_step", "batch.responses_per_prompt",
+            ))
+        }  # fmt: skip
+        assert "eval" in sections()
+        seen = []
+        fine_tune(settings | {"eval.reward": length_of}, on_step=seen.append, console=Console(quiet=True))
+        assert seen[-1]["eval/free/reward"] > 100
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"eval__reward": "nowhere:score"}, r"eval\.reward = 'nowhere:score' cannot be imported"),
+            ({"eval__reward": "posixpath:basename"}, r"eval\.reward = .* takes \(p\), but is called with"),
+            ({"eval__grader": "exact"}, r"eval\.reward = .* and eval\.grader are both set"),
+            ({"eval__tasks": "[aime24]"}, r"eval\.reward = .* serves own JSONL files"),
+            ({"run__best_metric": "eval/free/avg@2"}, r"best_metric = eval/free/avg@2 is not measured"),
+        ],
+    )
+    def test_what_is_refused(self, home, rewarded, changes, words):
+        settings = {**rewarded, **changes}
+        with pytest.raises(FastflowError, match=words):
+            Trainer(evaluated(home, run__output=home / "refused", **settings), Console(quiet=True))
+
+    def test_no_task_file_names_a_function(self, home):
+        from fastflow.evaluate.task import find_task
+
+        for more in ("reward: own_scores:score", "kind: rewarded\nreward: own_scores:score", "kind: rewarded"):
+            (home / "task.yaml").write_text(f"path: free.jsonl\ngrader: exact\n{more}\n")
+            with pytest.raises(FastflowError, match=r"unknown entry reward|kind is 'rewarded'"):
+                find_task(str(home / "task.yaml"))
