@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
 
 from fastflow.config.program import FUNCTIONS, PROMPTS, Program, stand_in
 from fastflow.config.reader import known_settings, read_config
 from fastflow.config.resume import Resume
-from fastflow.config.schema import Config
+from fastflow.config.schema import Config, sections
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
 from fastflow.objectives.by_name import make_objective
@@ -70,6 +70,8 @@ def fine_tune(
     run in run.output; "auto" does so where that has a save. console: by default one that shows what the command shows.
     Raises FastflowError for what the user can mend; whatever else ends the run, its policy is saved first.
     """
+    if resume not in get_args(Resume):
+        raise FastflowError(f"resume is {resume!r}: {suggest(str(resume), get_args(Resume))}")
     config, program = configure(settings, on_step)
     directory = train(config, console or open_console(), objective, resume=resume, program=program)
     return Trained(directory, config.model.trust_remote_code)
@@ -98,9 +100,16 @@ def _written(name: str, value: Any) -> str:
     """Return a value as the command line takes it."""
     if isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
+    if value is None and not _may_be_null(name):
+        raise FastflowError(f"{name} is None, but has no such value; leave it out")
     try:
-        return json.dumps(value)
+        return json.dumps(value, default=os.fspath)
     except (TypeError, ValueError) as error:
         instead = {"model": "the path of its directory", PROMPTS: "a list of prompts, or a path"}
         wanted = instead.get(name, instead.get(name.partition(".")[0], "what the command line takes"))
         raise FastflowError(f"{name} is a {type(value).__name__}, which no setting can hold; give {wanted}") from error
+
+
+def _may_be_null(name: str) -> bool:
+    section, _, entry = name.partition(".")
+    return name not in SOURCES and type(None) in get_args(get_type_hints(sections()[section])[entry])

@@ -104,6 +104,8 @@ def test_prompts_that_are_none(tmp_path, prompt, words):
         ({"optim__rate": 1}, r"unknown setting optim\.rate: did you mean"),
         ({"resume": "auto"}, "unknown setting resume"),
         ({"model__path": torch.nn.Linear(1, 1)}, r"model\.path is a Linear, .*the path of its directory"),
+        ({"data__path": None}, r"data\.path is None, but has no such value; leave it out"),
+        ({"config": None}, "config is None"),
         ({"data__path": np.zeros(3)}, r"data\.path is a ndarray, .*a list of prompts"),
         ({"objective__reward": lambda text: 1.0}, r"takes \(text\), but is called with \(text, record\)"),
         ({"objective__name": "powerflow", "data__path": []}, "holds no records"),
@@ -112,6 +114,18 @@ def test_prompts_that_are_none(tmp_path, prompt, words):
 def test_settings_that_are_none(tmp_path, changes, words):
     with pytest.raises(FastflowError, match=words):
         fine_tune(own_settings(tmp_path, **changes), console=QUIET)
+
+
+def test_values_as_python_holds_them(tmp_path):
+    own = {"eval__every": 1, "eval__tasks": [tmp_path / "a.jsonl"], "optim__betas": (0.5, 0.75), "data__limit": 2}
+    config, _ = configure(own_settings(tmp_path, **own, eval__reward=None, rollout__stop=["a,b"]))
+    assert config.eval.tasks == (str(tmp_path / "a.jsonl"),)
+    assert (config.optim.betas, config.eval.reward, config.rollout.stop) == ((0.5, 0.75), None, ("a,b",))
+
+
+def test_a_word_for_resume_is_one_of_three(tmp_path):
+    with pytest.raises(FastflowError, match="resume is True: known are auto, no, yes"):
+        fine_tune(own_settings(tmp_path), resume=True, console=QUIET)
 
 
 def draw_at_random(metrics) -> None:
