@@ -155,7 +155,3 @@ def _mean(responses: Sequence[ResponseRow]) -> float:
 def is_right(row: ResponseRow) -> bool:
     """Whether the grader took a response for right."""
     return row["verdict"] == Verdict.RIGHT.value
-
-
-def _mean_right(responses: Sequence[ResponseRow]) -> float:
-    return float(np.mean([is_right(row) for row in responses]))

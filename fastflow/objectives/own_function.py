@@ -17,7 +17,7 @@ import torch
 
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.counted import counted
-from fastflow.errors import FastflowError
+from fastflow.errors import FastflowError, message_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class OwnFunction:
             raise
         except Exception as error:
             logger.debug("%s raises", self._setting, exc_info=error)
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            said = message_of(error, typed=True)
             inside = traceback.extract_tb(error.__traceback__)[1:2]  # empty where it cannot be called like this
             at = "".join(f" ({frame.filename}:{frame.lineno})" for frame in inside)
             raise FastflowError(f"{self._named} raises {said}{at} for {_named(*about)}; mend the function") from error

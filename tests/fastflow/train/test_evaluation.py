@@ -419,7 +419,9 @@ class TestARewardOfOnesOwn:
         assert all(found["low"] <= found["value"] <= found["high"] for found in later)
         assert "| reward | 10" in (run / "evaluations" / "results.md").read_text()
         page = (run / "report.html").read_text()
-        assert "reward" in page and "own_scores:score" in page
+        assert (
+            re.search(r"Over the training: reward 10\d at step 0, 10\d at step 5", page) and "own_scores:score" in page
+        )
 
     def test_a_python_program_hands_it_over(self, home, rewarded):
         from fastflow.config.schema import sections
