@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.counted import counted
 from fastflow.errors import FastflowError, message_of
@@ -77,9 +75,13 @@ class OwnFunction:
     def _called(self, *arguments: Any, about: tuple[str, Source]) -> Any:
         try:
             return self._function(*arguments)
-        except (FastflowError, torch.OutOfMemoryError):
+        except FastflowError:
             raise
         except Exception as error:
+            import torch  # late, since what names a function does not need it
+
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             logger.debug("%s raises", self._setting, exc_info=error)
             said = message_of(error, typed=True)
             inside = traceback.extract_tb(error.__traceback__)[1:2]  # empty where it cannot be called like this
