@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fastflow.config.methods import POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.counted import counted
-from fastflow.errors import FastflowError, need
+from fastflow.errors import FastflowError, message_of, need
 from fastflow.run.console import say
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
@@ -250,8 +250,9 @@ def _told_as_ours(project: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many types: no login, no network, a project of somebody else
-        reason = " ".join(str(error).split())[:300]
-        raise FastflowError(f"run.wandb = {project}: Weights & Biases refuses ({reason}); {_LOGIN_REMEDY}") from error
+        raise FastflowError(
+            f"run.wandb = {project}: Weights & Biases refuses ({message_of(error)}); {_LOGIN_REMEDY}"
+        ) from error
 
 
 def make_recorder(config: Config, directory: Path, console: Console, *, after: int = 0, skipped: int = 0) -> Recorder:
