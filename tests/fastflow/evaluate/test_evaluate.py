@@ -158,7 +158,7 @@ def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_
 def test_responses_of_other_rounding_are_kept_apart(tmp_path):
     def key(*options):
         config = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path), *options])
-        work = SimpleNamespace(task=SimpleNamespace(name="own", asked=lambda: "own"), questions=[])
+        work = SimpleNamespace(task=SimpleNamespace(name="own", asked=lambda: "own"), questions=[], reward=None)
         return _store(config, Subject("model", "model"), "digest", work).key
 
     streams = {key("--model.autocast", "true", "--model.residual_stream", one) for one in ("float32", "bfloat16")}
