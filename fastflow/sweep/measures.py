@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastflow.report.numbers import places
+from fastflow.drawing.numbers import places
 from fastflow.report.panels import panels
 from fastflow.report.tables import LABELS
 from fastflow.run.evaluated import is_share, split_name
