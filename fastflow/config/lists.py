@@ -53,7 +53,8 @@ class ListSetting:
         """
         if text == "null":
             return text
-        return json.dumps(self.of_value(self._listed(text) if text.startswith("[") else text))
+        value = self.of_value(self._listed(text) if text.startswith("[") else text)
+        return json.dumps(value, ensure_ascii=False)  # YAML would not join the two halves of an escaped emoji
 
     def _listed(self, text: str) -> Any:
         try:

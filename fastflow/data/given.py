@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fastflow.data.json_file import check_values
 from fastflow.errors import FastflowError
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 FORM = "a text, a list of {role, content} messages, or a record (a dictionary) with the field data.prompt_field"
 
 
@@ -36,7 +38,7 @@ def _check_field(place: str, name: Any, value: Any) -> None:
     if not isinstance(name, str):
         raise FastflowError(f"{place} has the key {name!r}; the names of fields must be text")
     try:
-        json.dumps(value, default=_as_text)
+        json.dumps(value, default=_as_text, sort_keys=True)
     except (TypeError, ValueError) as error:
         raise FastflowError(
             f"{place}: field {name!r} holds what no save could compare ({error}); give texts, numbers, lists and "
@@ -45,7 +47,10 @@ def _check_field(place: str, name: Any, value: Any) -> None:
 
 
 def _as_text(value: Any) -> str:
-    """Return the text of a value, by which saves compare it, such as a date's. Raises TypeError where it has none."""
-    if type(value).__str__ is object.__str__ and type(value).__repr__ is object.__repr__:
+    """Return the text of a value, by which saves compare it, such as a date's. Raises TypeError where it has none, or
+    another one in each process: a set is in no order, and an address is where the thing happens to be.
+    """
+    text = str(value)
+    if isinstance(value, (set, frozenset)) or callable(value) or _ADDRESS.search(text):
         raise TypeError(f"a {type(value).__name__}")
-    return str(value)
+    return text

@@ -67,7 +67,11 @@ LossOfMicrobatch = Callable[[Float[Tensor, "T D"], PackedBatch], MicrobatchLoss]
 
 
 class Objective(Protocol):
-    """Turns facts about trajectories into losses. The learner packs, scores, backpropagates and steps."""
+    """Turns facts about trajectories into losses. The learner packs, scores, backpropagates and steps.
+
+    With objective.truncated = drop it gets no response that was cut. One whose attribute `compares_left_out` is true
+    gets them all, and gives those of `Facts.left_out` no part in the loss.
+    """
 
     @property
     def log_z_head(self) -> torch.nn.Module | None:

@@ -16,6 +16,7 @@ from typing import Any
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.counted import counted
 from fastflow.errors import FastflowError, message_of
+from fastflow.models.pulse import PULSE
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,12 @@ class OwnFunction:
 
     def digest(self) -> str:
         """Return what changes with the function's file: a digest of it, and "" where there is none."""
+        function = inspect.unwrap(getattr(self._function, "func", self._function))  # of a functools.partial
         try:
-            file = inspect.getsourcefile(self._function)
-        except TypeError:  # no function of Python's
+            file = inspect.getsourcefile(function if hasattr(function, "__qualname__") else type(function))
+        except TypeError:  # nothing of Python's
             file = None
-        return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return "" if file is None or not Path(file).is_file() else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
     def values(self, texts: Sequence[str], sources: Sequence[Source]) -> list[Any]:
         """Return what it says of each text. Raises FastflowError, with record and response, for whatever it raises."""
@@ -49,9 +51,11 @@ class OwnFunction:
             return []
         if self._takes_lists:
             return self._values_of_lists(texts, sources)
-        return [
-            self._called(text, source[1], about=(text, source)) for text, source in zip(texts, sources, strict=True)
-        ]
+        values = []
+        for text, source in zip(texts, sources, strict=True):
+            PULSE.work()
+            values.append(self._called(text, source[1], about=(text, source)))
+        return values
 
     def numbers(self, texts: Sequence[str], sources: Sequence[Source]) -> list[float]:
         """Return its number for each text. Raises FastflowError for what is no finite number, too."""
@@ -59,7 +63,8 @@ class OwnFunction:
         return [self._number(value, text, source) for value, text, source in found]
 
     def _values_of_lists(self, texts: Sequence[str], sources: Sequence[Source]) -> list[Any]:
-        answer = self._called(list(texts), [record for _, record in sources], about=(texts[0], sources[0]))
+        with PULSE.patient():  # of one call nobody sees how far it is
+            answer = self._called(list(texts), [record for _, record in sources], about=(texts[0], sources[0]))
         try:
             values = list(answer)
         except TypeError:

@@ -49,6 +49,7 @@ class PolicyGradient:
     """
 
     log_z_head = None
+    compares_left_out = True
 
     def __init__(self, config: Config, policy: PackedModel):
         self._settings = config.objective

@@ -47,7 +47,8 @@ def exploding_ratios(config: Config) -> str:
 
 def mismatch(config: Config) -> str:
     both = "bring both to the same dtype"
-    return both if config.rollout.ahead else f"set importance.source = recompute, or {both}"
+    has_it = config.rollout.ahead or config.importance.source == "recompute"
+    return both if has_it else f"set importance.source = recompute, or {both}"
 
 
 def runaway_log_z(config: Config) -> str:

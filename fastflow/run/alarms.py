@@ -39,6 +39,8 @@ class Alarm:
 
 
 def _runs_away(now: Metrics, first: Metrics) -> bool:
+    if math.isnan(now["log_z"]) and math.isfinite(now["loss"]):
+        return False  # an objective of the user's that has none
     start = first.get("log_z", now["log_z"])
     return not abs(now["log_z"] - start) <= LOG_Z_ROOM + 2 * abs(start)
 
@@ -127,7 +129,7 @@ ALARMS = (
     Alarm(
         "runaway log_z",
         _runs_away,
-        lambda now, first: f"{now['log_z']:.1f}, {first['log_z']:.1f} at the start",
+        lambda now, first: f"{now['log_z']:.1f}, {first.get('log_z', now['log_z']):.1f} at the start",
         remedies.runaway_log_z,
         of_updates=True,
     ),

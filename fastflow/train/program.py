@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from fastflow.config.program import FUNCTIONS, PROMPTS, Program, stand_in
 from fastflow.config.reader import known_settings, read_config
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SOURCES = ("config", "preset")  # what the command line reads settings from
+_INSTEAD = {
+    "model.path": "the path of its directory", "model.base": "the path of its directory",
+    PROMPTS: "a list of prompts, or a path", "lora.targets": "names with commas between them",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,10 @@ def fine_tune(
     if resume not in get_args(Resume):
         raise FastflowError(f"resume is {resume!r}: {suggest(str(resume), get_args(Resume))}")
     config, program = configure(settings, on_step)
+    if resume != "no" and config.run.overwrite:
+        raise FastflowError(
+            f"resume = {resume} goes on with a run, and run.overwrite removes it; leave one of them out"
+        )
     directory = train(config, console or open_console(), objective, resume=resume, program=program)
     return Trained(directory, config.model.trust_remote_code)
 
@@ -100,16 +109,23 @@ def _written(name: str, value: Any) -> str:
     """Return a value as the command line takes it."""
     if isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
-    if value is None and not _may_be_null(name):
+    kinds = _kinds(name)
+    if value is None and type(None) not in kinds:
         raise FastflowError(f"{name} is None, but has no such value; leave it out")
+    if value is not None and set(kinds) <= {str, type(None)}:
+        raise FastflowError(f"{name} is a {type(value).__name__}; give {_INSTEAD.get(name, 'a text')}")
     try:
-        return json.dumps(value, default=os.fspath)
+        return json.dumps(value, default=os.fspath, ensure_ascii=False)
     except (TypeError, ValueError) as error:
-        instead = {"model": "the path of its directory", PROMPTS: "a list of prompts, or a path"}
-        wanted = instead.get(name, instead.get(name.partition(".")[0], "what the command line takes"))
-        raise FastflowError(f"{name} is a {type(value).__name__}, which no setting can hold; give {wanted}") from error
+        raise FastflowError(
+            f"{name} is a {type(value).__name__}, which no setting can hold; give what the command line takes"
+        ) from error
 
 
-def _may_be_null(name: str) -> bool:
+def _kinds(name: str) -> tuple[Any, ...]:
+    """Return the types of which a setting's value is one."""
+    if name in SOURCES:
+        return (str,)
     section, _, entry = name.partition(".")
-    return name not in SOURCES and type(None) in get_args(get_type_hints(sections()[section])[entry])
+    hint = get_type_hints(sections()[section])[entry]
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

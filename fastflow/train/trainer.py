@@ -35,6 +35,7 @@ from fastflow.run import directory as run_directory
 from fastflow.run import generators
 from fastflow.run.alarms import Alarms
 from fastflow.run.checkpoints import Checkpoints
+from fastflow.run.json_text import finite
 from fastflow.run.lock import RunLock
 from fastflow.run.recorder import Recorder, check_login, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
@@ -259,7 +260,7 @@ class Trainer:
         if self.program.on_step is None or not self.ranks.is_first:
             return
         states = generators.capture()
-        self.program.on_step({"step": step, **metrics})
+        self.program.on_step(finite({"step": step, **metrics}))
         generators.restore(states)
 
     def save(self) -> None:

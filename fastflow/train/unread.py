@@ -15,8 +15,10 @@ from fastflow.config.methods import (
     WITHOUT_ALPHA,
     WITHOUT_PENALTY,
 )
+from fastflow.config.program import HELD
 from fastflow.config.schema import Config
 from fastflow.data import is_file, is_gym
+from fastflow.evaluate.task import is_own_file
 
 
 class Unread(NamedTuple):
@@ -41,6 +43,7 @@ _OF_SERVERS = ("rollout.servers", "rollout.shared_folder")
 TABLE = (  # METHOD stands for objective.name with its value; of two reasons for a setting the first one is said
     Unread(("data.subset", "data.split"), lambda c: is_gym(c.data), "data.path names prompts of reasoning-gym"),
     Unread(("data.subset", "data.split"), lambda c: is_file(c.data), "data.path is a file, which has one split"),
+    Unread(("data.subset", "data.split"), lambda c: c.data.path.startswith(HELD), "a Python program has the prompts"),
     Unread(_OF_VLLM, lambda c: c.rollout.engine != "vllm", "rollout.engine is not vllm"),
     Unread(_OF_SERVERS, lambda c: c.rollout.engine != "vllm-server", "rollout.engine is not vllm-server"),
     Unread(("rollout.adapters",), lambda c: not c.lora.rank, "lora.rank = 0 trains no adapters"),
@@ -82,6 +85,7 @@ TABLE = (  # METHOD stands for objective.name with its value; of two reasons for
     Unread(("run.best_is",), lambda c: c.run.best_metric is None, "run.best_metric is not set"),
     Unread(("run.samples_per_dump",), lambda c: not c.run.samples_every, "run.samples_every = 0 writes none"),
     Unread(("eval",), lambda c: not c.eval.every, "eval.every = 0 evaluates nothing"),
+    Unread(("eval.grader",), lambda c: not any(map(is_own_file, c.eval.tasks)), "eval.tasks names no file of your own"),
 )
 
 

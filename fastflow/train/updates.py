@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastflow.config.methods import POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.data.trajectory import Group, split_evenly, without_truncated
 from fastflow.data.update import UpdateResult
@@ -62,11 +61,11 @@ class Updates:
         return updates
 
     def _trained_on(self, groups: Sequence[Group]) -> Sequence[Group]:
-        """Without the responses that were cut, where those are dropped: but a policy gradient compares rewards with
-        theirs, and where all were cut the learner skips the update.
+        """Without the responses that were cut, where those are dropped: but an objective may compare others' rewards
+        with theirs, and where all were cut the learner skips the update.
         """
-        objective = self._config.objective
-        if objective.truncated == "keep" or objective.name in POLICY_GRADIENTS:
+        compares = getattr(self._learner.objective, "compares_left_out", False)
+        if self._config.objective.truncated == "keep" or compares:
             return groups
         return without_truncated(groups) or groups
 
