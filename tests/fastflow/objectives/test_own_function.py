@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 
 import pytest
 
 from fastflow.errors import FastflowError
+from fastflow.models.pulse import PULSE
 from fastflow.objectives.own_function import OwnFunction, load_function
 
 TEXTS = ["one", "two"]
@@ -42,6 +44,22 @@ score.takes_lists = True
     assert function.numbers(TEXTS, SOURCES) == [1, 2]
     assert function.numbers([], []) == []
     assert function.numbers(TEXTS, SOURCES) == [0.5, 1]
+
+
+def test_each_call_is_a_sign_of_life(own, monkeypatch):
+    """Ranks that wait would take many slow calls for a hang."""
+    works = []
+    monkeypatch.setattr(PULSE, "work", lambda: works.append("work"))
+    own("def score(text, record): return 1.0").numbers(TEXTS, SOURCES)
+    assert works == ["work"] * len(TEXTS)
+
+
+def test_the_digest_is_of_the_file(own, tmp_path):
+    function = own("import functools\ndef given(limit, text, record): return 1.0\nscore = functools.partial(given, 3)")
+    assert function.digest() == hashlib.sha256((tmp_path / "own_module.py").read_bytes()).hexdigest()
+    assert own("exec('def score(text, record): return 1.0')").digest() == ""
+    source = "class Score:\n    def __call__(self, text, record): return 1.0\nscore = Score()"
+    assert own(source).digest() == hashlib.sha256(source.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(

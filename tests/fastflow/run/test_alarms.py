@@ -77,6 +77,7 @@ def after(first, config=None, **changes) -> list[str]:
         ("small", "log_z", -19.1, "runaway log_z"),
         ("large_log_z", "log_z", 900.0, None),  # nats per response, as of the tb_* objectives
         ("large_log_z", "log_z", 920.0, "runaway log_z"),
+        ("small", "log_z", float("nan"), None),  # an objective of the user's that has none
         ("small", "malformed_share", 0.94, None),
         ("small", "malformed_share", 0.95, "dead format"),
         ("small", "malformed_share", None, None),  # no format is asked for
@@ -290,6 +291,9 @@ def test_remedies_name_what_is_not_done_already():
     assert "objective.log_z" not in runaway and "optim.lr" in runaway
     ahead = read_config(["--rollout.engine=vllm", "--rollout.ahead=1"])[0]
     assert "importance.source" not in " ".join(said(ahead).values())  # which is refused with it
+    recomputed = read_config(["--importance.source=recompute"])[0]
+    (apart,) = after(CALM, recomputed, mismatch_kl=0.5)
+    assert "importance.source" not in apart and "dtype" in apart
     (cut,) = after(CALM, read_config(["--objective.truncated=drop"])[0], skipped_updates=1)
     assert "rollout.max_response_tokens" in cut
     without_base = read_config([*options("grpo"), "--surrogate.score_base=false"])[0]

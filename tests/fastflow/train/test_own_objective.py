@@ -19,6 +19,7 @@ from fastflow.objectives.flow import FlowObjective
 from fastflow.objectives.objective import MakeObjective
 from fastflow.train.command import train
 from fastflow.train.learner import Learner
+from fastflow.train.state import UnderWay
 from fastflow.train.trainer import Trainer
 from resumed_runs import check_same, configure, run_to_the_end
 from small_models import make_causal_lm, make_groups
@@ -59,6 +60,17 @@ def test_it_does_not_depend_on_micro_batches(policy_gradient, rng):
 
 class OwnLoss(FlowObjective):
     """PowerFlow under another name."""
+
+
+def test_an_objective_of_its_own_gets_no_response_that_is_dropped(policy_gradient, tmp_path):
+    """Whatever method the settings name: only an objective that says so compares with these."""
+    changes = {"objective__name": "ttrl", "objective__truncated": "drop", "rollout__max_response_tokens": 30}
+    trainer = Trainer(configure(tmp_path, **changes), Console(quiet=True), policy_gradient)
+    groups = trainer.sample(1)
+    finished = sum(entry.finish_reason == "stop" for group in groups for entry in group.trajectories)
+    updates = trainer.updates.carry_out(UnderWay(groups, 0))
+    assert 0 < finished < sum(len(group.trajectories) for group in groups)
+    assert sum(len(update.result.length) for update in updates) == finished
 
 
 def test_a_run_with_an_objective_of_its_own_goes_on_with_that_alone(tmp_path):

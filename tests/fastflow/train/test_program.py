@@ -85,6 +85,9 @@ def test_chat_messages(tmp_path):
             {"prompt": "a", "image": object()},
             r"prompts\[1\]: field 'image' holds what no save could compare \(a object",
         ),
+        ({"prompt": "a", "tags": {"x", "y"}}, r"field 'tags' holds what no save could compare \(a set"),
+        ({"prompt": "a", "check": len}, r"field 'check' holds what no save could compare \(a builtin_function"),
+        ({"prompt": "a", "mixed": {"x": 1, 2: "y"}}, r"field 'mixed' holds what no save could compare"),
         ({"prompt": "a", 1: "b"}, r"prompts\[1\] has the key 1"),
         ({"prompt": "\ud800"}, r"prompts\[1\]: .*lone surrogate"),
         ("", r"prompts\[1\]: the prompt is empty"),
@@ -103,10 +106,14 @@ def test_prompts_that_are_none(tmp_path, prompt, words):
         ({"run__steps": "ten"}, r"run\.steps"),
         ({"optim__rate": 1}, r"unknown setting optim\.rate: did you mean"),
         ({"resume": "auto"}, "unknown setting resume"),
-        ({"model__path": torch.nn.Linear(1, 1)}, r"model\.path is a Linear, .*the path of its directory"),
+        ({"model__path": torch.nn.Linear(1, 1)}, r"model\.path is a Linear; give the path of its directory"),
+        ({"model__dtype": torch.bfloat16}, r"model\.dtype is a dtype, .*what the command line takes"),
+        ({"run__wandb": False}, r"run\.wandb is a bool; give a text"),
+        ({"lora__targets": ["q_proj"]}, r"lora\.targets is a list; give names with commas"),
+        ({"preset": ["demo"]}, r"preset is a list; give a text"),
         ({"data__path": None}, r"data\.path is None, but has no such value; leave it out"),
         ({"config": None}, "config is None"),
-        ({"data__path": np.zeros(3)}, r"data\.path is a ndarray, .*a list of prompts"),
+        ({"data__path": np.zeros(3)}, r"data\.path is a ndarray; give a list of prompts"),
         ({"objective__reward": lambda text: 1.0}, r"takes \(text\), but is called with \(text, record\)"),
         ({"objective__name": "powerflow", "data__path": []}, "holds no records"),
     ],
@@ -121,6 +128,25 @@ def test_values_as_python_holds_them(tmp_path):
     config, _ = configure(own_settings(tmp_path, **own, eval__reward=None, rollout__stop=["a,b"]))
     assert config.eval.tasks == (str(tmp_path / "a.jsonl"),)
     assert (config.optim.betas, config.eval.reward, config.rollout.stop) == ((0.5, 0.75), None, ("a,b",))
+
+
+def test_characters_of_every_kind(tmp_path):
+    own = {"rollout__stop": ["\U0001f600", "é"], "data__template_arguments": {"x": "\U0001f600"}}
+    own["data__chat_template"] = True
+    config, _ = configure(own_settings(tmp_path, **own))
+    assert config.rollout.stop == ("\U0001f600", "é") and config.data.template_arguments == {"x": "\U0001f600"}
+
+
+def test_a_run_is_not_removed_and_gone_on_with(tmp_path):
+    with pytest.raises(FastflowError, match=r"resume = auto goes on with a run, and run\.overwrite removes it"):
+        fine_tune(own_settings(tmp_path, run__overwrite=True), resume="auto", console=QUIET)
+
+
+def test_a_program_is_told_what_the_files_hold(tmp_path):
+    seen = []
+    changes = {"objective__name": "random_reward", "objective__reward": None, "surrogate__score_base": False}
+    fine_tune(own_settings(tmp_path, **changes), on_step=seen.append, console=QUIET)
+    assert seen == metrics_of(tmp_path / "run") and seen[0]["slope"] is None
 
 
 def test_a_word_for_resume_is_one_of_three(tmp_path):

@@ -54,6 +54,8 @@ def found(*arguments: str) -> list[str]:
         (["--run.samples_every=0"], "run.samples_per_dump=3", "run.samples_every = 0"),
         ([], "eval.samples=8", "eval.every = 0"),
         ([], "eval.tasks=aime24", "eval.every = 0"),
+        (["--eval.every=1", "--eval.tasks=aime24"], "eval.grader=exact", "eval.tasks names no file of your own"),
+        (["--data.path=program:own.py"], "data.split=test", "a Python program has the prompts"),
     ],
 )
 def test_what_nothing_reads(given, unread, reason):
@@ -76,6 +78,7 @@ def test_what_nothing_reads(given, unread, reason):
         ["--optim.schedule=cosine", "--optim.final_lr_ratio=0.1"],
         ["--run.best_metric=eval/aime24/tokens", "--run.best_is=lowest", "--eval.every=1", "--eval.tasks=aime24"],
         ["--eval.every=1", "--eval.tasks=aime24", "--eval.samples=8"],
+        ["--eval.every=1", "--eval.tasks=aime24,own.jsonl", "--eval.grader=exact"],
     ],
 )
 def test_what_is_read(given):
