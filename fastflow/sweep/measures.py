@@ -34,7 +34,7 @@ class Measure:
 
     def show(self, value: float, error: float | None) -> str:
         """Write a mean, and its standard error where there is one: down to the first digit of the error, with at most
-        three significant ones of the mean.
+        three significant ones of the mean, but never fewer than two places (one for percent).
         """
         least = 1 if self.scale == 100 else 2
         wanted = [(value, 3), (error, 1)]

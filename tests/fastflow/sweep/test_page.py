@@ -184,6 +184,7 @@ def test_measures(metric, title, unit, shown):
         ("reward_mean", 0.0, 0.0, "0.00 ± 0.00"),
         ("reward_mean", 61.3512, 2.5, "61.35 ± 2.50"),
         ("reward_mean", 0.5, 1e-9, "0.500 ± 0.000"),
+        ("reward_mean", 12.34, 0.0001, "12.34 ± 0.00"),
         ("reward_mean", 0.0001, 0.02, "0.00 ± 0.02"),
         ("reward_mean", 2e-12, None, "0.000000000"),
         ("grad_norm", math.inf, None, "inf"),
