@@ -16,6 +16,7 @@ from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import ModelResponses, Study
 from fastflow.evaluate.existing_results import check_directory, check_earlier
+from fastflow.evaluate.graders import grader
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.answer import Entry, Method
@@ -154,7 +155,7 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
 
 def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:
     settings = config.eval
-    content = {
+    content: dict[str, Any] = {
         "model": identity,
         "held": [config.model.dtype, config.model.autocast, config.model.attention, config.model.fused_layers,
                  config.model.residual_stream],
@@ -167,6 +168,8 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
     }  # fmt: skip
     if work.reward is not None:
         content["reward"] = work.reward.digest()
+    elif not work.task.is_creative:
+        content["graders"] = grader.VERSION
     if config.method.name == "verbalized":
         content["form"] = str(VERSION)
     directory = Path(settings.output) / RESPONSES

@@ -37,7 +37,7 @@ Row = dict[str, Any]
 class Store:
     """The file of one model's responses to one task, and its parts while it is being made.
 
-    key: digest of everything that decides its content.
+    key: digest of everything that decides its content, the version of the graders included.
     """
 
     directory: Path

@@ -1,4 +1,7 @@
-"""The graders by name, and what each needs."""
+"""The graders by name, and what each needs.
+
+VERSION is raised when verdicts change: then an evaluation does not take verdicts that an earlier one kept.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from fastflow.evaluate.graders.verdict import Verdict
 
 _MODULES = {"math": "mathematics", "choice": "choice", "exact": "exact", "numeric": "numeric", "gym": "gym"}
 GRADERS = tuple(_MODULES)
+VERSION = 1  # of the verdicts
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fastflow.demo import command as demo
 from fastflow.demo.sums import is_boxed
 from fastflow.demo.tasks import SUMS
 from fastflow.evaluate.command import _store
+from fastflow.evaluate.graders import grader
 from fastflow.evaluate.settings import read_settings
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.task import BOX
@@ -155,14 +156,23 @@ def test_a_finished_evaluation_is_not_repeated_and_another_setting_is(sums, tmp_
     assert len(list((tmp_path / "responses").glob("*.parquet"))) == 2
 
 
-def test_responses_of_other_rounding_are_kept_apart(tmp_path):
-    def key(*options):
-        config = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path), *options])
-        work = SimpleNamespace(task=SimpleNamespace(name="own", asked=lambda: "own"), questions=[], reward=None)
-        return _store(config, Subject("model", "model"), "digest", work).key
+def key_of_responses(tmp_path, *options, **more):
+    config = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path), *options])
+    task = SimpleNamespace(**{"name": "own", "asked": lambda: "own", "is_creative": False} | more)
+    work = SimpleNamespace(task=task, questions=[], reward=None)
+    return _store(config, Subject("model", "model"), "digest", work).key
 
-    streams = {key("--model.autocast", "true", "--model.residual_stream", one) for one in ("float32", "bfloat16")}
-    assert len(streams | {key()}) == 3
+
+def test_responses_of_other_rounding_are_kept_apart(tmp_path):
+    options = [("--model.autocast", "true", "--model.residual_stream", one) for one in ("float32", "bfloat16")]
+    assert len({key_of_responses(tmp_path, *some) for some in [*options, ()]}) == 3
+
+
+def test_verdicts_of_other_graders_are_kept_apart(tmp_path, monkeypatch):
+    kept = key_of_responses(tmp_path), key_of_responses(tmp_path, is_creative=True)
+    monkeypatch.setattr(grader, "VERSION", grader.VERSION + 1)
+    assert key_of_responses(tmp_path) != kept[0]
+    assert key_of_responses(tmp_path, is_creative=True) == kept[1]  # it has no verdicts
 
 
 def test_two_models_stand_side_by_side_with_a_paired_difference(sums, tmp_path):
