@@ -67,8 +67,9 @@ def same(gold: Answer, answer: Answer) -> bool | None:
 def _same_quantities(gold: Quantity, answer: Quantity) -> bool | None:
     if _count_different_things(gold, answer):
         return False
-    left, right = gold.unit, _letter_unit(gold.unit, answer)
-    tree = _with_constant_of(gold.tree, answer.tree)
+    left, right = _letter_unit(answer.unit, gold), _letter_unit(gold.unit, answer)
+    wanted = gold.tree[1] if left is not None and gold.unit is None else gold.tree
+    tree = _with_constant_of(wanted, answer.tree)
     if right is not None and answer.unit is None:
         tree = answer.tree[1]
     if left is None or right is None or not (left.is_known and right.is_known):
@@ -76,16 +77,16 @@ def _same_quantities(gold: Quantity, answer: Quantity) -> bool | None:
             vague = right if left.is_known else left
             if not GENERIC.match(vague.word):
                 return False
-        equal = same_trees(gold.tree, tree)
+        equal = same_trees(wanted, tree)
         known = left if left is not None and left.is_known else right if right is not None and right.is_known else None
         if known is None or known.dimension not in (PERCENT, ANGLE):
             return equal
         return _bare_and_scaled(gold, tree, left, right, equal)
     if left.dimension != right.dimension:
         if {left.dimension, right.dimension} == {ANGLE, (("radian", 1),)}:
-            return same_trees(_in_radians(gold.tree, left), _in_radians(tree, right))
+            return same_trees(_in_radians(wanted, left), _in_radians(tree, right))
         return False
-    return same_trees(_scaled(gold.tree, left), _scaled(tree, right))
+    return same_trees(_scaled(wanted, left), _scaled(tree, right))
 
 
 def _count_different_things(gold: Quantity, answer: Quantity) -> bool:
@@ -144,12 +145,12 @@ def _scaled(tree: Tree, unit: Unit) -> Tree:
     return tree if unit.factor == 1 else ("*", ("num", unit.factor), tree)
 
 
-def _letter_unit(gold: Unit | None, answer: Quantity) -> Unit | None:
-    """A unit that was written as a letter: "5 m" for a gold answer in metres."""
-    if answer.unit is None and gold is not None and answer.tree[0] == "*" and answer.tree[2][0] == "var":
-        unit = read_unit(answer.tree[2][1])
+def _letter_unit(beside: Unit | None, quantity: Quantity) -> Unit | None:
+    """The unit of a quantity, which may be written as a letter: "5 m" beside an answer in metres."""
+    if quantity.unit is None and beside is not None and quantity.tree[0] == "*" and quantity.tree[2][0] == "var":
+        unit = read_unit(quantity.tree[2][1])
         return unit if unit.is_known else None
-    return answer.unit
+    return quantity.unit
 
 
 def _value_for(gold: Answer, answer: Relation) -> bool | None:

@@ -57,6 +57,7 @@ _MACROS = {
     "checkmark": "", "blacksquare": "", "square": "", "Box": "", "qed": "",
 }  # fmt: skip
 _WRAPPER = re.compile(rf"\\(?:{WRAPPERS})\*?\s*\{{")
+_SUBSCRIPT = re.compile(r"_\s*(?:\d|\{\s*\d+\s*\})\s*$")
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp", "sqrt", "asin", "acos", "atan", "arcsin",
               "arccos", "arctan", "sinh", "cosh", "tanh", "pi", "infty", "binom", "max", "min", "gcd", "lcm", "abs",
               "floor", "ceil"}  # fmt: skip
@@ -107,7 +108,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"\\[,;:! ]|~", " ", text)
     text = re.sub(r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?", r"\\\1 ", text)
     text = re.sub(r"\\math(?:frak|cal|scr)\s*\{\s*(\w)\s*\}", r"\1", text)
-    text = _wrappers(keep_words(text))
+    text = _wrappers(keep_words(re.sub(r"\s+", " ", text)))
     text = re.sub(r"\\([A-Za-z]+)", lambda found: _macro(found.group(1)), text)
     text = re.sub(r"\^\s*\{?\s*\\degree\s*\}?|\^\s*\{\s*o\s*\}|\^o\b", r"\\degree ", text)
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))", "*", text)
@@ -166,7 +167,8 @@ def _wrappers(text: str) -> str:
         end = closing_brace(text, found.end())
         content, rest = (text[found.end() :], "") if end is None else (text[found.end() : end], text[end + 1 :])
         before = text[: found.start()]
-        behind_number = bool(re.search(r"[\d})]\s*$", re.sub(r"\\[,;:! ]|~", " ", before)))
+        front = re.sub(r"\\[,;:! ]|~", " ", before)
+        behind_number = bool(re.search(r"[\d})]\s*$", front)) and not _SUBSCRIPT.search(front)
         text = f"{before} {_wrapped(content, behind_number)} {rest}"
     return text
 
