@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 from fastflow.errors import FastflowError, need
+from fastflow.evaluate.graders.boxes import find_boxes
 from fastflow.evaluate.graders.exact import unwrapped
-from fastflow.evaluate.graders.second_thoughts import boxed_answer
+from fastflow.evaluate.graders.second_thoughts import boxed_answer, is_taken_back
 from fastflow.evaluate.graders.statements import spoken, stated_answer
 from fastflow.evaluate.graders.verdict import Verdict, verdict_of
 
@@ -58,7 +59,11 @@ def extract(response: str) -> str:
     """The answer as the verifier gets it; "" for none."""
     text = spoken(response)
     boxed, blocks = boxed_answer(text), _BLOCK.findall(text)
-    answer = boxed[-1] if boxed else blocks[-1] if blocks else stated_answer(text) or ""
+    if is_taken_back(text):  # with all that led to the box
+        blocks = _BLOCK.findall(text, find_boxes(text)[-1].end)
+        answer = blocks[-1] if blocks else boxed[-1] if boxed else ""
+    else:
+        answer = boxed[-1] if boxed else blocks[-1] if blocks else stated_answer(text) or ""
     return unwrapped(answer.strip())
 
 

@@ -48,6 +48,7 @@ _ASIDE = re.compile(
     r"(?<=[\w%$°])(?:\s+\([^()]*\)|,\s+(?:which|that) is\s+(?:twice|thrice|half|double|triple)\b[^=.!?,\n]*)"
     r"(?=\s*[.!]?\s*$)"
 )
+_SUM = re.compile(r"(?P<total>[^()]*\d[$]?)\s+\((?P<sum>(?:[\d\s.,$+*/×÷·=−-]|\\(?:cdot|times|div)\b)+)\)\s*")
 _UNITS = re.compile(r"(?<=\d)(?=(?:[kcm]?m|k?g|ml|min|h|km/h|mph|s)\b)")
 _UNFINISHED = re.compile(r"could not|cannot|can't|don't know|do not know|unable|not sure|unknown", re.IGNORECASE)
 
@@ -58,7 +59,7 @@ def grade(gold: str, response: str) -> Verdict:
     parts = extract_parts(response)
     if len(parts) > 1:
         return verdict_of(equivalent(gold, parts))
-    given = number(parts[0]) if parts else None
+    given = number(_without_sum(parts[0])) if parts else None
     if given is None and parts:
         given = _in_words(parts[0])
     if not parts:
@@ -93,6 +94,16 @@ def number(text: str) -> Number | None:
     except (KeyError, TooLarge, Undefined, Unreadable):
         return None
     return value if is_real(value) and not mpmath.isinf(_float(value)) else None
+
+
+def _without_sum(text: str) -> str:
+    """A number without the sum behind it that has its value: "18 (9 + 9)", which is no product."""
+    found = _SUM.fullmatch(text) if len(text) <= LONGEST_ANSWER else None
+    if not found:
+        return text
+    total, worked_out = number(found.group("total")), number(found.group("sum"))
+    same = total is not None and worked_out is not None and close(total, worked_out)
+    return found.group("total") if same else text
 
 
 def close(wanted: Number, given: Number) -> bool:

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastflow.evaluate.graders.boxes import find_boxes, last_contents
-from fastflow.evaluate.graders.statements import LONGEST_SENTENCE, Statement, plain, statements, tidy
+from fastflow.evaluate.graders.statements import BEHIND_REPLY, LONGEST_SENTENCE, Statement, plain, statements, tidy
 
+_CLOSING = re.compile(r"\A[\s}.,]*(?:\$\$?|\\[)\]])")  # of the formula that the box stands in
 _DOUBTS = (
-    r"wait|hold on|actually|hmm+|oh|oops|sorry|apologies|no(?=[,.!:;—–-])|correction|edit(?=:)|update(?=:)|"
-    r"(?:on )?second thoughts?|re-?check\w*|re-?count\w*|revis\w+|更正|不对"
+    rf"wait|hold on|actually|hmm+|oh|oops|sorry|apologies|I apologi[sz]e|no(?={BEHIND_REPLY}|\s*$)|"
+    r"correction|edit(?=:)|update(?=:)|(?:on )?second thoughts?|"
+    r"(?:up)?on (?:further |closer )?(?:review|reflection|inspection)|"
+    r"(?:let me )?(?:re-?check\w*|double[ -]?check\w*|re-?count\w*|revis\w+)|"
+    r"let me re-?(?:calculat|comput|consider|think|examin|evaluat|assess|read|do|solve|trace|verif|work)\w*|更正|不对"
 )
 _DOUBT = re.compile(rf"\b(?:{_DOUBTS})(?!\w)", re.IGNORECASE)
 _LINKS = "so|thus|hence|therefore|then|and|but|now|well"
@@ -25,8 +29,11 @@ _OPENS_STATEMENT = re.compile(
     r"I (?:get|find|think|believe))(?!\w))*",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"(?:[.!?;](?=[\s$)*]|$)|[。！？；\n]|,?\s(?:[—–-]\s|but\s)?(?=(?:wait|oops|scratch that)\b))+")
+_SENTENCE = re.compile(
+    r"(?:[.!?;](?=[\s$)*]|$)|[。！？；\n]|,?\s(?:[—–-]\s|but\s)?(?=(?:[Ww]ait|[Oo]ops|[Ss]cratch that)\b))+"
+)
 _WRONG = r"(?:wrong|incorrect|false|mistaken|a mistake|not (?:right|correct|true))"
+_STARTS_WRONG = re.compile(_WRONG, re.IGNORECASE)
 _ENDS = r"(?=\s*(?:[^\w\s(]|$|(?:because|since|as|so|and|but|after|by)\b))"
 _SEEN = r"(?:I (?:now |just )?(?:reali[sz]e|see|notice|think|believe|fear)d?(?: now)?(?: that)? )?"
 _THIS_IS_WRONG = re.compile(
@@ -44,11 +51,15 @@ _MY_ANSWER_IS_WRONG = re.compile(
     rf"{_WRONG}{_ENDS}",
     re.IGNORECASE,
 )
+_NOT_MENDED = (  # unlike "I misread it at first, but now it is right"
+    r"(?:(?=.*\b(?:answer|(?:should|must) be)\b)|(?!.*\b(?:at first|initially|earlier)\b.*\bbut\b))"
+)
 _ADMITTED = re.compile(
-    rf"scratch that\b|{_SEEN}I (?:(?:take|took) (?:that|it) back\b|(?:have |had |just )?(?:misread|misunderstood|"
+    rf"scratch that\b|{_SEEN}I (?:(?:take|took) (?:that|it) back\b|was (?:wrong|mistaken|incorrect)\b(?! to\b)|"
+    r"(?:have |had |just )?(?:misread|misunderstood|"
     r"miscounted|miscalculated|forgot(?! to (?:mention|say|add|note))|overlooked|"
-    r"made (?:a|an) (?:\w+ )?(?:mistake|error|slip))\b)",
-    re.IGNORECASE,
+    rf"made (?:a|an) (?:\w+ )?(?:mistake|error|slip))\b(?! nothing\b)){_NOT_MENDED}",
+    re.IGNORECASE | re.DOTALL,
 )
 _BOX_IS_WRONG = re.compile(rf"\W*(?:is|was) (?:{_WRONG}|not the (?:\w+ )?answer){_ENDS}", re.IGNORECASE)
 _UNSURE = re.compile(
@@ -67,11 +78,12 @@ _FORMULA = re.compile(r"(?:[A-Za-z]\w?\s*=\s*)?[$({\[|+-]*(?:\d|\\[a-z]|[a-z]\b(
 _ANSWER = re.compile(r"answer|\bans\b|答", re.IGNORECASE)
 _WORD = re.compile(r"\w")
 _NUMBERED = re.compile(r"\d|\\[a-z]")
+MOST_WORDS = 4  # of an answer without a number
 
 
 @dataclass(frozen=True)
 class SecondThought:
-    """replacement: the answer in place of the box. is_retracted: the box was called wrong, and nothing replaces it."""
+    """replacement: the answer in place of the box. is_retracted: the box was called wrong, with or without another."""
 
     replacement: str | None = None
     is_retracted: bool = False
@@ -95,7 +107,7 @@ def boxed_answer(text: str) -> list[str] | None:
 
 
 def is_taken_back(text: str) -> bool:
-    """Whether the text has a box, calls it wrong and gives no other answer."""
+    """Whether the text has a box and calls it wrong."""
     return _about_last_box(text).is_retracted
 
 
@@ -106,30 +118,37 @@ def _about_last_box(text: str) -> SecondThought:
 
 def second_thought(rest: str) -> SecondThought:
     """What the text behind the last box makes of it."""
-    text = plain(rest)
+    text = _CLOSING.sub("", plain(rest))
     events: list[_Turn | Statement] = sorted([*_turns(text), *statements(text)], key=lambda event: event.start)
     found, doubted, admitted = SecondThought(), False, False
     for event in events:
         if isinstance(event, _Turn):
             doubted, admitted = True, admitted or event.is_admission
             if event.answer:
-                found = SecondThought(event.answer)
+                found = SecondThought(event.answer, admitted)
             elif event.is_admission:
                 found = SecondThought(is_retracted=True)
         elif _replaces(event, doubted, admitted):
-            found = SecondThought(event.clause)
+            found = SecondThought(event.clause, admitted)
     return found
 
 
 def _replaces(said: Statement, doubted: bool, admitted: bool) -> bool:
     """Whether a statement takes the place of the box: it opens its sentence, unless the box was called wrong."""
+    opens = bool(_OPENS_STATEMENT.fullmatch(said.before))
     if admitted:
-        return bool(_NUMBERED.search(said.clause))
-    if not _FORMULA.match(said.clause) or not _OPENS_STATEMENT.fullmatch(said.before):
+        return bool(_NUMBERED.search(said.clause)) or (opens and _is_in_few_words(said))
+    if not opens or not _FORMULA.match(said.clause):
         return False
     if _FINAL.search(said.before + said.anchor):
         return True
     return doubted and bool(_ANSWER.search(said.anchor))
+
+
+def _is_in_few_words(said: Statement) -> bool:
+    """Whether it says "the answer is Paris", and not "the answer is wrong" or what one knows of the answer."""
+    is_short = len(said.clause.split()) <= MOST_WORDS
+    return is_short and bool(_ANSWER.search(said.anchor)) and not _STARTS_WRONG.match(said.clause)
 
 
 def _turns(text: str) -> Iterator[_Turn]:
@@ -148,7 +167,7 @@ def _turns(text: str) -> Iterator[_Turn]:
             answer = _correction(sentence, begin, anywhere=admission)
         if admission or answer or hesitates:
             yield _Turn(start, admission, answer)
-        admitted_before = admission
+        admitted_before = admission or (hesitates and begin == len(sentence))
 
 
 def _admission(sentence: str, begin: int, *, may_be_this: bool) -> bool:

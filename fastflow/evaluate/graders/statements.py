@@ -32,10 +32,11 @@ _CONCLUSION = re.compile(
     r"(?:\bis\b|\bare\b|\bequals\b|\bmakes\b|\bgives\b|=|为|是|有)\s*(?!.*(?:\bis\b|\bare\b|\bequals\b))(.+)$",
     re.IGNORECASE | re.DOTALL,
 )
+BEHIND_REPLY = r"\s*(?:[,.!:;—–]|-(?!\w)|wait\b)"  # of "no, ..." and "no wait, ...": an answer to oneself
 _DOUBT = re.compile(
     r"\b(?:if|whether|doubt\w*|unsure|not sure|might|may|maybe|perhaps|would|could|cannot|can't|don't|suppose\w*|"
     r"assum\w*|claim\w*|says|naive|false|tempting|(?<!second )thought|guess\w*|"
-    r"first considered|no|not|wrong|incorrect|another)\b",
+    rf"first considered|no(?!{BEHIND_REPLY})|not|wrong|incorrect|another)\b",
     re.IGNORECASE,
 )
 _BUT = re.compile(r"\s*not\s+[^.;\n]*?,?\s+but\s+(?:rather\s+)?(?=[\d$\\(-])", re.IGNORECASE)
@@ -44,7 +45,8 @@ _QUOTED = re.compile(r"[\"“]\s*(?:the |my |our )?(?:right |correct |final )?$"
 _CONDITIONAL = re.compile(r"\bonly (?:if|when|for)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?:[.!?;](?=[\s$)*]|$)|[。！？；])")
 _REASON = re.compile(
-    r"\s*,?\s*\b(?:since|because|as we|as it|as the|and (?:we|this|that|it|so)|which|where|so that|according to)\b.*",
+    r"\s*(?:,\s*)?\(?\b(?:since|because|as we|as it|as the|and (?:we|this|that|it|so)|which|where|so that|according to)"
+    r"\b.*",
     re.DOTALL,
 )
 LONGEST_SENTENCE = 1000  # characters; models that loop write sentences without end

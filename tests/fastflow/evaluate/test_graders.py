@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastflow.evaluate.graders import gym
 from fastflow.evaluate.graders.algebra.expression import Unreadable, parse
 from fastflow.evaluate.graders.algebra.formulas import same_trees
 from fastflow.evaluate.graders.algebra.latex import normalise
@@ -46,6 +47,12 @@ REMARKS = (
     "Actually, one can generalise. For 7 terms the result is 19.",
     "Some might say that the answer is 6, but that is wrong.",
     "Wait, let me check again: 3 + 4 = 7. Correct.",
+    "I made a mistake earlier but corrected it.",
+    "I misread it at first, but now it is right.",
+    "I overlooked nothing.",
+    "I was wrong to doubt it.",
+    "No other value works.",
+    "Let me restate it: with n = 3 the answer is 27.",
 )
 RETRACTIONS = (
     "Wait, that is wrong.",
@@ -53,6 +60,13 @@ RETRACTIONS = (
     "I made a mistake: it should be 987654321.",
     "Actually, the answer is 987654321.",
     "My final answer is 987654321.",
+    "No, the final answer is 987654321.",
+    "I was wrong. The answer is 987654321.",
+    "Let me recheck. 3 + 4 = 7. The answer is 987654321.",
+    "Hold on. That should be 987654321.",
+    "I apologize, the correct answer is 987654321.",
+    "Upon further review, the correct answer is 987654321.",
+    "I misread it at first, but it should be 987654321.",
 )
 BOXED = [
     line
@@ -61,17 +75,19 @@ BOXED = [
 ][::7]
 
 
+@pytest.mark.parametrize("joint", ["\n\n", " "])
 @pytest.mark.parametrize("remark", REMARKS)
-def test_a_remark_behind_a_box_takes_nothing_back(remark):
+def test_a_remark_behind_a_box_takes_nothing_back(remark, joint):
     pytest.importorskip("math_verify")
-    items = [item_of({**line, "response": f"{line['response']}\n\n{remark}"}) for line in BOXED]
+    items = [item_of({**line, "response": f"{line['response']}{joint}{remark}"}) for line in BOXED]
     assert [item for item in items if grade(item) is not Verdict.RIGHT] == []
 
 
+@pytest.mark.parametrize("joint", ["\n\n", " "])
 @pytest.mark.parametrize("retraction", RETRACTIONS)
-def test_a_box_that_is_taken_back_does_not_count(retraction):
+def test_a_box_that_is_taken_back_does_not_count(retraction, joint):
     pytest.importorskip("math_verify")
-    items = [item_of({**line, "response": f"{line['response']}\n\n{retraction}"}) for line in BOXED]
+    items = [item_of({**line, "response": f"{line['response']}{joint}{retraction}"}) for line in BOXED]
     assert [item for item in items if grade(item) is Verdict.RIGHT] == []
 
 
@@ -156,6 +172,9 @@ def test_program_text_is_never_executed(tmp_path):
         "1,000",
         "wait, ",
         "it should be ",
+        "I made a mistake earlier but ",
+        "no wait ",
+        "let me recheck ",
     ],
 )
 def test_responses_that_loop_cost_little(loop):
@@ -164,6 +183,35 @@ def test_responses_that_loop_cost_little(loop):
         start = time.monotonic()
         grade(Item(grader, "B" if choices else "7", loop * (50_000 // len(loop)), choices))
         assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("text", ["\\text{A}~x", "\\text{A~", "x~y", "5~\\text{m}x", "_~x"])
+def test_blanks_cost_little(text):
+    response = f"The answer is {text.replace('~', ' ' * 1900)}"
+    for grader in ("math", "numeric", "exact"):
+        start = time.monotonic()
+        grade(Item(grader, "7", response))
+        assert time.monotonic() - start < 1
+
+
+def test_words_between_blanks_cost_little():
+    start = time.monotonic()
+    normalise("\\text{A}" + " " * 1900 + "x")
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("behind", "answer"),
+    [
+        ("Wait, that is wrong.", ""),
+        ("Wait, that is wrong. The answer is 7.", "7"),
+        ("Wait, that is wrong. The answer is True.", "True"),
+        ("Wait, that is wrong.\n<answer>\n1 2\n3 4\n</answer>", "1 2\n3 4"),
+        ("I checked it twice.", "6"),
+    ],
+)
+def test_the_verifier_gets_no_answer_that_was_taken_back(behind, answer):
+    assert gym.extract(f"<answer>5</answer> The answer is 5. So $\\boxed{{6}}$. {behind}") == answer
 
 
 def test_letters_that_are_no_list_cost_little():
