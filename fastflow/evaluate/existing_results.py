@@ -63,8 +63,8 @@ def _lost(earlier: Any, settings: Mapping[str, Any], files: Mapping[str, Mapping
                 return f"its model {model['name']} is not asked now"
             if model["responses"] != files[name][model["name"]]:
                 return (
-                    f"its responses of {model['name']} to {name} came from other weights, questions or settings than "
-                    "those of now"
+                    f"its responses of {model['name']} to {name} came from other weights, questions, settings or "
+                    "graders than those of now"
                 )
     return None
 
