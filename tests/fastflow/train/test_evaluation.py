@@ -393,13 +393,13 @@ class TestARewardOfOnesOwn:
     def rewarded(self, home, monkeypatch):
         file = home / "free.jsonl"
         file.write_text("".join(json.dumps({"prompt": f"c{n}", "bonus": n}) + "\n" for n in range(QUESTIONS)))
-        (home / "own_scores.py").write_text(
+        (home / "training_scores.py").write_text(
             "def score(texts, records):\n"
             "    return [len(text) + 100 * record['bonus'] for text, record in zip(texts, records)]\n"
             "score.takes_lists = True\n"
         )
         monkeypatch.syspath_prepend(home)
-        return {"eval__tasks": f"[{file}]", "eval__grader": "math", "eval__reward": "own_scores:score"}
+        return {"eval__tasks": f"[{file}]", "eval__grader": "math", "eval__reward": "training_scores:score"}
 
     def test_its_mean_is_reported_and_chooses_the_best(self, home, rewarded):
         best = {"run__best_metric": "eval/free/reward", "run__report": True}
@@ -420,7 +420,8 @@ class TestARewardOfOnesOwn:
         assert "| reward | 10" in (run / "evaluations" / "results.md").read_text()
         page = (run / "report.html").read_text()
         assert (
-            re.search(r"Over the training: reward 10\d at step 0, 10\d at step 5", page) and "own_scores:score" in page
+            re.search(r"Over the training: reward 10\d at step 0, 10\d at step 5", page)
+            and "training_scores:score" in page
         )
 
     def test_a_python_program_hands_it_over(self, home, rewarded):
@@ -458,7 +459,11 @@ class TestARewardOfOnesOwn:
     def test_no_task_file_names_a_function(self, home):
         from fastflow.evaluate.task import find_task
 
-        for more in ("reward: own_scores:score", "kind: rewarded\nreward: own_scores:score", "kind: rewarded"):
+        for more in (
+            "reward: training_scores:score",
+            "kind: rewarded\nreward: training_scores:score",
+            "kind: rewarded",
+        ):
             (home / "task.yaml").write_text(f"path: free.jsonl\ngrader: exact\n{more}\n")
             with pytest.raises(FastflowError, match=r"unknown entry reward|kind is 'rewarded'"):
                 find_task(str(home / "task.yaml"))

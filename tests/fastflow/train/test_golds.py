@@ -44,10 +44,15 @@ def test_several_answers_are_one_with_commas():
     made.close()
 
 
-@pytest.mark.parametrize("answer", [None, "", " ", [], [""], ["1", ""], [["1"]], True, {"value": 1}, float("nan")])
+@pytest.mark.parametrize("answer", [None, "", " ", [], [""], ["1", ""], [["1"]], True, float("nan")])
 def test_what_is_no_answer_is_refused_with_its_place(answer):
     with pytest.raises(FastflowError, match=r"line 2: field 'answer' is .*, which is no answer"):
         reader("exact", "1", answer)
+
+
+def test_a_mapping_is_no_answer_and_its_fields_are_named():
+    with pytest.raises(FastflowError, match=r"line 2: answer holds a mapping \(value\).* = answer\.value"):
+        reader("exact", "1", {"value": 1})
 
 
 @pytest.mark.parametrize("answer", [None, "", [], ["1", ""], [["1"]], True, {"value": 1}])
