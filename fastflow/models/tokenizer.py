@@ -39,7 +39,7 @@ def end_ids_in_files(path: str, tokenizer: PreTrainedTokenizerBase, *, fetch: bo
     tokenizer's alone.
     """
     try:
-        with loading(path, "generation settings of"):
+        with loading(path, "generation settings of", fetch=fetch):
             return _ends(read_generation(path, fetch=fetch), tokenizer)
     except FastflowError:
         if fetch or Path(path).is_dir():

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HUB_TIMEOUT = 10.0  # seconds for the hub to answer whether it has a model
+
 FAMILIES = (
     "llama", "qwen2", "qwen3", "mistral", "olmo2", "olmo3", "smollm3", "phi3", "granite", "gemma3_text", "qwen3_5_text",
     "qwen3_moe", "qwen3_5_moe_text",
@@ -153,9 +155,11 @@ def _check_computation(path: str, config: PretrainedConfig) -> None:
 
 
 @contextlib.contextmanager
-def loading(path: str, what: str) -> Iterator[None]:
+def loading(path: str, what: str, *, fetch: bool = True) -> Iterator[None]:
     """Turn each failure of loading into one sentence. Random numbers that a model draws for weights which its files
     replace are not missing afterwards: how it is loaded changes nothing that follows.
+
+    fetch: whether the hub is asked for what is not here. One that cannot be reached is found at once.
     """
     here = Path(path).is_dir()
     if not here and is_path(path):
@@ -165,6 +169,8 @@ def loading(path: str, what: str) -> Iterator[None]:
     if not here:
         _warn_of_neighbours(path)
     try:
+        if fetch and not here:
+            _reach_hub(path)
         with torch.random.fork_rng(devices=[]):
             yield
     except FastflowError:
@@ -186,6 +192,23 @@ def _warn_of_neighbours(path: str) -> None:
         there = [str(entry) for entry in directory.iterdir() if entry.is_dir()]
         near = "".join(f"; did you mean {name}?" for name in difflib.get_close_matches(path, there, n=1))
         logger.warning("%s is no directory here, so it counts as a hub id, and the hub is asked%s", path, near)
+
+
+@functools.cache
+def _reach_hub(path: str) -> None:
+    """Raise OSError where a model is not in the cache and the hub cannot be reached; loading would try for a minute."""
+    from huggingface_hub import HfApi, constants, errors, try_to_load_from_cache
+
+    try:
+        if constants.is_offline_mode() or try_to_load_from_cache(path, "config.json") is not None:
+            return
+        HfApi().model_info(path, timeout=HUB_TIMEOUT)
+    except (errors.HfHubHTTPError, errors.HFValidationError):  # it answers, or refuses the name: loading says why
+        return
+    except Exception as error:  # that of the HTTP library, which is another one in older versions
+        raise OSError(
+            f"{constants.ENDPOINT} cannot be reached ({message_of(error, typed=True)}), and the cache has no such model"
+        ) from error
 
 
 @contextlib.contextmanager

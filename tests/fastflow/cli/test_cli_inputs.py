@@ -80,6 +80,18 @@ class TestModels:
         assert f"cannot load the tokenizer {path}: {path} is no directory here, and as a hub id it fails: " in err
         assert f"did you mean {models.name}/fine?" in " ".join(out.split())
 
+    def test_a_hub_that_cannot_be_reached_is_asked_once(self, train, monkeypatch):
+        asked = []
+
+        def model_info(self, name, timeout):
+            asked.append(name)
+            raise ConnectionError("no route to host")
+
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+        outcome = train(model__path="someone/a-model")
+        check_refused(outcome, "someone/a-model is no directory here", "cannot be reached", "no route to host")
+        assert asked == ["someone/a-model"]
+
     def test_a_missing_base(self, train, tmp_path):
         check_refused(train(model__base=tmp_path / "absent"), f"model directory {tmp_path / 'absent'} does not exist")
 
