@@ -73,14 +73,21 @@ def candidate_seeds(seed: int, count: int) -> tuple[int, ...]:
 
 
 class Likeliest:
-    """Chooses the candidate of largest total log-probability under the model at temperature 1."""
+    """Chooses the candidate of largest total log-probability under the model at temperature 1.
 
-    def __init__(self, policy: PackedModel, params: SamplingParams):
+    engine: what draws the candidates. The log-probs of any but the local one are its own, and not the model's to the
+    last bit.
+    """
+
+    def __init__(self, policy: PackedModel, params: SamplingParams, engine: str):
         self._policy = policy
-        self.read = params.temperature != 1 or params.top_p != 1 or params.min_response_tokens > 0
+        is_own = params.temperature == 1 and params.top_p == 1 and params.min_response_tokens == 0
+        self.read = engine != "local" or not is_own
 
     def choose(self, entries: Sequence[Entry], groups: Sequence[Group]) -> list[int]:
-        """Return the first of the likeliest. Samples of the model's own distribution are not scored again."""
+        """Return the first of the likeliest. What the local engine draws from the model's own distribution has its
+        score already.
+        """
         if self.read:
             totals = [[float(array.sum()) for array in arrays] for arrays in score(self._policy, groups)]
         else:

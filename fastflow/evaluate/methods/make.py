@@ -64,7 +64,8 @@ def methods_for(
             if settings.name == "verbalized":
                 return VerbalizedSampling(sampler, text, params, count=lambda part: len(_ids(tokenizer, part)))
             if settings.name in ("best_of_n", "majority_vote"):
-                choice = Likeliest(policy, params) if settings.name == "best_of_n" else MostFrequent(text, task, pool)
+                is_best = settings.name == "best_of_n"
+                choice = Likeliest(policy, params, rollout.engine) if is_best else MostFrequent(text, task, pool)
                 return ChosenOfSeveral(
                     sampler, text, params,
                     candidates=settings.count("candidates"), choice=choice, on_progress=on_progress,

@@ -184,8 +184,23 @@ def test_best_of_n_takes_the_largest_log_probability():
     from fastflow.evaluate.methods.chosen import Likeliest
     from fastflow.rollout.sampler import SamplingParams
 
-    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: Likeliest(None, SamplingParams())) == "b"
-    assert Likeliest(None, SamplingParams(temperature=0.5)).read
+    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: Likeliest(None, SamplingParams(), "local")) == "b"
+    assert Likeliest(None, SamplingParams(temperature=0.5), "local").read
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-server"])
+def test_best_of_n_scores_under_the_model_what_another_engine_draws(engine, monkeypatch):
+    from fastflow.evaluate.methods import chosen as methods
+    from fastflow.rollout.sampler import SamplingParams
+
+    def score(policy, groups):
+        return [
+            [np.array([-1.0 if entry.response_ids[0] == 2 else -5.0]) for entry in group.trajectories]
+            for group in groups
+        ]
+
+    monkeypatch.setattr(methods, "score", score)
+    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: methods.Likeliest(None, SamplingParams(), engine)) == "c"
 
 
 def test_the_majority_vote_takes_the_most_frequent_answer():
