@@ -12,6 +12,7 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
 from fastflow.evaluate.concerns import concerns
+from fastflow.evaluate.conditions import drawn_by
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import ModelResponses, Study
@@ -154,25 +155,21 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
 
 
 def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:
-    settings = config.eval
+    conditions = _conditions(config)
+    del conditions["limit"]  # the questions say it
     content: dict[str, Any] = {
         "model": identity,
-        "held": [config.model.dtype, config.model.autocast, config.model.attention, config.model.fused_layers,
-                 config.model.residual_stream],
         "task": work.task.asked(),
         "questions": [as_json(question) for question in work.questions],
-        "eval": [settings.samples, settings.temperature, settings.top_p, settings.max_tokens, settings.seed,
-                 settings.chat_template, settings.system, settings.prompts_per_part, settings.timeout],
-        "rollout": [config.rollout.engine, config.rollout.min_response_tokens, config.rollout.stop],
-        "method": config.method.as_json(),
-    }  # fmt: skip
+        "conditions": conditions,
+    }
     if work.reward is not None:
         content["reward"] = work.reward.digest()
     elif not work.task.is_creative:
         content["graders"] = grader.VERSION
     if config.method.name == "verbalized":
         content["form"] = str(VERSION)
-    directory = Path(settings.output) / RESPONSES
+    directory = Path(config.eval.output) / RESPONSES
     return responses.Store(directory, f"{work.task.name}-{model.label}", key_of(content))
 
 
@@ -206,9 +203,12 @@ def _summary(
 
 
 def _conditions(config: EvaluateConfig) -> dict[str, Any]:
-    """How responses are drawn, as the results say it."""
-    names = ("samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system")
-    drawn = {"engine": config.rollout.engine, "method": config.method.as_json()}
+    """How responses are drawn and graded, as the results say it."""
+    names = (
+        "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system",
+        "prompts_per_part", "timeout",
+    )  # fmt: skip
+    drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json()}
     return {name: getattr(config.eval, name) for name in names} | drawn
 
 

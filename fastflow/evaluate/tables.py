@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastflow.counted import counted
+from fastflow.evaluate.conditions import in_words
 from fastflow.evaluate.creative.tables import added_rows, creative_rows
 from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
 from fastflow.evaluate.task import CREATIVE, REWARDED
@@ -22,12 +23,16 @@ def markdown(results: Result) -> str:
         f"top-p {settings['top_p']:g}, "
         f"at most {counted(settings['max_tokens'], 'token')}, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
-        *_method(settings["method"]), *_measured_by(settings),
+        *_paragraph(in_words(settings)), *_method(settings["method"]), *_measured_by(settings),
     ]  # fmt: skip
     for task in results["tasks"]:
         lines += [f"## {task['title']}", "", *_table(task), "", *_plot(task), *_notes(task)]
     lines += ["## How it was counted", "", *(f"- {name}: {text}" for name, text in results["conventions"].items()), ""]
     return "\n".join(lines)
+
+
+def _paragraph(text: str) -> list[str]:
+    return [text, ""] if text else []
 
 
 def _method(method: dict[str, Any]) -> list[str]:
@@ -47,7 +52,7 @@ def _measured_by(settings: Result) -> list[str]:
         found.append(
             f"Judge: {judge['model']}, {counted(judge['votes'], 'vote')}, temperature {judge['temperature']:g}."
         )
-    return [" ".join(found), ""] if found else []
+    return _paragraph(" ".join(found))
 
 
 def _plot(task: Result) -> list[str]:

@@ -58,6 +58,8 @@ def describe_settings(evaluation: Evaluation) -> list[tuple[str, str]]:
         if isinstance(value, dict):
             known = {key: inner for key, inner in value.items() if inner is not None}
             value = ", ".join(str(inner) if key == "name" else f"{key} {inner}" for key, inner in known.items())
+        if isinstance(value, list):
+            value = ", ".join(map(repr, value))
         if value is not None and value != "" and (name, value) != ("limit", 0):  # where all questions were asked
             words = {True: "yes", False: "no"} if isinstance(value, bool) else {}
             shown.append((printable(str(name).replace("_", " ")), printable(str(words.get(value, value)))))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
+from fastflow.evaluate.conditions import drawn_by
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
@@ -106,7 +107,7 @@ class Curve:
             "samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p,
             "max_tokens": settings.max_response_tokens or rollout.max_response_tokens, "seed": settings.seed,
             "limit": settings.limit, "chat_template": data.chat_template, "system": data.system,
-            "engine": rollout.engine, "method": {"name": PLAIN}, "every": settings.every,
+            **drawn_by(rollout, self._config.model), "method": {"name": PLAIN}, "every": settings.every,
         }  # fmt: skip
 
     def _write(self) -> None:

@@ -16,7 +16,7 @@ from fastflow.cli import main
 from fastflow.demo import command as demo
 from fastflow.demo.sums import is_boxed
 from fastflow.demo.tasks import SUMS
-from fastflow.evaluate.command import _store
+from fastflow.evaluate.command import _conditions, _store
 from fastflow.evaluate.graders import grader
 from fastflow.evaluate.settings import read_settings
 from fastflow.evaluate.subjects import Subject
@@ -166,6 +166,34 @@ def key_of_responses(tmp_path, *options, **more):
 def test_responses_of_other_rounding_are_kept_apart(tmp_path):
     options = [("--model.autocast", "true", "--model.residual_stream", one) for one in ("float32", "bfloat16")]
     assert len({key_of_responses(tmp_path, *some) for some in [*options, ()]}) == 3
+
+
+# Values other than the defaults of all settings that decide responses, beside weights, questions and method.
+DECISIVE = {
+    "samples": "3", "temperature": "0.5", "top_p": "0.5", "max_tokens": "7", "seed": "1", "chat_template": "true",
+    "prompts_per_part": "5", "timeout": "9", "rollout.engine": "vllm", "rollout.stop": '["x"]',
+    "rollout.min_response_tokens": "2", "model.dtype": "bfloat16", "model.autocast": "true", "model.attention": "sdpa",
+    "model.fused_layers": "off",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+def test_what_keeps_responses_apart_stands_in_the_results(tmp_path, name):
+    option = [f"--{name}", DECISIVE[name]]
+    assert key_of_responses(tmp_path, *option) != key_of_responses(tmp_path)
+    before, now = (_conditions(read_settings(["model", "--tasks", "own.jsonl", *some])) for some in ([], option))
+    (changed,) = [entry for entry in now if now[entry] != before[entry]]
+    assert changed == name.rpartition(".")[2] and now == json.loads(json.dumps(now))
+
+
+def test_results_say_what_ends_responses_and_how_models_are_held(sums, tmp_path):
+    more = ["--samples", "2", "--limit", "2", "--rollout.stop", '["}"]', "--rollout.min_response_tokens", "2"]
+    assert main(arguments(sums, tmp_path, *more)) == 0
+    page = (tmp_path / "results.md").read_text()
+    assert "parameters in float32, attention auto, fused layers auto" in page
+    assert "Responses end at '}'. They end after 2 tokens at the earliest." in page
+    assert "&#39;}&#39;" in (tmp_path / "report.html").read_text()
+    assert main(arguments(sums, tmp_path, *more[:-4])) == 2  # other results than those that are there
 
 
 def test_verdicts_of_other_graders_are_kept_apart(tmp_path, monkeypatch):

@@ -14,11 +14,13 @@ from evaluated_runs import QUESTIONS, SAMPLES, entries_of, evaluated, results_of
 from fastflow.config.resume import read_request
 from fastflow.errors import FastflowError
 from fastflow.evaluate import scores
+from fastflow.evaluate.task import find_task
 from fastflow.interrupt import RunStopped
 from fastflow.models.packed import PackedModel
 from fastflow.report.command import write_report
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.train.curve import Curve
 from fastflow.train.dry_run import check_inputs
 from fastflow.train.evaluation import Evaluation
 from fastflow.train.trainer import Trainer
@@ -79,6 +81,20 @@ class TestWhatItLeaves:
         assert [step for step, line in lines.items() if "seconds_eval" in line] == [2, 4, 5]
         assert {step for step, line in lines.items() if any(name.startswith("eval/") for name in line)} == {2, 4, 5}
         assert lines[4]["seconds_eval"] > 0
+
+    def test_results_say_what_evaluation_takes_from_training(self, whole, home):
+        assert results_of(whole)["settings"]["dtype"] == "float32" and results_of(whole)["settings"]["stop"] == []
+        config = evaluated(
+            home,
+            rollout__stop='["}"]',
+            rollout__min_response_tokens=2,
+            model__attention="sdpa",
+            importance__source="recompute",
+        )
+        curve = Curve(home / "lent", [find_task(config.eval.tasks[0], grader="exact")], config)
+        curve.add(0, {"own": rows_of(whole, 0)}, {"own": []})
+        said = results_of(home / "lent")["settings"]
+        assert (said["stop"], said["min_response_tokens"], said["attention"]) == (["}"], 2, "sdpa")
 
     def test_metrics_are_those_of_the_kept_responses(self, whole):
         for line in metrics_of(whole):
