@@ -123,7 +123,7 @@ def _respond(
             if kept[place] is not None:
                 continue
             entries = list(zip(range(len(task_prompts)), work.questions, task_prompts, strict=True))
-            requests = responses.requests_of(task_prompts, settings.samples, settings.seed)
+            requests = responses.requests_of(task_prompts, settings.samples, settings.seed, work.task.name)
             parts = [entries[start : start + size] for start in range(0, len(entries), size)]
 
             method = method_of(work.task)
@@ -208,7 +208,7 @@ def _conditions(config: EvaluateConfig) -> dict[str, Any]:
         "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system",
         "prompts_per_part", "timeout",
     )  # fmt: skip
-    drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json()}
+    drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json(), "seeds": responses.SEEDS}
     return {name: getattr(config.eval, name) for name in names} | drawn
 
 

@@ -17,6 +17,7 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.graders.pool import GraderPool
+from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.majority import NO_ANSWER, votes
 from fastflow.evaluate.methods.answer import Entry, Method
 from fastflow.evaluate.task import Task
@@ -30,6 +31,7 @@ COLUMNS = (
     "answer", "verdict", "well_formed", "vote_class", "sampled_tokens", "read_tokens", "written",
     "policy_logprob", "base_logprob", "prompt_ids", "response_ids", "reward",
 )  # fmt: skip
+SEEDS = "by task and place"  # what the seeds of requests_of depend on, beside eval.seed
 Row = dict[str, Any]
 
 
@@ -118,9 +120,12 @@ def complete(
     return rows
 
 
-def requests_of(prompts: Sequence[Prompt], samples: int, seed: int) -> list[Request]:
-    """Requests for all prompts of a task, whose seeds do not depend on the parts."""
-    return requests_for(prompts, samples, seed=seed, step=0)
+def requests_of(prompts: Sequence[Prompt], samples: int, seed: int, task: str) -> list[Request]:
+    """Requests for all prompts of a task, whose seeds depend on its name and do not depend on the parts.
+
+    Other tasks have other seeds, so that their sampling noise is independent. All models have the same.
+    """
+    return requests_for(prompts, samples, seed=seed, step=int(key_of(task)[:16], 16))
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:

@@ -107,7 +107,8 @@ class Curve:
             "samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p,
             "max_tokens": settings.max_response_tokens or rollout.max_response_tokens, "seed": settings.seed,
             "limit": settings.limit, "chat_template": data.chat_template, "system": data.system,
-            **drawn_by(rollout, self._config.model), "method": {"name": PLAIN}, "every": settings.every,
+            **drawn_by(rollout, self._config.model), "method": {"name": PLAIN}, "seeds": responses.SEEDS,
+            "every": settings.every,
         }  # fmt: skip
 
     def _write(self) -> None:
@@ -151,10 +152,21 @@ class Curve:
                 f"{file} cannot be read ({message_of(error, typed=True)}); remove {file.parent}, and the run goes on "
                 "with new evaluations"
             ) from error
+        self._warn_of_changes(file, tree.get("settings") or {})
         names = {task.name for task in self._tasks}
         if any(of_task.keys() != names for of_task in found.values()):
             logger.warning("%s holds evaluations of other tasks than eval.tasks, which are removed", file)
         return [Evaluated(step, found[step]) for step in sorted(found) if found[step].keys() == names]
+
+    def _warn_of_changes(self, file: Path, before: Mapping[str, Any]) -> None:
+        now = self._settings()
+        changed = [name for name in now if name != "every" and before.get(name) != now[name]]
+        if changed:
+            logger.warning(
+                "%s holds evaluations with other settings than those to come (%s); do not read a difference between "
+                "them as progress",
+                file, ", ".join(changed),
+            )  # fmt: skip
 
 
 class Best(NamedTuple):

@@ -172,7 +172,8 @@ class Evaluation:
         rows: dict[str, list[responses.Row]] = {}
         for work, prompts in zip(self._works, self._prompts, strict=True):
             stop_if_asked()
-            requests = responses.requests_of(prompts, self._config.eval.samples, self._config.eval.seed)
+            settings = self._config.eval
+            requests = responses.requests_of(prompts, settings.samples, settings.seed, work.task.name)
             progress.phase(f"asking {work.task.name}", len(prompts) * self._config.eval.samples)
             groups = schedule.draw(requests, self._params)
             answers = [[answer_of(one, self._text, sampled=len(one)) for one in group.trajectories] for group in groups]

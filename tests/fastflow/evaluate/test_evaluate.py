@@ -18,6 +18,7 @@ from fastflow.demo.sums import is_boxed
 from fastflow.demo.tasks import SUMS
 from fastflow.evaluate.command import _conditions, _store
 from fastflow.evaluate.graders import grader
+from fastflow.evaluate.responses import requests_of
 from fastflow.evaluate.settings import read_settings
 from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.task import BOX
@@ -37,8 +38,13 @@ def results_of(output):
     return json.loads((output / "results.json").read_text())
 
 
-def test_the_figures_are_the_demos_own(sums, tmp_path):
+def test_the_figures_are_the_demos_own(sums, tmp_path, monkeypatch):
     base, _, held_out = sums
+
+    def seeds_of_the_task(prompts, samples, *, seed, step):
+        return requests_of(prompts, samples, seed, "held_out")
+
+    monkeypatch.setattr("fastflow.demo.measures.requests_for", seeds_of_the_task)  # the same draws
     assert main(arguments(sums, tmp_path)) == 0
     (task,) = results_of(tmp_path)["tasks"]
     (entry,) = task["models"]
@@ -194,6 +200,12 @@ def test_results_say_what_ends_responses_and_how_models_are_held(sums, tmp_path)
     assert "Responses end at '}'. They end after 2 tokens at the earliest." in page
     assert "&#39;}&#39;" in (tmp_path / "report.html").read_text()
     assert main(arguments(sums, tmp_path, *more[:-4])) == 2  # other results than those that are there
+
+
+def test_responses_of_other_seeds_are_kept_apart(tmp_path, monkeypatch):
+    kept = key_of_responses(tmp_path)
+    monkeypatch.setattr("fastflow.evaluate.responses.SEEDS", "by place")  # as all tasks shared them
+    assert key_of_responses(tmp_path) != kept
 
 
 def test_verdicts_of_other_graders_are_kept_apart(tmp_path, monkeypatch):

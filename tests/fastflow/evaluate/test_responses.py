@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import errno
 
+import numpy as np
 import pytest
 
 from evaluations import row
+from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
-from fastflow.evaluate.responses import Store, complete
+from fastflow.evaluate.responses import Store, complete, requests_of
 from fastflow.run import durable
+
+
+def test_tasks_have_seeds_of_their_own_and_models_the_same():
+    prompts = [Prompt(np.array([number])) for number in range(30)]
+    of_task = {
+        name: [seed for request in requests_of(prompts, 16, 0, name) for seed in request.seeds]
+        for name in ("aime24", "aime25", "gym_sums")
+    }
+    every = [seed for seeds in of_task.values() for seed in seeds]
+    assert len(set(every)) == len(every) == 3 * 30 * 16
+    assert requests_of(prompts, 16, 0, "aime24")[0].seeds == tuple(of_task["aime24"][:16])
+    assert requests_of(prompts, 16, 1, "aime24")[0].seeds != tuple(of_task["aime24"][:16])
+    assert of_task["aime24"][0] == 4558709404939626970  # in every process
+
 
 PARTS = [[(0, None, None)], [(1, None, None)]]
 

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from evaluated_runs import QUESTIONS, SAMPLES, entries_of, evaluated, results_of, rows_of, write_task
+from evaluations import row
 from fastflow.config.resume import read_request
 from fastflow.errors import FastflowError
 from fastflow.evaluate import scores
@@ -265,6 +266,19 @@ class TestResumed:
         changed = read_request(["--resume", str(run), "--run.steps=6", "--eval.samples=5"])
         with pytest.raises(FastflowError, match=r"cannot change eval\.samples = 5 \(was 2\)"):
             Trainer(changed.config, Console(quiet=True), resume="yes")
+
+    def test_evaluations_of_other_settings_are_named(self, home, caplog):
+        config = evaluated(home)
+        curve = Curve(home / "mixed", [find_task(config.eval.tasks[0], grader="exact")], config)
+        curve.add(0, {"own": [row(0, 0, right=True)]}, {"own": []})
+        curve.take_up(0)
+        assert caplog.text == ""
+        file = home / "mixed" / "evaluations" / "results.json"
+        results = json.loads(file.read_text())
+        del results["settings"]["seeds"]  # as before tasks had seeds of their own
+        file.write_text(json.dumps(results))
+        curve.take_up(0)
+        assert "with other settings than those to come (seeds)" in caplog.text
 
     def test_responses_of_the_first_evaluation_are_lost(self, home, caplog):
         run = run_to_the_end(evaluated(home, run__output=home / "lost", run__steps=2))
