@@ -7,6 +7,7 @@ from typing import Any
 
 from fastflow.counted import counted
 from fastflow.errors import FastflowError, message_of
+from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.tables import rows as table_of_results
 from fastflow.report.coverage import coverage_plot, coverage_words
 from fastflow.report.evaluations import Evaluation, Subject, TaskResult, are_steps
@@ -30,7 +31,7 @@ class Cell:
 def describe_task(evaluation: Evaluation, task: TaskResult, prefix: str) -> dict[str, Any]:
     """Collect what the template shows of one task, but for its responses. Raises FastflowError for broken results."""
     try:
-        plots, notes = _plots(task, prefix)
+        plots, notes = _plots(task, prefix, sampled=_is_sampled(evaluation))
         return {
             "id": prefix,
             "title": task.title,
@@ -94,8 +95,14 @@ def _cell(heading: str, value: str, subject: Subject, first: Subject, *, graded:
     return Cell(printable(value), difference.show(measure[1]), difference.leaves_out_zero)
 
 
-def _plots(task: TaskResult, prefix: str) -> tuple[list[Any], list[str]]:
-    drawn, notes = histograms(task.compared, prefix)
+def _is_sampled(evaluation: Evaluation) -> bool:
+    """Whether the responses are plain samples, and not chosen among several or drawn from another distribution."""
+    method = evaluation.settings.get("method")
+    return isinstance(method, dict) and method.get("name") == PLAIN
+
+
+def _plots(task: TaskResult, prefix: str, *, sampled: bool) -> tuple[list[Any], list[str]]:
+    drawn, notes = histograms(task.compared, prefix, sampled=sampled)
     coverage = [coverage_plot(task.compared, prefix)] if _is_graded(task) else []
     progress = [progress_plot(task.subjects, prefix)] if are_steps(task.subjects) else []
     return [plot for plot in (*coverage, *drawn, *progress) if plot is not None], notes

@@ -12,24 +12,31 @@ from fastflow.evaluate.scores import ResponseRow
 from fastflow.report.evaluations import Subject
 
 BINS = 24
-NO_ENTROPY = (
-    "The histogram of entropies is left out: not all kept responses of {names} carry log-probabilities (logprob)."
+NO_SURPRISE = (
+    "The histogram of surprise is left out: not all kept responses of {names} carry log-probabilities (logprob)."
 )
+ENTROPY = "Entropy per token, the sum of −log π over the sum of the lengths of all responses: {values} nats."  # noqa: RUF001
 
 
-def histograms(subjects: Sequence[Subject], prefix: str) -> tuple[list[Plot], list[str]]:
-    """Draw length and entropy of the models' responses. Returns the plots, and what was left out."""
+def histograms(subjects: Sequence[Subject], prefix: str, *, sampled: bool) -> tuple[list[Plot], list[str]]:
+    """Draw length and surprise of the models' responses. Returns the plots, and what is to be said beside them.
+
+    sampled: whether the responses are plain samples, whose log-probs estimate an entropy.
+    """
     known = [subject for subject in subjects if subject.rows]
     if not known:
         return [], []
     plots, notes = [_histogram("Response length", "tokens", known, _length, f"{prefix}-length")], []
     silent = [subject.name for subject in known if not all(is_number(row["logprob"]) for row in subject.rows)]
     if silent:
-        notes.append(NO_ENTROPY.format(names=", ".join(silent)))
+        notes.append(NO_SURPRISE.format(names=", ".join(silent)))
     speaking = [subject for subject in known if subject.name not in silent]
     if speaking:
-        title, unit = "Entropy per token", "nats, −log π / length of each response"  # noqa: RUF001
-        plots.append(_histogram(title, unit, speaking, _entropy, f"{prefix}-entropy"))
+        title, unit = "Surprise per token", "nats, −log π / length of each response"  # noqa: RUF001
+        plots.append(_histogram(title, unit, speaking, _surprise, f"{prefix}-surprise"))
+    entropies = [(one.name, value) for one in speaking if sampled and (value := _entropy(one.rows)) is not None]
+    if entropies:
+        notes.append(ENTROPY.format(values=", ".join(f"{name} {number(value)}" for name, value in entropies)))
     return [plot for plot in plots if plot is not None], notes
 
 
@@ -37,10 +44,17 @@ def _length(row: ResponseRow) -> float | None:
     return float(row["tokens"]) if is_number(row["tokens"]) else None
 
 
-def _entropy(row: ResponseRow) -> float | None:
-    """What one response says of the entropy per token, in nats: the mean over responses estimates it."""
+def _surprise(row: ResponseRow) -> float | None:
+    """-log p / length of one response, in nats. Short responses count as much as long ones in its mean."""
     logprob, tokens = row["logprob"], row["tokens"]
     return -logprob / tokens if is_number(logprob) and is_number(tokens) and tokens > 0 else None
+
+
+def _entropy(rows: Sequence[ResponseRow]) -> float | None:
+    """Estimate the entropy per token, in nats, as a run's `token_entropy` does."""
+    known = [row for row in rows if is_number(row["logprob"]) and is_number(row["tokens"])]
+    tokens = sum(row["tokens"] for row in known)
+    return -sum(row["logprob"] for row in known) / tokens if tokens > 0 else None
 
 
 def _histogram(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from evaluations import row, rows_of, write_evaluation
+from evaluations import SETTINGS, row, rows_of, write_evaluation
 from fastflow.errors import FastflowError
 from fastflow.report import command as report
 from fastflow.report import page as report_page
@@ -144,14 +144,25 @@ def test_many_k_are_thinned_to_both_ends():
 
 def test_histograms_and_what_is_left_out_of_them(page, tmp_path):
     assert any(text.startswith("Response length, tokens") for text in page.of("div", "aria-label"))
-    (entropy,) = [text for text in page.of("div", "aria-label") if text.startswith("Entropy per token")]
+    (surprise,) = [text for text in page.of("div", "aria-label") if text.startswith("Surprise per token")]
     mean = sum((5 + sample) / (10 + sample) for sample in range(4)) / 4
-    assert f"base mean {mean:.3g}" in entropy
+    assert f"base mean {mean:.3g}" in surprise
     partly = [one | {"logprob": one["logprob"] if one["sample"] else None} for one in POLICY]
     silent = write_evaluation(tmp_path / "e", {"base": BASE, "policy": partly})
     told = Page(report.write_evaluation(silent))
-    assert "entropies is left out: not all kept responses of policy carry log-probabilities" in told.text
-    assert "policy" not in next(text for text in told.of("div", "aria-label") if text.startswith("Entropy per token"))
+    assert "surprise is left out: not all kept responses of policy carry log-probabilities" in told.text
+    assert "policy" not in next(text for text in told.of("div", "aria-label") if text.startswith("Surprise per token"))
+
+
+def test_the_entropy_of_plain_samples_is_that_of_a_runs_metrics(tmp_path, monkeypatch):
+    """Sum over sum, as `token_entropy`: here 5 nats in 12 tokens, where the mean of the ratios is 1.05."""
+    rows = [row(0, 0, right=True, tokens=10, logprob=-1.0), row(0, 1, right=False, tokens=2, logprob=-4.0)]
+    told = Page(report.write_evaluation(write_evaluation(tmp_path / "plain", {"base": rows})))
+    assert "the sum of the lengths of all responses: base 0.417 nats" in told.text
+    assert any("Surprise per token" in text and "base mean 1.05" in text for text in told.of("div", "aria-label"))
+    monkeypatch.setitem(SETTINGS, "method", {"name": "best_of_n", "candidates": 16})
+    told = Page(report.write_evaluation(write_evaluation(tmp_path / "chosen", {"base": rows})))
+    assert "Entropy per token" not in told.text and "Surprise per token" in told.source
 
 
 def test_the_same_prompt_side_by_side(page):
