@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from fastflow.evaluate.student import student_95
+
 NORMAL_95 = 1.959964
 _ROUNDING = 1e-12  # relative
 Estimate = dict[str, Any]
@@ -32,14 +34,15 @@ def over_prompts(values: Sequence[float | None]) -> Estimate:
     return {**estimate(known), "prompts": len(known)}
 
 
-def with_interval(found: Mapping[str, Any]) -> Estimate:
-    """Add to an estimate the ends of its 95 % interval (normal), low and high.
+def with_interval(found: Mapping[str, Any], *, freedom: int | None = None) -> Estimate:
+    """Add to an estimate the ends of its 95 % interval, low and high.
 
-    They are None without a standard error, and where the prompts do not differ: few that agree prove no certainty.
+    freedom: degrees of freedom of the error, for an interval by Student's t; without them it is normal. The ends are
+    None without a standard error, and where the prompts do not differ: few that agree prove no certainty.
     """
     if found["error"] is None or found["error"] <= _ROUNDING * abs(found["value"]):
         return {**found, "low": None, "high": None}
-    half = NORMAL_95 * found["error"]
+    half = (NORMAL_95 if freedom is None else student_95(freedom)) * found["error"]
     return {**found, "low": found["value"] - half, "high": found["value"] + half}
 
 

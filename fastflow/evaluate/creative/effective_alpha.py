@@ -9,15 +9,17 @@ from jaxtyping import Float64
 
 from fastflow.data.packing import input_length, pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
+from fastflow.evaluate.estimates import with_interval
 from fastflow.evaluate.scores import ByPrompt
 from fastflow.models.packed import AdaptersOff, PackedModel
 from fastflow.models.scoring import sum_per_sequence, to_flat_order, token_logprobs
 
 TOKENS_PER_PASS = 8192
+_EQUAL = 1e-12  # a sum of squares that rounding alone leaves
 
 CONVENTION = (
     "slope of log p / |y| on log p_base / |y| over the sampled responses, with an intercept for each prompt (log Z); "
-    "the error is clustered by prompt"
+    "the error is clustered by prompt, its 95 % interval is by Student's t"
 )
 
 
@@ -28,7 +30,9 @@ def effective_alpha(prompts: ByPrompt) -> dict[str, float | None]:
     alpha = sum x y / sum x^2. It is exact where p = p_base^alpha e^(-lambda_q |y|), the optimum that PowerFlow trains
     for with psi = 0: then y = alpha x - lambda_q. `sequence` is the slope of the sums, without the division by |y|:
     exact where p = p_base^alpha / Z_q. r2: share of the variance that the power explains. error: standard error of
-    alpha, with the residuals of a prompt taken together. All are None where the responses do not differ.
+    alpha, with the residuals of a prompt taken together, and the factor sqrt(G / (G - 1)) for G prompts whose responses
+    differ. low, high: ends of the 95 % interval, by Student's t with G - 1 degrees of freedom. All are None where the
+    responses do not differ.
     """
     lengths = [np.array([row["tokens"] for row in rows], dtype=np.float64) for rows in prompts]
     policy, base = (
@@ -37,9 +41,10 @@ def effective_alpha(prompts: ByPrompt) -> dict[str, float | None]:
     )
     x = [_centred(value / length) for value, length in zip(base, lengths, strict=True)]
     y = [_centred(value / length) for value, length in zip(policy, lengths, strict=True)]
-    spread = float(sum(values @ values for values in x))
-    if spread <= 1e-12:
-        return {"value": None, "error": None, "r2": None, "sequence": None}
+    spreads = [float(values @ values) for values in x]
+    spread, differing = sum(spreads), sum(one > _EQUAL for one in spreads)
+    if spread <= _EQUAL:
+        return dict.fromkeys(("value", "error", "low", "high", "r2", "sequence"))
     alpha = float(sum(one @ other for one, other in zip(x, y, strict=True))) / spread
     left = [other - alpha * one for one, other in zip(x, y, strict=True)]
     total = float(sum(values @ values for values in y))
@@ -47,9 +52,9 @@ def effective_alpha(prompts: ByPrompt) -> dict[str, float | None]:
     by_prompt = float(sum((one @ residual) ** 2 for one, residual in zip(x, left, strict=True)))
     sums, of_policy = [_centred(values) for values in base], [_centred(values) for values in policy]
     of_sums = float(sum(values @ values for values in sums))
+    error = (by_prompt * differing / (differing - 1)) ** 0.5 / spread if differing > 1 else None
     return {
-        "value": alpha,
-        "error": by_prompt**0.5 / spread if len(prompts) > 1 else None,
+        **with_interval({"value": alpha, "error": error}, freedom=differing - 1),
         "r2": 1 - unexplained / total if total else None,
         "sequence": float(sum(one @ other for one, other in zip(sums, of_policy, strict=True))) / of_sums
         if of_sums

@@ -61,7 +61,30 @@ class TestEffectiveAlpha:
         clustered = inverse @ sum(np.outer(side, side) for side in sides) @ inverse
         found = effective_alpha(rows)
         assert found["value"] == pytest.approx(solution[0])
-        assert found["error"] == pytest.approx(np.sqrt(clustered[0, 0]))
+        assert found["error"] == pytest.approx(np.sqrt(clustered[0, 0] * 5 / 4))
+        assert found["high"] - found["low"] == pytest.approx(2 * 2.776445 * found["error"])  # t with 4 degrees
+
+    def test_the_interval_of_a_dozen_prompts_covers_what_it_says(self):
+        """Slopes that differ from prompt to prompt, around 2."""
+        random, covered = np.random.default_rng(0), 0
+        for _ in range(1000):
+            rows = []
+            for slope in 2 + 0.5 * random.standard_normal(12):
+                lengths, x = random.integers(5, 40, 16), random.standard_normal(16) - 2
+                y = slope * x + 0.3 * random.standard_normal(16)
+                rows.append([
+                    {"tokens": int(length), "base_logprob": base * length, "policy_logprob": policy * length}
+                    for length, base, policy in zip(lengths, x, y, strict=True)
+                ])  # fmt: skip
+            found = effective_alpha(rows)
+            covered += found["low"] < 2 < found["high"]
+        assert 930 <= covered <= 970
+
+    def test_prompts_whose_responses_are_equal_are_no_evidence(self):
+        random = np.random.default_rng(5)
+        rows = rows_of(random, 3, 6, lambda prompt, base, length: 2 * base + random.normal(0, 3))
+        equal = [{"tokens": 3, "base_logprob": -1.5, "policy_logprob": -2.0}] * 6
+        assert effective_alpha([*rows, equal, equal]) == pytest.approx(effective_alpha(rows))
 
     def test_equal_responses_say_nothing(self):
         row = {"tokens": 3, "base_logprob": -1.5, "policy_logprob": -2.0}
