@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -110,8 +111,10 @@ def group_mean(negated_rest: Float[Tensor, " n"], group: Int64[Tensor, " n"]) ->
     later ones.
 
     negated_rest: log_target - length_scale * log pi of each trajectory. group: the group of each.
-    Returns every trajectory's group mean.
+    Returns every trajectory's group mean: of equal values exactly that value, although their sum is rounded.
     """
     groups = int(group.max()) + 1 if len(group) else 0
-    total = torch.zeros(groups, dtype=negated_rest.dtype, device=group.device).index_add(0, group, negated_rest)
-    return (total / torch.bincount(group, minlength=groups))[group]
+    lowest = torch.full((groups,), math.inf, dtype=negated_rest.dtype, device=group.device)
+    lowest = lowest.scatter_reduce(0, group, negated_rest, "amin")
+    above = torch.zeros_like(lowest).index_add(0, group, negated_rest - lowest[group])
+    return (lowest + above / torch.bincount(group, minlength=groups))[group]

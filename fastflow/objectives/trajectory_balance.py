@@ -98,5 +98,6 @@ def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int
 
     The deviation is that of a sample (n - 1), as in FlowRL's code and in verl's.
     """
-    parts = [part - part.mean() for part in reward.split(responses_per_group)]
+    above = [part - part.min() for part in reward.split(responses_per_group)]  # equal rewards: their mean is exact
+    parts = [part - part.mean() for part in above]
     return torch.cat([part / (part.std(correction=min(len(part) - 1, 1)) + 1e-6) for part in parts])

@@ -136,7 +136,7 @@ class TestRewards:
         expected = advantages(rewards, groups, divide_by_std=True)
         torch.testing.assert_close(normalise_rewards(rewards, [4, 4]), expected)
 
-    @pytest.mark.parametrize("rewards", [(2.0, 2.0, 2.0), (0.0,)])
+    @pytest.mark.parametrize("rewards", [(2.0, 2.0, 2.0), (0.0,), (0.1,) * 16, (0.1,) * 3])
     def test_equal_rewards_say_nothing(self, rewards):
         assert normalise_rewards(vector(*rewards), [len(rewards)]).tolist() == [0.0] * len(rewards)
 

@@ -44,7 +44,7 @@ class TestAdvantages:
         assert centred.tolist() == [0.75, -0.25, -0.25, -0.25, 1, -1]
 
     @pytest.mark.parametrize("by_std", [True, False])
-    @pytest.mark.parametrize("rewards", [(1.0,), (0.5, 0.5, 0.5), (-7.0, -7.0)])
+    @pytest.mark.parametrize("rewards", [(1.0,), (0.5, 0.5, 0.5), (-7.0, -7.0), (0.1,) * 16, (1 / 3,) * 7])
     def test_equal_rewards_and_a_group_of_one_say_nothing(self, rewards, by_std):
         reward = vector(*rewards)
         assert advantages(reward, torch.zeros(len(rewards)).long(), divide_by_std=by_std).tolist() == [0] * len(rewards)
