@@ -31,7 +31,7 @@ def rent(facts: Facts, settings: ObjectiveConfig) -> Float64[Tensor, " n"]:
 
 
 def rl_trajectory(facts: Facts, settings: ObjectiveConfig) -> Float64[Tensor, " n"]:
-    """Ascend E[log p_base(y)] - beta KL(pi || p_base), times 1 / beta = alpha - 1. The optimum is p_base^alpha.
+    """Ascend (alpha - 1) E[log p_base(y)] - KL(pi || p_base). The optimum is p_base^alpha.
 
     The reward is alpha * (log p_base + psi) - log pi, with log pi of the rollout: that is exact in the first update.
     """
