@@ -19,6 +19,7 @@ REWARD_BALANCES = ("flowrl", "tba")  # trajectory balance towards the base times
 POLICY_GRADIENTS = (*LIKELIHOOD_GRADIENTS, *REWARD_GRADIENTS)
 OFFLINE = ("distil",)  # they learn from recorded responses: nothing is sampled, and no base is read
 WITHOUT_ALPHA = (*REWARD_BALANCES, *REWARD_GRADIENTS, *OFFLINE)  # they head for no power of the base
+SLOPE_IS_ALPHA = ("powerflow",)  # at its optimum; others that read alpha have another target, and slope, there
 WITHOUT_PENALTY = (*REWARD_GRADIENTS, *OFFLINE)  # they read no psi: what is malformed is measured alone
 RESPONSE_FIELD = "response"
 TAKE_A_REWARD = ("flowrl", "tba", "grpo")

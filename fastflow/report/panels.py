@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from fastflow.config.methods import POLICY_GRADIENTS, WITHOUT_ALPHA
+from fastflow.config.methods import POLICY_GRADIENTS, SLOPE_IS_ALPHA
 
 PER_RESPONSE = ("tb_trajectory", "tb_token", "tba")  # whose residual is not divided by the length
 
@@ -44,7 +44,7 @@ def panels(objective: str) -> list[tuple[str, list[Panel]]]:
     residual, log_z = ("Advantage", "Mean reward") if advantages else ("Residual", "Log normaliser, log Z")
     unit = "as the reward" if advantages else "nats per response" if objective in PER_RESPONSE else "nats per token"
     of_loss = "clipped surrogate" if advantages else "mean weighted squared residual"
-    arrived = "" if objective in WITHOUT_ALPHA else "arrived when it equals alpha"
+    arrived = "arrived when it equals alpha" if objective in SLOPE_IS_ALPHA else ""
     percent = functools.partial(Panel, unit="%", scale=100.0, from_zero=True)
     # fmt: off
     return [

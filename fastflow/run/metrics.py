@@ -28,6 +28,7 @@ def measure(
     *,
     well_formed: Sequence[bool] | None,
     scores: Sequence[float] | None = None,
+    penalties: Sequence[torch.Tensor] | None = None,
     alpha: float | None,
     seconds: dict[str, float],
     device: torch.device,
@@ -35,10 +36,12 @@ def measure(
     """The metrics of one step: its rollout (`groups`) and its updates (`results`).
 
     well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
+    penalties: psi of the trajectories of each update; None is zeros. alpha: where slope ends, None where elsewhere.
 
     Entropies are Monte Carlo estimates from the sampler's own log-probs: nats per token and nats per response. slope is
-    that of mean log pi on mean log p_base within groups: at the fixed point of powerflow it equals alpha. Updates that
-    were skipped count in no mean; where all of a step were, what updates compute is NaN.
+    that of mean log pi on mean log p_base within groups, among responses without a penalty: at the fixed point of
+    powerflow it equals alpha. Updates that were skipped count in no mean; where all of a step were, what updates
+    compute is NaN.
     """
     flat = flatten(groups)
     lengths = np.array([len(trajectory) for trajectory in flat])
@@ -75,7 +78,7 @@ def measure(
         **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
         "clipped_share": float((importance != raw_ratio).double().mean()),
         "effective_sample_size": effective_sample_size(raw_ratio),
-        "slope": slope_within_groups(done),
+        "slope": slope_within_groups(results, penalties),
         "alpha": alpha,
         "grad_norm": float(np.mean([result.grad_norm for result in done])),
         "lr": results[-1].lr,
@@ -151,13 +154,20 @@ def effective_sample_size(raw_ratio: torch.Tensor) -> float:
     return float(raw_ratio.sum() ** 2 / (len(raw_ratio) * (raw_ratio**2).sum()))
 
 
-def slope_within_groups(results: Sequence[UpdateResult]) -> float:
-    """Least-squares slope of mean log pi on mean log p_base, each centred in its group; NaN without variation."""
+def slope_within_groups(results: Sequence[UpdateResult], penalties: Sequence[torch.Tensor] | None = None) -> float:
+    """Least-squares slope of mean log pi on mean log p_base, each centred in its group; NaN without variation.
+
+    penalties: psi of the trajectories of each result. Those that have one are left out: the target shifts them. So are
+    updates that were skipped.
+    """
     covariance = variance = 0.0
-    for result in results:
-        per_token = result.length.clamp(min=1)
-        x = _centred(result.base_logprob / per_token, result.group)
-        y = _centred(result.logprob / per_token, result.group)
+    for result, penalty in itertools.zip_longest(results, penalties or ()):
+        if result.skipped:
+            continue
+        free = torch.ones_like(result.group, dtype=torch.bool) if penalty is None else penalty == 0
+        group, per_token = result.group[free], result.length[free].clamp(min=1)
+        x = _centred(result.base_logprob[free] / per_token, group)
+        y = _centred(result.logprob[free] / per_token, group)
         covariance += float((x * y).sum())
         variance += float((x * x).sum())
     return covariance / variance if variance > 1e-12 else math.nan

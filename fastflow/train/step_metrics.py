@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastflow.config.methods import OFFLINE, WITHOUT_ALPHA
+from fastflow.config.methods import OFFLINE, SLOPE_IS_ALPHA
 from fastflow.config.schema import Config
 from fastflow.data.trajectory import Group
 from fastflow.run.metrics import agreement, measure
@@ -34,7 +34,8 @@ def measure_step(
         [update.result for update in updates],
         well_formed=[fine for judgement in judgements for fine in judgement.well_formed or ()] or None,
         scores=[score for judgement in judgements for score in judgement.scores or ()] or None,
-        alpha=None if objective.name in WITHOUT_ALPHA else objective.alpha,
+        penalties=[judgement.penalty for judgement in judgements],
+        alpha=objective.alpha if objective.name in SLOPE_IS_ALPHA else None,
         seconds=seconds,
         device=learner.policy.device,
     )

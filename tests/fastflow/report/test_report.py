@@ -169,8 +169,13 @@ def test_importing_the_command_is_light():
     assert done.stdout.strip() == "set()"
 
 
-def test_the_slope_has_a_target_only_where_the_method_reads_alpha():
-    for objective, told in (("powerflow", "arrived when it equals alpha"), ("grpo", "")):
+def test_the_slope_has_a_target_only_where_the_optimum_has_it():
+    for objective, told in (
+        ("powerflow", "arrived when it equals alpha"),
+        ("tb_trajectory", ""),
+        ("rl_token", ""),
+        ("grpo", ""),
+    ):
         (_, [slope, *_]), *_ = panels(objective)
         assert (slope.name, slope.unit) == ("slope", told)
 

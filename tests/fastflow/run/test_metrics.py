@@ -16,6 +16,7 @@ from fastflow.data.trajectory import Group, Prompt, Trajectory, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.models.scoring import behaviour_logprob, group_index
 from fastflow.run.metrics import effective_sample_size, measure, repetition, slope_within_groups
+from fastflow.verify.exact import exact_target
 from small_models import make_groups
 
 CPU = torch.device("cpu")
@@ -65,6 +66,21 @@ class TestSlope:
     def test_noise_averages_out(self, rng):
         result = make_result(make_groups(rng, prompts=40, responses=16), rng, alpha=4.0, noise=0.5)
         assert slope_within_groups([result]) == pytest.approx(4.0, abs=0.15)
+
+    def test_a_penalty_shifts_no_response_that_counts(self, rng):
+        """At PowerFlow's exact target, where half of the responses are malformed."""
+        length = torch.from_numpy(rng.integers(1, 8, 40)).double()
+        base = -torch.from_numpy(rng.uniform(0.5, 3, 40)) * length
+        base -= base.logsumexp(0)
+        penalty = -0.5 * (torch.arange(40) % 2).double()
+        target, _ = exact_target(base, length, alpha=4.0, penalty=penalty)
+        groups = [Group(Prompt(np.array([1])), tuple(make_trajectory(range(int(count))) for count in length))]
+        result = make_result(groups, rng, logprob=target, base_logprob=base)
+        assert slope_within_groups([result], [penalty]) == pytest.approx(4.0, rel=1e-6)
+        assert abs(slope_within_groups([result]) - 4.0) > 0.02
+        skipped = dataclasses.replace(result, logprob=torch.full_like(base, math.nan), skipped="a reason")
+        assert slope_within_groups([skipped, result], [0 * penalty, penalty]) == pytest.approx(4.0, rel=1e-6)
+        assert math.isnan(slope_within_groups([result], [torch.full_like(base, -0.5)]))
 
     def test_nan_without_variation_inside_groups(self, rng):
         alone = make_result(make_groups(rng, prompts=5, responses=1), rng)
