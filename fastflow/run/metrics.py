@@ -30,6 +30,7 @@ def measure(
     scores: Sequence[float] | None = None,
     penalties: Sequence[torch.Tensor] | None = None,
     alpha: float | None,
+    samples_the_policy: bool = True,
     seconds: dict[str, float],
     device: torch.device,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def measure(
 
     well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
     penalties: psi of the trajectories of each update; None is zeros. alpha: where slope ends, None where elsewhere.
+    samples_the_policy: whether tokens were drawn from the policy's own distribution, over which base_kl is a mean.
 
     Entropies are Monte Carlo estimates from the sampler's own log-probs: nats per token and nats per response. slope is
     that of mean log pi on mean log p_base within groups, among responses without a penalty: at the fixed point of
@@ -74,7 +76,7 @@ def measure(
         "logprob_mean": float((joined("logprob") / per_token).mean()),
         "sequence_logprob_mean": float(joined("logprob").mean()),
         "base_logprob_mean": float((joined("base_logprob") / per_token).mean()),
-        "base_kl": kl_to_base([result for result in results if not result.skipped]),
+        "base_kl": kl_to_base([result for result in results if not result.skipped]) if samples_the_policy else None,
         **{f"ratio_p{q:02d}": float(torch.quantile(raw_ratio, q / 100)) for q in (1, 50, 99)},
         "clipped_share": float((importance != raw_ratio).double().mean()),
         "effective_sample_size": effective_sample_size(raw_ratio),

@@ -28,6 +28,7 @@ def measure_step(
     """
     judgements = [update.judgement for update in updates]
     objective, offline = config.objective, config.objective.name in OFFLINE
+    drawn_from_it = config.rollout.samples_the_policy and not offline
     seconds["reward"] = sum(judgement.seconds for judgement in judgements)
     metrics = measure(
         groups,
@@ -36,11 +37,11 @@ def measure_step(
         scores=[score for judgement in judgements for score in judgement.scores or ()] or None,
         penalties=[judgement.penalty for judgement in judgements],
         alpha=objective.alpha if objective.name in SLOPE_IS_ALPHA else None,
+        samples_the_policy=drawn_from_it,
         seconds=seconds,
         device=learner.policy.device,
     )
     shown = first_done(updates)
-    drawn_from_it = config.rollout.samples_the_policy and not offline
     metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
     if offline:
         metrics["weight_lag"] = None  # no weights of this run sampled

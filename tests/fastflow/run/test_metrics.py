@@ -238,6 +238,10 @@ class TestMeasure:
         result = make_result(groups, rng, token_logprobs=own, base_token_logprobs=base)
         measured = measure(groups, [result], well_formed=None, alpha=None, seconds=SECONDS, device=CPU)
         assert measured["base_kl"] == pytest.approx((math.exp(-2) + 2 - 1) * 13 / 20)
+        warmer = measure(
+            groups, [result], well_formed=None, alpha=None, samples_the_policy=False, seconds=SECONDS, device=CPU
+        )
+        assert warmer["base_kl"] is None  # a mean over other tokens
         skipped = dataclasses.replace(result, skipped="a reason")
         measured = measure(groups, [skipped], well_formed=None, alpha=None, seconds=SECONDS, device=CPU)
         assert math.isnan(measured["base_kl"])

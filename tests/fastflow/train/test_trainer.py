@@ -225,6 +225,13 @@ def test_recomputed_behaviour_is_the_policy_at_temperature_one(settings):
     torch.testing.assert_close(update.result.raw_ratio, torch.ones(12, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_distances_are_told_only_of_tokens_that_the_policy_drew(settings, temperature):
+    run(settings, rollout__temperature=temperature, importance__source="recompute", run__steps=1)
+    (line,) = metrics_of(settings)
+    assert {line["base_kl"] is None, line["mismatch_kl"] is None} == {temperature != 1.0}
+
+
 def test_dropping_truncated_responses(settings):
     trainer = Trainer(
         configure(settings, objective__truncated="drop", rollout__max_response_tokens=60), Console(quiet=True)
