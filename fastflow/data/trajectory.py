@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -67,16 +67,21 @@ def flatten(groups: Sequence[Group]) -> list[Trajectory]:
     return [trajectory for group in groups for trajectory in group.trajectories]
 
 
-def without_truncated(groups: Sequence[Group]) -> list[Group]:
-    """Remove trajectories that were cut at the length limit, and groups of which none is left."""
+def only(groups: Sequence[Group], wanted: Sequence[bool]) -> list[Group]:
+    """Remove the trajectories that are not wanted, in flat order, and groups of which none is left."""
+    flags = iter(wanted)
     kept = [
-        replace(group, trajectories=tuple(entry for entry in group.trajectories if entry.finish_reason == "stop"))
-        for group in groups
+        replace(group, trajectories=tuple(entry for entry in group.trajectories if next(flags))) for group in groups
     ]
     return [group for group in kept if group.trajectories]
 
 
-def split_evenly(groups: Sequence[Group], shares: int) -> list[list[Group]]:
-    """Split groups into `shares` runs of consecutive ones, whose sizes differ by at most one."""
-    bounds = [len(groups) * share // shares for share in range(shares + 1)]
-    return [list(groups[start:end]) for start, end in itertools.pairwise(bounds)]
+def shares_of(groups: Sequence[Group], count: int, teaches: Callable[[Group], bool]) -> list[list[Group]]:
+    """Split groups into at most `count` runs of consecutive ones, with numbers of those that teach that differ by at
+    most one, and at least 1 where any does. The others come with the next one that does, or with the last.
+    """
+    chosen = [place for place, group in enumerate(groups) if teaches(group)] or [*range(len(groups))]
+    firsts = [len(chosen) * share // count for share in range(1, count)]
+    bounds = [0, *(chosen[first - 1] + 1 for first in firsts if first), len(groups)]
+    runs = [list(groups[start:end]) for start, end in itertools.pairwise(bounds)]
+    return [run for run in runs if run]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float64
@@ -15,7 +15,7 @@ from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
-from fastflow.data.trajectory import Group
+from fastflow.data.trajectory import Group, flatten, only
 from fastflow.objectives.answers import AnswerReader
 from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
 from fastflow.objectives.own_function import OwnFunction, Source
@@ -42,20 +42,25 @@ class Judgement:
     seconds: float = 0.0
 
 
-def trained_on(groups: Sequence[Group], judgement: Judgement, count: int) -> tuple[list[Group], Judgement]:
-    """The first `count` trajectories of each group with their part of a judgement to which the others have added."""
-    places = [place for group in groups for place in range(len(group.trajectories))]
-    kept = [number for number, place in enumerate(places) if place < count]
-    cut = [replace(group, trajectories=group.trajectories[:count]) for group in groups]
-    well_formed, scores = judgement.well_formed, judgement.scores
-    return cut, Judgement(
-        [judgement.text[number] for number in kept],
-        None if well_formed is None else [well_formed[number] for number in kept],
-        judgement.penalty[kept],
-        judgement.reward[kept],
-        None if scores is None else [scores[number] for number in kept],
-        judgement.seconds,
-    )
+class Judged(NamedTuple):
+    """Groups, and what the texts of their trajectories decide."""
+
+    groups: list[Group]
+    judgement: Judgement
+
+    def only(self, wanted: Sequence[bool]) -> Judged:
+        """The trajectories that are wanted, in flat order, with their part of a judgement to which all have added."""
+        kept = [number for number, is_wanted in enumerate(wanted) if is_wanted]
+        judgement, well_formed, scores = self.judgement, self.judgement.well_formed, self.judgement.scores
+        part = Judgement(
+            [judgement.text[number] for number in kept],
+            None if well_formed is None else [well_formed[number] for number in kept],
+            judgement.penalty[kept],
+            judgement.reward[kept],
+            None if scores is None else [scores[number] for number in kept],
+            judgement.seconds,
+        )
+        return Judged(only(self.groups, wanted), part)
 
 
 class Judge:
@@ -109,7 +114,7 @@ class Judge:
         if scores is not None:
             reward = torch.tensor(scores, dtype=torch.float64)
             if self._settings.name not in ("tba", *POLICY_GRADIENTS):
-                reward = normalise_rewards(reward, sizes)
+                reward = self._normalised(reward, groups)
         elif self._settings.name == "rent" and self._settings.rent_unanswered is not None:
             classes = self._reader.classes(texts, sizes)
             reward = torch.tensor(unanswered(classes, self._settings.rent_unanswered), dtype=torch.float64)
@@ -125,6 +130,16 @@ class Judge:
         if self._reward is None:
             return [float(right) for right in self._reader.are_right(texts, [record for _, record in sources])]
         return self._reward.numbers(texts, sources)
+
+    def _normalised(self, reward: Float64[Tensor, " n"], groups: Sequence[Group]) -> Float64[Tensor, " n"]:
+        """Normalise within groups, among the responses of the loss; the others have no reward."""
+        drops = self._settings.truncated == "drop"
+        counts = [not drops or entry.finish_reason == "stop" for entry in flatten(groups)]
+        sizes = [len(group.trajectories) for group in only(groups, counts)]
+        chosen, normal = torch.tensor(counts, dtype=torch.bool), torch.zeros_like(reward)
+        if sizes:
+            normal[chosen] = normalise_rewards(reward[chosen], sizes)
+        return normal
 
     def _label_free(
         self, texts: list[str], sizes: list[int], seeds: list[int], well_formed: Sequence[bool]

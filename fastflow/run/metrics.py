@@ -26,6 +26,7 @@ def measure(
     groups: Sequence[Group],
     results: Sequence[UpdateResult],
     *,
+    judged: Sequence[Group] | None = None,
     well_formed: Sequence[bool] | None,
     scores: Sequence[float] | None = None,
     penalties: Sequence[torch.Tensor] | None = None,
@@ -36,7 +37,8 @@ def measure(
 ) -> dict[str, Any]:
     """The metrics of one step: its rollout (`groups`) and its updates (`results`).
 
-    well_formed, scores: of the trajectories that were trained on, None where no format or reward is asked for.
+    judged: the groups that well_formed and scores are of; None is those of the rollout. well_formed, scores: None where
+    no format or reward is asked for.
     penalties: psi of the trajectories of each update; None is zeros. alpha: where slope ends, None where elsewhere.
     samples_the_policy: whether tokens were drawn from the policy's own distribution, over which base_kl is a mean.
 
@@ -69,7 +71,7 @@ def measure(
         **{f"length_p{q}": float(np.percentile(lengths, q)) for q in (10, 50, 90)},
         "length_max": int(lengths.max()),
         "truncated_share": float(np.mean([trajectory.finish_reason == "length" for trajectory in flat])),
-        **rewards(scores, results),
+        **rewards(scores, groups if judged is None else judged),
         "malformed_share": None if well_formed is None else 1 - float(np.mean(well_formed)),
         "token_entropy": float(-behaviour.sum() / max(sampled, 1)),
         "sequence_entropy": float(-behaviour.mean()),
@@ -124,14 +126,13 @@ def _without_numbers(result: UpdateResult) -> UpdateResult:
     return dataclasses.replace(result, loss=math.nan, grad_norm=math.nan, **unknown)
 
 
-def rewards(scores: Sequence[float] | None, results: Sequence[UpdateResult]) -> dict[str, float | None]:
+def rewards(scores: Sequence[float] | None, groups: Sequence[Group]) -> dict[str, float | None]:
     """Mean and deviation of the rewards, and the share of groups whose rewards are all equal: they teach a policy
-    gradient nothing. scores: of the results' trajectories, one after another; None where there are none.
+    gradient nothing. scores: of the groups' trajectories; None where there are none.
     """
     if scores is None:
         return {"reward_mean": None, "reward_std": None, "flat_group_share": None}
-    starts = itertools.accumulate((int(result.group.max()) + 1 for result in results), initial=0)
-    group = np.concatenate([result.group.numpy() + start for result, start in zip(results, starts, strict=False)])
+    group = np.repeat(np.arange(len(groups)), [len(one.trajectories) for one in groups])
     lowest, highest = np.full(group.max() + 1, np.inf), np.full(group.max() + 1, -np.inf)
     np.minimum.at(lowest, group, scores)
     np.maximum.at(highest, group, scores)

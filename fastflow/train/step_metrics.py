@@ -27,14 +27,16 @@ def measure_step(
     version: of the policy before the updates. seconds: of the sampling (`sample`) and of the whole step (`total`).
     """
     judgements = [update.judgement for update in updates]
+    of_all = [update.judged.judgement for update in updates]
     objective, offline = config.objective, config.objective.name in OFFLINE
     drawn_from_it = config.rollout.samples_the_policy and not offline
     seconds["reward"] = sum(judgement.seconds for judgement in judgements)
     metrics = measure(
         groups,
         [update.result for update in updates],
-        well_formed=[fine for judgement in judgements for fine in judgement.well_formed or ()] or None,
-        scores=[score for judgement in judgements for score in judgement.scores or ()] or None,
+        judged=[group for update in updates for group in update.judged.groups],
+        well_formed=[fine for judgement in of_all for fine in judgement.well_formed or ()] or None,
+        scores=[score for judgement in of_all for score in judgement.scores or ()] or None,
         penalties=[judgement.penalty for judgement in judgements],
         alpha=objective.alpha if objective.name in SLOPE_IS_ALPHA else None,
         samples_the_policy=drawn_from_it,

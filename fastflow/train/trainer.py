@@ -287,7 +287,8 @@ class Trainer:
         run = self.config.run
         due = run.samples_every and (step % run.samples_every == 0 or step in (1, run.steps))
         if due and self.ranks.is_first:
-            samples = describe(step, *update, self.tokenizer, run.samples_per_dump)
+            groups, judgement, result, _ = update
+            samples = describe(step, groups, judgement, result, self.tokenizer, run.samples_per_dump)
             write_samples(self.directory, step, samples)
 
     def _begin(self) -> Recorder:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastflow.config.schema import Config
-from fastflow.data.trajectory import Group, split_evenly, without_truncated
+from fastflow.data.trajectory import Group, shares_of
 from fastflow.data.update import UpdateResult
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.ranks import Ranks
-from fastflow.objectives.judging import Judge, Judgement, trained_on
+from fastflow.objectives.judging import Judge, Judged, Judgement
 from fastflow.train import bad_updates
 from fastflow.train.finite import ALL_CUT, CUT_REMEDY, NonFiniteError
 from fastflow.train.learner import Learner
@@ -25,11 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class Update(NamedTuple):
-    """One update's trajectories, what their text decided, and what the learner saw."""
+    """One update's trajectories, what their text decided, and what the learner saw.
+
+    judged: these trajectories, and those that objective.truncated = drop left out of the update.
+    """
 
     groups: list[Group]
     judgement: Judgement
     result: UpdateResult
+    judged: Judged
 
 
 class Updates:
@@ -44,30 +48,39 @@ class Updates:
 
     def carry_out(self, under_way: UnderWay) -> list[Update]:
         """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
-        groups = self._trained_on(under_way.groups)
-        shares = [share for share in split_evenly(groups, self._config.batch.updates_per_rollout) if share]
+        count = self._config.batch.updates_per_rollout
+        shares = shares_of(under_way.groups, count, lambda group: any(self._left(group)))
         self._progress.phase("updating", len(shares))
         updates: list[Update] = []
         results: list[UpdateResult] = []
         for share, done in itertools.zip_longest(shares, under_way.results):
-            judgement = self._judged(share)
-            if count := self._config.objective.ttrl_trained:
-                share, judgement = trained_on(share, judgement, count)
-            result = done or self._learn(under_way, share, judgement, results, of=len(shares))
+            judged = self._without_voters(Judged(share, self._judged(share)))
+            groups, judgement = self._trained_on(judged)
+            result = done or self._learn(under_way, groups, judgement, results, of=len(shares))
             results.append(result)
-            updates.append(Update(share, judgement, result))
+            updates.append(Update(groups, judgement, result, judged))
             self._progress.advance_phase()
         self._learner.free_gradients()  # sampling comes next, and needs the memory
         return updates
 
-    def _trained_on(self, groups: Sequence[Group]) -> Sequence[Group]:
-        """Without the responses that were cut, where those are dropped: but an objective may compare others' rewards
-        with theirs, and where all were cut the learner skips the update.
+    def _without_voters(self, judged: Judged) -> Judged:
+        """The first responses of each group, where the others only vote."""
+        if not (count := self._config.objective.ttrl_trained):
+            return judged
+        return judged.only([place < count for group in judged.groups for place in range(len(group.trajectories))])
+
+    def _trained_on(self, judged: Judged) -> Judged:
+        """What the objective gets. Where it would be nothing it is all, and the learner skips the update."""
+        left = [one for group in judged.groups for one in self._left(group)]
+        return judged.only(left) if any(left) else judged
+
+    def _left(self, group: Group) -> list[bool]:
+        """Which responses the objective gets: not those that were cut, where these are dropped, unless it compares the
+        rewards of the others with theirs.
         """
         compares = getattr(self._learner.objective, "compares_left_out", False)
-        if self._config.objective.truncated == "keep" or compares:
-            return groups
-        return without_truncated(groups) or groups
+        keeps = self._config.objective.truncated == "keep" or compares
+        return [keeps or entry.finish_reason == "stop" for entry in group.trajectories]
 
     def _learn(
         self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int

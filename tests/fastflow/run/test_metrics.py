@@ -225,8 +225,8 @@ class TestMeasure:
         )
         assert measured["flat_group_share"] == 0.5
         whole = measure(
-            groups, [make_result(groups, rng)], well_formed=None, scores=[1.0, 1.0, 0.0, 0.0], alpha=None,
-            seconds=SECONDS, device=CPU,
+            groups, [make_result(groups[:1], rng)], judged=groups, well_formed=None, scores=[1.0, 1.0, 0.0, 0.0],
+            alpha=None, seconds=SECONDS, device=CPU,
         )  # fmt: skip
         assert whole["flat_group_share"] == 1.0 and whole["reward_std"] == 0.5
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from fastflow.config.reader import read_config
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
+from fastflow.objectives.trajectory_balance import normalise_rewards
 from fastflow.train.announcement import describe, describe_body
 from fastflow.train.command import train
 from fastflow.train.state import UnderWay
@@ -241,6 +242,44 @@ def test_dropping_truncated_responses(settings):
     updates = trainer.updates.carry_out(UnderWay(groups, 0))
     assert 0 < finished < 12
     assert sum(len(update.result.length) for update in updates) == finished
+
+
+@pytest.fixture
+def reward_of_length(settings, tmp_path, monkeypatch):
+    """Settings for flowrl with a reward that differs between nearly all responses."""
+    (tmp_path / "of_length.py").write_text("def score(text, record):\n    return float(len(text))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings |= {"objective.name": "flowrl", "objective.reward": "of_length:score", "rollout.max_response_tokens": 60}
+    return settings
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_what_is_dropped_is_measured_all_the_same(reward_of_length, updates):
+    """Format and reward are of all responses, as lengths are; the loss is of those that ended."""
+    settings, lines = reward_of_length, []
+    settings |= {"objective.format_pattern": "no response has this", "batch.updates_per_rollout": updates}
+    for truncated in ("keep", "drop"):
+        settings["run.output"] = settings["run.output"].with_name(truncated)
+        run(settings, objective__truncated=truncated, run__steps=1)
+        lines.append(metrics_of(settings)[0])
+    kept, dropped = lines
+    assert 0 < dropped["truncated_share"] < 1 and dropped["tokens"] < kept["tokens"]
+    for name in ("reward_mean", "reward_std", "flat_group_share", "malformed_share"):
+        assert kept[name] == dropped[name], name
+    assert dropped["malformed_share"] == 1 and kept["loss"] != dropped["loss"]
+
+
+def test_rewards_are_normalised_among_the_responses_that_are_left(reward_of_length):
+    trainer = Trainer(configure(reward_of_length, objective__truncated="drop"), Console(quiet=True))
+    first_cut = [replace(group, trajectories=tuple(
+        replace(entry, finish_reason="stop" if place else "length") for place, entry in enumerate(group.trajectories)
+    )) for group in trainer.sample(1)]  # fmt: skip
+    (update,) = trainer.updates.carry_out(UnderWay(first_cut, 0))
+    scores = torch.tensor(update.judgement.scores, dtype=torch.float64)
+    assert [len(group.trajectories) for group in update.groups] == [2] * 4
+    assert update.judgement.scores == [score for at, score in enumerate(update.judged.judgement.scores) if at % 3]
+    assert torch.equal(update.judgement.reward, normalise_rewards(scores, [2] * 4))
+    assert update.judgement.reward.abs().max() > 0.5
 
 
 def test_a_policy_gradient_compares_with_the_responses_that_it_drops(settings):
