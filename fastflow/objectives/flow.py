@@ -39,6 +39,11 @@ class FlowObjective:
         """The objective that a run's settings name."""
         return cls(config.objective, config.importance, policy, config.released)
 
+    @property
+    def least_of_group(self) -> int:
+        """Of a single response the group's mean is its own: its residual is 0 whatever it says."""
+        return 2 if self.log_z_head is None else 1
+
     def parameters(self) -> list[torch.nn.Parameter]:
         return [] if self.log_z_head is None else list(self.log_z_head.parameters())
 

@@ -70,7 +70,8 @@ class Objective(Protocol):
     """Turns facts about trajectories into losses. The learner packs, scores, backpropagates and steps.
 
     With objective.truncated = drop it gets no response that was cut. One whose attribute `compares_left_out` is true
-    gets them all, and gives those of `Facts.left_out` no part in the loss.
+    gets them all, and gives those of `Facts.left_out` no part in the loss. One whose attribute `least_of_group` is 2
+    gets no group either of which a single response is left, unless the update has no other.
     """
 
     @property

@@ -49,7 +49,7 @@ class Updates:
     def carry_out(self, under_way: UnderWay) -> list[Update]:
         """One optimiser update on each equal share of the groups; those that are done already are taken as they are."""
         count = self._config.batch.updates_per_rollout
-        shares = shares_of(under_way.groups, count, lambda group: any(self._left(group)))
+        shares = shares_of(under_way.groups, count, lambda group: any(self._left(group, self._least)))
         self._progress.phase("updating", len(shares))
         updates: list[Update] = []
         results: list[UpdateResult] = []
@@ -71,16 +71,29 @@ class Updates:
 
     def _trained_on(self, judged: Judged) -> Judged:
         """What the objective gets. Where it would be nothing it is all, and the learner skips the update."""
-        left = [one for group in judged.groups for one in self._left(group)]
-        return judged.only(left) if any(left) else judged
+        for least in (self._least, 1):
+            left = [one for group in judged.groups for one in self._left(group, least)]
+            if any(left):
+                return judged.only(left)
+        return judged
 
-    def _left(self, group: Group) -> list[bool]:
+    def _left(self, group: Group, least: int) -> list[bool]:
         """Which responses the objective gets: not those that were cut, where these are dropped, unless it compares the
-        rewards of the others with theirs.
+        rewards of the others with theirs. least: of which there must be as many.
         """
-        compares = getattr(self._learner.objective, "compares_left_out", False)
-        keeps = self._config.objective.truncated == "keep" or compares
-        return [keeps or entry.finish_reason == "stop" for entry in group.trajectories]
+        if not self._drops or getattr(self._learner.objective, "compares_left_out", False):
+            return [True] * len(group.trajectories)
+        ended = [entry.finish_reason == "stop" for entry in group.trajectories]
+        return [one and sum(ended) >= least for one in ended]
+
+    @property
+    def _drops(self) -> bool:
+        return self._config.objective.truncated == "drop"
+
+    @property
+    def _least(self) -> int:
+        """Responses that must be left of a group."""
+        return getattr(self._learner.objective, "least_of_group", 1) if self._drops else 1
 
     def _learn(
         self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int

@@ -244,6 +244,27 @@ def test_dropping_truncated_responses(settings):
     assert sum(len(update.result.length) for update in updates) == finished
 
 
+@pytest.mark.parametrize(("log_z", "sizes"), [("group_mean", [2]), ("learned", [1, 2, 1])])
+def test_a_response_that_is_left_alone_has_no_mean_of_a_group(settings, log_z, sizes):
+    """Of 3 responses to each of 4 prompts 1, 2, 0 and 1 end."""
+    changes = {"objective__log_z": log_z, "objective__truncated": "drop"}
+    trainer = Trainer(configure(settings, **changes), Console(quiet=True))
+    groups = [ending(group, count) for group, count in zip(trainer.sample(1), (1, 2, 0, 1), strict=True)]
+    (update,) = trainer.updates.carry_out(UnderWay(groups, 0))
+    assert [len(group.trajectories) for group in update.groups] == sizes
+    assert len(update.result.length) == sum(sizes) and not update.result.skipped
+    assert len(update.judged.groups) == 4
+    (alone,) = trainer.updates.carry_out(UnderWay([groups[0], groups[2]], 1))
+    assert len(alone.result.length) == 1 and not alone.result.skipped
+
+
+def ending(group, count):
+    """The group with its first `count` responses ended, and the others cut."""
+    made = (replace(entry, finish_reason="stop" if place < count else "length")
+            for place, entry in enumerate(group.trajectories))  # fmt: skip
+    return replace(group, trajectories=tuple(made))
+
+
 @pytest.fixture
 def reward_of_length(settings, tmp_path, monkeypatch):
     """Settings for flowrl with a reward that differs between nearly all responses."""
@@ -271,13 +292,10 @@ def test_what_is_dropped_is_measured_all_the_same(reward_of_length, updates):
 
 def test_rewards_are_normalised_among_the_responses_that_are_left(reward_of_length):
     trainer = Trainer(configure(reward_of_length, objective__truncated="drop"), Console(quiet=True))
-    first_cut = [replace(group, trajectories=tuple(
-        replace(entry, finish_reason="stop" if place else "length") for place, entry in enumerate(group.trajectories)
-    )) for group in trainer.sample(1)]  # fmt: skip
-    (update,) = trainer.updates.carry_out(UnderWay(first_cut, 0))
+    (update,) = trainer.updates.carry_out(UnderWay([ending(group, 2) for group in trainer.sample(1)], 0))
     scores = torch.tensor(update.judgement.scores, dtype=torch.float64)
     assert [len(group.trajectories) for group in update.groups] == [2] * 4
-    assert update.judgement.scores == [score for at, score in enumerate(update.judged.judgement.scores) if at % 3]
+    assert update.judgement.scores == [score for at, score in enumerate(update.judged.judgement.scores) if at % 3 < 2]
     assert torch.equal(update.judgement.reward, normalise_rewards(scores, [2] * 4))
     assert update.judgement.reward.abs().max() > 0.5
 
