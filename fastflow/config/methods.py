@@ -21,6 +21,7 @@ OFFLINE = ("distil",)  # they learn from recorded responses: nothing is sampled,
 WITHOUT_ALPHA = (*REWARD_BALANCES, *REWARD_GRADIENTS, *OFFLINE)  # they head for no power of the base
 SLOPE_IS_ALPHA = ("powerflow",)  # at its optimum; others that read alpha have another target, and slope, there
 WITHOUT_PENALTY = (*REWARD_GRADIENTS, *OFFLINE)  # they read no psi: what is malformed is measured alone
+PENALTY_PER_TOKEN = ("powerflow", "flowrl")  # their psi counts once a token; that of the others once a response
 RESPONSE_FIELD = "response"
 TAKE_A_REWARD = ("flowrl", "tba", "grpo")
 ANSWER = "answer"  # objective.reward: whether the response's answer is the record's

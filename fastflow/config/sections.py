@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastflow.config.methods import ANSWER, RESPONSE_FIELD, Average, KlEstimator, Method, TokenRatio
+from fastflow.config.methods import ANSWER, PENALTY_PER_TOKEN, RESPONSE_FIELD, Average, KlEstimator, Method, TokenRatio
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
@@ -140,7 +140,13 @@ class ObjectiveConfig(Section):
     format_check: str | None = setting(
         None, "Function in place of format_pattern: package.module:function(response_text, record) -> bool"
     )
-    format_penalty: float = setting(-0.5, "psi of a malformed response", unit="nats per token", at_most=0)
+    format_penalty: float = setting(
+        -0.5,
+        f"psi of a malformed response: once a token for {' and '.join(PENALTY_PER_TOKEN)}, once a response for the "
+        "other methods that read it",
+        unit="nats",
+        at_most=0,
+    )
     reward: str | None = setting(
         None,
         "flowrl, tba, grpo: package.module:function(response_text, record) -> float, or the word answer: 1 where the "

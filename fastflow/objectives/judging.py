@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Judgement:
     """What the texts of n trajectories decide, in flat order.
 
-    text: see response_text. well_formed: None where no format is required. penalty: psi, nats per token. scores: each
+    text: see response_text. well_formed: None where no format is required. penalty: psi, nats. scores: each
     response's reward; None where text decides none. reward: what the objective takes: the scores, as they are for tba
     and the policy gradients, otherwise normalised within groups; zeros where there are none. seconds: that it took.
     """

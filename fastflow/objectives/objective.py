@@ -20,7 +20,7 @@ from fastflow.objectives.known_tokens import KnownTokens
 class Evidence:
     """What is known about n trajectories before the policy's head runs.
 
-    length: response tokens |y|. base_logprob: log p_base(y), nats. penalty: psi, nats per token, 0 or negative.
+    length: response tokens |y|. base_logprob: log p_base(y), nats. penalty: psi, nats, 0 or negative.
     reward: what the texts decide, see Judgement; zeros where there is none.
     """
 

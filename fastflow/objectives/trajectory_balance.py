@@ -2,7 +2,9 @@
 
 Where every residual is zero, pi is proportional to the member's target. For `powerflow` the target is
 p_base(y)^alpha * exp(-log_z * |y|), times exp(alpha * psi * |y|) for malformed responses. Its residual is per token:
-long and short responses have equal weight, and length is a part of the target instead of an accident of the loss.
+long and short responses have equal weight, and length is a part of the target instead of an accident of the loss. psi
+has the residual's unit: nats per token for `powerflow` and `flowrl`, per response for the others, where the same number
+is a smaller penalty.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def tb_trajectory(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
 def tb_token(evidence: Evidence, settings: ObjectiveConfig) -> Terms:
     """Trajectory balance on p_base * exp((alpha - 1) * mean log p_base): responses decay into repetition.
 
-    The form is not published. This is its natural reading, with psi inside the token mean as in powerflow.
+    The form is not published. This is its natural reading, with psi beside the token mean, once a response.
     """
     mean = evidence.base_logprob / evidence.length.clamp(min=1)
     log_target = evidence.base_logprob + (settings.alpha - 1) * mean + settings.alpha * evidence.penalty

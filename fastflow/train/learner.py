@@ -85,7 +85,7 @@ class Learner:
     ) -> UpdateResult:
         """One optimiser step on the trajectories of `groups`.
 
-        penalty: (n,) psi of each trajectory, nats per token; reward: (n,), normalised within its group. None is zeros.
+        penalty: (n,) psi of each trajectory, nats; reward: (n,), normalised within its group. None is zeros.
         completed: is told the result before a signal can end the program, so that no update is done and not known.
         Where a loss or a gradient is not finite, nothing is stepped: weights, moments, schedule and log_z stay, and
         the result says so in `skipped`. Raises NonFiniteError where this happens more than optim.max_skips times in a

@@ -203,7 +203,7 @@ class TestHelp:
             for entry in dataclasses.fields(section):
                 assert f"--{name}.{entry.name}" in text
                 assert len(entry.metadata["help"]) > 10, f"{name}.{entry.name}"
-        assert "[nats per token; at most 0]" in text
+        assert "[nats; at most 0]" in text
         assert "[tokens; at least 1]" in text
 
     def test_settings_cannot_be_changed_behind_the_checks(self):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import typing
+from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS, Method
+from fastflow.config.methods import OFFLINE, PENALTY_PER_TOKEN, POLICY_GRADIENTS, Method
 from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
 from fastflow.errors import FastflowError
 from fastflow.objectives.flow import clip_bounds
@@ -57,6 +58,19 @@ def test_by_hand(name, alpha, scale, target):
     length_scale, log_target = OBJECTIVES[name](EVIDENCE, ObjectiveConfig(alpha=alpha, beta=15.0))
     assert length_scale.tolist() == pytest.approx(scale, abs=1e-12)
     assert log_target.tolist() == pytest.approx(target, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_how_often_psi_counts(name):
+    """By how much it moves the target's logarithm: for a response of 4 tokens, and for one of 2."""
+    rest = make_evidence((4, 2), (-6, -5), (0, 0), (1, -1))
+    whole = make_evidence((4, 2), (-6, -5), (-0.5, -0.5), (1, -1))
+    config = ObjectiveConfig(alpha=4.0)
+    (scale, penalised), (_, free) = (OBJECTIVES[name](evidence, config) for evidence in (whole, rest))
+    longer, shorter = ((penalised - free) / scale).tolist()
+    assert longer / shorter == pytest.approx(2 if name in PENALTY_PER_TOKEN else 1)
+    (told,) = (entry.metadata["help"] for entry in fields(ObjectiveConfig) if entry.name == "format_penalty")
+    assert (name in told) == (name in PENALTY_PER_TOKEN)
 
 
 def test_every_objective_of_the_configuration_exists():
