@@ -233,6 +233,13 @@ def test_distances_are_told_only_of_tokens_that_the_policy_drew(settings, temper
     assert {line["base_kl"] is None, line["mismatch_kl"] is None} == {temperature != 1.0}
 
 
+@pytest.mark.parametrize("pattern", [".", "no response has this"])
+def test_the_slope_is_of_responses_without_a_penalty(settings, pattern):
+    run(settings, objective__format_pattern=pattern, run__steps=1)
+    (line,) = metrics_of(settings)
+    assert (line["slope"] is None) == (line["malformed_share"] == 1) == (pattern != ".")
+
+
 def test_dropping_truncated_responses(settings):
     trainer = Trainer(
         configure(settings, objective__truncated="drop", rollout__max_response_tokens=60), Console(quiet=True)
