@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from fastflow.verify.checks import QUICK, Size, run_checks
+    from fastflow.verify.power_sampling import SCOPE
 
     output = None if arguments.json is None else writable(Path(arguments.json))
     start, threads = time.perf_counter(), torch.get_num_threads()
@@ -57,10 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     seconds, passed = time.perf_counter() - start, all(check.passed for check in checks)
     console = Console()
     console.print(_table_of(checks))
+    console.print(SCOPE)
     console.print(f"{'all checks passed' if passed else 'some checks FAILED'} in {seconds:.0f} s")
     if output is not None:
         lines = [asdict(check) | {"passed": check.passed} for check in checks]
-        write_json(output, {"checks": lines, "passed": passed, "seconds": seconds})
+        write_json(output, {"checks": lines, "scope": SCOPE, "passed": passed, "seconds": seconds})
     return 0 if passed else FAILED
 
 

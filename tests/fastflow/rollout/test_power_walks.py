@@ -17,6 +17,7 @@ from fastflow.rollout.power.mcmc import chain, log_acceptance
 from fastflow.rollout.power.smc import effective_size, log_increment, normalised, population, systematic
 from fastflow.rollout.power.walk import Ask, Tail, run_walks, seed_of
 from fastflow.verify.exact import SequenceSpace, table_distribution
+from fastflow.verify.one_move import after_one_move, power
 
 SPACE = SequenceSpace(tokens=2, limit=3)
 PROMPT = Prompt(np.array([SPACE.eos_id]))
@@ -126,6 +127,17 @@ def test_published_chains_settle_elsewhere():
     table = Table(2.0)
     settled = table.start("published") @ np.linalg.matrix_power(table.transition(2.0, "published"), 2000)
     assert distance(settled[: len(SPACE)], table.target) + settled[len(SPACE) :].sum() / 2 > 0.2
+
+
+@pytest.mark.parametrize("form", ["exact", "published"])
+def test_verify_s_one_move_is_the_matrix(form):
+    table = Table(3.0)
+    responses = [table.tail((), ids) for ids in SPACE.responses]
+    np.testing.assert_allclose(power(responses, 3.0), table.target)
+    after = after_one_move(table.target, responses, alpha=3.0, form=form)
+    expected = table.target @ table.transition(3.0, form)[: len(SPACE)]
+    np.testing.assert_allclose(after[:-1], expected[: len(SPACE)], atol=1e-12)
+    assert after[-1] == pytest.approx(expected[len(SPACE) :].sum())
 
 
 def chains(table: Table, count: int, **options) -> list:

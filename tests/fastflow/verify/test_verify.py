@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from fastflow.errors import FastflowError
-from fastflow.verify import checks, policy_gradients
+from fastflow.verify import checks, policy_gradients, power_sampling
 from fastflow.verify import command as verify
 from fastflow.verify.exact import SequenceSpace
 
 SPACE = SequenceSpace(3, 3)
 TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
 GRADIENTS = len(policy_gradients.VARIANTS) + 2 * len(policy_gradients.TARGETS)
-POWER = 3  # of the samplers of p^alpha
+POWER = 4  # of the samplers of p^alpha
 DISTIL = 3  # two gradients, and the optimum
 FINE = checks.Check("fine", 0.0, 1.0, "")
 MANY = POWER + GRADIENTS + DISTIL + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
@@ -66,7 +66,9 @@ def test_a_missed_bound_exits_with_one(measured_elsewhere, monkeypatch, tmp_path
     written = json.loads(file.read_text())
     assert not written["passed"] and len(written["checks"]) == 4 + MANY
     assert [check["passed"] for check in written["checks"] if check["name"] == "sampled log-prob"] == [False]
-    assert "FAIL" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "FAIL" in printed
+    assert written["scope"] == power_sampling.SCOPE and power_sampling.SCOPE in " ".join(printed.split())
 
 
 def test_json_has_no_nan(monkeypatch, tmp_path):
