@@ -49,6 +49,10 @@ class PromptStream:
                 self._epoch, self._position = self._epoch + 1, 0
         return taken
 
+    def turns(self, count: int) -> list[int]:
+        """Say how many turns each of the next `count` prompts had before."""
+        return [self._epoch + (self._position + place) // len(self._prompts) for place in range(count)]
+
     def state(self) -> dict[str, int]:
         """Return where the stream stands, for `load_state` of a stream with the same prompts and seed."""
         return {"epoch": self._epoch, "position": self._position}

@@ -23,12 +23,14 @@ def unheard(finished: int) -> None:
 class Request:
     """One prompt and the seeds of its responses, one seed for each.
 
-    limit: the length limit of these responses, where it is lower than that of all, in tokens.
+    limit: the length limit of these responses, where it is lower than that of all, in tokens. turn: how many turns the
+    prompt had before, which says where recorded responses go on.
     """
 
     prompt: Prompt
     seeds: tuple[int, ...]
     limit: int | None = None
+    turn: int = 0
 
     def length_limit(self, params: SamplingParams) -> int:
         """Return the most tokens that each of its responses may have."""
@@ -81,9 +83,16 @@ class OverlappingSampler(Sampler, Protocol):
         """Wait, and return what `sample` returns for the requests of `begin`."""
 
 
-def requests_for(prompts: Sequence[Prompt], responses_per_prompt: int, *, seed: int, step: int) -> list[Request]:
-    """Return requests whose seeds are distinct across the run and depend on (seed, step, place) alone."""
+def requests_for(
+    prompts: Sequence[Prompt], responses_per_prompt: int, *, seed: int, step: int, turns: Sequence[int] | None = None
+) -> list[Request]:
+    """Return requests whose seeds are distinct across the run and depend on (seed, step, place) alone.
+
+    turns: how many turns each prompt had before; none without it.
+    """
     count = len(prompts) * responses_per_prompt
     seeds = np.random.SeedSequence([seed, step]).generate_state(count, np.uint64) >> np.uint64(1)  # fits int64
     rows = seeds.reshape(len(prompts), responses_per_prompt).tolist()
-    return [Request(prompt, tuple(row)) for prompt, row in zip(prompts, rows, strict=True)]
+    before = [0] * len(prompts) if turns is None else turns
+    entries = zip(prompts, rows, before, strict=True)
+    return [Request(prompt, tuple(row), turn=turn) for prompt, row, turn in entries]

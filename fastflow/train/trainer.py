@@ -156,7 +156,7 @@ class Trainer:
     def _make_sampler(self, loaded: Loaded) -> Sampler:
         config, advance = self.config, self.progress.advance_phase
         if config.objective.name in OFFLINE:
-            return RecordedResponses(advance)
+            return RecordedResponses(config.run.seed, advance)
         return make_sampler(
             loaded.policy, loaded.tokenizer, loaded.prompts, config.rollout,
             on_progress=advance, room=self.evaluation.room,
@@ -236,9 +236,9 @@ class Trainer:
     def requests(self, step: int) -> list[Request]:
         """The step's prompts with the seeds of their responses."""
         batch = self.config.batch
-        requests = requests_for(
-            self.prompts.take(batch.prompts_per_step), batch.responses_per_prompt, seed=self.config.run.seed, step=step
-        )
+        turns = self.prompts.turns(batch.prompts_per_step)
+        prompts = self.prompts.take(batch.prompts_per_step)
+        requests = requests_for(prompts, batch.responses_per_prompt, seed=self.config.run.seed, step=step, turns=turns)
         self.standing.prompts_taken(step)
         return requests
 

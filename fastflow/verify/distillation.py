@@ -65,10 +65,11 @@ def optimum_check(make_models: MakeModels, seed: int) -> Check:
         prompt.ids, source=prompt.source, responses=tuple(every[at] for at in drawn), weights=(1.0,) * SAMPLES
     )
     config = settings("token_mean", max_response_tokens=SPACE.limit)
-    learner, source = Learner(policy, None, config, total_updates=UPDATES), RecordedResponses()
+    learner, source = Learner(policy, None, config, total_updates=UPDATES), RecordedResponses(seed)
     params = SamplingParams(max_response_tokens=SPACE.limit)
     for step in range(UPDATES):
-        learner.update(source.sample(requests_for([recorded], RESPONSES, seed=seed, step=step), params))
+        requests = requests_for([recorded], RESPONSES, seed=seed, step=step, turns=[step])
+        learner.update(source.sample(requests, params))
     after = kl_divergence(target, policy_distribution(policy, prompt, SPACE))
     return Check(f"distil of p^{ALPHA:g}: KL", after, KL_BOUND, "nats", f"{before:.2g} before")
 

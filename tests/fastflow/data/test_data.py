@@ -308,6 +308,16 @@ class TestPromptStream:
             assert sorted(epoch, key=int) == [str(number) for number in range(20)]
         assert len({tuple(epoch) for epoch in epochs}) == 3
 
+    @hypothesis_settings(deadline=None)
+    @given(st.integers(1, 7), st.lists(st.integers(1, 12), min_size=1, max_size=8))
+    def test_turns_count_how_often_each_prompt_was_served(self, count, takes):
+        stream, served = make_stream(count), Counter[str]()
+        for take in takes:
+            turns = stream.turns(take)
+            for name, before in zip(names(stream.take(take)), turns, strict=True):
+                assert before == served[name]
+                served[name] += 1
+
     def test_the_seed_decides_the_order(self):
         assert names(make_stream(seed=1).take(10)) == names(make_stream(seed=1).take(10))
         assert names(make_stream(seed=1).take(10)) != names(make_stream(seed=2).take(10))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,16 @@ def test_resumed_is_undisturbed(changes, tmp_path):
     config = configure(tmp_path, **changes)
     run_until_killed(config, before=3)
     check_same(run_to_the_end(config, resume="yes"), whole)
+
+
+def test_each_response_is_taken_once_before_any_is_taken_again(tmp_path):
+    """Two of four a turn: after two epochs of the ten prompts, the first of which ends within a step, each was once."""
+    changes = distil(tmp_path, batch__responses_per_prompt=2, run__steps=5)
+    trainer = Trainer(configure(tmp_path, **changes), Console(quiet=True))
+    groups = [group for step in range(1, 6) for group in trainer.sample(step)]
+    taken = Counter((group.prompt.text, tuple(entry.response_ids)) for group in groups for entry in group.trajectories)
+    assert len(taken) == 40 and set(taken.values()) == {1}
+    trainer.close()
 
 
 def test_other_responses_are_another_run(tmp_path):
