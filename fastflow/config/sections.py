@@ -180,10 +180,11 @@ class ObjectiveConfig(Section):
         None, "rent: reward of a response without an answer, -7 in the published code; null rewards it like others",
         below=0,
     )  # fmt: skip
-    distil_average: Literal["token_mean", "sequence_mean"] = setting(
-        "token_mean",
-        "distil: weight of a token: 1 / all tokens of the update (maximum likelihood), or 1 / (responses x own "
-        "length), by which shorter responses count more",
+    distil_average: Average = setting(
+        "length_limit",
+        "distil: weight of a token: 1 / (responses x rollout.max_response_tokens) (length_limit: maximum likelihood), "
+        "1 / all tokens of the update (token_mean: the same where updates are large, in small ones shorter responses "
+        "count more), or 1 / (responses x own length) (sequence_mean: they count more in all)",
     )
 
     @property

@@ -2,9 +2,11 @@
 
     loss = - sum over tokens of share * log pi(token)
 
-share is 1 / all tokens of the update (token_mean) or 1 / (responses x own length) (sequence_mean). Whatever drew the
-responses, the first has its optimum at their distribution q; the second at q(y) / |y|, normalised. Log-probs come from
-`linear_logprob`, which never holds the logits.
+Whatever drew the responses, the optimum is their distribution q where share is a constant, 1 / (responses x length
+limit) (length_limit). It is q(y) / |y|, normalised, for 1 / (responses x own length) (sequence_mean). With 1 / all
+tokens of the update (token_mean) it lies in between, since a short response stands in updates of fewer tokens: at q
+in the limit of many responses in an update, at q(y) / |y| for one. Log-probs come from `linear_logprob`, which never
+holds the logits.
 """
 
 from __future__ import annotations

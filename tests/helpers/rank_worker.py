@@ -249,6 +249,7 @@ def check_methods(ranks: Ranks, groups: list[Group]) -> None:
         method: dict[str, Section] = {"objective": ObjectiveConfig(alpha=2.0), "released": released}
         check_updates(ranks, groups=of, method=method, updates=3)
     check(ObjectiveConfig(name="distil"), updates=2)
+    check(ObjectiveConfig(name="distil", distil_average="token_mean"), updates=2)
     check(ObjectiveConfig(name="distil", distil_average="sequence_mean"), few(groups, 1))
 
 

@@ -46,7 +46,16 @@ def no_engine(monkeypatch):
     monkeypatch.setattr(engines, "LocalSampler", None)
 
 
-@pytest.mark.parametrize("changes", [{}, {"lora__rank": 2}, {"objective__distil_average": "sequence_mean"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora__rank": 2},
+        {"objective__distil_average": "token_mean"},
+        {"objective__distil_average": "sequence_mean"},
+    ],
+    ids=str,
+)
 def test_the_likelihood_rises(changes, tmp_path, no_engine):
     changes = {"run__steps": 12, "optim__lr": 3e-3, "run__report": "true", **changes}
     run = run_to_the_end(configure(tmp_path, **distil(tmp_path, **changes)))

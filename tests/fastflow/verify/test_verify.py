@@ -21,7 +21,7 @@ SPACE = SequenceSpace(3, 3)
 TINY = replace(checks.QUICK, table_updates=5, updates=2, responses=16, learned=(2.0,))
 GRADIENTS = len(policy_gradients.VARIANTS) + 2 * len(policy_gradients.TARGETS)
 POWER = 4  # of the samplers of p^alpha
-DISTIL = 3  # two gradients, and the optimum
+DISTIL = 5  # three gradients, the optimum, and training
 FINE = checks.Check("fine", 0.0, 1.0, "")
 MANY = POWER + GRADIENTS + DISTIL + len(checks.TABLE_BOUNDS) * 6 + (len(checks.TRANSFORMER_BOUNDS) + 1) * 3
 
