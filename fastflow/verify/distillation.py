@@ -66,7 +66,7 @@ def optimum_check(make_models: MakeModels, seed: int) -> Check:
     prompt = Prompt(np.array([SPACE.eos_id]), source="fastflow verify")
     target = torch.log_softmax(ALPHA * policy_distribution(base, prompt, SPACE), 0)
     distances = {average: total_variation(optimum(target, average, FEW), target) for average in AVERAGES}
-    note = f"token mean {distances['token_mean']:.2g}"
+    note = f"token mean {distances['token_mean']:.2f}"
     return Check(f"distil, {FEW} an update: TV", distances["length_limit"], OPTIMUM_BOUND, "", note)
 
 

@@ -62,7 +62,7 @@ def kept_check(make_models: MakeModels, seed: int) -> Check:
         return _variation(after_one_move(target, responses, alpha=KEPT_ALPHA, form=form), target)
 
     exact, published = moved("exact"), moved("published")
-    return Check(f"MCMC exact alpha {KEPT_ALPHA:g}, one move: TV", exact, KEPT_BOUND, "", f"published {published:.2g}")
+    return Check(f"MCMC exact alpha {KEPT_ALPHA:g}, one move: TV", exact, KEPT_BOUND, "", f"published {published:.2f}")
 
 
 def reached_checks(make_models: MakeModels, seed: int) -> list[Check]:

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from fastflow.errors import FastflowError
-from fastflow.verify import checks, policy_gradients, power_sampling
+from fastflow.verify import checks, distillation, policy_gradients, power_sampling
 from fastflow.verify import command as verify
 from fastflow.verify.exact import SequenceSpace
 
@@ -69,6 +70,15 @@ def test_a_missed_bound_exits_with_one(measured_elsewhere, monkeypatch, tmp_path
     printed = capsys.readouterr().out
     assert "FAIL" in printed
     assert written["scope"] == power_sampling.SCOPE and power_sampling.SCOPE in " ".join(printed.split())
+
+
+def test_the_widest_rows_fit_80_columns():
+    exact = [power_sampling.kept_check(checks.make_models, 1), distillation.optimum_check(checks.make_models, 1)]
+    widest = checks.Check("table alpha 0.5 group mean: log_z", 1.5e-6, 0.0001, "nats/token")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(verify._table_of([*exact, widest]))
+    assert capture.get().count("pass") == 3 and "…" not in capture.get()
 
 
 def test_json_has_no_nan(monkeypatch, tmp_path):
