@@ -82,7 +82,7 @@ class OwnFunction:
             return self._function(*arguments)
         except FastflowError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit would end the run as if it were done
             import torch  # late, since what names a function does not need it
 
             if isinstance(error, torch.OutOfMemoryError):

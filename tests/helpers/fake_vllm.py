@@ -29,12 +29,13 @@ class FakeServer:
     """completion: what a completion request gets instead of its answer: a status, an answer, or None for the answer.
 
     before_probe: called before a probe is answered. transfers: whether the weight-transfer backend is configured.
-    errors: path -> (status, message) that it always gets. stale_head: the weights that it takes have no effect. tokens:
-    what /metrics counts.
+    errors: path -> (status, message) that it always gets. models: what it says it serves. stale_head: the weights that
+    it takes have no effect. tokens: what /metrics counts.
     """
 
     def __init__(self, *, transfers: bool = True, room: int = 40):
-        self.transfers, self.room = transfers, room
+        self.transfers = transfers
+        self.models: object = [{"id": "policy", "max_model_len": room}]
         self.completion: Callable[[dict], object] = lambda body: None
         self.before_probe: Callable[[], object] = lambda: None
         self.errors: dict[str, tuple[int, str]] = {}
@@ -93,7 +94,7 @@ class FakeServer:
 
     def _control(self, path: str, body: dict) -> tuple[int, object]:
         if path == "/v1/models":
-            return 200, {"data": [{"id": "policy", "max_model_len": self.room}]}
+            return 200, {"data": self.models}
         if path == "/metrics":
             return 200, f'# HELP\nvllm:generation_tokens_total{{engine="0"}} {self.tokens}\n'
         if path == "/init_weight_transfer_engine" and not self.transfers:

@@ -13,6 +13,8 @@ from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.server.client import Unreachable
 
 ROUNDING = 1e-3  # nats; a log-prob may exceed 0 by so little
+OTHER_MODEL = "serve the model that is trained"
+PROXY = "check that vLLM itself listens there"
 MODE = "it was probably started without --logprobs-mode processed_logprobs"
 
 
@@ -44,9 +46,12 @@ def request_body(
 
 
 def trajectory_of(
-    answer: Any, *, address: str, seed: int, params: SamplingParams, eos_ids: Sequence[int], weight_version: int
-) -> Trajectory:
+    answer: Any, *, address: str, seed: int, params: SamplingParams, eos_ids: Sequence[int], vocabulary: int,
+    weight_version: int,
+) -> Trajectory:  # fmt: skip
     """Return the response as a trajectory.
+
+    params: those of the request. vocabulary: the policy's tokens are those below.
 
     Raises FastflowError for a response that cannot be used. Raises Unreachable for one that the server cut off, as it
     does when another run changes its weights.
@@ -60,15 +65,20 @@ def trajectory_of(
         finish_reason = choice["finish_reason"]
         if finish_reason not in ("stop", "length"):
             raise Unreachable(f"the server at {address} ended a response by {finish_reason!r}")
-        ids = np.asarray(choice["token_ids"], dtype=np.int64)
+        ids = np.asarray(list(choice["token_ids"]))
         logprobs = np.asarray(choice["logprobs"]["token_logprobs"], dtype=np.float32)
     except (KeyError, TypeError, ValueError) as error:
         raise unusable("without token ids and their log-probs; fastflow needs vLLM 0.32") from error
     if ids.ndim != 1 or not len(ids) or ids.shape != logprobs.shape:
         raise unusable(f"with {logprobs.size} log-probs for {ids.size} tokens; fastflow needs vLLM 0.32")
-    if not np.all(logprobs <= ROUNDING):
-        worst = logprobs[np.isnan(logprobs)][:1] if np.isnan(logprobs).any() else logprobs.max(keepdims=True)
-        raise unusable(f"whose log-probs reach {worst[0]:.4g}, and none may exceed 0; {MODE}")
+    if ids.dtype.kind != "i" or ids.min() < 0 or ids.max() >= vocabulary:
+        strange = next((one for one in ids.tolist() if type(one) is not int or not 0 <= one < vocabulary), ids)
+        raise unusable(f"with token {strange!r:.50}, and the policy's are 0 to {vocabulary - 1}; {OTHER_MODEL}")
+    if len(ids) > params.max_response_tokens:
+        raise unusable(f"of {len(ids)} tokens where {params.max_response_tokens} are the most; {PROXY}")
+    unlike = logprobs[~(np.isfinite(logprobs) & (logprobs <= ROUNDING))]
+    if len(unlike):
+        raise unusable(f"with a log-prob of {unlike[0]:.4g}, and each is finite and at most 0; {MODE}")
     if finish_reason == "stop" and not params.stop and ids[-1] not in eos_ids:
         raise unusable(
             f"that ended at token {ids[-1]}, which is not one of the policy's end tokens; start it with "
@@ -76,4 +86,4 @@ def trajectory_of(
         )
     if params.temperature == 0:
         logprobs = np.zeros_like(logprobs)
-    return Trajectory(ids, logprobs, finish_reason, seed=seed, weight_version=weight_version)
+    return Trajectory(ids.astype(np.int64), logprobs, finish_reason, seed=seed, weight_version=weight_version)

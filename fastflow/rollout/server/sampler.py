@@ -178,8 +178,9 @@ class ServerSampler:
                 answer,
                 address=server.address,
                 seed=seed,
-                params=params,
+                params=limited,
                 eos_ids=self._eos_ids,
+                vocabulary=self._policy.vocab_size,
                 weight_version=weights.version,
             )
 

@@ -95,15 +95,22 @@ class Server:
 
     async def _introduce(self, folder: Path) -> None:
         """Find out what the server serves, and how it takes weights."""
-        (entry, *_) = await self.client.get("/v1/models", "data")
-        room = entry.get("max_model_len")
-        if room is not None and room < self._context:
+        models = await self.client.get("/v1/models", "data")
+        try:
+            (entry, *_) = models
+            model, room = str(entry["id"]), int(entry.get("max_model_len") or self._context)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise FastflowError(
+                f"the server at {self.address} names no model: it gave {models!r:.100} as data of /v1/models; check "
+                "that vLLM listens there"
+            ) from error
+        if room < self._context:
             raise FastflowError(
                 f"the server at {self.address} has room for {room} tokens, but the longest prompt and "
                 f"rollout.max_response_tokens need {self._context}; start it with --max-model-len {self._context} or "
                 "lower data.max_prompt_tokens or rollout.max_response_tokens"
             )
-        self.model = entry["id"]
+        self.model = model
         self._transfers = await self._takes_transfers(folder)
         way = "its weight-transfer API" if self._transfers else "reload_weights"
         version = await self.client.get("/version", "version")

@@ -70,6 +70,7 @@ def test_the_digest_is_of_the_file(own, tmp_path):
         ("return [1.0, 'a']", "returned 'a' for 'two', a response to here:2; it must return a finite number"),
         ("return [1.0, None]", "returned None for 'two'"),
         ("raise KeyError('x')", r"raises KeyError: 'x' \(.*own_module.py:1\) for 'one', a response to here:1"),
+        ("raise SystemExit(0)", "raises SystemExit: 0"),
     ],
 )
 def test_lists_that_do_not_fit(own, body, words):

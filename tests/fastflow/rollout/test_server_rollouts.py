@@ -104,8 +104,16 @@ def test_begin_returns_while_the_servers_still_work(model, fakes, running):
     ("answer", "message"),
     [
         ({"logprobs": {"token_logprobs": [-1.0]}}, "1 log-probs for 2 tokens"),
-        ({"logprobs": {"token_logprobs": [-1.0, 2.5]}}, r"reach 2\.5, .* --logprobs-mode processed_logprobs"),
-        ({"logprobs": {"token_logprobs": [-1.0, float("nan")]}}, "reach nan, .* --logprobs-mode processed_logprobs"),
+        ({"logprobs": {"token_logprobs": [-1.0, 2.5]}}, r"log-prob of 2\.5, .* --logprobs-mode processed_logprobs"),
+        ({"logprobs": {"token_logprobs": [-1.0, float("nan")]}}, "log-prob of nan, .* --logprobs-mode"),
+        ({"logprobs": {"token_logprobs": [-1.0, -float("inf")]}}, "log-prob of -inf, .* --logprobs-mode"),
+        (
+            {"token_ids": [10**6, 0]},
+            "with token 1000000, and the policy's are 0 to .*; serve the model that is trained",
+        ),
+        ({"token_ids": [-5, 0]}, "with token -5, "),
+        ({"token_ids": [3.7, 0]}, "with token 3.7, "),
+        ({"token_ids": [5] * 99, "logprobs": {"token_logprobs": [-1.0] * 99}}, r"of 99 tokens where \d+ are the most"),
         ({"logprobs": None}, "without token ids and their log-probs; fastflow needs vLLM 0.32"),
         ({"token_ids": None}, "without token ids and their log-probs"),
         ({"token_ids": [], "logprobs": {"token_logprobs": []}}, "0 log-probs for 0 tokens"),
@@ -129,6 +137,15 @@ def test_a_key_that_is_none_is_refused_at_once(key, model, fakes, monkeypatch):
         start(model, fakes())
     assert key not in str(refused.value)
     assert not our_threads()
+
+
+@needs_httpx
+@pytest.mark.parametrize("models", [[], [{}], None, "policy", [{"id": "policy", "max_model_len": "long"}]])
+def test_a_server_that_names_no_model_is_told(models, model, fakes):
+    fake = fakes()
+    fake.models = models
+    with pytest.raises(FastflowError, match=f"the server at {fake.address} names no model: .*check that vLLM listens"):
+        start(model, fake)
 
 
 @needs_httpx
