@@ -10,7 +10,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Rational, Real
 from typing import Any, cast
 
 import torch
@@ -224,7 +224,9 @@ def check_number(name: str, value: object, rule: str, low: float, high: float) -
     """Refuse all but a number with low <= value <= high; `rule` says so in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number {rule}, got {type(value).__name__}; pass a Python float.")
-    if not low <= cast(float, value) <= high:  # false for nan, too
+    # NumPy would round the bounds to a float32 beside them, to 0 and inf
+    exact = value if isinstance(value, float | Rational) else float(value)
+    if not low <= cast(float, exact) <= high:  # false for nan, too
         raise ValueError(f"{name} must be a number {rule}, got {value}; choose one that is.")
 
 

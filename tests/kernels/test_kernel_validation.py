@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,6 +25,7 @@ def test_the_unchanged_calls_pass():
     call_flow_loss()
     call_flow_loss(cu_seqlens=torch.tensor([0, 2, 5]), clip_high=math.inf, clip_low=1, normaliser=7)
     call_linear_logprob()
+    call_flow_loss(normaliser=np.float32(3), temperature=np.float16(2))
     call_linear_logprob(targets=torch.zeros(5, dtype=torch.int32), temperature=2, block_rows=1)
 
 
@@ -144,6 +146,8 @@ def test_temperature_errors(temperature, error):
         ({"ratio": None}, ValueError, "ratio must be one of sequence, token_mean, got None; did you mean"),
         ({"normaliser": 0}, ValueError, "normaliser must be a number above 0 and finite, got 0; choose"),
         ({"normaliser": True}, TypeError, "normaliser must be a number above 0 and finite, got bool; pass"),
+        ({"normaliser": np.float32(0)}, ValueError, "normaliser must be a number above 0 and finite, got 0.0; choose"),
+        ({"normaliser": np.float32("inf")}, ValueError, "normaliser must be .* finite, got inf; choose"),
     ],
 )
 def test_sequence_errors(changes, error, message):
