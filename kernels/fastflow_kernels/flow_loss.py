@@ -245,7 +245,8 @@ def flow_loss(
         "clip_low": float(clip_low),
         "clip_high": float(clip_high),
         "ratio": ratio,
-        "normaliser": torch.full((), normaliser, dtype=torch.float64, device="cpu"),
+        # a product, since torch.compile keeps a float open there; torch.full would be compiled anew for each
+        "normaliser": torch.ones((), dtype=torch.float64, device="cpu") * float(normaliser),
     }
     if accumulate_into is not None:
         check_accumulate_into(accumulate_into, weight, head["factor_dtype"])

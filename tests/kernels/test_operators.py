@@ -128,13 +128,15 @@ def test_flow_loss_compiles_without_a_graph_break(device, dynamic):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_batches_of_all_sizes_share_few_graphs(device):
-    """Lengths, their number and the normaliser change with every batch of a run."""
-    frames = CompileCounterWithBackend("eager")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])  # the second closes floats that the first leaves open
+@pytest.mark.parametrize("part", [0, 0.5])
+def test_batches_of_all_sizes_share_few_graphs(device, part, backend):
+    """Lengths, their number and the normaliser, whole or not, change with every batch of a run."""
+    frames = CompileCounterWithBackend(backend)
     compiled = torch.compile(flow_loss, fullgraph=True, backend=frames)
     for count in range(2, 14):
         lengths = [count + place % 3 for place in range(count)]
-        problem = make_problem(lengths, width=8, vocabulary=21, normaliser=count + 0.5).cast(torch.float32)
+        problem = make_problem(lengths, width=8, vocabulary=21, normaliser=count + part).cast(torch.float32)
         problem = on_device(problem, device)
         assert_matches(on_cpu(problem.run(op=compiled)), on_cpu(problem.run()), forward=0.0, gradient=0.0)
     assert frames.frame_count <= 4
