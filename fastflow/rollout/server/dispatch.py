@@ -35,7 +35,7 @@ class Lane:
     """A server during a round.
 
     last_sign: when it last finished a response or was seen to generate. answered: its jobs since it last lost its
-    weights, or since the round began.
+    weights, or since the round began. told: what was warned of.
     """
 
     server: Server
@@ -47,6 +47,7 @@ class Lane:
     look: asyncio.Task | None = None
     last_look: float = 0.0
     resting: asyncio.TimerHandle | None = None
+    told: set[str] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
     under_way: dict[asyncio.Task, int] = field(default_factory=dict)
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,9 +56,14 @@ class Lane:
     def is_free(self, max_sequences: int) -> bool:
         return self.open and self.resting is None and len(self.under_way) < max_sequences
 
-    def doubt(self, trouble: str) -> None:
-        if self.open:
+    def warn(self, trouble: str) -> None:
+        """Warn, once, of what befell a request."""
+        if self.open and trouble not in self.told:
             logger.warning("%s; its requests go to whichever server answers", trouble)
+            self.told.add(trouble)
+
+    def doubt(self, trouble: str) -> None:
+        self.warn(trouble)
         self.open = False
         self.trouble = trouble
         self.doubted.set()
@@ -90,6 +96,7 @@ class Round:
         self._on_finished = on_finished
         self._waiting = deque(range(jobs))
         self._answers: dict[int, Any] = {}
+        self._failed: dict[int, str] = {}  # how jobs without an answer failed last
         self._told: set[int] = set()  # jobs for which on_finished was called
         self._jobs = jobs
         self._started = now
@@ -153,6 +160,7 @@ class Round:
         error = None if task.cancelled() else task.exception()
         if error is None and not task.cancelled():
             self._answers[job] = task.result()
+            self._failed.pop(job, None)
             lane.answered.add(job)
             lane.last_sign = self._progress = time.monotonic()
             lane.backoff.reset()
@@ -161,7 +169,10 @@ class Round:
                 self._on_finished()
         else:
             self._waiting.appendleft(job)
+        if isinstance(error, Unreachable):
+            self._failed[job] = str(error)
         if isinstance(error, Busy):
+            lane.warn(str(error))
             lane.resting = asyncio.get_running_loop().call_later(lane.backoff.seconds(), self._wake, lane)
         elif isinstance(error, Unreachable):
             lane.doubt(str(error))
@@ -248,7 +259,8 @@ class Round:
                 task.cancel()
 
     def _all_silent(self) -> FastflowError:
-        troubles = "; ".join(lane.trouble or f"{lane.server.address} is silent" for lane in self._lanes)
+        known = dict.fromkeys([*filter(None, (lane.trouble for lane in self._lanes)), *self._failed.values()])
+        troubles = "; ".join(known or (f"{lane.server.address} is silent" for lane in self._lanes))
         return FastflowError(
             f"no server has made progress for {self._silence:g} seconds, with {self._jobs - len(self._answers)} of "
             f"{self._jobs} responses missing: {troubles}; check the servers, or raise rollout.silence if they were "

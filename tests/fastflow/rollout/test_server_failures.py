@@ -192,6 +192,23 @@ def test_when_all_are_dead_the_run_ends_with_their_last_words(model, fakes, runn
 
 
 @needs_httpx
+@pytest.mark.parametrize("failure", [503, 500])
+def test_a_request_that_always_fails_is_told_with_its_words(failure, model, fakes, running, caplog):
+    fake, cursed = fakes(), []
+
+    def fail_one(body):
+        cursed[:] = cursed or [body["seed"]]
+        return failure if [body["seed"]] == cursed else None
+
+    fake.completion = fail_one
+    sampler = running(model, fake, silence=1.5)
+    with pytest.raises(FastflowError, match=rf"with 1 of 24 responses missing: .*{fake.address}.*{failure}") as error:
+        sampler.sample(make_requests(), PARAMS)
+    assert "silent" not in str(error.value)
+    assert sum("its requests go to" in record.message for record in caplog.records) < 4 < len(fake.bodies) - 23
+
+
+@needs_httpx
 def test_ctrl_c_cancels_and_the_sampler_can_go_on(model, fakes, running):
     fake, released = fakes(), threading.Event()
     fake.completion = lambda body: released.wait(60) and None
