@@ -82,8 +82,12 @@ ALARMS = (
     ),
     Alarm(
         "stale rollouts",
-        lambda now, _: not now["effective_sample_size"] >= 0.3,  # NaN: every ratio under- or overflowed
-        lambda now, _: f"effective sample size {now['effective_sample_size']:.0%}",
+        lambda now, _: not now["effective_sample_size"] >= 0.3,
+        lambda now, _: (
+            "importance ratios under- or overflowed"
+            if math.isnan(now["effective_sample_size"])
+            else f"effective sample size {now['effective_sample_size']:.0%}"
+        ),
         remedies.stale,
         of_updates=True,
     ),

@@ -153,8 +153,12 @@ def kl_to_base(results: Sequence[UpdateResult]) -> float:
 
 
 def effective_sample_size(raw_ratio: torch.Tensor) -> float:
-    """(sum w)^2 / (n sum w^2) of the raw importance ratios: 1 on-policy, towards 1/n when one response dominates."""
-    return float(raw_ratio.sum() ** 2 / (len(raw_ratio) * (raw_ratio**2).sum()))
+    """(sum w)^2 / (n sum w^2) of the raw importance ratios: 1 on-policy, towards 1/n when one response dominates.
+
+    NaN where the largest has under- or overflowed.
+    """
+    weights = raw_ratio / raw_ratio.max()  # whose squares do neither
+    return float(weights.sum() ** 2 / (len(weights) * (weights**2).sum()))
 
 
 def slope_within_groups(results: Sequence[UpdateResult], penalties: Sequence[torch.Tensor] | None = None) -> float:

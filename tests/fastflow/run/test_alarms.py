@@ -152,9 +152,9 @@ def test_the_comparison_stays_with_the_first_step():
 
 
 def test_ratios_that_overflowed_count_as_stale():
-    """Raw ratios that all under- or overflow give an effective sample size of NaN: staleness at its worst."""
+    """Ratios that all underflow, or one that overflows, have no effective sample size: staleness at its worst."""
     (message,) = after(CALM, effective_sample_size=float("nan"))
-    assert message.startswith("stale rollouts")
+    assert message.startswith("stale rollouts: importance ratios under- or overflowed; ")
 
 
 SKIPPED = {

@@ -97,7 +97,16 @@ class TestSlope:
 class TestEffectiveSampleSize:
     @pytest.mark.parametrize(
         ("ratios", "expected"),
-        [((1, 1, 1, 1), 1.0), ((3, 3), 1.0), ((1, 0, 0, 0), 0.25), ((3, 1), 0.8), ((1, 2, 3), 36 / 42), ((5,), 1.0)],
+        [
+            ((1, 1, 1, 1), 1.0),
+            ((3, 3), 1.0),
+            ((1, 0, 0, 0), 0.25),
+            ((3, 1), 0.8),
+            ((1, 2, 3), 36 / 42),
+            ((5,), 1.0),
+            ((3e-200, 1e-200), 0.8),
+            ((3e200, 1e200), 0.8),
+        ],
     )
     def test_by_hand(self, ratios, expected):
         assert effective_sample_size(torch.tensor(ratios, dtype=torch.float64)) == pytest.approx(expected)
