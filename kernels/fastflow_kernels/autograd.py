@@ -36,7 +36,7 @@ def handed_out(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor
     Works in place where the type stays, since the gradient of a head is large; a graph being traced has no places. An
     upstream gradient of one costs nothing there: on a CPU the host knows it, and on CUDA the kernel finds out.
     """
-    if type(gradient) is not Tensor:
+    if type(gradient) is not Tensor or torch.compiler.is_compiling():
         return (gradient * upstream).to(dtype)
     out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     if has_triton_kernels_for(gradient):

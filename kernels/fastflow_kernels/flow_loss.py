@@ -169,7 +169,8 @@ def flow_loss(
         accumulate_into: float32 (float64 for float64 inputs), (V, D), contiguous: weight.grad, or a main_grad beside
             it. The gradient of the weight is added to it in this call, not in the backward pass, and autograd gets
             none. This spares a tensor of this size, and a pass over it. The upstream gradient of the loss must be one:
-            scale by the normaliser instead. Nothing is added under torch.no_grad(). With a head cut by FSDP, pass a
+            scale by the normaliser instead. Nothing is added under torch.no_grad(). Where nothing but the weight
+            requires grad, the loss requires none, and there is no backward to call. With a head cut by FSDP, pass a
             tensor for the whole weight and reduce it yourself. Leave the call out of
             torch.utils.checkpoint(use_reentrant=False), which would compute it twice.
         statistics: also returns each row's entropy, logsumexp and mean logit, from the same pass over the

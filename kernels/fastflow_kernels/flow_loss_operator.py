@@ -117,12 +117,13 @@ def run(
 
 
 def _copied_to(device: torch.device, values: Tensor) -> Tensor:
-    """Copy values to this device; from the host to a CUDA device through pinned memory.
+    """Copy values to this device; from the host to a CUDA device through pinned memory of its own.
 
-    A copy from other memory would hold the host until the device has come to it.
+    A copy from other memory would hold the host until the device has come to it. The caller's own pinned memory may
+    hold other values by then.
     """
     if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
+        values = torch.empty_like(values, pin_memory=True).copy_(values)
     return values.to(device, non_blocking=True)
 
 

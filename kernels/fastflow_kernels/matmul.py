@@ -96,9 +96,12 @@ def factor_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
     """Return the type that autocast asks for; None where it is off, or where a device, such as meta, has none."""
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(device) if _has_autocast(device) and torch.is_autocast_enabled(device) else None
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace what it asks
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @torch.compiler.assume_constant_result

@@ -99,12 +99,13 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     if bias is not None:
         check_tensor("bias", bias, (weight.shape[0],), dtypes, like=hidden)
     check_tensor("targets", targets, (hidden.shape[0],), INTEGERS, like=hidden)
-    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        _refuse_tangents(hidden, weight, bias)
+    _refuse_tangents(hidden, weight, bias)
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
     """Refuse forward-mode differentiation, which the operators would answer with zeros."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
     if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError(
             "the ops have no forward-mode derivative (torch.func.jvp, forward_ad); use fastflow_kernels.reference, "
@@ -218,6 +219,7 @@ def check_sequence_tensors(sequence_count: int, like: Tensor, *, log_z: Tensor, 
                 f"{name} requires grad, but flow_loss gives gradients to hidden, weight, bias and log_z "
                 f"only; pass {name}.detach()."
             )
+    _refuse_tangents(log_z, *constants.values())
 
 
 def check_number(name: str, value: object, rule: str, low: float, high: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,3 +123,16 @@ def test_the_host_never_waits_for_the_device(dtype):
         run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+def test_offsets_in_pinned_memory_may_change_after_the_call():
+    """A trainer may write the next batch's into the same memory while the device is still behind."""
+    problem = on_device(make_problem([3, 5], width=64, vocabulary=1003).cast(torch.float32), "cuda")
+    expected, _ = problem.run()
+    pinned = problem.cu_seqlens.pin_memory()
+    torch.cuda._sleep(100_000_000)
+    result, _ = replace(problem, cu_seqlens=pinned).run()
+    pinned.zero_()
+    torch.testing.assert_close(result.logprob, expected.logprob)

@@ -36,6 +36,13 @@ def test_forward_mode_is_refused_and_not_answered_with_zeros(call):
         torch.func.jvp(lambda values: call(hidden=values), (hidden,), (torch.ones_like(hidden),))
 
 
+@pytest.mark.parametrize("name", ["log_z", "log_target", "length_scale", "behaviour_logprob"])
+def test_forward_mode_is_refused_for_what_sequences_have(name):
+    given = make_problem([2, 3]).cast(torch.float32).tensors[name]
+    with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*fastflow_kernels\.reference"):
+        torch.func.jvp(lambda values: call_flow_loss(**{name: values}), (given,), (torch.ones_like(given),))
+
+
 HEAD_ERRORS = [
     ({"hidden": [[1.0]]}, TypeError, "hidden must be a 2-D tensor, got list; pass"),
     ({"hidden": torch.zeros(1, 5, 5)}, ValueError, r"hidden must be 2-D, got shape \(1, 5, 5\); select"),

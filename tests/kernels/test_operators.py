@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._inductor.config
+from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fastflow_kernels import (
@@ -184,6 +185,16 @@ def test_statistics_compile_without_a_graph_break(device, dynamic):
         outcomes.append((*values, *sum(gradients, ())))
     for got, want in zip(outcomes[1], outcomes[0], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_backward_pass_compiles_alone(device):
+    """As torch's compiled autograd does."""
+    problem = on_device(make_problem([3, 2, 5]).cast(torch.float32), device)
+    whole_graph = torch.compile(backend="aot_eager", fullgraph=True)
+    with compiled_autograd._enable(whole_graph):
+        got = problem.run(upstream=0.5)
+    assert_matches(on_cpu(got), on_cpu(problem.run(upstream=0.5)), forward=0.0, gradient=1e-6)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -24,12 +24,17 @@ def device_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return None
     if device.type != "cuda" or torch.cuda.get_device_capability(device) != CAPABILITY:
         return "its products need compute capability 9.0"
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_packages():
         return f"{' and '.join(missing)} not installed (pip install 'fastflow[hopper]')"
     if quack_release() != QUACK:
         return "it needs quack-kernels 0.6 (pip install 'fastflow[hopper]')"
     return import_failure()
+
+
+@functools.cache
+def missing_packages() -> list[str]:
+    """Name the packages that are not installed. They are looked for once: on a long path that takes a while."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 
 
 @functools.cache

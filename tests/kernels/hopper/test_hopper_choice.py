@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import pytest
@@ -86,12 +85,7 @@ def pretend(monkeypatch, capability: tuple[int, int], missing: tuple[str, ...] =
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(support, "quack_release", lambda: support.QUACK)
     monkeypatch.setattr(support, "import_failure", lambda: None)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name in missing else object() if name in support.PACKAGES else find(name, *rest),
-    )
+    monkeypatch.setattr(support, "missing_packages", lambda: [*missing])
 
 
 def test_missing_packages_are_named(monkeypatch):
