@@ -82,6 +82,12 @@ def check_tensor(name: str, value: object, shape: tuple[int, ...], dtypes: Seque
 
 def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> None:
     """Check hidden (N, D), weight (V, D), targets (N,) and bias (V,) or None; float64 goes with float64 only."""
+    for name, value in (("hidden", hidden), ("weight", weight), ("bias", bias)):
+        if hasattr(value, "device_mesh"):  # a DTensor, whose module is slow to import
+            raise TypeError(
+                f"{name} is a DTensor, of which this rank holds a part; call the op in the forward pass of the module "
+                f"that FSDP wraps, pass {name}.full_tensor(), or {name}.to_local() with a VocabularyShard."
+            )
     for name, value in (("hidden", hidden), ("weight", weight)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a 2-D tensor, got {type(value).__name__}; pass a torch.Tensor.")

@@ -5,6 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from fastflow_kernels import flow_loss, linear_logprob
 from kernel_problems import make_problem
@@ -41,6 +44,20 @@ def test_forward_mode_is_refused_for_what_sequences_have(name):
     given = make_problem([2, 3]).cast(torch.float32).tensors[name]
     with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*fastflow_kernels\.reference"):
         torch.func.jvp(lambda values: call_flow_loss(**{name: values}), (given,), (torch.ones_like(given),))
+
+
+@pytest.mark.parametrize("call", [call_flow_loss, call_linear_logprob])
+@pytest.mark.parametrize("name", ["hidden", "weight"])
+def test_a_part_of_a_tensor_is_refused(call, name):
+    """As FSDP puts one in place of a parameter, outside its module's forward pass."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        whole = make_problem([2, 3]).cast(torch.float32).tensors[name]
+        part = distribute_tensor(whole, init_device_mesh("cpu", (1,)), [Shard(0)])
+        with pytest.raises(TypeError, match=rf"{name} is a DTensor, .* pass {name}\.full_tensor\(\)"):
+            call(**{name: part})
+    finally:
+        dist.destroy_process_group()
 
 
 HEAD_ERRORS = [
