@@ -168,6 +168,19 @@ def _weights(directory: Path) -> dict[str, Path]:
     return found
 
 
+def damaged(path: str) -> Path | None:
+    """Name the first weight file of a local directory that cannot be opened, as one whose download was cut; or None."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np"):
+                pass
+        except (OSError, SafetensorError):
+            return file
+    return None
+
+
 def _read(file: Path, name: str) -> torch.Tensor:
     from safetensors import safe_open
 

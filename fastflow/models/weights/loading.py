@@ -22,7 +22,14 @@ from fastflow.models.layers.experts import has_experts
 from fastflow.models.layers.rope import check_kinds
 from fastflow.models.pulse import PULSE
 from fastflow.models.weights.expert_names import check_experts
-from fastflow.models.weights.files import check_files, check_is_model, check_names, check_quantisation, check_tie
+from fastflow.models.weights.files import (
+    check_files,
+    check_is_model,
+    check_names,
+    check_quantisation,
+    check_tie,
+    damaged,
+)
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -179,9 +186,10 @@ def loading(path: str, what: str, *, fetch: bool = True) -> Iterator[None]:
         plain = isinstance(error, (OSError, ValueError, RuntimeError))
         reason = message_of(error, typed=not plain)
         elsewhere = "" if here else f"{path} is no directory here, and as a hub id it fails: "
-        raise FastflowError(
-            f"cannot load the {what} {path}: {elsewhere}{reason}; check the path or the hub id"
-        ) from error
+        remedy = "check the path or the hub id"
+        if here and (file := damaged(path)):
+            remedy = f"{file} is damaged or incomplete: download or copy it again"
+        raise FastflowError(f"cannot load the {what} {path}: {elsewhere}{reason}; {remedy}") from error
 
 
 @functools.cache
