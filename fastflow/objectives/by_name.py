@@ -20,4 +20,6 @@ def make_objective(config: Config, policy: PackedModel) -> Objective:
         return MaximumLikelihood(config, policy)
     if config.objective.name in POLICY_GRADIENTS:
         return PolicyGradient(config, policy)
-    return (MaskedFlow if config.released.token_mask else FlowObjective).of(config, policy)
+    if config.released.token_mask:
+        return MaskedFlow(config, policy)
+    return FlowObjective(config, policy)

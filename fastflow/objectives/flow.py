@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from fastflow.config.schema import Config, ImportanceConfig, ObjectiveConfig, ReleasedConfig
+from fastflow.config.schema import Config, ImportanceConfig, ObjectiveConfig
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.log_z import LearnedLogZ, LogZForm, group_mean
@@ -20,24 +20,13 @@ from fastflow.objectives.trajectory_balance import OBJECTIVES
 class FlowObjective:
     """PowerFlow and its relatives. log_z_head: the network of log_z; None where log_z is the group's mean."""
 
-    def __init__(
-        self,
-        settings: ObjectiveConfig,
-        importance: ImportanceConfig,
-        policy: PackedModel,
-        released: ReleasedConfig | None = None,
-    ):
-        self._settings = settings
-        self._importance = importance
+    def __init__(self, config: Config, policy: PackedModel):
+        self._settings = config.objective
+        self._importance = config.importance
         self.log_z_head = None
-        if settings.log_z == "learned":
-            form = LogZForm() if released is None else LogZForm.of(released, settings.alpha)
+        if config.objective.log_z == "learned":
+            form = LogZForm.of(config.released, config.objective.alpha)
             self.log_z_head = LearnedLogZ(policy.hidden_size, form).to(policy.device)
-
-    @classmethod
-    def of(cls, config: Config, policy: PackedModel) -> FlowObjective:
-        """The objective that a run's settings name."""
-        return cls(config.objective, config.importance, policy, config.released)
 
     @property
     def least_of_group(self) -> int:

@@ -74,7 +74,7 @@ class TestTokenMaskByHand:
         config = Config(
             objective=ObjectiveConfig(alpha=ALPHA), importance=ImportanceConfig(ratio=request.param), released=RELEASED
         )
-        loss_of = MaskedFlow.of(config, policy).losses(policy, facts)
+        loss_of = MaskedFlow(config, policy).losses(policy, facts)
         return loss_of(torch.zeros(batch.tokens, policy.hidden_size), batch), policy, request.param
 
     def expected(self, ratio):

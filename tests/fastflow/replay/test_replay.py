@@ -150,7 +150,7 @@ class TestWeightsThatAreGone:
 def test_finite_now(tmp_path, capsys):
     """The loss was NaN for a reason that is not in the batch, nor in the weights: exit code 0."""
     config = configure(tmp_path, run__output=tmp_path / "run", **COMMON)
-    train(config, Console(quiet=True), PoisonedTwice.of)
+    train(config, Console(quiet=True), PoisonedTwice)
     assert [line["skipped_updates"] for line in metrics_of(tmp_path / "run")] == [0, 1, 0, 0]
     code, out, err = invoke(capsys, "replay", tmp_path / "run" / "bad" / "step-2.safetensors")
     assert code == 0, err

@@ -83,7 +83,7 @@ def make_learner(kind=Poisoned, *, bad=(), log_z="learned", rank=0, max_skips=3,
     policy = PackedModel(model)
     base = AdaptersOff(policy) if rank else FrozenModel(make_causal_lm(seed=1))
     torch.manual_seed(0)  # the log_z head
-    learner = Learner(policy, base, config, total_updates=10, objective=kind.of)
+    learner = Learner(policy, base, config, total_updates=10, objective=kind)
     learner.objective.bad = bad
     return learner
 

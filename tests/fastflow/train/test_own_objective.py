@@ -47,7 +47,7 @@ def gradient(objective: MakeObjective, groups, tokens: int = 10**6) -> torch.Ten
 
 def test_on_policy_it_is_half_of_powerflow(policy_gradient, rng):
     groups = make_groups(rng)
-    expected, found = gradient(FlowObjective.of, groups), gradient(policy_gradient, groups)
+    expected, found = gradient(FlowObjective, groups), gradient(policy_gradient, groups)
     assert expected.norm() > 0
     assert float((2 * found - expected).norm() / expected.norm()) < 1e-5
 
@@ -74,7 +74,7 @@ def test_an_objective_of_its_own_gets_no_response_that_is_dropped(policy_gradien
 
 
 def test_a_run_with_an_objective_of_its_own_goes_on_with_that_alone(tmp_path):
-    make = OwnLoss.of
+    make = OwnLoss
     whole, cut = (configure(tmp_path, run__output=tmp_path / name, run__save_every=1) for name in ("whole", "cut"))
     train(whole, Console(quiet=True), make)
     trainer = Trainer(cut, Console(quiet=True), make)
