@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.schema import ObjectiveConfig
-from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped
+from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped, with_literal_tokens
 from fastflow.data.trajectory import Group, flatten, only
+from fastflow.errors import FastflowError
 from fastflow.objectives.answers import AnswerReader
 from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
 from fastflow.objectives.own_function import OwnFunction, Source
-from fastflow.objectives.trajectory_balance import make_format_check, normalise_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+FormatCheck = Callable[[Sequence[str], Sequence[Source]], list[bool]]  # of texts and the records that they answer
 
 
 @dataclass(frozen=True)
@@ -159,3 +162,35 @@ class Judge:
         if self._answers is None:
             raise ValueError(f"objective.name = {self._settings.name} compares answers, and this Judge has no reader")
         return self._answers
+
+
+def make_format_check(
+    settings: ObjectiveConfig, special_tokens: Collection[str] = (), program: Program = NO_PROGRAM
+) -> FormatCheck | None:
+    """Make the test for well-formed responses; None where the penalty is off.
+
+    special_tokens: texts that stand for themselves in a format_pattern. Raises FastflowError for a broken pattern, and
+    for a function that cannot be had.
+    """
+    if settings.format_check is not None:
+        function = OwnFunction("objective.format_check", settings.format_check, program)
+        return lambda texts, sources: [bool(value) for value in function.values(texts, sources)]
+    if settings.format_pattern is None:
+        return None
+    try:
+        pattern = re.compile(with_literal_tokens(settings.format_pattern, special_tokens), re.DOTALL)
+    except re.error as error:
+        raise FastflowError(
+            f"objective.format_pattern {settings.format_pattern!r} is not a regular expression ({error}); correct it"
+        ) from error
+    return lambda texts, sources: [pattern.search(text) is not None for text in texts]
+
+
+def normalise_rewards(reward: Float[Tensor, " n"], responses_per_group: list[int]) -> Float[Tensor, " n"]:
+    """Scale rewards to zero mean and unit deviation within each group. Equal rewards, and a group of one, give zeros.
+
+    The deviation is that of a sample (n - 1), as in FlowRL's code and in verl's.
+    """
+    above = [part - part.min() for part in reward.split(responses_per_group)]  # equal rewards: their mean is exact
+    parts = [part - part.mean() for part in above]
+    return torch.cat([part / (part.std(correction=min(len(part) - 1, 1)) + 1e-6) for part in parts])

@@ -23,8 +23,8 @@ from fastflow.models.layers.fused_layers import choose_layers
 from fastflow.models.tokenizer import end_ids_in_files, load_tokenizer
 from fastflow.models.weights.files import check_files
 from fastflow.models.weights.loading import read_config
+from fastflow.objectives.judging import make_format_check
 from fastflow.objectives.own_function import OwnFunction
-from fastflow.objectives.trajectory_balance import make_format_check
 from fastflow.rollout.admission import check_context
 from fastflow.run.directory import check_inputs_survive, check_output
 from fastflow.run.recorder import check_sinks

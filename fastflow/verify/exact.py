@@ -22,7 +22,8 @@ from fastflow.data.packing import pack
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import sum_per_sequence, to_flat_order, token_logprobs
-from fastflow.objectives.trajectory_balance import OBJECTIVES, Evidence
+from fastflow.objectives.objective import Evidence
+from fastflow.objectives.trajectory_balance import OBJECTIVES
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.learner import Learner

@@ -22,8 +22,9 @@ from fastflow.config.sections import SurrogateConfig
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.label_free_rewards import empo, random_reward, ttrl
+from fastflow.objectives.objective import Evidence
 from fastflow.objectives.policy_gradient import surrogate
-from fastflow.objectives.trajectory_balance import OBJECTIVES, Evidence
+from fastflow.objectives.trajectory_balance import OBJECTIVES
 from fastflow.train.learner import Learner
 from fastflow.verify.check import Check
 from fastflow.verify.exact import (

@@ -15,13 +15,13 @@ from fastflow.data.packing import pack
 from fastflow.data.trajectory import Prompt, Trajectory
 from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import sum_per_sequence, to_flat_order
-from fastflow.objectives.judging import Judgement
+from fastflow.objectives.judging import Judgement, normalise_rewards
 from fastflow.objectives.known_tokens import Certainty
 from fastflow.objectives.log_z import LearnedLogZ, group_mean
 from fastflow.objectives.objective import Evidence, Facts, MicrobatchLoss
 from fastflow.objectives.policy_gradient import advantages, surrogate
 from fastflow.objectives.policy_rewards import rent
-from fastflow.objectives.trajectory_balance import normalise_rewards, powerflow
+from fastflow.objectives.trajectory_balance import powerflow
 from small_models import make_causal_lm, make_groups
 
 

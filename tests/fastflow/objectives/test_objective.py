@@ -15,14 +15,11 @@ from fastflow.config.methods import OFFLINE, PENALTY_PER_TOKEN, POLICY_GRADIENTS
 from fastflow.config.schema import ImportanceConfig, ObjectiveConfig
 from fastflow.errors import FastflowError
 from fastflow.objectives.flow import clip_bounds
+from fastflow.objectives.judging import make_format_check, normalise_rewards
+from fastflow.objectives.objective import Evidence
 from fastflow.objectives.policy_gradient import advantages
 from fastflow.objectives.policy_rewards import POLICY_REWARDS
-from fastflow.objectives.trajectory_balance import (
-    OBJECTIVES,
-    Evidence,
-    make_format_check,
-    normalise_rewards,
-)
+from fastflow.objectives.trajectory_balance import OBJECTIVES
 
 
 def vector(*values: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fastflow.objectives.trajectory_balance import normalise_rewards
+from fastflow.objectives.judging import normalise_rewards
 from fastflow.train.state import UnderWay
 from fastflow.train.trainer import Trainer
 from small_runs import configure, metrics_of, run
