@@ -16,7 +16,7 @@ from fastflow.config.methods import ANSWER, POLICY_GRADIENTS
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.schema import ObjectiveConfig
 from fastflow.data.response_text import ResponseText, check_spelling, special_tokens, unescaped, with_literal_tokens
-from fastflow.data.trajectory import Group, flatten, only
+from fastflow.data.trajectory import Group, Trajectory, flatten, only
 from fastflow.errors import FastflowError
 from fastflow.objectives.answers import AnswerReader
 from fastflow.objectives.label_free_rewards import empo, format_reward, random_reward, ttrl, unanswered
@@ -88,7 +88,7 @@ class Judge:
         self._named = unescaped(settings.format_pattern or "")
         check_spelling(tokenizer, "objective.format_pattern", self._named)
         own_reward = settings.reward if settings.reward != ANSWER else None
-        self._reward = OwnFunction("objective.reward", own_reward, program) if own_reward else None
+        self._own_reward = OwnFunction("objective.reward", own_reward, program) if own_reward else None
 
     def end_with(self, end_ids: Collection[int]) -> None:
         """Set the tokens that end a response, where the model has other ones than the tokenizer."""
@@ -96,30 +96,23 @@ class Judge:
 
     def __call__(self, groups: Sequence[Group]) -> Judgement:
         start = time.perf_counter()
+        responses = flatten(groups)
         sources: list[Source] = [
             (group.prompt.source, group.prompt.record) for group in groups for _ in group.trajectories
         ]
-        ids = [trajectory.response_ids.tolist() for group in groups for trajectory in group.trajectories]
-        texts = [self._text.of(tokens) for tokens in ids]
-        well_formed = scores = None
+        texts = [self._text.of(entry.response_ids.tolist()) for entry in responses]
         penalty = reward = torch.zeros(len(texts), dtype=torch.float64)
-        if self._are_well_formed is not None:
-            judged = [self._text.of(tokens, naming=self._named) for tokens in ids] if self._named else texts
-            well_formed = self._are_well_formed(judged, sources)
+        well_formed = self._format(responses, texts, sources)
+        if well_formed is not None:
             malformed = torch.tensor([not fine for fine in well_formed], dtype=torch.float64)
             penalty = self._settings.format_penalty * malformed
-        sizes = [len(group.trajectories) for group in groups]
-        if self._reward is not None or self._settings.reward == ANSWER:
-            scores = self._rewards(texts, sources)
-        elif self._settings.name in POLICY_GRADIENTS:
-            seeds = [trajectory.seed for group in groups for trajectory in group.trajectories]
-            scores = self._label_free(texts, sizes, seeds, well_formed or ())
+        scores = self._scores(groups, texts, sources, well_formed or ())
         if scores is not None:
             reward = torch.tensor(scores, dtype=torch.float64)
             if self._settings.name not in ("tba", *POLICY_GRADIENTS):
                 reward = self._normalised(reward, groups)
         elif self._settings.name == "rent" and self._settings.rent_unanswered is not None:
-            classes = self._reader.classes(texts, sizes)
+            classes = self._reader.classes(texts, _sizes(groups))
             reward = torch.tensor(unanswered(classes, self._settings.rent_unanswered), dtype=torch.float64)
         return Judgement(texts, well_formed, penalty, reward, scores, time.perf_counter() - start)
 
@@ -128,40 +121,55 @@ class Judge:
         if self._answers is not None:
             self._answers.close()
 
-    def _rewards(self, texts: list[str], sources: list[Source]) -> list[float]:
-        """What `objective.reward` makes of each response."""
-        if self._reward is None:
+    def _format(self, responses: list[Trajectory], texts: list[str], sources: list[Source]) -> list[bool] | None:
+        """Whether each response is well-formed; None where no format is required."""
+        if self._are_well_formed is None:
+            return None
+        if self._named:
+            texts = [self._text.of(entry.response_ids.tolist(), naming=self._named) for entry in responses]
+        return self._are_well_formed(texts, sources)
+
+    def _scores(
+        self, groups: Sequence[Group], texts: list[str], sources: list[Source], well_formed: Sequence[bool]
+    ) -> list[float] | None:
+        """Each response's reward: the user's, that of the record's answer, or what a method makes of texts itself. None
+        where text decides none.
+        """
+        if self._own_reward is not None:
+            return self._own_reward.numbers(texts, sources)
+        if self._settings.reward == ANSWER:
             return [float(right) for right in self._reader.are_right(texts, [record for _, record in sources])]
-        return self._reward.numbers(texts, sources)
+        sizes = _sizes(groups)
+        match self._settings.name:
+            case "empo":
+                return empo(self._reader.classes(texts, sizes), sizes, unparsed=self._settings.empo_unparsed)
+            case "ttrl":
+                return ttrl(self._reader.classes(texts, sizes), sizes)
+            case "random_reward":
+                return random_reward([entry.seed for entry in flatten(groups)])
+            case "format_reward":
+                return format_reward(well_formed)
+        return None
 
     def _normalised(self, reward: Float64[Tensor, " n"], groups: Sequence[Group]) -> Float64[Tensor, " n"]:
         """Normalise within groups, among the responses of the loss; the others have no reward."""
         drops = self._settings.truncated == "drop"
         counts = [not drops or entry.finish_reason == "stop" for entry in flatten(groups)]
-        sizes = [len(group.trajectories) for group in only(groups, counts)]
+        sizes = _sizes(only(groups, counts))
         chosen, normal = torch.tensor(counts, dtype=torch.bool), torch.zeros_like(reward)
         if sizes:
             normal[chosen] = normalise_rewards(reward[chosen], sizes)
         return normal
-
-    def _label_free(
-        self, texts: list[str], sizes: list[int], seeds: list[int], well_formed: Sequence[bool]
-    ) -> list[float] | None:
-        """The rewards of a method that makes its own from texts; None for the other methods."""
-        name = self._settings.name
-        if name == "empo":
-            return empo(self._reader.classes(texts, sizes), sizes, unparsed=self._settings.empo_unparsed)
-        if name == "ttrl":
-            return ttrl(self._reader.classes(texts, sizes), sizes)
-        if name == "random_reward":
-            return random_reward(seeds)
-        return format_reward(well_formed) if name == "format_reward" else None
 
     @property
     def _reader(self) -> AnswerReader:
         if self._answers is None:
             raise ValueError(f"objective.name = {self._settings.name} compares answers, and this Judge has no reader")
         return self._answers
+
+
+def _sizes(groups: Sequence[Group]) -> list[int]:
+    return [len(group.trajectories) for group in groups]
 
 
 def make_format_check(
