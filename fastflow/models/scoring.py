@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
 from fastflow.data.packing import PackedBatch
@@ -29,6 +29,12 @@ def sum_per_sequence(values: Float[Tensor, " N"], batch: PackedBatch) -> Float64
     lengths = torch.tensor(batch.response_lengths)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(values.device)
     return values.new_zeros(len(lengths), dtype=torch.float64).index_add(0, owner, values.double())
+
+
+def repeat_per_token(values: Shaped[Tensor, " S"], lengths: Sequence[int]) -> Shaped[Tensor, " N"]:
+    """Return each sequence's value at each of its response tokens. lengths: response tokens of each, on the host."""
+    counts = torch.tensor(lengths, dtype=torch.int64).to(values.device, non_blocking=True)
+    return values.repeat_interleave(counts, output_size=sum(lengths))
 
 
 def to_flat_order(batches: Sequence[PackedBatch], per_sequence: Sequence[Float[Tensor, " _"]]) -> Float64[Tensor, " n"]:

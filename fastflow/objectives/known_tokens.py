@@ -14,7 +14,7 @@ from torch import Tensor
 from fastflow.data.packing import PackedBatch
 from fastflow.data.trajectory import Group, flatten
 from fastflow.models.packed import PackedModel
-from fastflow.models.scoring import sum_per_sequence
+from fastflow.models.scoring import repeat_per_token, sum_per_sequence
 from fastflow.models.share import Share
 from fastflow_kernels import TokenStatistics
 
@@ -69,11 +69,9 @@ class KnownTokens:
 
     def of_batch(self, values: Float[Tensor, " M"], batch: PackedBatch) -> Float[Tensor, " N"]:
         """Those of the batch's response tokens, in its order."""
-        lengths = torch.tensor(batch.response_lengths, dtype=torch.int64).to(values.device, non_blocking=True)
-        before = lengths.cumsum(0) - lengths  # tokens of the batch ahead of each response
-        count = sum(batch.response_lengths)
-        shift = (self._starts[batch.sequences] - before).repeat_interleave(lengths, output_size=count)
-        return values[shift + torch.arange(count, device=values.device)]
+        starts_in_batch = batch.response_cu_seqlens[:-1].to(values.device, non_blocking=True)
+        shift = repeat_per_token(self._starts[batch.sequences] - starts_in_batch, batch.response_lengths)
+        return values[shift + torch.arange(len(shift), device=values.device)]
 
     @cached_property
     def _starts(self) -> Int64[Tensor, " n"]:

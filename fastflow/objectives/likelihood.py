@@ -20,7 +20,7 @@ from torch import Tensor
 from fastflow.config.schema import Config
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
-from fastflow.models.scoring import sum_per_sequence
+from fastflow.models.scoring import repeat_per_token, sum_per_sequence
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.objectives.policy_gradient import token_share
 
@@ -48,8 +48,7 @@ class MaximumLikelihood:
         def loss(hidden: Float[Tensor, "T D"], batch: PackedBatch) -> MicrobatchLoss:
             chosen = batch.sequences
             logprob = policy.logprobs(hidden[batch.rows], batch.targets)
-            counts = torch.tensor(batch.response_lengths, dtype=torch.int64).to(logprob.device, non_blocking=True)
-            per_token = share[chosen].to(logprob.dtype).repeat_interleave(counts, output_size=len(logprob))
+            per_token = repeat_per_token(share[chosen].to(logprob.dtype), batch.response_lengths)
             total = sum_per_sequence(logprob.detach(), batch)
             ones = torch.ones_like(total)
             return MicrobatchLoss(

@@ -21,7 +21,7 @@ from fastflow.config.methods import LIKELIHOOD_GRADIENTS, Average, KlEstimator, 
 from fastflow.config.schema import Config
 from fastflow.data.packing import PackedBatch
 from fastflow.models.packed import PackedModel
-from fastflow.models.scoring import sum_per_sequence
+from fastflow.models.scoring import repeat_per_token, sum_per_sequence
 from fastflow.objectives.log_z import group_mean
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLoss
 from fastflow.objectives.policy_rewards import POLICY_REWARDS
@@ -82,7 +82,7 @@ class PolicyGradient:
             logprob = policy.logprobs(hidden[batch.rows], batch.targets)
 
             def per_token(values: Float64[Tensor, " n"]) -> Float[Tensor, " N"]:
-                return _repeat(values[chosen].to(logprob.dtype), lengths)
+                return repeat_per_token(values[chosen].to(logprob.dtype), lengths)
 
             old = tokens.of_batch(behaviour, batch)
             each = surrogate(logprob, old, per_token(advantage), lengths, settings.ratio, *bounds)
@@ -149,7 +149,7 @@ def surrogate(
     """
     log_ratio = logprob - behaviour
     if ratio != "token":
-        owner = _repeat(torch.arange(len(lengths), device=logprob.device), lengths)
+        owner = repeat_per_token(torch.arange(len(lengths), device=logprob.device), lengths)
         sums = log_ratio.new_zeros(len(lengths)).index_add(0, owner, log_ratio.detach())
         if ratio == "token_mean":
             sums = sums / torch.tensor(lengths, dtype=sums.dtype, device=sums.device).clamp(min=1)
@@ -172,9 +172,3 @@ def kl_estimate(logprob: Float[Tensor, " N"], base: Float[Tensor, " N"], estimat
         return d.square() / 2
     d = d.clamp(max=LARGEST_LOG)
     return d.exp() - d - 1
-
-
-def _repeat(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(S,) -> (N,): each response's value at each of its tokens."""
-    counts = torch.tensor(lengths, dtype=torch.int64).to(values.device, non_blocking=True)
-    return values.repeat_interleave(counts, output_size=sum(lengths))
