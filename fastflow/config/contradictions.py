@@ -219,7 +219,7 @@ def check_base(model: ModelConfig, objective: ObjectiveConfig, surrogate: Surrog
 
 def check_released(released: ReleasedConfig, objective: ObjectiveConfig, optim: OptimConfig) -> None:
     """Raise FastflowError for switches of the released code that the method does not read."""
-    name, has_network = objective.name, objective.log_z == "learned"
+    name = objective.name
     for entry in fields(released):
         if getattr(released, entry.name) == entry.default:
             continue
@@ -228,8 +228,9 @@ def check_released(released: ReleasedConfig, objective: ObjectiveConfig, optim: 
                 f"released.{entry.name} serves powerflow alone, and objective.name is {name}; leave it out, or set "
                 "objective.name = powerflow"
             )
-        if entry.name.startswith("log_z") and (not has_network or name in (*POLICY_GRADIENTS, *OFFLINE)):
-            held = f"objective.log_z = {objective.log_z}" if not has_network else f"objective.name = {name}"
+        if entry.name.startswith("log_z") and not objective.trains_log_z:
+            setting = "name" if objective.log_z == "learned" else "log_z"
+            held = f"objective.{setting} = {getattr(objective, setting)}"
             raise FastflowError(
                 f"released.{entry.name} serves the learned log_z, which {held} does not have; leave one of them out"
             )

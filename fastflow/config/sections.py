@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastflow.config.methods import ANSWER, PENALTY_PER_TOKEN, RESPONSE_FIELD, Average, KlEstimator, Method, TokenRatio
+from fastflow.config.methods import (
+    ANSWER,
+    OFFLINE,
+    PENALTY_PER_TOKEN,
+    POLICY_GRADIENTS,
+    RESPONSE_FIELD,
+    Average,
+    KlEstimator,
+    Method,
+    TokenRatio,
+)
 from fastflow.config.setting import Section, setting
 
 LogZ = Literal["learned", "group_mean"]
@@ -191,6 +201,11 @@ class ObjectiveConfig(Section):
     def compares_answers(self) -> bool:
         """Whether the method asks for the answers that responses give."""
         return self.reward == ANSWER or self.name in ("empo", "ttrl") or self.rent_unanswered is not None
+
+    @property
+    def trains_log_z(self) -> bool:
+        """Whether a network of log_z is trained beside the policy."""
+        return self.log_z == "learned" and self.name not in (*POLICY_GRADIENTS, *OFFLINE)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS
+from fastflow.config.methods import OFFLINE
 from fastflow.config.schema import Config
 from fastflow.models.layers import attention
 from fastflow.models.layers.decoder_layers import recomputed_layers
@@ -116,7 +116,7 @@ def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, dev
         Row("gradients", "trainer", bytes_, "as the trained parameters", TRAINING),
         Row("AdamW's moments", "trainer", 2 * bytes_ + FLOAT * tensors, "2 x the trained parameters"),
     ]
-    if config.objective.log_z == "learned" and config.objective.name not in (*POLICY_GRADIENTS, *OFFLINE):
+    if config.objective.trains_log_z:
         with torch.device("meta"):
             head = sum(entry.numel() for entry in LearnedLogZ(model.hidden).parameters())
         how = "its parameters, gradients and two moments, in float32"

@@ -10,7 +10,6 @@ from fastflow.config.help import shown
 from fastflow.config.methods import (
     ANSWER,
     LIKELIHOOD_GRADIENTS,
-    OFFLINE,
     POLICY_GRADIENTS,
     WITHOUT_ALPHA,
     WITHOUT_PENALTY,
@@ -34,7 +33,7 @@ def _has_no_format(config: Config) -> bool:
 
 
 def _learns_no_log_z(config: Config) -> bool:
-    return config.objective.log_z != "learned" or config.objective.name in (*POLICY_GRADIENTS, *OFFLINE)
+    return not config.objective.trains_log_z
 
 
 _OF_VLLM = ("rollout.memory_fraction", "rollout.sleep", "rollout.adapters")
