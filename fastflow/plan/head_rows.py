@@ -14,17 +14,10 @@ from fastflow.errors import FastflowError
 from fastflow.models.cut.head import CUT, check_rows, rows_of_each
 from fastflow.plan.device import Device
 from fastflow.plan.lengths import sequences_at_once
-from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Part, Row
 from fastflow.plan.sizes import ModelSizes
 from fastflow.plan.trainer_rows import loss_rows, microbatch_tokens, numbers_of, parameter_bytes
 
-OF_THE_HEAD = (
-    "a block of logits", "copy of the head", "gradient of the head", "its sum over blocks",
-    "the same for long sequences",
-)  # fmt: skip
-OF_THE_EMBEDDING = "gradient of the embedding"
-HIDDEN = "hidden states and their gradient"
-LOGITS = "logits and cumulative sums"
 FLOAT = 4
 
 
@@ -43,15 +36,17 @@ def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: De
     most = max(rows_of_each(model.vocab_size, count))
     tokens, numbers = microbatch_tokens(config), numbers_of(config, model, device)
     own = loss_rows(config, replace(model, vocab_size=most), device, tokens=count * tokens)
-    names = (*OF_THE_HEAD, OF_THE_EMBEDDING) if model.tied else OF_THE_HEAD
-    of_part = {row.name: row for row in own if row.name in names}
+    cut = (Part.HEAD, Part.EMBEDDING) if model.tied else (Part.HEAD,)
     summed = FLOAT if numbers.product < FLOAT else 0  # apart from the gradient, which is rounded at the end
-    kept = [row for row in rows if row.name not in names]
+    kept = [row for row in rows if row.part not in cut]
     own_sum, note = tokens * model.hidden * FLOAT, f"{FLOAT} B of them below"
     changed = [
-        replace(row, bytes=row.bytes - own_sum, how=f"{row.how}, {note}") if row.name == HIDDEN else row for row in kept
+        replace(row, bytes=row.bytes - own_sum, how=f"{row.how}, {note}") if row.part is Part.HIDDEN_STATES else row
+        for row in kept
     ]
-    changed += [replace(row, how=f"{row.how}; {most:,} of {model.vocab_size:,} entries") for row in of_part.values()]
+    changed += [
+        replace(row, how=f"{row.how}; {most:,} of {model.vocab_size:,} entries") for row in own if row.part in cut
+    ]
     rows_of_all, shown = count * tokens * model.hidden, f"{count} x {tokens:,} tokens x {model.hidden:,}"
     changed += [
         Row("hidden states of all ranks", "trainer", rows_of_all * (numbers.product + summed),
@@ -65,7 +60,7 @@ def cut_head_rows(rows: list[Row], config: Config, model: ModelSizes, device: De
             Row("rows of the embedding on their way", "trainer", 3 * tokens * model.hidden * each,
                 f"3 x {tokens:,} tokens x {model.hidden:,} x {each} B", (FORWARD, EMBEDDING)),
         )  # fmt: skip
-    if any(row.name == LOGITS for row in rows):
+    if any(row.part is Part.SAMPLED_LOGITS for row in rows):
         sequences = sequences_at_once(config, device.count)
         changed.append(
             Row("logits on their way between ranks", "trainer", 2 * sequences * model.vocab_size * FLOAT,

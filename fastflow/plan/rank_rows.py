@@ -13,13 +13,9 @@ from fastflow.config.schema import Config
 from fastflow.counted import sized
 from fastflow.plan.device import Device
 from fastflow.plan.head_rows import cut_head_rows, is_cut
-from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Row
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, Part, Row
 from fastflow.plan.sizes import ModelSizes
-from fastflow.plan.trainer_rows import OF_EXPERTS
 
-DIVIDED = ("policy's parameters", "adapters", "frozen base", "gradients", "AdamW's moments")
-# FSDP gathers layers in bfloat16, and the experts' gradient is a part of the gradient of one layer
-REPLACED = ("bfloat16 copies of the weights", "bfloat16 copies in recomputed layers", OF_EXPERTS)
 GATHERED_LAYERS = 2
 FLOAT = 4
 
@@ -31,9 +27,11 @@ def divide_rows(rows: list[Row], config: Config, model: ModelSizes, device: Devi
     if device.count == 1:
         return rows
     count = device.count // config.run.replicas
-    kept = [row for row in rows if row.name not in REPLACED]
+    kept = [row for row in rows if row.part is not Part.COPIES]
     divided = [
-        replace(row, bytes=-(-row.bytes // count), how=f"{row.how}; 1/{count} of it") if row.name in DIVIDED else row
+        replace(row, bytes=-(-row.bytes // count), how=f"{row.how}; 1/{count} of it")
+        if row.part in (Part.WEIGHTS, Part.TRAINED)
+        else row
         for row in kept
     ]
     whole = 2 if config.model.dtype == "bfloat16" else FLOAT
@@ -65,7 +63,7 @@ def loading_obstacle(rows: list[Row], config: Config, device: Device) -> tuple[l
     """
     if device.count == 1 or not config.model.trust_remote_code:
         return [], []
-    loaded = sum(row.bytes for row in rows if row.name in ("policy's parameters", "adapters", "frozen base"))
+    loaded = sum(row.bytes for row in rows if row.part is Part.WEIGHTS)
     said = f"where the model has code of its own, each rank loads it whole, {sized(loaded)}, before it keeps its part"
     if loaded > device.memory:
         return [], [f"{said}: more than the {sized(device.memory)} of a device"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import enum
+from dataclasses import dataclass, replace
 
 SAMPLING = "sampling"
 FORWARD = "the end of a forward pass"
@@ -16,15 +17,36 @@ TRAINING = PHASES["training"]
 ALWAYS = (SAMPLING, *TRAINING)
 
 
+class Part(enum.Enum):
+    """What a row is a part of, where several ranks do not hold it as one does."""
+
+    WEIGHTS = enum.auto()
+    TRAINED = enum.auto()  # gradients and moments
+    COPIES = enum.auto()  # what FSDP makes in another way: weights in bfloat16, the gradient of a layer's experts
+    HIDDEN_STATES = enum.auto()  # those that reach the loss, and their gradient
+    HEAD = enum.auto()  # what has the vocabulary's size in the loss
+    EMBEDDING = enum.auto()  # its gradient
+    SAMPLED_LOGITS = enum.auto()
+
+
 @dataclass(frozen=True)
 class Row:
-    """One piece of memory. side: trainer, vllm, or host (in the RAM beside a GPU). how: the formula in words."""
+    """One piece of memory.
+
+    side: trainer, vllm, or host (in the RAM beside a GPU). how: the formula in words. part: None where each of several
+    ranks holds what one does.
+    """
 
     name: str
     side: str
     bytes: int
     how: str
     moments: tuple[str, ...] = ALWAYS
+    part: Part | None = None
+
+
+def of_part(part: Part, rows: list[Row]) -> list[Row]:
+    return [replace(row, part=part) for row in rows]
 
 
 def peak(rows: list[Row], phase: str) -> tuple[str, int]:

@@ -83,7 +83,7 @@ def as_json(
     return {
         "model": config.model.path,
         "device": asdict(result.device),
-        "rows": [asdict(row) for row in result.rows],
+        "rows": [{name: value for name, value in asdict(row).items() if name != "part"} for row in result.rows],
         "phases": phases,
         "fits": result.fits,
         "shortfall": result.shortfall,

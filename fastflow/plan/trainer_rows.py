@@ -15,14 +15,13 @@ from fastflow.objectives.log_z import LearnedLogZ
 from fastflow.plan import activations
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.lengths import Sampled, longest_sequence, most
-from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Row
+from fastflow.plan.rows import BACKWARD, EMBEDDING, FORWARD, LOSS, SAMPLING, TRAINING, Part, Row, of_part
 from fastflow.plan.sizes import Adapters, ModelSizes
 from fastflow.plan.stand_ins import SHARING_VARLEN, WIDE_SDPA
 from fastflow_kernels.memory import Workspace, cpu_block_rows, cpu_multiplies_bfloat16, flow_loss_workspace
 
 FLOAT = 4
 ONEDNN_BYTES = int(0.6 * GIB)  # of 1,024 bfloat16 products of different sizes, which is as many as it keeps
-OF_EXPERTS = "gradient of the experts"
 CONTEXT_BYTES = {"cuda": int(0.6 * GIB), "cpu": int(0.4 * GIB)}  # of one process; the second was measured
 
 
@@ -104,7 +103,7 @@ def _weights(config: Config, model: ModelSizes, base: ModelSizes | None, adapter
         if narrow:
             what = f"{narrow:,} in bfloat16, which its config.json names, {base.parameters - narrow:,} in float32"
         rows.append(Row("frozen base", "trainer", base.parameters * each - narrow * (FLOAT - 2), what))
-    return rows
+    return of_part(Part.WEIGHTS, rows)
 
 
 def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, device: Device) -> list[Row]:
@@ -112,10 +111,10 @@ def _optimiser(config: Config, model: ModelSizes, adapters: Adapters | None, dev
         (model.parameters, model.tensors) if adapters is None else (adapters.parameters, adapters.tensors)
     )
     bytes_ = trained * (parameter_bytes(config) if adapters is None else FLOAT)
-    rows = [
+    rows = of_part(Part.TRAINED, [
         Row("gradients", "trainer", bytes_, "as the trained parameters", TRAINING),
         Row("AdamW's moments", "trainer", 2 * bytes_ + FLOAT * tensors, "2 x the trained parameters"),
-    ]
+    ])  # fmt: skip
     if config.objective.trains_log_z:
         with torch.device("meta"):
             head = sum(entry.numel() for entry in LearnedLogZ(model.hidden).parameters())
@@ -141,19 +140,20 @@ def _forward_and_backward(config: Config, model: ModelSizes, device: Device) -> 
     if not whole:  # otherwise it takes the place of layers whose backward is done
         bytes_, how = tokens * layer + cast, f"{tokens:,} tokens x {layer:,} B"
         rows.append(Row("one layer, recomputed", "trainer", bytes_, how, (BACKWARD,)))
-    rows.append(Row("bfloat16 copies of the weights", "trainer", whole * cast, f"{whole} x {casts}", graph))
+    how = f"{whole} x {casts}"
+    rows.append(Row("bfloat16 copies of the weights", "trainer", whole * cast, how, graph, Part.COPIES))
     if not numbers.lora_rank:  # autocast keeps copies of trained weights only
         kept = (model.body_linear - model.expert_weights) // model.layers
         how = f"{again} x {kept:,} linear weights of a layer x 2 B, which autocast keeps until the forward pass ends"
         again_cast = again * 2 * kept if cast else 0
-        rows.append(Row("bfloat16 copies in recomputed layers", "trainer", again_cast, how, (FORWARD,)))
+        rows.append(Row("bfloat16 copies in recomputed layers", "trainer", again_cast, how, (FORWARD,), Part.COPIES))
     how = f"{tokens:,} tokens x {flight:,} B of one layer"
     rows.append(Row("gradients in flight", "trainer", tokens * flight, how, (BACKWARD,)))
     if model.experts and not numbers.lora_rank:
         each = parameter_bytes(config) + (2 if cast else 0)
         joined = model.expert_weights // model.layers * 2 // 3  # gate and up of one layer
         how = f"{joined:,} of gate and up in a layer x {each} B, dense, before it is added"
-        rows.append(Row(OF_EXPERTS, "trainer", joined * each, how, (BACKWARD,)))
+        rows.append(Row("gradient of the experts", "trainer", joined * each, how, (BACKWARD,), Part.COPIES))
     return rows
 
 
@@ -175,32 +175,32 @@ def loss_rows(config: Config, model: ModelSizes, device: Device, *, tokens: int)
     each = 2 * output + narrowed + FLOAT + output * model.divides_logits
     rows = [
         Row("hidden states and their gradient", "trainer", tokens * model.hidden * each,
-            f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD)),
+            f"{tokens:,} tokens x {model.hidden:,} x {each} B", (LOSS, BACKWARD), Part.HIDDEN_STATES),
         Row("a block of logits", "trainer", block_bytes,
-            f"{shown_rows:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,)),
+            f"{shown_rows:,} rows x {vocabulary:,} entries x {factor} B", (LOSS,), Part.HEAD),
     ]  # fmt: skip
     if factor != parameter_bytes(config):
-        rows.append(
-            Row("copy of the head", "trainer", head * factor, f"in the type of its products, {factor} B", (LOSS,))
-        )
+        how = f"in the type of its products, {factor} B"
+        rows.append(Row("copy of the head", "trainer", head * factor, how, (LOSS,), Part.HEAD))
     if config.lora.rank:
         return rows
     until = (LOSS, BACKWARD, EMBEDDING) if model.tied else (LOSS, BACKWARD)
     finished = parameter_bytes(config)
     how = f"vocabulary x width, finished in {finished} B"
-    rows.append(Row("gradient of the head", "trainer", head * finished, how, until))
+    rows.append(Row("gradient of the head", "trainer", head * finished, how, until, Part.HEAD))
     if workspace:
         is_summed, is_cut = workspace.head_sum > 0, workspace.long_sum > 0
     else:
         is_summed = finished != FLOAT and (tokens > block_rows or factor != finished)
         is_cut = min(config.rollout.max_response_tokens, tokens) > block_rows
     if is_summed:
-        rows.append(Row("its sum over blocks", "trainer", head * FLOAT, "in float32", (LOSS,)))
+        rows.append(Row("its sum over blocks", "trainer", head * FLOAT, "in float32", (LOSS,), Part.HEAD))
     if is_cut:
         how = "a response may be longer than a block"
-        rows.append(Row("the same for long sequences", "trainer", head * FLOAT, how, (LOSS,)))
+        rows.append(Row("the same for long sequences", "trainer", head * FLOAT, how, (LOSS,), Part.HEAD))
     dense = head * parameter_bytes(config)
-    return [*rows, Row("gradient of the embedding", "trainer", dense, "dense, before it is added", (EMBEDDING,))]
+    how = "dense, before it is added"
+    return [*rows, Row("gradient of the embedding", "trainer", dense, how, (EMBEDDING,), Part.EMBEDDING)]
 
 
 def _workspace_on_gpu(config: Config, model: ModelSizes, factor: int, tokens: int) -> Workspace:
@@ -239,7 +239,7 @@ def _local_sampler(config: Config, model: ModelSizes, device: Device) -> list[Ro
             f"{held} x {widths:,} x {each} B: {what}", (SAMPLING,)),
         Row("logits and cumulative sums", "trainer", drawn.sequences * model.vocab_size * _drawing_bytes(drawn),
             f"{drawn.sequences:,} sequences x {model.vocab_size:,} entries x {_drawing_bytes(drawn)} B{drawn.note}",
-            (SAMPLING,)),
+            (SAMPLING,), Part.SAMPLED_LOGITS),
     ]  # fmt: skip
 
 

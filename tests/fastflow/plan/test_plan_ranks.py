@@ -17,7 +17,7 @@ from fastflow.plan import device as plan_device
 from fastflow.plan.device import GIB, Device, find_device
 from fastflow.plan.estimate import estimate, estimate_sizes, sizes_of
 from fastflow.plan.largest import MOST_LAYERS, largest, with_layers
-from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
+from fastflow.plan.rank_rows import layer_parameters, outer_parameters
 from fastflow.plan.remedies import remedies
 from fastflow.plan.rows import PHASES
 from fastflow.plan.trainer_rows import microbatch_tokens
@@ -25,6 +25,7 @@ from fastflow.rollout.vllm.gathered import GatheredWeights
 from plans import GPU, LARGE, configure, rows_of
 from small_models import make_causal_lm
 
+DIVIDED = ("policy's parameters", "adapters", "frozen base", "gradients", "AdamW's moments")
 TWO = Device("cuda", 80 * GIB, "a test", count=2)
 SMALL_BATCH = {"batch__prompts_per_step": 8, "batch__responses_per_prompt": 4}
 SHORT = {"data__max_prompt_tokens": 64, "rollout__max_response_tokens": 64, "batch__tokens_per_microbatch": 128}
