@@ -14,7 +14,7 @@ from fastflow.models.scoring import behaviour_logprob, group_index
 from fastflow.objectives.log_z import group_mean
 from fastflow.objectives.objective import Evidence
 from fastflow.objectives.trajectory_balance import OBJECTIVES
-from fastflow.train.learner import NonFiniteError
+from fastflow.train.finite import NonFiniteError
 
 LogprobHead = Callable[[torch.nn.Module, Tensor, PaddedBatch, bool], Tensor]  # model, hidden, batch, trains -> (B, R)
 

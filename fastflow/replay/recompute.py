@@ -23,7 +23,7 @@ from fastflow.run.checkpoints import Checkpoints
 from fastflow.train.bad_updates import DECIDING, digest_of_settings
 from fastflow.train.finite import unknown_facts
 from fastflow.train.learner import Learner
-from fastflow.train.saves.checkpoint import log_z_head, named_parameters
+from fastflow.train.saves.checkpoint import named_parameters
 from fastflow.train.saves.restore import read, restore
 
 LARGEST = torch.finfo(torch.float32).max  # of a loss
@@ -144,7 +144,7 @@ def _learner(
         policy, base = load_policy(config.model, config.lora), None
     learner = Learner(policy, base, config, total_updates=1, objective=objective)
     if model is not None:
-        if log_z_head(learner) is not None:
+        if learner.log_z_head is not None:
             notes.append("log_z is not that of the run: it starts at this batch's optimum")
         return learner, f"in {model}"
     save = Checkpoints(run).whole_after(batch.about["updates"])

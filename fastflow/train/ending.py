@@ -12,7 +12,8 @@ import torch
 from fastflow import interrupt
 from fastflow.errors import FastflowError
 from fastflow.run.console import say
-from fastflow.train.learner import Learner, NonFiniteError
+from fastflow.train.finite import NonFiniteError
+from fastflow.train.learner import Learner
 from fastflow.train.saves.checkpoint import SaveFailed
 from fastflow.train.saves.rescue import rescue
 from fastflow.train.saves.saver import Saver

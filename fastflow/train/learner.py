@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from fastflow.config.schema import Config, OptimConfig
 from fastflow.data.packing import PackedBatch
-from fastflow.data.trajectory import Group, Trajectory, flatten
+from fastflow.data.trajectory import Group, flatten
 from fastflow.data.update import UpdateResult
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.cut.parallel import whole
@@ -32,9 +32,9 @@ from fastflow.models.share import Share
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.known_tokens import KnownTokens
 from fastflow.objectives.objective import Facts, LossOfMicrobatch, MakeObjective, MicrobatchLoss
-from fastflow.train.finite import NonFiniteError, Skips, last_straw, not_finite, unknown_facts, unusable
+from fastflow.train.finite import Skips, last_straw, not_finite, unknown_facts, unusable
 
-__all__ = ["Learner", "NonFiniteError", "lr_factor"]
+OF_THE_POLICY = ("logprob", "residual", "log_z", "importance", "raw_ratio")  # of each response, when the policy has run
 
 
 class Learner:
@@ -56,7 +56,6 @@ class Learner:
     ):
         self.policy = policy
         self.base = base
-        self._unknown = unknown_facts(config)
         self.config = config
         self.skips = Skips()
         self.objective = objective(config, policy)
@@ -117,11 +116,12 @@ class Learner:
         with _timed(seconds, "score", device):
             base_tokens = [self._base_logprobs(batch) for batch, _ in share.batches()]
             facts = self._facts(groups, share, base_tokens, penalty, reward)
-        known = self._known(share, facts, base_tokens, seconds)
-        if problem := unusable(facts, self._unknown):  # which all ranks find alike
+        result = self._known_result(share, facts, base_tokens, seconds)
+        if problem := unusable(facts, unknown_facts(self.config)):  # which all ranks find alike
             seconds["train"] = 0.0
-            return _uncomputed(known, problem), []
-        head_before = self._head_before()
+            return replace(result, skipped=problem), []
+        head = None if self.updates else self.log_z_head  # an objective may set its start in the first update
+        head_before = {} if head is None else {name: tensor.clone() for name, tensor in head.state_dict().items()}
         with _timed(seconds, "score", device):
             loss_of = self.objective.losses(self.policy, facts)
         with _timed(seconds, "train", device):
@@ -130,24 +130,23 @@ class Learner:
             norms = [_gradient_norm(parameters) for parameters in self._bounded]
             of_groups = [float(whole(norm)) for norm in norms]
         problem = not_finite(loss, of_groups)
-        if problem and head_before:
-            self.objective.log_z_head.load_state_dict(head_before)  # type: ignore[union-attr]
-
-        def flat(name: str) -> torch.Tensor:
-            return share.flat([getattr(output, name) for output in outputs]).cpu()
-
+        if problem and head is not None:
+            head.load_state_dict(head_before)
         computed: dict[str, Any] = {
-            name: flat(name) for name in ("logprob", "residual", "log_z", "importance", "raw_ratio")
+            name: share.flat([getattr(output, name) for output in outputs]).cpu() for name in OF_THE_POLICY
         }
         tokens = share.split([output.token_logprob for output in outputs])
-        result = UpdateResult(
-            loss=loss, grad_norm=of_groups[0], token_logprobs=tokens, skipped=problem, **computed, **known
-        )
+        result = replace(result, loss=loss, grad_norm=of_groups[0], token_logprobs=tokens, skipped=problem, **computed)
         return result, norms
 
     def free_gradients(self) -> None:
         """Give the memory of the last update's gradients back."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def log_z_head(self) -> torch.nn.Module | None:
+        """The network that is trained beside the policy; None without one."""
+        return getattr(self.objective, "log_z_head", None)
 
     @property
     def updates(self) -> int:
@@ -167,9 +166,10 @@ class Learner:
         penalty: torch.Tensor | None,
         reward: torch.Tensor | None,
     ) -> Facts:
-        device = self.policy.device
+        device, drops = self.policy.device, self.config.objective.truncated == "drop"
         tokens = KnownTokens(self.policy, share, groups, base_tokens)
-        length = torch.tensor([len(entry) for entry in flatten(groups)], dtype=torch.float64, device=device)
+        length = torch.tensor(share.lengths, dtype=torch.float64, device=device)
+        left_out = [drops and entry.finish_reason == "length" for entry in flatten(groups)]
         return Facts(
             length=length,
             group=group_index(groups).to(device),
@@ -178,29 +178,31 @@ class Learner:
             penalty=torch.zeros_like(length) if penalty is None else penalty.to(length),
             reward=torch.zeros_like(length) if reward is None else reward.to(length),
             known_tokens=lambda: tokens,
-            left_out=torch.tensor(
-                [self._leaves_out(entry) for entry in flatten(groups)], dtype=torch.bool, device=device
-            ),
+            left_out=torch.tensor(left_out, dtype=torch.bool, device=device),
         )
 
-    def _leaves_out(self, trajectory: Trajectory) -> bool:
-        return self.config.objective.truncated == "drop" and trajectory.finish_reason == "length"
-
-    def _known(
+    def _known_result(
         self, share: Share, facts: Facts, base_tokens: Sequence[torch.Tensor], seconds: dict[str, float]
-    ) -> dict[str, Any]:
-        """What an UpdateResult says before the policy runs."""
-        return {
-            "lr": float(self.schedule.get_last_lr()[0]),
-            "length": facts.length.cpu(),
-            "group": facts.group.cpu(),
-            "base_logprob": facts.base_logprob.cpu(),
-            "behaviour_logprob": facts.behaviour_logprob.cpu(),
-            "base_token_logprobs": share.split(base_tokens),
-            "microbatches": len(share),
-            "tokens": share.tokens,
-            "seconds": seconds,
+    ) -> UpdateResult:
+        """What is known before the policy runs; the rest is NaN."""
+        unknown: dict[str, Any] = {
+            name: torch.full(facts.length.shape, math.nan, dtype=torch.float64) for name in OF_THE_POLICY
         }
+        return UpdateResult(
+            loss=math.nan,
+            grad_norm=math.nan,
+            lr=float(self.schedule.get_last_lr()[0]),
+            length=facts.length.cpu(),
+            group=facts.group.cpu(),
+            base_logprob=facts.base_logprob.cpu(),
+            behaviour_logprob=facts.behaviour_logprob.cpu(),
+            token_logprobs=[np.full(length, np.nan, dtype=np.float32) for length in share.lengths],
+            base_token_logprobs=share.split(base_tokens),
+            microbatches=len(share),
+            tokens=share.tokens,
+            seconds=seconds,
+            **unknown,
+        )
 
     def _accumulated(self, loss_of: LossOfMicrobatch, share: Share) -> list[MicrobatchLoss]:
         """Forward and backward of all micro-batches, from no gradient on."""
@@ -250,13 +252,6 @@ class Learner:
             raise last_straw(result, self.updates + 1, self.skips)
         self.skips = self.skips.one_more()
 
-    def _head_before(self) -> dict[str, torch.Tensor]:
-        """A copy of log_z's network before the first update, of which an objective may take its start."""
-        head = getattr(self.objective, "log_z_head", None)
-        if head is None or self.updates:
-            return {}
-        return {name: tensor.clone() for name, tensor in head.state_dict().items()}
-
     def _sum_over_ranks(self, number: float) -> float:
         return float(self.policy.ranks.sum(torch.tensor(number, dtype=torch.float64)))
 
@@ -305,13 +300,3 @@ def _timed(seconds: dict[str, float], phase: str, device: torch.device) -> Itera
 
 def _gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-
-
-def _uncomputed(known: dict[str, Any], problem: str) -> UpdateResult:
-    """The result of an update that was given up before the policy ran."""
-    length = known["length"]
-    unknown: dict[str, Any] = {
-        name: torch.full_like(length, math.nan) for name in ("logprob", "residual", "log_z", "importance", "raw_ratio")
-    }
-    tokens = [np.full(int(count), np.nan, dtype=np.float32) for count in length.tolist()]
-    return UpdateResult(loss=math.nan, grad_norm=math.nan, token_logprobs=tokens, skipped=problem, **unknown, **known)

@@ -34,7 +34,8 @@ from fastflow.models.ranks import PATIENCE, Ranks, join, leave
 from fastflow.models.share import rescore
 from fastflow.objectives.answers import NO_ANSWER
 from fastflow.objectives.label_free_rewards import empo
-from fastflow.train.learner import Learner, NonFiniteError
+from fastflow.train.finite import NonFiniteError
+from fastflow.train.learner import Learner
 from small_models import CARRYING, MIXTURES, make_causal_lm, make_groups
 
 if TYPE_CHECKING:

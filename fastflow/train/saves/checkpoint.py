@@ -156,7 +156,7 @@ def named_parameters(learner: Learner) -> dict[str, torch.nn.Parameter]:
     Raises FastflowError where the objective trains parameters that have no names.
     """
     found = {f"policy/{name}": one for name, one in learner.policy.model.named_parameters() if one.requires_grad}
-    if (head := log_z_head(learner)) is not None:
+    if (head := learner.log_z_head) is not None:
         found |= {f"log_z/{name}": one for name, one in head.named_parameters()}
     if len(found) < sum(len(group["params"]) for group in learner.optimizer.param_groups):
         raise FastflowError(
@@ -218,16 +218,11 @@ class _Host:
         return kept
 
 
-def log_z_head(learner: Learner) -> torch.nn.Module | None:
-    """The network that an objective trains beside the policy, where it has one."""
-    return getattr(learner.objective, "log_z_head", None)
-
-
 def _others(learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in named_parameters(learner).items():
         for key, value in learner.optimizer.state.get(parameter, {}).items():
             yield f"moments/{name}/{key}", value
-    if (head := log_z_head(learner)) is not None:
+    if (head := learner.log_z_head) is not None:
         for name, tensor in head.state_dict().items():
             yield f"log_z/{name}", tensor
 

@@ -17,7 +17,7 @@ from fastflow.models.pulse import PULSE
 from fastflow.models.ranks import Ranks
 from fastflow.train.finite import Skips
 from fastflow.train.learner import Learner
-from fastflow.train.saves.checkpoint import log_z_head, named_parameters
+from fastflow.train.saves.checkpoint import named_parameters
 from fastflow.train.saves.saved_weights import SavedWeights
 from fastflow.train.saves.tensors import catalogue, read_tensors
 from fastflow.train.state import GROUPS_FILE
@@ -113,7 +113,7 @@ def _restore_weights(directory: Path, learner: Learner) -> None:
                 raise KeyError(f"the weights of {name}")
             copy_whole(parameter, saved.join(parts, parameter))
             PULSE.work()
-    if (head := log_z_head(learner)) is not None:
+    if (head := learner.log_z_head) is not None:
         targets |= {f"log_z/{name}": one for name, one in head.state_dict().items()}
     read_tensors(tensors, targets)
 

@@ -24,7 +24,8 @@ from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.objectives.flow import FlowObjective
 from fastflow.report.command import write_report
 from fastflow.train.bad_updates import HEADER, MOST_KEPT
-from fastflow.train.learner import Learner, NonFiniteError
+from fastflow.train.finite import NonFiniteError
+from fastflow.train.learner import Learner
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,

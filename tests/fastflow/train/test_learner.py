@@ -14,7 +14,8 @@ from fastflow.data.trajectory import Group, flatten
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.scoring import behaviour_logprob
 from fastflow.models.share import rescore
-from fastflow.train.learner import Learner, NonFiniteError, lr_factor
+from fastflow.train.finite import NonFiniteError
+from fastflow.train.learner import Learner, lr_factor
 from small_models import make_causal_lm, make_groups
 
 
