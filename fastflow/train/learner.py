@@ -56,6 +56,7 @@ class Learner:
     ):
         self.policy = policy
         self.base = base
+        self._unknown = unknown_facts(config)
         self.config = config
         self.skips = Skips()
         self.objective = objective(config, policy)
@@ -117,7 +118,7 @@ class Learner:
             base_tokens = [self._base_logprobs(batch) for batch, _ in share.batches()]
             facts = self._facts(groups, share, base_tokens, penalty, reward)
         result = self._known_result(share, facts, base_tokens, seconds)
-        if problem := unusable(facts, unknown_facts(self.config)):  # which all ranks find alike
+        if problem := unusable(facts, self._unknown):  # which all ranks find alike
             seconds["train"] = 0.0
             return replace(result, skipped=problem), []
         head = None if self.updates else self.log_z_head  # an objective may set its start in the first update
