@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastflow import interrupt
+from fastflow.config.program import NO_PROGRAM, Program, script
 from fastflow.errors import FastflowError
 from fastflow.run.console import say
 from fastflow.train.finite import NonFiniteError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Ending:
-    """Saves what a stopped run has reached, and makes the message that ends it. again: what goes on from a save."""
+    """Saves what a stopped run has reached, and makes the message that ends it. again: what resumes the run."""
 
     def __init__(
         self, saver: Saver, learner: Learner, standing: Standing, directory: Path, console: Console, again: str
@@ -72,6 +74,14 @@ class Ending:
         """What ends the run; where all ranks end with it, the first says so."""
         error.silent = not self._ranks.is_first and stops_all_ranks(stop)
         return error
+
+
+def what_resumes(directory: Path, program: Program, *, own_objective: bool) -> str:
+    """Say what goes on from a save of this run. own_objective: whether a program has handed over the loss."""
+    if program is not NO_PROGRAM:
+        return f'{script()} again, with resume="yes"'
+    begin = "this program again with" if own_objective else "fastflow train"
+    return f"{begin} --resume {shlex.quote(str(directory))}"
 
 
 def cause(stop: BaseException) -> str:

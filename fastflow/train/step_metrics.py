@@ -7,32 +7,32 @@ from typing import Any
 
 from fastflow.config.methods import OFFLINE, SLOPE_IS_ALPHA
 from fastflow.config.schema import Config
-from fastflow.data.trajectory import Group
 from fastflow.run.metrics import agreement, measure
 from fastflow.train.learner import Learner
+from fastflow.train.state import UnderWay
 from fastflow.train.updates import Update, first_done
 
 
 def measure_step(
     config: Config,
     learner: Learner,
-    groups: Sequence[Group],
+    done: UnderWay,
     updates: Sequence[Update],
     *,
-    version: int,
-    **seconds: float,
+    sample: float,
+    total: float,
 ) -> dict[str, Any]:
     """The metrics of one step. A collective.
 
-    version: of the policy before the updates. seconds: of the sampling (`sample`) and of the whole step (`total`).
+    done: the step. sample, total: seconds of the sampling, and of the whole step.
     """
     judgements = [update.judgement for update in updates]
     of_all = [update.judged.judgement for update in updates]
     objective, offline = config.objective, config.objective.name in OFFLINE
     drawn_from_it = config.rollout.samples_the_policy and not offline
-    seconds["reward"] = sum(judgement.seconds for judgement in judgements)
+    seconds = {"sample": sample, "total": total, "reward": sum(judgement.seconds for judgement in judgements)}
     metrics = measure(
-        groups,
+        done.groups,
         [update.result for update in updates],
         judged=[group for update in updates for group in update.judged.groups],
         well_formed=[fine for judgement in of_all for fine in judgement.well_formed or ()] or None,
@@ -44,7 +44,7 @@ def measure_step(
         device=learner.policy.device,
     )
     shown = first_done(updates)
-    metrics |= agreement(shown.groups, shown.result, version=version, samples_the_policy=drawn_from_it)
+    metrics |= agreement(shown.groups, shown.result, version=done.version, samples_the_policy=drawn_from_it)
     if offline:
         metrics["weight_lag"] = None  # no weights of this run sampled
     metrics["skipped_updates_total"] = learner.skips.total

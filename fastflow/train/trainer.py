@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 
 from fastflow import interrupt
 from fastflow.config.methods import OFFLINE
-from fastflow.config.program import NO_PROGRAM, Program, script
+from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data import PromptStream
@@ -39,7 +38,7 @@ from fastflow.run.json_text import finite
 from fastflow.run.lock import RunLock
 from fastflow.run.recorder import Recorder, check_login, check_sinks, make_recorder
 from fastflow.run.samples import describe, write_samples
-from fastflow.train.ending import Ending
+from fastflow.train.ending import Ending, what_resumes
 from fastflow.train.finite import all_skipped
 from fastflow.train.inputs import Loaded, open_inputs
 from fastflow.train.learner import Learner
@@ -84,7 +83,6 @@ class Trainer:
         self._lock: RunLock | None = None
         self._signal: Callable[[], int] = lambda: 0
         self._saved: Saved | None = None
-        self._has_own_objective = objective is not make_objective
         try:
             checkpoints = self._open(resume)
             self._assemble(objective, checkpoints)
@@ -129,7 +127,8 @@ class Trainer:
         self.standing = Standing(config, self.learner, self.prompts, len(loaded.prompts), self.alarms, directory)
         identity = replace(inputs.identity, objective=type(self.learner.objective).__name__)
         self.saver = Saver(checkpoints, self.learner, inputs.exporter, identity, config)
-        self.ending = Ending(self.saver, self.learner, self.standing, directory, self.console, self._how_to_go_on())
+        again = what_resumes(directory, self.program, own_objective=objective is not make_objective)
+        self.ending = Ending(self.saver, self.learner, self.standing, directory, self.console, again)
         self.updates = Updates(config, self.learner, self.judge, self.standing, self.progress, directory, self.ranks)
         if self._saved is not None:
             self._go_on_from(self._saved, identity)
@@ -219,9 +218,8 @@ class Trainer:
             if not (shown := first_done(updates)).result.skipped:
                 self.dump_samples(step, shown)
         metrics = measure_step(
-            self.config, self.learner, under_way.groups, updates,
-            version=under_way.version, sample=sampled - start, total=time.perf_counter() - start,
-        )  # fmt: skip
+            self.config, self.learner, under_way, updates, sample=sampled - start, total=time.perf_counter() - start
+        )
         return {**metrics, "alarms": self.alarms.check(metrics)}
 
     def sample(self, step: int) -> list[Group]:
@@ -341,13 +339,6 @@ class Trainer:
             stack.callback(self.sampler.close)
             stack.callback(self.judge.close)
             stack.callback(self.evaluation.close)
-
-    def _how_to_go_on(self) -> str:
-        """What goes on from a save of this run."""
-        if self.program is not NO_PROGRAM:
-            return f'{script()} again, with resume="yes"'
-        begin = "this program again with" if self._has_own_objective else "fastflow train"
-        return f"{begin} --resume {shlex.quote(str(self.directory))}"
 
     def _release_lock(self) -> None:
         if self._lock is not None:

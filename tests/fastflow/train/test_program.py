@@ -198,7 +198,7 @@ def test_a_failing_run_says_which_program_goes_on(tmp_path, monkeypatch):
         raise ValueError("boo")
 
     monkeypatch.setattr("fastflow.config.program.script", lambda: "own_run.py")
-    monkeypatch.setattr("fastflow.train.trainer.script", lambda: "own_run.py")
+    monkeypatch.setattr("fastflow.train.ending.script", lambda: "own_run.py")
     with pytest.raises(FastflowError, match=r'boo.*; to go on: own_run\.py again, with resume="yes"'):
         fine_tune(own_settings(tmp_path, objective__reward=broken), console=QUIET)
 
