@@ -25,14 +25,13 @@ from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.learner import Learner
 from fastflow.verify.check import Check
+from fastflow.verify.distances import distribution_checks, gradient_error
 from fastflow.verify.distillation import distillation_checks
 from fastflow.verify.exact import (
     SequenceSpace,
     exact_target,
-    kl_divergence,
     policy_distribution,
     table_distribution,
-    total_variation,
     train_policy,
     train_table,
 )
@@ -120,24 +119,24 @@ def gradient_check(ratio: Ratio, seed: int) -> Check:
         + spread * normal(len(length)),
     }
 
-    def gradients(op: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
+    def differentiated(op: Callable[..., Any], dtype: torch.dtype) -> list[torch.Tensor]:
         inputs = [tensor.to(dtype).requires_grad_() for tensor in (hidden.clone(), weight.clone(), log_z.clone())]
         op(
             *inputs[:2], targets, boundaries,
             log_z=inputs[2], **{name: value.to(dtype) for name, value in known.items()},
             clip_low=0.2, clip_high=0.28, ratio=ratio, normaliser=len(length),
         ).loss.backward()  # fmt: skip
-        return [_gradient(tensor) for tensor in inputs]
+        return inputs
 
-    pairs = zip(gradients(flow_loss, torch.float32), gradients(reference.flow_loss, torch.float64), strict=True)
-    value = max(_relative(*pair) for pair in pairs)
+    exact = differentiated(reference.flow_loss, torch.float64)
+    value = gradient_error(differentiated(flow_loss, torch.float32), exact)
     return Check(f"gradient, {ratio.replace('_', ' ')} ratio", value, GRADIENT_BOUND, "relative", "float64")
 
 
 def microbatch_check(seed: int) -> Check:
     """Compare a gradient of the Learner from one micro-batch with the same from many."""
 
-    space, gradients = SequenceSpace(5, 12), []
+    space, updated = SequenceSpace(5, 12), []
     for tokens in (1 << 20, 24):
         policy, base = make_models(space, seed)
         sampler = LocalSampler(policy, eos_ids=[space.eos_id])
@@ -149,8 +148,8 @@ def microbatch_check(seed: int) -> Check:
             optim=OptimConfig(max_grad_norm=1e9, max_skips=0),  # none is clipped
         )
         Learner(policy, base, config, total_updates=1).update(groups)
-        gradients.append([_gradient(parameter) for parameter in policy.parameters()])
-    value = max(_relative(*pair) for pair in zip(*gradients, strict=True))
+        updated.append(policy.parameters())
+    value = gradient_error(*updated)
     return Check("gradient, micro-batches", value, MICROBATCH_BOUND, "relative", "one batch")
 
 
@@ -249,24 +248,9 @@ def _distances(
 ) -> list[Check]:
 
     target_logprob, optimal_log_z = target
-    measures = {"TV": (total_variation, ""), "KL": (kl_divergence, "nats")}
-    checks = [
-        Check(f"{title}: {name}", measure(logprob, target_logprob), bound, unit,
-              f"base {measure(base_logprob, target_logprob):.3g}")
-        for name, (measure, unit) in measures.items()
-    ]  # fmt: skip
+    checks = distribution_checks(title, logprob, target_logprob, base_logprob, bound)
     error = abs(reached_log_z - optimal_log_z)
     return [*checks, Check(f"{title}: log_z", error, bound, "nats/token", f"exact {optimal_log_z:.3g}")]
-
-
-def _gradient(tensor: torch.Tensor) -> torch.Tensor:
-    assert tensor.grad is not None, "the backward pass left no gradient"
-    return tensor.grad.double()
-
-
-def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Return the largest difference, as a share of the largest entry of `want`."""
-    return float((got - want).abs().max() / want.abs().max())
 
 
 def title(model: str, alpha: float, log_z: str) -> str:

@@ -21,6 +21,7 @@ from fastflow.rollout.recorded import RecordedResponses
 from fastflow.rollout.sampler import SamplingParams, requests_for
 from fastflow.train.learner import Learner
 from fastflow.verify.check import Check
+from fastflow.verify.distances import gradient_error
 from fastflow.verify.exact import SequenceSpace, kl_divergence, policy_distribution, total_variation
 
 GRADIENT_BOUND = 1e-4  # of the largest entry
@@ -51,13 +52,8 @@ def gradient_check(make_models: MakeModels, average: Average, seed: int) -> Chec
     config = settings(average, max_response_tokens=space.limit)
     Learner(policy, None, config, total_updates=1).update(groups)
     loss_in_float64(exact, groups, average, space.limit).backward()
-    pairs = zip(policy.causal_lm.parameters(), exact.parameters(), strict=True)
-    errors = [
-        float((one.grad.double() - other.grad).abs().max() / other.grad.abs().max())
-        for one, other in pairs
-        if one.grad is not None and other.grad is not None
-    ]
-    return Check(f"gradient, distil {average}", max(errors), GRADIENT_BOUND, "relative", "float64")
+    error = gradient_error(policy.causal_lm.parameters(), exact.parameters())
+    return Check(f"gradient, distil {average}", error, GRADIENT_BOUND, "relative", "float64")
 
 
 def optimum_check(make_models: MakeModels, seed: int) -> Check:

@@ -27,13 +27,12 @@ from fastflow.objectives.policy_gradient import surrogate
 from fastflow.objectives.trajectory_balance import OBJECTIVES
 from fastflow.train.learner import Learner
 from fastflow.verify.check import Check
+from fastflow.verify.distances import distribution_checks, gradient_error
 from fastflow.verify.exact import (
     TABLE_LR,
     SequenceSpace,
-    kl_divergence,
     policy_mean,
     table_distribution,
-    total_variation,
 )
 
 GRADIENT_BOUND = 1e-4  # of the largest entry
@@ -98,8 +97,7 @@ def gradient_check(
     reward = None if variant.reward is None else torch.tensor(variant.reward, dtype=torch.float64)
     Learner(policy, base, config, total_updates=1).update(groups, reward=reward)
     loss_in_float64(exact, exact_base, groups, config, variant.reward).backward()
-    pairs = zip(policy.causal_lm.parameters(), exact.parameters(), strict=True)
-    error = max(_relative(*pair) for pair in pairs if pair[1].grad is not None)
+    error = gradient_error(policy.causal_lm.parameters(), exact.parameters())
     return Check(f"gradient, {variant.title or variant.name}", error, GRADIENT_BOUND, "relative", "float64")
 
 
@@ -216,12 +214,7 @@ def optimum_checks(space: SequenceSpace, name: Method, updates: int, seed: int) 
     optimum = (base_logprob + (ALPHA - 1) * mean).log_softmax(0)
     reached = train_table_by_policy_gradient(base, space, ObjectiveConfig(name=name, alpha=ALPHA), updates=updates)
     title = f"table alpha {ALPHA:g} {name.replace('_', ' ')}"
-    measures = {"TV": (total_variation, ""), "KL": (kl_divergence, "nats")}
-    return [
-        Check(f"{title}: {label}", measure(reached, optimum), OPTIMUM_BOUND, unit,
-              f"base {measure(base_logprob, optimum):.3g}")
-        for label, (measure, unit) in measures.items()
-    ]  # fmt: skip
+    return distribution_checks(title, reached, optimum, base_logprob, OPTIMUM_BOUND)
 
 
 def train_table_by_policy_gradient(
@@ -251,9 +244,3 @@ def train_table_by_policy_gradient(
         optimizer.step()
         schedule.step()
     return table_distribution(table.detach(), space)
-
-
-def _relative(got: Tensor, want: Tensor) -> float:
-    """Return the largest difference of two gradients, as a share of the largest entry of `want`."""
-    assert got.grad is not None and want.grad is not None
-    return float((got.grad.double() - want.grad).abs().max() / want.grad.abs().max())
