@@ -26,7 +26,7 @@ def measure_step(
 
     done: the step. sample, total: seconds of the sampling, and of the whole step.
     """
-    judgements = [update.judgement for update in updates]
+    judgements = [update.trained.judgement for update in updates]
     of_all = [update.judged.judgement for update in updates]
     objective, offline = config.objective, config.objective.name in OFFLINE
     drawn_from_it = config.rollout.samples_the_policy and not offline
@@ -44,7 +44,7 @@ def measure_step(
         device=learner.policy.device,
     )
     shown = first_done(updates)
-    metrics |= agreement(shown.groups, shown.result, version=done.version, samples_the_policy=drawn_from_it)
+    metrics |= agreement(shown.trained.groups, shown.result, version=done.version, samples_the_policy=drawn_from_it)
     if offline:
         metrics["weight_lag"] = None  # no weights of this run sampled
     metrics["skipped_updates_total"] = learner.skips.total

@@ -285,8 +285,7 @@ class Trainer:
         run = self.config.run
         due = run.samples_every and (step % run.samples_every == 0 or step in (1, run.steps))
         if due and self.ranks.is_first:
-            groups, judgement, result, _ = update
-            samples = describe(step, groups, judgement, result, self.tokenizer, run.samples_per_dump)
+            samples = describe(step, *update.trained, update.result, self.tokenizer, run.samples_per_dump)
             write_samples(self.directory, step, samples)
 
     def _begin(self) -> Recorder:

@@ -13,7 +13,7 @@ from fastflow.data.trajectory import Group, shares_of
 from fastflow.data.update import UpdateResult
 from fastflow.interrupt import deferred_interrupt
 from fastflow.models.ranks import Ranks
-from fastflow.objectives.judging import Judge, Judged, Judgement
+from fastflow.objectives.judging import Judge, Judged
 from fastflow.train import bad_updates
 from fastflow.train.finite import ALL_CUT, CUT_REMEDY, NonFiniteError
 from fastflow.train.learner import Learner
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class Update(NamedTuple):
-    """One update's trajectories, what their text decided, and what the learner saw.
+    """One update.
 
-    judged: these trajectories, and those that objective.truncated = drop left out of the update.
+    trained: the trajectories that the objective got. result: what the learner saw of them. judged: these, and those
+    that objective.truncated = drop left out.
     """
 
-    groups: list[Group]
-    judgement: Judgement
+    trained: Judged
     result: UpdateResult
     judged: Judged
 
@@ -54,11 +54,11 @@ class Updates:
         updates: list[Update] = []
         results: list[UpdateResult] = []
         for share, done in itertools.zip_longest(shares, under_way.results):
-            judged = self._without_voters(Judged(share, self._judged(share)))
-            groups, judgement = self._trained_on(judged)
-            result = done or self._learn(under_way, groups, judgement, results, of=len(shares))
+            judged = self._without_voters(self._judged(share))
+            trained = self._trained_on(judged)
+            result = done or self._learn(under_way, trained, results, of=len(shares))
             results.append(result)
-            updates.append(Update(groups, judgement, result, judged))
+            updates.append(Update(trained, result, judged))
             self._progress.advance_phase()
         self._learner.free_gradients()  # sampling comes next, and needs the memory
         return updates
@@ -95,11 +95,9 @@ class Updates:
         """Responses that must be left of a group."""
         return getattr(self._learner.objective, "least_of_group", 1) if self._drops else 1
 
-    def _learn(
-        self, under_way: UnderWay, groups: list[Group], judgement: Judgement, before: list[UpdateResult], *, of: int
-    ) -> UpdateResult:
+    def _learn(self, under_way: UnderWay, trained: Judged, before: list[UpdateResult], *, of: int) -> UpdateResult:
         """One update. before: those of the step that are done. of: how many it has. What is skipped is kept apart."""
-        number, updates = len(before) + 1, self._learner.updates
+        (groups, judgement), number, updates = trained, len(before) + 1, self._learner.updates
         place = bad_updates.Place(self._standing.position.step + 1, number, of, updates)
 
         def keep(result: UpdateResult) -> str:
@@ -126,13 +124,13 @@ class Updates:
             with deferred_interrupt():
                 raise NonFiniteError(f"{stop}; {keep(stop.result)}", stop.result) from stop
 
-    def _judged(self, groups: Sequence[Group]) -> Judgement:
+    def _judged(self, groups: list[Group]) -> Judged:
         """Judge the groups once: a reward of the user's may be slow, or random."""
         judgement: Any = None
         with self._ranks.together():
             if self._ranks.is_first:
                 judgement = self._judge(groups)
-        return self._ranks.from_first(judgement)
+        return Judged(groups, self._ranks.from_first(judgement))
 
 
 def first_done(updates: Sequence[Update]) -> Update:

@@ -32,7 +32,7 @@ def test_a_response_that_is_left_alone_has_no_mean_of_a_group(settings, log_z, s
     trainer = Trainer(configure(settings, **changes), Console(quiet=True))
     groups = [ending(group, count) for group, count in zip(trainer.sample(1), (1, 2, 0, 1), strict=True)]
     (update,) = trainer.updates.carry_out(UnderWay(groups, 0))
-    assert [len(group.trajectories) for group in update.groups] == sizes
+    assert [len(group.trajectories) for group in update.trained.groups] == sizes
     assert len(update.result.length) == sum(sizes) and not update.result.skipped
     assert len(update.judged.groups) == 4
     (alone,) = trainer.updates.carry_out(UnderWay([groups[0], groups[2]], 1))
@@ -74,11 +74,12 @@ def test_what_is_dropped_is_measured_all_the_same(reward_of_length, updates):
 def test_rewards_are_normalised_among_the_responses_that_are_left(reward_of_length):
     trainer = Trainer(configure(reward_of_length, objective__truncated="drop"), Console(quiet=True))
     (update,) = trainer.updates.carry_out(UnderWay([ending(group, 2) for group in trainer.sample(1)], 0))
-    scores = torch.tensor(update.judgement.scores, dtype=torch.float64)
-    assert [len(group.trajectories) for group in update.groups] == [2] * 4
-    assert update.judgement.scores == [score for at, score in enumerate(update.judged.judgement.scores) if at % 3 < 2]
-    assert torch.equal(update.judgement.reward, normalise_rewards(scores, [2] * 4))
-    assert update.judgement.reward.abs().max() > 0.5
+    groups, judgement = update.trained
+    scores = torch.tensor(judgement.scores, dtype=torch.float64)
+    assert [len(group.trajectories) for group in groups] == [2] * 4
+    assert judgement.scores == [score for at, score in enumerate(update.judged.judgement.scores) if at % 3 < 2]
+    assert torch.equal(judgement.reward, normalise_rewards(scores, [2] * 4))
+    assert judgement.reward.abs().max() > 0.5
 
 
 def test_a_policy_gradient_compares_with_the_responses_that_it_drops(settings):
