@@ -94,9 +94,9 @@ def check_rollout(rollout: RolloutConfig, importance: ImportanceConfig) -> None:
     """Raise FastflowError where the rollout contradicts itself, or the source of the behaviour log-probs."""
     if not rollout.samples_the_policy and importance.source == "rollout":
         raise FastflowError(
-            "rollout.temperature and rollout.top_p other than 1, and rollout.min_response_tokens, sample from a "
-            "different distribution than the policy, but the loss needs the policy's log-probs; set "
-            "importance.source = recompute"
+            "rollout.temperature and rollout.top_p other than 1, and rollout.top_k, rollout.min_p and "
+            "rollout.min_response_tokens other than 0, sample from a different distribution than the policy, but the "
+            "loss needs the policy's log-probs; set importance.source = recompute"
         )
     if rollout.min_response_tokens > rollout.max_response_tokens:
         raise FastflowError(
