@@ -289,9 +289,9 @@ class Round:
             )  # fmt: skip
 
     def _all_silent(self) -> FastflowError:
-        failures = self._failed.values()
+        failures, ailing = self._failed.values(), any(lane.trouble for lane in self._lanes)
         advice = "check the servers, or raise rollout.silence if they were only slow"
-        if failures and all(isinstance(error, Busy) for error in failures):
+        if failures and not ailing and all(isinstance(error, Busy) for error in failures):
             advice = "they are busy: lower rollout.max_sequences, leave them to this run, or raise rollout.silence"
         return FastflowError(
             f"no server has made progress for {self._silence:g} seconds, with {self._jobs - len(self._answers)} of "

@@ -136,3 +136,13 @@ def test_a_server_that_is_busy_before_it_shows_its_weights_is_told(model, fakes,
     assert "no server has made progress for 0." in caplog.text
     with pytest.raises(FastflowError, match=r"no server took the weights within 1 seconds: .*503: too much to do; "):
         sampler.load_weights(model)
+
+
+@needs_httpx
+def test_of_a_busy_server_and_a_dead_one_both_are_told(model, fakes, running):
+    busy, dead = fakes(), fakes()
+    sampler = running(model, busy, dead, silence=1.0)
+    busy.completion = lambda body: 503
+    dead.die()
+    with pytest.raises(FastflowError, match=f"{dead.address} does not answer .*{busy.address} .*503.*; check the serv"):
+        sampler.sample(make_requests(), PARAMS)
