@@ -177,7 +177,7 @@ class Evaluation:
             progress.phase(f"asking {work.task.name}", len(prompts) * self._config.eval.samples)
             groups = schedule.draw(requests, self._params)
             answers = [[answer_of(one, self._text, sampled=len(one)) for one in group.trajectories] for group in groups]
-            progress.phase(f"grading {work.task.name}", 0)
+            progress.phase(f"grading {work.task.name}", None)
             with ranks.together():
                 if ranks.is_first:
                     entries: list[Entry] = list(zip(range(len(prompts)), work.questions, prompts, strict=True))
