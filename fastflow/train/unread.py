@@ -109,9 +109,5 @@ def unread(config: Config) -> list[str]:
 
 def _changed(config: Config) -> dict[str, Any]:
     """The settings that differ from their defaults, by their dotted names."""
-    return {
-        f"{section.name}.{entry.name}": value
-        for section in dataclasses.fields(config)
-        for entry in dataclasses.fields(getattr(config, section.name))
-        if (value := getattr(getattr(config, section.name), entry.name)) != entry.default
-    }
+    sections = [getattr(config, section.name) for section in dataclasses.fields(config)]
+    return {name: value for section in sections for name, value in section.changed().items()}
