@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores, subjects
+from fastflow.evaluate.as_trained import unlike_training
 from fastflow.evaluate.concerns import concerns
-from fastflow.evaluate.conditions import drawn_by
+from fastflow.evaluate.conditions import drawn_by, sampling
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.scaling import scaled
 from fastflow.evaluate.creative.study import ModelResponses, Study
@@ -67,6 +68,9 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     _refuse_equal("model", [model.label for model in models])
     study = Study(config, console)
     study.check(tasks)
+    for model in models:
+        if unlike := unlike_training(model.name, config):
+            logger.warning("%s", unlike)
     needs_math = any(task.grader == "math" for task in tasks)
     needs_gym = any(task.grader == "gym" for task in tasks)
     pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math, needs_gym=needs_gym)
@@ -112,7 +116,7 @@ def _respond(
     settings = config.eval
     rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
     prompts = [_prompts(config, work, tokenizer) for work in works]
-    params = SamplingParams.of(rollout, temperature=settings.temperature, top_p=settings.top_p)
+    params = SamplingParams.of(rollout, **sampling(settings))
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
     meter = Meter(console)
@@ -150,8 +154,9 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
         else:
             front = f"{asked}\n\n"
     return tokenize_questions(
-        work.questions, tokenizer, chat_template=settings.chat_template, system=system, front=front
-    )
+        work.questions, tokenizer, chat_template=settings.chat_template, system=system,
+        template_arguments=settings.template_arguments, front=front,
+    )  # fmt: skip
 
 
 def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:
@@ -205,11 +210,12 @@ def _summary(
 def _conditions(config: EvaluateConfig) -> dict[str, Any]:
     """How responses are drawn and graded, as the results say it."""
     names = (
-        "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system",
-        "prompts_per_part", "timeout",
+        "samples", "max_tokens", "seed", "limit", "chat_template", "template_arguments", "system", "prompts_per_part",
+        "timeout",
     )  # fmt: skip
-    drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json(), "seeds": responses.SEEDS}
-    return {name: getattr(config.eval, name) for name in names} | drawn
+    drawn = sampling(config.eval) | drawn_by(config.rollout, config.model)
+    method = {"method": config.method.as_json(), "seeds": responses.SEEDS}
+    return {name: getattr(config.eval, name) for name in names} | drawn | method
 
 
 def _file(store: responses.Store) -> str:

@@ -81,8 +81,7 @@ class Likeliest:
 
     def __init__(self, policy: PackedModel, params: SamplingParams, engine: str):
         self._policy = policy
-        is_own = params.temperature == 1 and params.top_p == 1 and params.min_response_tokens == 0
-        self.read = engine != "local" or not is_own
+        self.read = engine != "local" or bool(params.drawn_otherwise)
 
     def choose(self, entries: Sequence[Entry], groups: Sequence[Group]) -> list[int]:
         """Return the first of the likeliest. What the local engine draws from the model's own distribution has its
