@@ -21,7 +21,7 @@ DOES_NOT_FIT = 1
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What to plan. memory: GiB of a device; None means this machine's. json: a file to write, if any. devices: one for
     each rank.
     """
@@ -32,7 +32,7 @@ class Request:
     devices: int = 1
 
 
-def read_arguments(arguments: Sequence[str]) -> Request:
+def read_arguments(arguments: Sequence[str]) -> PlanRequest:
     """Read the arguments of `fastflow train`, and --memory, --devices and --json.
 
     Raises FastflowError for what is wrong.
@@ -46,10 +46,10 @@ def read_arguments(arguments: Sequence[str]) -> Request:
     config, _ = read_config(settings)
     if not config.model.path:
         raise FastflowError("model.path is not set; give --model.path or choose a --preset (see fastflow train --help)")
-    return Request(config, own.memory, own.json, devices)
+    return PlanRequest(config, own.memory, own.json, devices)
 
 
-def run(request: Request) -> int:
+def run(request: PlanRequest) -> int:
     """Estimate, then print the table and the verdict. Returns 0 when the run fits, otherwise 1.
 
     Raises FastflowError for a model whose config.json cannot be read, and for settings that do not suit the device.

@@ -29,7 +29,7 @@ MOST_JOBS = 1024
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """What is to be done. metrics: whose curves the page shows; empty for the usual ones. study: where one is named.
 
     departures: settings of the runs that are not the study's own, each with its value.
@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_request(arguments: Sequence[str]) -> Request:
+def read_request(arguments: Sequence[str]) -> SweepRequest:
     """Read the arguments of `fastflow sweep`, and the settings of every run.
 
     Raises FastflowError for what the settings' reader refuses in any of the runs, and for a grid that makes none.
@@ -117,7 +117,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     runs = read_runs(cells, base, options, output, own.config)
     metrics = tuple(dict.fromkeys(name.strip() for name in own.metrics.split(",") if name.strip()))
     departures = _departures(given, runs[0], study) if study is not None else ()
-    return Request(runs, output, own.jobs, own.devices, metrics, own.dry_run, study, departures)
+    return SweepRequest(runs, output, own.jobs, own.devices, metrics, own.dry_run, study, departures)
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

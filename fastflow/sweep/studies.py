@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastflow.sweep import figure_3
-from fastflow.sweep.verdict import Unfinished, Verdict
+from fastflow.sweep.verdict import StudyVerdict, Unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,7 @@ class Study:
     inputs: Callable[[Path], dict[str, Any]]
     make_inputs: Callable[[Path, Console], None]
     measure: Callable[[Path, Path], None]
-    judge: Callable[[Sequence[RunResult], Unfinished], list[Verdict]]
+    judge: Callable[[Sequence[RunResult], Unfinished], list[StudyVerdict]]
 
     def tree(self) -> dict[str, Any]:
         """Return the sweep as its YAML file would have it."""

@@ -9,7 +9,7 @@ Unfinished = Mapping[str, Sequence[str]]  # runs of a sweep that failed or wrote
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StudyVerdict:
     """One claim that a sweep checks. found, bar: the figure and what it is held to, in words."""
 
     claim: str
