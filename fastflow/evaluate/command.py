@@ -20,8 +20,8 @@ from fastflow.evaluate.existing_results import check_directory, check_earlier
 from fastflow.evaluate.graders import grader
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.keys import key_of
-from fastflow.evaluate.methods.answer import Entry, Method
-from fastflow.evaluate.methods.make import methods_for
+from fastflow.evaluate.methods.answer import Entry
+from fastflow.evaluate.methods.make import made_method
 from fastflow.evaluate.methods.verbalized import VERSION, instruction
 from fastflow.evaluate.models import ModelSource, digest, find_model, load
 from fastflow.evaluate.progress import Meter
@@ -67,9 +67,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     _refuse_equal("model", [model.label for model in models])
     extra = ExtraMeasures(config, console)
     extra.check(tasks)
-    needs_math = any(task.grader == "math" for task in tasks)
-    needs_gym = any(task.grader == "gym" for task in tasks)
-    pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math, needs_gym=needs_gym)
+    pool = GraderPool({task.grader for task in tasks}, workers=settings.workers, timeout=settings.timeout)
     check_directory(output)
     with pool, RunLock(output, "--output"):
         works = [read_work(task, folder=settings.data_folder, limit=settings.limit) for task in tasks]
@@ -116,9 +114,9 @@ def _respond(
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
     meter = Meter(console)
-    with methods_for(
+    with made_method(
         config.method, policy, tokenizer, every, rollout, params, pool, on_progress=meter.advance
-    ) as method_of:
+    ) as method:
         for place, (work, store, task_prompts) in enumerate(zip(works, stores, prompts, strict=True)):
             if kept[place] is not None:
                 continue
@@ -126,13 +124,9 @@ def _respond(
             requests = responses.requests_of(task_prompts, settings.samples, settings.seed, work.task.name)
             parts = [entries[start : start + size] for start in range(0, len(entries), size)]
 
-            method = method_of(work.task)
-
-            def make(
-                part: Sequence[Entry], work: Work = work, requests: Any = requests, method: Method = method
-            ) -> list[Any]:
-                chosen = [requests[index] for index, _, _ in part]
-                return responses.answer_part(method, pool, work.task, part, chosen, scorer, work.reward)
+            def make(part: Sequence[Entry], work: Work = work, requests: Any = requests) -> list[Any]:
+                asked = [requests[index] for index, _, _ in part]
+                return responses.grade_part(method(work.task, part, asked), pool, work, part, asked, scorer)
 
             title = f"{model.name}: {work.task.name}"
             with meter.measuring(title, prompts=len(entries), samples=settings.samples):

@@ -58,7 +58,7 @@ class Curve:
         self._first: dict[str, Rows] = {}  # what the differences are taken from
 
     def add(self, step: int, rows: Mapping[str, Rows], questions: Mapping[str, Sequence[str]]) -> None:
-        """Keep an evaluation on the disk. rows: of each task, as `answer_part` makes them. questions: as JSON."""
+        """Keep an evaluation on the disk. rows: of each task, as `grade_part` makes them. questions: as JSON."""
         of_task = {}
         with writing(self._directory):
             for name, of_one in rows.items():
