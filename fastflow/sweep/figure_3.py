@@ -19,7 +19,7 @@ from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_json
 from fastflow.run.output_file import writing
 from fastflow.sweep.results import RunResult, by_group, evaluated, seed_mean
-from fastflow.sweep.verdict import StudyVerdict, Unfinished
+from fastflow.sweep.study import Study, StudyVerdict, Unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -183,3 +183,15 @@ def _task() -> DemoTask:
     from fastflow.demo.tasks import SUMS
 
     return SUMS
+
+
+FIGURE_3 = Study(
+    title="The paper's stability figure, in miniature",
+    settings=SETTINGS,
+    variants=METHODS,
+    seeds=SEEDS,
+    inputs=inputs,
+    make_inputs=make_inputs,
+    measure=measure,
+    judge=judge,
+)

@@ -16,7 +16,7 @@ from fastflow.run.output_file import writing
 from fastflow.sweep.measures import ACCURACY, DIVERSITY, USUAL, Measure, measure_of
 from fastflow.sweep.plots import curve_plot, traded_plot
 from fastflow.sweep.results import RunResult, SeedMean, by_group, evaluated, final
-from fastflow.sweep.verdict import StudyVerdict
+from fastflow.sweep.study import StudyVerdict
 
 PAGE_FILE, RESULTS_FILE, TABLE_FILE = "report.html", "results.json", "results.md"
 _TRADED = ("reward_mean", "sequence_entropy")  # of training, where nothing was evaluated

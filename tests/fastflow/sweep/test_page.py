@@ -14,7 +14,7 @@ from fastflow.sweep.measures import measure_of
 from fastflow.sweep.page import Outcome, write
 from fastflow.sweep.plots import thinned
 from fastflow.sweep.results import RunResult, SeedMean, curve, final, seed_mean
-from fastflow.sweep.verdict import StudyVerdict
+from fastflow.sweep.study import StudyVerdict
 from fastflow.visible import CONTROL
 from html_page import Page
 from run_directories import step_record
