@@ -46,17 +46,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@own_names()
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     """Carry out an evaluation; what an earlier one has finished is taken from its files. Returns the results.
 
     Raises FastflowError for unknown tasks, rows that are no questions, gold answers that do not equal themselves and
     models that cannot be loaded, before anything is sampled.
     """
-    with own_names():
-        return _evaluate(config, console)
-
-
-def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     settings, output = config.eval, Path(config.eval.output)
     for module in ("pyarrow", "pyarrow.parquet"):
         need(module, extra="eval", purpose="keeping the responses")

@@ -184,7 +184,10 @@ class ExtraMeasures:
         if name is not None and self._encoder is None:
             self._encoder = load_encoder(name, resolve_device(self._device))
         with self._steps(f"{model.name}: diversity of {task.name}", len(texts)) as step:
-            found = diversity.measure_all(texts, self._encoder, step)
+            found = []
+            for of_prompt in texts:
+                found.append(diversity.measure(of_prompt, self._encoder.encode(of_prompt) if self._encoder else None))
+                step()
         about = {"embedding": self._encoder.description if self._encoder else None, "prompts": found}
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)

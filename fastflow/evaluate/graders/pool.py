@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from types import TracebackType
 
 from fastflow.children import python_module, same_path
 from fastflow.errors import FastflowError
@@ -53,9 +52,7 @@ class GraderPool:
     def __enter__(self) -> GraderPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
