@@ -16,7 +16,6 @@ from fastflow.evaluate.conditions import drawn_by
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.extra_measures import ExtraMeasures, ModelResponses
 from fastflow.evaluate.creative.scaling import scaled
-from fastflow.evaluate.existing_results import check_directory, check_earlier
 from fastflow.evaluate.graders import grader
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.keys import key_of
@@ -28,7 +27,7 @@ from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json
 from fastflow.evaluate.refused_settings import own_names
-from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, check_directory, check_earlier
 from fastflow.evaluate.settings import BenchmarkConfig, EvaluateConfig
 from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, check_reward, find_task, is_own_file
@@ -186,7 +185,7 @@ def _summary(
             answers.append(ModelResponses(model.name, model.label, scores.by_prompt(rows_of), entry))
         extra.complete(task, answers)
         plotted = {"plot": extra.plot(task, answers), "models": [model.entry for model in answers]}
-        tasks.append(facts(task) | plotted)
+        tasks.append(task.facts() | plotted)
     conventions = scores.conventions({work.task.kind for work in works})
     conventions |= extra.conventions([work.task for work in works])
     return {"settings": _conditions(config) | extra.facts, "conventions": conventions, "tasks": tasks}

@@ -19,7 +19,7 @@ from fastflow.evaluate import responses, scores
 from fastflow.evaluate.conditions import drawn_by
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
-from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE
 from fastflow.evaluate.tables import markdown
 from fastflow.evaluate.task import Task
 from fastflow.models.pulse import PULSE
@@ -125,7 +125,7 @@ class Curve:
 
     def _results(self, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         tasks = [
-            {**facts(task), "plot": None, "models": [
+            {**task.facts(), "plot": None, "models": [
                 {"name": f"step {one.step}", "step": one.step, **one.of_task[task.name]} for one in evaluated
             ]}
             for task in self._tasks
