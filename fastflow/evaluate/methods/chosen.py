@@ -40,8 +40,9 @@ def chosen_of_several(
     choice: Choice,
     on_progress: OnProgress,
 ) -> Method:
-    """Each answer is the choice from `candidates` samples of its own, whose seeds come from the answer's. It costs all
-    of them.
+    """Make a method that chooses each answer from `candidates` samples of its own, whose seeds come from the answer's.
+
+    An answer costs all of its candidates.
     """
 
     def answer(group: Group, place: int) -> Answer:

@@ -13,7 +13,7 @@ from fastflow.rollout.sampler import OnProgress, Request, Sampler, SamplingParam
 
 
 def plain_sampling(sampler: Sampler, text: ResponseText, params: SamplingParams) -> Method:
-    """Each answer is one sample. low_temperature is the same with other parameters."""
+    """Make a method whose answers are single samples. low_temperature is the same with other parameters."""
 
     def answers(task: Task, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
         groups = sampler.sample(requests, params)
@@ -23,7 +23,10 @@ def plain_sampling(sampler: Sampler, text: ResponseText, params: SamplingParams)
 
 
 def power_sampling(sampler: PowerSampler, text: ResponseText, params: SamplingParams) -> Method:
-    """Each answer is the end of one chain, or one response of a weighted population; it costs all of that."""
+    """Make a method whose answers are the ends of chains, or single responses of weighted populations.
+
+    An answer costs the whole of its chain or population.
+    """
 
     def answers(task: Task, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
         return [
@@ -38,7 +41,7 @@ def power_sampling(sampler: PowerSampler, text: ResponseText, params: SamplingPa
 
 
 def beam_search(search: BeamSearch, text: ResponseText, params: SamplingParams, on_progress: OnProgress) -> Method:
-    """The only answer to a prompt is the best response that the search finds."""
+    """Make a method whose only answer to a prompt is the best response that the search finds."""
 
     def answers(task: Task, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
         found = []

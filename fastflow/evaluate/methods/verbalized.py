@@ -92,7 +92,7 @@ def choose(stated: Sequence[Stated], seed: int) -> int:
 def verbalized_sampling(
     sampler: Sampler, text: ResponseText, params: SamplingParams, *, count: Callable[[str], int]
 ) -> Method:
-    """Each answer is drawn from one list that the model writes; all of it counts as the cost.
+    """Make a method that draws each answer from one list that the model writes; all of it counts as the cost.
 
     The prompts must ask for a list: see `instruction`. What cannot be read is the answer as it stands. The finish
     reason is that of what was written; `tokens` counts those of the answer alone, which has no log-probability and no
