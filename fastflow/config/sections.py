@@ -71,7 +71,8 @@ class RolloutConfig(Section):
     )
     stop: tuple[str, ...] = setting(
         (),
-        "Texts that end a response and belong to it: one, or a list such as [END]; a special token counts by its text",
+        "Texts that end a response and belong to it: one, or a list such as [STOP, DONE], in which a text with "
+        "brackets of its own needs quotes; a special token counts by its text",
     )
     max_sequences: int = setting(256, "Responses that the engine decodes at once", unit="sequences", at_least=1)
     ahead: int = setting(
@@ -149,8 +150,9 @@ class ObjectiveConfig(Section):
     )
     reward: str | None = setting(
         None,
-        "flowrl, tba, grpo: package.module:function(response_text, record) -> float, or the word answer: 1 where the "
-        "response gives the record's answer, otherwise 0",
+        "package.module:function(response_text, record) -> float, or the word answer: 1 where the response gives the "
+        "record's answer, otherwise 0. flowrl, tba and grpo train on it; the methods of trajectory balance without a "
+        "reward measure it alone",
     )
     grader: Literal["math", "numeric", "exact"] = setting(
         "math",

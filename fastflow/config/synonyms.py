@@ -67,6 +67,8 @@ _WORDS = {
     "eval.at_start": "eval_on_start val_before_train",
     "eval.tasks": "eval_dataset val_files",
     "eval.patience": "early_stopping_patience",
+    "eval.samples": "eval_n eval_num_generations val_kwargs_n",
+    "eval.max_response_tokens": "eval_max_tokens eval_max_new_tokens",
 }
 _COMMAND = {  # words for options that are no settings
     "resume_from_checkpoint resume_mode": "continue a run by --resume RUN, or --resume auto",

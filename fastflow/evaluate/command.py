@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores
+from fastflow.evaluate.as_trained import unlike_training
 from fastflow.evaluate.concerns import concerns
 from fastflow.evaluate.conditions import drawn_by
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
@@ -62,6 +63,9 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     _refuse_equal("model", [model.label for model in models])
     extra = ExtraMeasures(config, console)
     extra.check(tasks)
+    for model in models:
+        if unlike := unlike_training(model.name, config):
+            logger.warning("%s", unlike)
     pool = GraderPool({task.grader for task in tasks}, workers=settings.workers, timeout=settings.timeout)
     check_directory(output)
     with pool, RunLock(output, "--output"):
@@ -139,8 +143,9 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
         else:
             front = f"{asked}\n\n"
     return tokenize_questions(
-        work.questions, tokenizer, chat_template=settings.chat_template, system=system, front=front
-    )
+        work.questions, tokenizer, chat_template=settings.chat_template, system=system,
+        template_arguments=settings.template_arguments, front=front,
+    )  # fmt: skip
 
 
 def _store(config: EvaluateConfig, model: ModelSource, identity: str, work: Work) -> responses.Store:
@@ -194,8 +199,8 @@ def _summary(
 def _conditions(config: EvaluateConfig) -> dict[str, Any]:
     """How responses are drawn and graded, as the results say it."""
     names = (
-        "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system",
-        "prompts_per_part", "timeout",
+        "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template",
+        "template_arguments", "system", "prompts_per_part", "timeout",
     )  # fmt: skip
     drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json(), "seeds": responses.SEEDS}
     return {name: getattr(config.eval, name) for name in names} | drawn

@@ -16,9 +16,23 @@ def drawn_by(rollout: RolloutConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def in_words(settings: dict[str, Any]) -> str:
-    """The same as sentences, but for the engine; "" for results that do not say it."""
-    if "dtype" not in settings:
-        return ""
+    """How prompts are put and the models held, and what ends a response, as sentences."""
+    return " ".join((*_prompts(settings), *_models(settings)))
+
+
+def _prompts(settings: dict[str, Any]) -> list[str]:
+    if not settings.get("chat_template"):
+        return ["Prompts are raw text."]
+    variables = "".join(f", {name} = {value!r}" for name, value in (settings.get("template_arguments") or {}).items())
+    said = [f"Prompts are rendered by the chat template{variables}."]
+    if settings.get("system") is not None:
+        said.append(f"The system message is {settings['system']!r}.")
+    return said
+
+
+def _models(settings: dict[str, Any]) -> list[str]:
+    if "dtype" not in settings:  # results of an earlier version
+        return []
     types = f"parameters in {settings['dtype']}"
     if settings["autocast"]:
         types += f", autocast to bfloat16 with a residual stream in {settings['residual_stream']}"
@@ -27,4 +41,4 @@ def in_words(settings: dict[str, Any]) -> str:
         said.append(f"Responses end at {' or '.join(map(repr, settings['stop']))}.")
     if settings["min_response_tokens"]:
         said.append(f"They end after {settings['min_response_tokens']} tokens at the earliest.")
-    return " ".join(said)
+    return said

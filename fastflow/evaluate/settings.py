@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -73,6 +73,9 @@ class BenchmarkConfig(Section):
         "the directory of a transformers encoder",
     )  # fmt: skip
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
+    template_arguments: Mapping[str, Any] | None = setting(
+        None, "Variables for the chat template, such as {enable_thinking: false} (needs chat_template)"
+    )
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
     reward: str | None = setting(
@@ -115,8 +118,11 @@ class EvaluateConfig:
         resolve(self.eval, self.rollout)  # refuses settings that contradict the method
         if self.eval.temperature == 0 and self.eval.samples > 1:
             raise FastflowError(f"eval.temperature = 0 gives {self.eval.samples} equal responses; set --samples 1")
-        if self.eval.system is not None and not self.eval.chat_template:
-            raise FastflowError("eval.system is set but eval.chat_template is off; switch the template on or drop it")
+        for name in ("system", "template_arguments"):
+            if getattr(self.eval, name) is not None and not self.eval.chat_template:
+                raise FastflowError(
+                    f"eval.{name} is set but eval.chat_template is off; switch the template on or drop eval.{name}"
+                )
 
     @property
     def method(self) -> MethodSettings:

@@ -32,6 +32,8 @@ def describe(trainer: Trainer) -> str:
     evaluated = ""
     if asked := trainer.evaluation.describe():
         evaluated = f"\nevaluated every {counted(config.eval.every, 'step')} on {asked}"
+    stops = config.rollout.stop
+    ends = f"\nresponses end at {' or '.join(map(repr, stops))}, or at the end token" if stops else ""
     several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
     recorded = ""
@@ -48,7 +50,7 @@ def describe(trainer: Trainer) -> str:
         f"{counted(batch.updates_per_rollout, 'update')} per step on "
         f"{counted(responses // batch.updates_per_rollout, 'response')}, micro-batches of "
         f"{counted(batch.tokens_per_microbatch, 'token')}"
-        f"{evaluated}"
+        f"{ends}{evaluated}"
     )
 
 

@@ -106,7 +106,8 @@ class Curve:
         return {
             "samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p,
             "max_tokens": settings.max_response_tokens or rollout.max_response_tokens, "seed": settings.seed,
-            "limit": settings.limit, "chat_template": data.chat_template, "system": data.system,
+            "limit": settings.limit, "chat_template": data.chat_template,
+            "template_arguments": data.template_arguments, "system": data.system,
             **drawn_by(rollout, self._config.model), "method": {"name": PLAIN}, "seeds": responses.SEEDS,
             "every": settings.every,
         }  # fmt: skip

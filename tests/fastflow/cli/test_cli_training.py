@@ -150,9 +150,13 @@ def test_the_command_that_compares_puts_prompts_as_in_training():
     assert "--system 'Be brief.' --max_tokens 3072 --model.trust_remote_code true --tasks" in told
     short = [*given, "--rollout.max_response_tokens=64", "--rollout.stop=[END]"]
     told = how_to_compare(read_config(short)[0])
-    assert told.endswith("evaluate hub/base runs/it --max_tokens 64 --rollout.stop '[\"END\"]' --tasks TASKS")
+    assert told.endswith("evaluate hub/base runs/it --rollout.stop '[\"END\"]' --max_tokens 64 --tasks TASKS")
     settings = read_settings(shlex.split(told.partition("fastflow evaluate ")[2]))  # read as it was meant
     assert settings.eval.max_tokens == 64 and settings.rollout.stop == ("END",)
+    thinking = ["--data.chat_template=true", "--data.template_arguments={enable_thinking: false}"]
+    told = how_to_compare(read_config([*given, *thinking])[0])
+    settings = read_settings(shlex.split(told.partition("fastflow evaluate ")[2]))
+    assert settings.eval.template_arguments == {"enable_thinking": False}
 
 
 class TestMain:

@@ -17,7 +17,7 @@ from refusals import refusal
 class TestRefusals:
     @pytest.mark.parametrize(
         ("option", "nearest"),
-        [("--optim.lrr", "optim.lr"), ("--lr", "optim.lr"), ("--presett", "preset"), ("--dry_run", "dry-run")],
+        [("--optim.lrr", "optim.lr"), ("--lr", "optim.lr"), ("--presett", "--preset"), ("--dry_run", "--dry-run")],
     )
     @pytest.mark.parametrize("form", ["{} 1", "{}=1"])
     def test_an_unknown_option_names_the_nearest(self, option, nearest, form):

@@ -46,6 +46,9 @@ BATCH = "batch.prompts_per_step or batch.responses_per_prompt or batch.tokens_pe
         ("mask_truncated_completions", "objective.truncated"),
         ("load_best_model_at_end", "run.best_metric"),
         ("metric_for_best_model", "run.best_metric"),
+        ("eval.max_tokens", "eval.max_response_tokens"),  # fastflow evaluate's own word
+        ("eval.n", "eval.samples"),
+        ("presets", "--preset"),
     ],
 )
 def test_a_word_of_another_trainer(tmp_path, name, meant):
