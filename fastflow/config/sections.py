@@ -65,6 +65,10 @@ class RolloutConfig(Section):
     )
     temperature: float = setting(1.0, "Sampling temperature", above=0)
     top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 from all", unit="tokens", at_least=0, at_most=10**9)
+    min_p: float = setting(
+        0.0, "Leave out tokens with less than this share of the likeliest one's probability", at_least=0, at_most=1
+    )
     max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
     min_response_tokens: int = setting(
         0, "Draw no end-of-sequence token before N other tokens", unit="tokens", at_least=0
@@ -106,7 +110,8 @@ class RolloutConfig(Section):
     @property
     def samples_the_policy(self) -> bool:
         """Whether responses come from the policy itself, and not from a changed distribution."""
-        return (self.temperature, self.top_p, self.min_response_tokens) == (1.0, 1.0, 0)
+        drawn = (self.temperature, self.top_p, self.top_k, self.min_p, self.min_response_tokens)
+        return drawn == (1.0, 1.0, 0, 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -351,6 +356,10 @@ class EvalConfig(Section):
     limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
     temperature: float = setting(1.0, "Sampling temperature; 0 is greedy", at_least=0)
     top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 from all", unit="tokens", at_least=0, at_most=10**9)
+    min_p: float = setting(
+        0.0, "Leave out tokens with less than this share of the likeliest one's probability", at_least=0, at_most=1
+    )
     max_response_tokens: int = setting(
         0,
         "Length limit, end-of-sequence token included; 0 takes rollout.max_response_tokens",

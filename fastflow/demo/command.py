@@ -27,7 +27,6 @@ from fastflow.models.weights.loading import load_causal_lm
 from fastflow.report.command import write_combined
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams
-from fastflow.run.console import make_console
 from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_json
 from fastflow.run.lock import RunLock
@@ -35,14 +34,14 @@ from fastflow.run.output_file import writable, write_json, writing
 from fastflow.train.command import train
 
 
-def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "local") -> int:
+def run_demo(console: Console, *, seed: int, output: str, json_file: str | None, engine: str = "local") -> int:
     """Run the whole demo. engine: samples while a policy trains (rollout.engine). Returns the exit code."""
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
     if json_file is not None:
         writable(Path(json_file))
     with RunLock(Path(output), "--output"):
-        _run(Path(output), make_console(), seed=seed, json_file=json_file, engine=engine)
+        _run(Path(output), console, seed=seed, json_file=json_file, engine=engine)
     return 0
 
 
@@ -146,7 +145,7 @@ def evaluate_model(task: DemoTask, path: Path, *, temperature: float, held_out: 
 @contextmanager
 def status(console: Console, message: str) -> Iterator[None]:
     """Show a spinner on a terminal, and print a line elsewhere."""
-    if not console.is_terminal:
+    if not console.is_interactive:
         console.print(message)
         yield
         return
@@ -163,7 +162,7 @@ def pretraining_bar(console: Console, steps: int) -> Iterator[Any]:
         TextColumn("{task.fields[loss]:.3f} nats/token"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
         bar = bars.add_task("pretraining", total=steps, loss=float("nan"))
         last = float("nan")
 

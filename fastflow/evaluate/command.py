@@ -13,7 +13,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores
 from fastflow.evaluate.as_trained import unlike_training
 from fastflow.evaluate.concerns import concerns
-from fastflow.evaluate.conditions import drawn_by
+from fastflow.evaluate.conditions import drawn_by, sampling
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.extra_measures import ExtraMeasures, ModelResponses
 from fastflow.evaluate.creative.scaling import scaled
@@ -109,7 +109,7 @@ def _respond(
     settings = config.eval
     rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
     prompts = [_prompts(config, work, tokenizer) for work in works]
-    params = SamplingParams.of(rollout, temperature=settings.temperature, top_p=settings.top_p)
+    params = SamplingParams.of(rollout, **sampling(settings))
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
     meter = Meter(console)
@@ -199,11 +199,12 @@ def _summary(
 def _conditions(config: EvaluateConfig) -> dict[str, Any]:
     """How responses are drawn and graded, as the results say it."""
     names = (
-        "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template",
-        "template_arguments", "system", "prompts_per_part", "timeout",
+        "samples", "max_tokens", "seed", "limit", "chat_template", "template_arguments", "system", "prompts_per_part",
+        "timeout",
     )  # fmt: skip
-    drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json(), "seeds": responses.SEEDS}
-    return {name: getattr(config.eval, name) for name in names} | drawn
+    drawn = sampling(config.eval) | drawn_by(config.rollout, config.model)
+    method = {"method": config.method.as_json(), "seeds": responses.SEEDS}
+    return {name: getattr(config.eval, name) for name in names} | drawn | method
 
 
 def _file(store: responses.Store) -> str:

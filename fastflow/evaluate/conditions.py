@@ -1,4 +1,4 @@
-"""What of the engine and of the models' types decides responses: settings that results and the keys of files hold."""
+"""What of sampling, engine and the models' types decides responses: settings that results and keys of files hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from typing import Any
 
 from fastflow.config.schema import ModelConfig, RolloutConfig
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _HELD = ("dtype", "autocast", "attention", "fused_layers", "residual_stream")
+
+
+def sampling(settings: Any) -> dict[str, Any]:
+    """How tokens are drawn. settings: the section `eval` of training or of an evaluation."""
+    return {name: getattr(settings, name) for name in SAMPLING}
+
+
+def sampling_in_words(settings: dict[str, Any]) -> str:
+    """The same as a part of a sentence; results of before have neither top_k nor min_p."""
+    said = [f"temperature {settings['temperature']:g}", f"top-p {settings['top_p']:g}"]
+    said += [f"top-k {settings['top_k']}"] if settings.get("top_k") else []
+    said += [f"min-p {settings['min_p']:g}"] if settings.get("min_p") else []
+    return ", ".join(said)
 
 
 def drawn_by(rollout: RolloutConfig, model: ModelConfig) -> dict[str, Any]:

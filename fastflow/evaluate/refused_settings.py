@@ -24,6 +24,8 @@ _INSTEAD = {
     "objective.alpha": "set eval.alpha, which the methods of p^alpha read",
     "rollout.temperature": "set eval.temperature",
     "rollout.top_p": "set eval.top_p",
+    "rollout.top_k": "set eval.top_k",
+    "rollout.min_p": "set eval.min_p",
     "rollout.max_response_tokens": "set eval.max_tokens",
     "eval.max_response_tokens": "set eval.max_tokens",
     "batch.responses_per_prompt": "set eval.samples",

@@ -20,6 +20,7 @@ from fastflow.config.settings_file import read_settings_file
 from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
 from fastflow.evaluate import refused_settings
+from fastflow.evaluate.conditions import SAMPLING
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
 from fastflow.evaluate.task import names
@@ -35,7 +36,11 @@ class BenchmarkConfig(Section):
     )
     samples: int = setting(16, "Responses to each prompt", unit="responses", at_least=1, at_most=4096)
     temperature: float = setting(1.0, "Sampling temperature; 0 is greedy", at_least=0)
-    top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
+    top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 from all", unit="tokens", at_least=0, at_most=10**9)
+    min_p: float = setting(
+        0.0, "Leave out tokens with less than this share of the likeliest one's probability", at_least=0, at_most=1
+    )
     max_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
     seed: int = setting(0, "Fixes the responses on one device", at_least=0, at_most=2**63 - 1)
     limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
@@ -135,7 +140,7 @@ SECTIONS: dict[str, type[Section]] = {
 }  # fmt: skip
 _LEFT_OUT = {  # of training, or said by a setting of `eval`
     "model": {"path", "base", "checkpoint_share", "compile"},
-    "rollout": {"temperature", "top_p", "max_response_tokens", "ahead", "sleep"},
+    "rollout": {*SAMPLING, "max_response_tokens", "ahead", "sleep"},
 }
 
 

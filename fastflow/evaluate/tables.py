@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastflow.counted import counted
-from fastflow.evaluate.conditions import in_words
+from fastflow.evaluate.conditions import in_words, sampling_in_words
 from fastflow.evaluate.creative.tables import added_rows, creative_rows, number
 from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
 from fastflow.evaluate.scores import HEADINGS
@@ -21,8 +21,7 @@ def markdown(results: Result) -> str:
     settings = results["settings"]
     lines = [
         "# Evaluation", "",
-        f"{counted(settings['samples'], 'sample')} a prompt, temperature {settings['temperature']:g}, "
-        f"top-p {settings['top_p']:g}, "
+        f"{counted(settings['samples'], 'sample')} a prompt, {sampling_in_words(settings)}, "
         f"at most {counted(settings['max_tokens'], 'token')}, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
         *_paragraph(in_words(settings)), *_method(settings["method"]), *_measured_by(settings),

@@ -20,7 +20,8 @@ from fastflow.grade.records import read_items
 from fastflow.interrupt import stopped
 from fastflow.machine import cores
 from fastflow.run.bar import Bar
-from fastflow.run.console import make_console, say
+from fastflow.run.console import say
+from fastflow.run.logs import show_own_warnings
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises FastflowError for a line that cannot be graded, before any is, and where math-verify is missing.
     """
+    console = show_own_warnings()  # nothing here needs transformers, which open_console would import
     _check(arguments)
     lines = read_items(arguments.file)
     items = [item for _, _, item in lines]
-    console = make_console()
     verdicts: list[Verdict] = []
     workers = min(arguments.workers, len(items))
     pool = GraderPool({item.grader for item in items}, workers=workers, timeout=arguments.timeout)

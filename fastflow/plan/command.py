@@ -15,6 +15,8 @@ from fastflow.run.output_file import writable, write_json
 from fastflow.train.ranks.devices import split_devices
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fastflow.config.schema import Config
 
 DOES_NOT_FIT = 1
@@ -49,13 +51,11 @@ def read_arguments(arguments: Sequence[str]) -> PlanRequest:
     return PlanRequest(config, own.memory, own.json, devices)
 
 
-def run(request: PlanRequest) -> int:
+def run(request: PlanRequest, console: Console) -> int:
     """Estimate, then print the table and the verdict. Returns 0 when the run fits, otherwise 1.
 
     Raises FastflowError for a model whose config.json cannot be read, and for settings that do not suit the device.
     """
-    from rich.console import Console
-
     from fastflow.plan.device import find_device
     from fastflow.plan.estimate import estimate, sizes_of
     from fastflow.plan.largest import largest
@@ -77,7 +77,7 @@ def run(request: PlanRequest) -> int:
     result.remarks.extend(vanishing(config))
     helpful = [] if result.fits else remedies(config, device, result)
     together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
-    print_plan(Console(), config, result, helpful, together)
+    print_plan(console, config, result, helpful, together)
     if output is not None:
         write_json(output, as_json(config, result, helpful, together, most, speed))
     return 0 if result.fits else DOES_NOT_FIT

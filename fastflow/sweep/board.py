@@ -31,7 +31,7 @@ class Board:
         self._over, self._begun = len(done), time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            console=console, disable=not console.is_terminal,
+            console=console, disable=not console.is_interactive,
         )  # fmt: skip
         self._all = self._bars.add_task("all steps", total=self._total, completed=self._first, note="")
         self._tasks: dict[str, TaskID] = {}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 
 from fastflow.config.methods import WITHOUT_ALPHA
@@ -87,10 +85,7 @@ def describe_objective(trainer: Trainer) -> str:
     """Which loss is taken: that of the settings, or another one's name."""
     objective, settings = trainer.learner.objective, trainer.config.objective
     if isinstance(objective, FlowObjective):
-        released = [
-            entry.name for entry in fields(trainer.config.released)
-            if getattr(trainer.config.released, entry.name) != entry.default
-        ]  # fmt: skip
+        released = [name.removeprefix("released.") for name in trainer.config.released.changed()]
         form = f"; as released: {', '.join(released)}" if released else ""
         power = f"beta {settings.beta:g}" if settings.name in WITHOUT_ALPHA else f"alpha {settings.alpha:g}"
         return f"{settings.name} at {power} (log_z {settings.log_z}{form})"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
-from fastflow.evaluate.conditions import drawn_by
+from fastflow.evaluate.conditions import drawn_by, sampling
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE
@@ -104,7 +104,7 @@ class Curve:
     def _settings(self) -> dict[str, Any]:
         settings, data, rollout = self._config.eval, self._config.data, self._config.rollout
         return {
-            "samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p,
+            "samples": settings.samples, **sampling(settings),
             "max_tokens": settings.max_response_tokens or rollout.max_response_tokens, "seed": settings.seed,
             "limit": settings.limit, "chat_template": data.chat_template,
             "template_arguments": data.template_arguments, "system": data.system,

@@ -19,6 +19,7 @@ from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses
+from fastflow.evaluate.conditions import sampling
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.answer import Entry, answer_of
 from fastflow.evaluate.prompts import tokenize_questions
@@ -109,8 +110,7 @@ class Evaluation:
         settings, rollout = config.eval, config.rollout
         self._params = SamplingParams.of(
             rollout,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
+            **sampling(settings),
             max_response_tokens=settings.max_response_tokens or rollout.max_response_tokens,
         )
         self.curve = Curve(run, [work.task for work in works], config)
@@ -175,7 +175,7 @@ class Evaluation:
             progress.phase(f"asking {work.task.name}", len(prompts) * self._config.eval.samples)
             groups = schedule.draw(requests, self._params)
             answers = [[answer_of(one, self._text, sampled=len(one)) for one in group.trajectories] for group in groups]
-            progress.phase(f"grading {work.task.name}", 0)
+            progress.phase(f"grading {work.task.name}", None)
             with ranks.together():
                 if ranks.is_first:
                     entries: list[Entry] = list(zip(range(len(prompts)), work.questions, prompts, strict=True))

@@ -77,8 +77,7 @@ def likeliest(policy: PackedModel, params: SamplingParams, engine: str) -> Choic
     What the local engine draws from the model's own distribution has its score already. The log-probs of any other
     engine are its own, and not the model's to the last bit.
     """
-    is_own = params.temperature == 1 and params.top_p == 1 and params.min_response_tokens == 0
-    reads = engine != "local" or not is_own
+    reads = engine != "local" or bool(params.drawn_otherwise)
 
     def place_in(task: Task, entries: Sequence[Entry], groups: Sequence[Group]) -> list[int]:
         if reads:

@@ -176,10 +176,10 @@ def test_responses_of_other_rounding_are_kept_apart(tmp_path):
 
 # Values other than the defaults of all settings that decide responses, beside weights, questions and method.
 DECISIVE = {
-    "samples": "3", "temperature": "0.5", "top_p": "0.5", "max_tokens": "7", "seed": "1", "chat_template": "true",
-    "prompts_per_part": "5", "timeout": "9", "rollout.engine": "vllm", "rollout.stop": '["x"]',
-    "rollout.min_response_tokens": "2", "model.dtype": "bfloat16", "model.autocast": "true", "model.attention": "sdpa",
-    "model.fused_layers": "off",
+    "samples": "3", "temperature": "0.5", "top_p": "0.5", "top_k": "20", "min_p": "0.1", "max_tokens": "7",
+    "seed": "1", "chat_template": "true", "prompts_per_part": "5", "timeout": "9", "rollout.engine": "vllm",
+    "rollout.stop": '["x"]', "rollout.min_response_tokens": "2", "model.dtype": "bfloat16", "model.autocast": "true",
+    "model.attention": "sdpa", "model.fused_layers": "off",
 }  # fmt: skip
 
 

@@ -128,6 +128,8 @@ def test_defaults_are_filled_in():
         (["--method", "low_temperature", "--temperature", "0.5"], "sets it by alpha"),
         (["--method", "beam", "--samples", "1", "--temperature", "0.5"], "takes the model's own probabilities"),
         (["--method", "power_smc", "--top_p", "0.9"], "eval.top_p is 0.9, but the method power_smc works on"),
+        (["--method", "mcmc_exact", "--top_k", "20"], "eval.top_k is 20, but the method mcmc_exact works on"),
+        (["--method", "beam", "--samples", "1", "--min_p", "0.1"], "eval.min_p is 0.1, but the method beam works on"),
         (["--method", "mcmc_exact", "--rollout.stop", '["x"]'], "rollout.stop"),
         (["--method", "mcmc_exact", "--rollout.min_response_tokens", "3"], "rollout.min_response_tokens is 3"),
         (["--method", "best_of_n", "--temperature", "0", "--samples", "1"], "gives equal samples"),
@@ -185,7 +187,8 @@ def test_best_of_n_takes_the_largest_log_probability():
     from fastflow.rollout.sampler import SamplingParams
 
     assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: likeliest(None, SamplingParams(), "local")) == "b"
-    assert likeliest(None, SamplingParams(temperature=0.5), "local").reads
+    for way in ({"temperature": 0.5}, {"top_k": 20}, {"min_p": 0.1}):
+        assert likeliest(None, SamplingParams(**way), "local").reads
 
 
 @pytest.mark.parametrize("engine", ["vllm", "vllm-server"])

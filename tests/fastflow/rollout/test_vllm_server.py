@@ -28,6 +28,7 @@ from fastflow.train.command import train
 from server_runs import assert_same_responses, make_requests, needs_vllm
 from small_models import make_causal_lm, save_model
 from special_tokens import TURN, TURN_ID, make_chat_tokenizer
+from truncated import WAYS, assert_truncates
 from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, perturb
 from vllm_server import VllmServer
 
@@ -112,6 +113,14 @@ def test_samples_and_logprobs_follow_the_weights(name, real, running, monkeypatc
     assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
     assert {trajectory.finish_reason for trajectory in flatten([*first, *second])} == {"stop", "length"}
     assert sum(counts) == 72
+
+
+@needs_vllm
+def test_truncated_distributions(real, running):
+    model = make_policy(tied=False)
+    sampler = running(model, real["untied"], max_sequences=128, silence=60.0)
+    for way in WAYS:
+        assert_truncates(sampler, model, SamplingParams(max_response_tokens=12, **way))
 
 
 @needs_vllm

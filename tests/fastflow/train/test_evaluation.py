@@ -24,6 +24,7 @@ from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.train.curve import Curve
 from fastflow.train.dry_run import check_inputs
 from fastflow.train.evaluation import Evaluation
+from fastflow.train.progress import RunProgress
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,
@@ -162,6 +163,12 @@ class TestWhatItLeaves:
     def test_without_the_start(self, home):
         run = run_to_the_end(evaluated(home, run__output=home / "unstarted", run__steps=1, eval__at_start=False))
         assert list(entries_of(run)) == [1]
+
+    def test_the_bar_of_grading_knows_no_end(self, home, monkeypatch):
+        totals = {}
+        monkeypatch.setattr(RunProgress, "phase", lambda self, name, total: totals.update({name: total}))
+        run_to_the_end(evaluated(home, run__output=home / "totals", run__steps=1, eval__every=1))
+        assert totals["asking own"] == QUESTIONS * SAMPLES and totals["grading own"] is None
 
 
 def _prompt(tokenizer, text):
