@@ -9,7 +9,7 @@ from pathlib import Path
 from fastflow.config.reader import read_config
 from fastflow.config.schema import Config, DataConfig, RolloutConfig
 from fastflow.errors import FastflowError
-from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
+from fastflow.evaluate.settings import BenchmarkConfig, EvaluateConfig
 from fastflow.run.directory import CONFIG_FILE
 
 
@@ -46,7 +46,7 @@ def unlike_training(model: str, asked: EvaluateConfig) -> str | None:
     return f"{run} was trained on prompts put otherwise than these questions; to put them alike, {' and '.join(ways)}"
 
 
-def _options(put: DataConfig | EvalConfig, rollout: RolloutConfig) -> dict[str, str]:
+def _options(put: DataConfig | BenchmarkConfig, rollout: RolloutConfig) -> dict[str, str]:
     found = {}
     if put.chat_template:
         found["chat_template"] = "true"

@@ -27,7 +27,7 @@ from fastflow.evaluate.task import names
 
 
 @dataclass(frozen=True)
-class EvalConfig(Section):
+class BenchmarkConfig(Section):
     """What is asked, of which models, and how it is counted."""
 
     models: tuple[str, ...] = setting((), "Models: directories, hub ids, runs of fastflow train, or adapters")
@@ -97,12 +97,16 @@ class EvalConfig(Section):
     timeout: float = setting(5.0, "Time in which an answer must be graded", unit="seconds", above=0)
     workers: int = setting(2, "Processes that grade", unit="processes", at_least=1, at_most=256)
 
+    @classmethod
+    def section_name(cls) -> str:
+        return "eval"
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The whole configuration of an evaluation."""
 
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -132,7 +136,7 @@ class EvaluateConfig:
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "eval": EvalConfig, "model": ModelConfig, "rollout": RolloutConfig, "judge": JudgeConfig,
+    "eval": BenchmarkConfig, "model": ModelConfig, "rollout": RolloutConfig, "judge": JudgeConfig,
 }  # fmt: skip
 _LEFT_OUT = {  # of training, or said by a setting of `eval`
     "model": {"path", "base", "checkpoint_share", "compile"},

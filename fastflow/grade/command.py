@@ -15,7 +15,6 @@ from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.pool import TIMEOUT, GraderPool
-from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.grade.records import read_items
 from fastflow.interrupt import stopped
@@ -56,9 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     items = [item for _, _, item in lines]
     verdicts: list[Verdict] = []
     workers = min(arguments.workers, len(items))
-    needs_math = any(item.grader == "math" for item in items)
-    needs_gym = any(item.grader == "gym" for item in items)
-    pool = GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math, needs_gym=needs_gym)
+    pool = GraderPool({item.grader for item in items}, workers=workers, timeout=arguments.timeout)
     with stopped(lambda: _how_far(verdicts, items, arguments.output)), pool:
         _warn_of_golds(lines, pool)
         with _opened(arguments.output) as output, Bar(console, "grading", len(items)) as bar:
@@ -86,8 +83,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _warn_of_golds(lines: Lines, pool: GraderPool) -> None:
     """Say which gold answers do not even equal themselves: nobody can answer them rightly."""
-    unequal = set(unequal_golds([item for _, _, item in lines], pool))
-    places = [place for place, _, item in lines if (item.grader, item.gold) in unequal]
+    places = [lines[number][0] for number in pool.unequal_golds([item for _, _, item in lines])]
     if places:
         logger.warning(
             "%s with a gold answer that does not equal itself, so that no response can be right (first: %s); "

@@ -19,7 +19,7 @@ from fastflow.evaluate import responses, scores
 from fastflow.evaluate.conditions import drawn_by, sampling
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
-from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE
 from fastflow.evaluate.tables import markdown
 from fastflow.evaluate.task import Task
 from fastflow.models.pulse import PULSE
@@ -58,7 +58,7 @@ class Curve:
         self._first: dict[str, Rows] = {}  # what the differences are taken from
 
     def add(self, step: int, rows: Mapping[str, Rows], questions: Mapping[str, Sequence[str]]) -> None:
-        """Keep an evaluation on the disk. rows: of each task, as `answer_part` makes them. questions: as JSON."""
+        """Keep an evaluation on the disk. rows: of each task, as `grade_part` makes them. questions: as JSON."""
         of_task = {}
         with writing(self._directory):
             for name, of_one in rows.items():
@@ -126,7 +126,7 @@ class Curve:
 
     def _results(self, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         tasks = [
-            {**facts(task), "plot": None, "models": [
+            {**task.facts(), "plot": None, "models": [
                 {"name": f"step {one.step}", "step": one.step, **one.of_task[task.name]} for one in evaluated
             ]}
             for task in self._tasks

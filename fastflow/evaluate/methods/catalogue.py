@@ -104,7 +104,7 @@ class MethodSettings:
 
 
 def resolve(settings: Any, rollout: RolloutConfig) -> MethodSettings:
-    """Return the method of an evaluation's settings (`EvalConfig`) with its defaults filled in.
+    """Return the method of an evaluation's settings (`BenchmarkConfig`) with its defaults filled in.
 
     Raises FastflowError for settings that the method does not read, and for those that contradict it.
     """

@@ -61,7 +61,7 @@ def test_whole_numbers_are_numbers_and_lists_become_tuples():
     assert DataConfig(gym={"size": 3}, path="gym:x").gym == {"size": 3}
 
 
-@pytest.mark.parametrize("section", [*sections().values(), of_evaluate.EvalConfig, JudgeConfig])
+@pytest.mark.parametrize("section", [*sections().values(), of_evaluate.BenchmarkConfig, JudgeConfig])
 def test_every_type_has_words_and_takes_its_default(section):
     for entry in dataclasses.fields(section):
         hint = typing.get_type_hints(section)[entry.name]

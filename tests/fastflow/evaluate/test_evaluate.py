@@ -18,9 +18,9 @@ from fastflow.demo.sums import is_boxed
 from fastflow.demo.tasks import SUMS
 from fastflow.evaluate.command import _conditions, _store
 from fastflow.evaluate.graders import grader
+from fastflow.evaluate.models import ModelSource
 from fastflow.evaluate.responses import requests_of
 from fastflow.evaluate.settings import read_settings
-from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.task import BOX
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -166,7 +166,7 @@ def key_of_responses(tmp_path, *options, **more):
     config = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path), *options])
     task = SimpleNamespace(**{"name": "own", "asked": lambda: "own", "is_creative": False} | more)
     work = SimpleNamespace(task=task, questions=[], reward=None)
-    return _store(config, Subject("model", "model"), "digest", work).key
+    return _store(config, ModelSource("model", "model"), "digest", work).key
 
 
 def test_responses_of_other_rounding_are_kept_apart(tmp_path):

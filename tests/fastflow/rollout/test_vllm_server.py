@@ -15,7 +15,7 @@ from fastflow.config.reader import read_config
 from fastflow.data.response_text import spell
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
-from fastflow.evaluate.creative.judge import Judge
+from fastflow.evaluate.creative.judge import JudgeModel
 from fastflow.evaluate.creative.judging import grade_quality
 from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import find_rubric
@@ -237,7 +237,7 @@ def test_a_judge_whose_replies_are_no_grades(real, tmp_path, monkeypatch):
     )
     rows = [[{"question": 0, "sample": n, "prompt": "ab", "response": text} for n, text in enumerate(("cd", "ef"))]]
     rubric, file = find_rubric("poem"), tmp_path / "replies.jsonl"
-    judge = Judge(settings)
+    judge = JudgeModel(settings)
     assert judge.model == "policy"
     found = grade_quality(judge, rubric, rows, ReplyLog(file))
     assert found.quality == [None] and set(found.criteria) == set(rubric.names)
@@ -253,7 +253,7 @@ def test_a_judge_that_refuses_is_quoted(real, tmp_path, monkeypatch):
     """judge.max_tokens is over its context."""
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     rows = [[{"question": 0, "sample": 0, "prompt": "ab", "response": "cd"}]]
-    judge = Judge(JudgeConfig(address=f"{real['reloading'].address}/v1"))
+    judge = JudgeModel(JudgeConfig(address=f"{real['reloading'].address}/v1"))
     with pytest.raises(
         FastflowError, match=r"refused 1 request and answered none; it answered .* with 400: max_tokens=1024 cannot"
     ):

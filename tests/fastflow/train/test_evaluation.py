@@ -189,14 +189,14 @@ class TestTrainingDoesNotDependOnIt:
         plain = run_to_the_end(evaluated(home, run__output=home / "dropout", **{**changes, "eval__every": 0}))
         from fastflow.evaluate import responses
 
-        real = responses.answer_part
+        real = responses.grade_part
 
         def drawing(*arguments, **options):
             torch.rand(3)
             np.random.rand(3)
             return real(*arguments, **options)
 
-        monkeypatch.setattr("fastflow.train.evaluation.responses.answer_part", drawing)
+        monkeypatch.setattr("fastflow.train.evaluation.responses.grade_part", drawing)
         check_same_training(plain, run_to_the_end(evaluated(home, run__output=home / "drawing", **changes)))
 
     def test_where_the_next_step_is_sampled_ahead(self, home, monkeypatch):
