@@ -79,12 +79,25 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return worst if worst == worst else float("inf")
 
 
+def norm_error(got: Tensor, want: Tensor) -> float:
+    """Relative, in the 2-norm."""
+    return float((got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30))
+
+
 def assert_matches(got: tuple[FlowLoss, dict], want: tuple[FlowLoss, dict], forward: float, gradient: float):
     for name, value, expected in zip(FlowLoss._fields, got[0], want[0], strict=True):
         assert relative_error(value, expected.detach()) <= forward, name
     assert got[1].keys() == want[1].keys()
     for name, expected in want[1].items():
         assert relative_error(got[1][name], expected) <= gradient, f"gradient of {name}"
+
+
+def assert_near(got: tuple[FlowLoss, dict], want: tuple[FlowLoss, dict], logprob: float, gradient: float) -> None:
+    """In half precision: log-probs in nats, gradients relative."""
+    assert (got[0].token_logprob - want[0].token_logprob.detach()).abs().max() <= logprob
+    assert got[1].keys() == want[1].keys()
+    for name, expected in want[1].items():
+        assert relative_error(got[1][name], expected) <= gradient, name
 
 
 def largest(values: Tensor) -> float:
@@ -192,20 +205,26 @@ def make_problem(
 
 ORDINARY_LOGITS = st.sampled_from([0.5, 4.0, 12.0])
 EITHER = st.booleans()
+SHORT, NARROW, SMALL = st.integers(0, 9), st.integers(1, 9), st.integers(1, 40)
+RATIOS = st.sampled_from(["sequence", "token_mean"])
 
 
 @st.composite
-def problems(draw, logit_limits=ORDINARY_LOGITS, length_aware=EITHER) -> Problem:
-    vocabulary = draw(st.integers(1, 40))
+def problems(
+    draw, *, lengths=SHORT, most=6, widths=NARROW, vocabularies=SMALL, ratios=RATIOS, logit_limits=ORDINARY_LOGITS,
+    length_aware=EITHER,
+) -> Problem:  # fmt: skip
+    """most: sequences."""
+    vocabulary = draw(vocabularies)
     return make_problem(
-        draw(st.lists(st.integers(0, 9), min_size=1, max_size=6)),
-        width=draw(st.integers(1, 9)),
+        draw(st.lists(lengths, min_size=1, max_size=most)),
+        width=draw(widths),
         vocabulary=vocabulary,
         padding=draw(st.sampled_from([0, 0, 3])),
         temperature=draw(st.sampled_from([1.0, 1.0, 0.7])),
         softcap=draw(st.sampled_from([None, None, 5.0])),  # a larger one rounds small logits too much for 1e-5
         seed=draw(st.integers(0, 10_000)),
-        ratio=draw(st.sampled_from(["sequence", "token_mean"])),
+        ratio=draw(ratios),
         length_aware=draw(length_aware),
         logit_limit=draw(logit_limits),
         with_bias=draw(st.booleans()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
@@ -12,6 +11,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from bench.memory import poisoned
 from fastflow_kernels import flow_loss, reference
+from implementations import by_those_in_float32
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, problems, relative_error
 
 OTHERS = ("hidden", "bias", "log_z")
@@ -55,15 +55,16 @@ def test_micro_batches_add_up_to_their_gradients_in_float64(problem, block_rows,
             assert relative_error(leaves[name].grad, count * ordinary[name]) <= 1e-15
 
 
-@pytest.mark.parametrize("implementation", ["torch", "native"])
+@by_those_in_float32
 @pytest.mark.parametrize("block_rows", [4, 16, None], ids=["a sequence is cut", "several blocks", "one block"])
 @pytest.mark.parametrize("options", [{}, {"with_bias": True, "padding": 3, "softcap": 5.0}], ids=["plain", "all"])
-def test_the_first_of_them_is_the_ordinary_gradient_to_the_bit(implementation, block_rows, options, monkeypatch):
-    """0 + a + b are the same sums as a + b."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    problem = make_problem([3, 0, 9, 16, 1], width=8, vocabulary=70, **options).cast(torch.float32)
-    result, gradients = into_zeros(problem, block_rows=block_rows)
-    assert_matches((result, gradients), problem.run(block_rows=block_rows), forward=0.0, gradient=0.0)
+def test_the_first_of_them_is_the_ordinary_gradient_to_the_bit(implementation, block_rows, options):
+    """0 + a + b are the same sums as a + b. But on a GPU, where a vendor's product that adds may be cut otherwise."""
+    problem = make_problem([3, 0, 9, 40, 1], width=17, vocabulary=70, ratio="token_mean", **options)
+    problem = on_device(problem.cast(torch.float32), implementation.device)
+    got, ordinary = into_zeros(problem, block_rows=block_rows), problem.run(block_rows=block_rows)
+    vendors = 1e-6 if implementation.device.type == "cuda" else 0.0
+    assert_matches(on_cpu(got), on_cpu(ordinary), forward=0.0, gradient=vendors)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -92,18 +93,6 @@ def test_a_bfloat16_head_is_not_rounded():
     assert torch.equal(gradients["weight"].bfloat16(), ordinary["weight"])
     assert not torch.equal(gradients["weight"], ordinary["weight"].float())
     assert torch.equal(gradients["hidden"], ordinary["hidden"])
-
-
-@pytest.mark.parametrize("implementation", ["rows", "fused"])
-@pytest.mark.parametrize("block_rows", [16, None])
-def test_triton(implementation, block_rows, device, monkeypatch):
-    pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    problem = on_device(make_problem([9, 40, 3], width=17, vocabulary=65, ratio="token_mean"), device)
-    problem = problem.cast(torch.float32)
-    got, ordinary = into_zeros(problem, block_rows=block_rows), problem.run(block_rows=block_rows)
-    vendors = 1e-6 if device.type == "cuda" else 0.0  # a product that adds may be cut in another way
-    assert_matches(on_cpu(got), on_cpu(ordinary), forward=0.0, gradient=vendors)
 
 
 @pytest.mark.parametrize("block_rows", [None, 3], ids=["whole sequences", "cut ones"])
@@ -209,18 +198,13 @@ def test_what_cannot_be_added_to_is_refused(total, error, says):
         call(problem, leaves_of(problem), accumulate_into=total)
 
 
+@pytest.mark.usefixtures("a_group")
 def test_a_part_of_a_sum_is_refused():
     """Which FSDP puts in place of a parameter and its gradient."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        total = distribute_tensor(torch.zeros(11, 5), init_device_mesh("cpu", (1,)), [Shard(0)])
-        problem = make_problem([5, 4]).cast(torch.float32)
-        with pytest.raises(
-            TypeError, match="is a DTensor, of which this rank holds a part; pass a tensor for the whole"
-        ):
-            call(problem, leaves_of(problem), accumulate_into=total)
-    finally:
-        dist.destroy_process_group()
+    total = distribute_tensor(torch.zeros(11, 5), init_device_mesh("cpu", (1,)), [Shard(0)])
+    problem = make_problem([5, 4]).cast(torch.float32)
+    with pytest.raises(TypeError, match="is a DTensor, of which this rank holds a part; pass a tensor for the whole"):
+        call(problem, leaves_of(problem), accumulate_into=total)
 
 
 def test_a_frozen_head_is_refused():

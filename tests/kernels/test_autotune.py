@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastflow_kernels import linear_logprob
+from implementations import needs_cuda
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
@@ -38,8 +39,7 @@ def test_the_fastest_tile_that_fits_is_found_once(clock):
     assert len(clock) == 3 + 2
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 def test_nothing_is_searched_unasked(monkeypatch):
     monkeypatch.delenv(autotune.REQUEST, raising=False)
 

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 
 from eager_head import eager_logits, exact_logits
-from fastflow_kernels import flow_loss, head_gradient, linear_logprob, matmul, reference, torch_projector
+from fastflow_kernels import flow_loss, head_gradient, linear_logprob, matmul, reference
 from fastflow_kernels.head import Head
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.projector import Panel
-from kernel_problems import Problem, assert_matches, make_problem, problems
+from implementations import panels_of
+from kernel_problems import Problem, assert_matches, make_problem, norm_error, problems
 
 # Of the error of an eager bfloat16 head, which rounds logits, their gradient and the head's gradient. Ours rounds the
 # scaled rows too, and with several blocks the product of each.
@@ -25,21 +26,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Relative, in the 2-norm."""
-    return float((got.double() - want.double()).norm() / want.double().norm())
-
-
 def assert_no_worse_than_eager(problem: Problem, factor: float, **options) -> None:
     with eager_logits():
         eager = problem.run(op=reference.flow_loss)
     exact = problem.oracle()
     got = problem.run(op=flow_loss, **options)
     logprob = exact[0].token_logprob.detach()
-    assert error(got[0].token_logprob, logprob) <= FACTOR * error(eager[0].token_logprob.detach(), logprob)
+    assert norm_error(got[0].token_logprob, logprob) <= FACTOR * norm_error(eager[0].token_logprob.detach(), logprob)
     for name, want in exact[1].items():
         assert got[1][name].dtype == eager[1][name].dtype
-        assert error(got[1][name], want) <= factor * error(eager[1][name], want) + 1e-6, name
+        assert norm_error(got[1][name], want) <= factor * norm_error(eager[1][name], want) + 1e-6, name
 
 
 @pytest.mark.parametrize(("width", "vocabulary"), [(64, 1003), (200, 5000), (65, 257)])
@@ -60,13 +56,13 @@ def test_many_blocks_lose_nothing():
     problem = make_problem([150], width=64, vocabulary=300).cast(torch.bfloat16)
     exact = problem.oracle()[1]["weight"]
     one, many = (problem.run(block_rows=rows)[1]["weight"] for rows in (150, 1))
-    assert error(many, exact) <= 1.2 * error(one, exact)
+    assert norm_error(many, exact) <= 1.2 * norm_error(one, exact)
 
 
-def test_panels_change_nothing_much(monkeypatch):
+def test_panels_change_nothing_much():
     problem = make_problem(LENGTHS, width=64, vocabulary=1003).cast(torch.bfloat16)
-    monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", 50_000)
-    assert_no_worse_than_eager(problem, FACTOR)
+    with panels_of(50_000):
+        assert_no_worse_than_eager(problem, FACTOR)
 
 
 def test_a_single_block_sums_the_heads_gradient_in_its_own_type():

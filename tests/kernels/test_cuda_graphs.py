@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fastflow_kernels import flow_loss, flow_loss_operator, linear_logprob
+from implementations import needs_cuda
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
 
 LENGTHS = [40, 1, 0, 300, 7, 90]
 HEAD = {"width": 64, "vocabulary": 1003, "with_bias": True}
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
 
 
 def captured(step) -> torch.cuda.CUDAGraph:
@@ -27,7 +27,6 @@ def captured(step) -> torch.cuda.CUDAGraph:
     return graph
 
 
-@pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block_rows", [None, 64])  # also with a sequence longer than a block
@@ -60,7 +59,6 @@ def test_forward_and_backward_replay_with_new_inputs(dtype, block_rows):
         assert_matches(got, expected, forward=1e-5, gradient=1e-5 if dtype == torch.float32 else 0.01)
 
 
-@pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_linear_logprob_replays_with_new_inputs(dtype):
@@ -88,7 +86,6 @@ def test_linear_logprob_replays_with_new_inputs(dtype):
         assert relative_error(gradient.cpu(), fresh[name].grad.cpu()) <= (1e-5 if dtype == torch.float32 else 0.01)
 
 
-@pytest.mark.gpu
 @needs_cuda
 def test_a_plain_head_is_captured_whatever_serves_it():
     """One that hopper takes where it is installed: its kernels, too, must go to the capturing stream."""

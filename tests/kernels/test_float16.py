@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fastflow_kernels import linear_logprob, reference, validate
-from kernel_problems import head_tensors, make_problem, on_cpu, on_device, relative_error
+from head_calls import assert_head_near, run_head
+from implementations import needs_cuda
+from kernel_problems import assert_near, head_tensors, make_problem, on_cpu, on_device, relative_error
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
@@ -27,12 +29,9 @@ def on_tensor_cores(device, monkeypatch):
 def test_flow_loss(device, block_rows):
     problem = make_problem(LENGTHS, ratio="token_mean", with_bias=True, softcap=20.0, temperature=0.7, **SHAPE)
     problem = problem.cast(torch.float16)
-    result, gradients = on_cpu(on_device(problem, device).run(block_rows=block_rows))
-    expected, expected_gradients = problem.oracle()
-    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 1e-4
-    assert gradients["weight"].dtype == torch.float16
-    for name, gradient in expected_gradients.items():
-        assert relative_error(gradients[name], gradient) <= 0.01, name
+    got = on_cpu(on_device(problem, device).run(block_rows=block_rows))
+    assert got[1]["weight"].dtype == torch.float16
+    assert_near(got, problem.oracle(), logprob=1e-4, gradient=0.01)
 
 
 @pytest.mark.usefixtures("on_tensor_cores")
@@ -52,21 +51,12 @@ def test_coefficients_beyond_its_range_need_no_loss_scale(device, normaliser):
 def test_improbable_targets(device):
     """Exponentials against such a target's logit exceed what float16 holds, and the others' fall below it."""
     tensors = head_tensors(60, **SHAPE, seed=0, logit_limit=60.0)
-    exact = {name: tensors[name].clone().requires_grad_() for name in ("hidden", "weight")}
-    leaves = {name: tensors[name].to(device, torch.float16).requires_grad_() for name in exact}
-    logprob = linear_logprob(**leaves, targets=tensors["targets"].to(device), block_rows=32)
-    expected = reference.linear_logprob(**exact, targets=tensors["targets"])
-    assert expected.min() < -40
-    torch.testing.assert_close(logprob.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=1e-4)
-    upstream = torch.linspace(-1, 1, 60)
-    logprob.backward(upstream.to(device))
-    expected.backward(upstream.double())
-    for name, leaf in exact.items():
-        assert relative_error(leaves[name].grad.cpu(), leaf.grad) <= 0.01, name
+    expected = run_head(reference.linear_logprob, tensors)
+    assert expected.outputs[0].min() < -40
+    assert_head_near(run_head(linear_logprob, tensors, None, torch.float16, device=device, block_rows=32), expected)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 @pytest.mark.parametrize("name", ["torch", "rows", "fused"])
 def test_every_implementation_on_a_gpu(name, monkeypatch):
     monkeypatch.setenv("FASTFLOW_KERNELS", name)

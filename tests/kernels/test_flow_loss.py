@@ -1,6 +1,7 @@
-"""flow_loss against float64 autograd of the reference, and the promises of its docstring."""
+"""flow_loss against float64 autograd of the reference: what every implementation owes, and its docstring's promises."""
 
 import math
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -9,25 +10,42 @@ from hypothesis import given, settings
 
 from eager_head import exact_logits
 from fastflow_kernels import flow_loss, reference
+from implementations import by_every_implementation, by_those_in_float32, panels_of
 from kernel_problems import (
     GRADIENTS,
     assert_gradients_match,
     assert_matches,
     make_problem,
+    on_device,
     problems,
     relative_error,
 )
 
+LENGTHS = [20, 1, 0, 45, 7]
 block_sizes = st.sampled_from([1, 2, 3, 7, 64, None])
 
 
-@settings(deadline=None, max_examples=150)
-@given(problem=problems(), block_rows=block_sizes)
-def test_float32_equals_the_reference(problem, block_rows):
+@by_those_in_float32
+def test_float32_equals_the_reference(implementation):
     """A residual of 0.5 is what is left of log-probs of up to 80: float32 holds those to 4e-6, the loss to 3e-5."""
-    got, oracle = problem.cast(torch.float32).run(block_rows=block_rows), problem.oracle()
-    assert relative_error(got[0].token_logprob, oracle[0].token_logprob.detach()) <= 2e-6
-    assert_matches(got, oracle, forward=4e-5, gradient=1e-4)
+
+    @implementation.tries()
+    @given(
+        problem=implementation.problems(),
+        block_rows=implementation.block_sizes,
+        needs=st.sampled_from([GRADIENTS, GRADIENTS, ()]),
+        panel_bytes=st.sampled_from([200, 2**30]),
+    )
+    def check(problem, block_rows, needs, panel_bytes):
+        problem = problem.cast(torch.float32)
+        with panels_of(panel_bytes):
+            result, gradients = implementation.run(problem, needs=needs, block_rows=block_rows)
+        oracle = problem.oracle(needs=needs)
+        assert relative_error(result.token_logprob, oracle[0].token_logprob.detach()) <= implementation.token_logprob
+        assert_matches((result, {}), (oracle[0], {}), forward=implementation.result, gradient=0.0)
+        implementation.assert_gradients_match(problem, gradients, oracle)
+
+    check()
 
 
 @settings(deadline=None, max_examples=100)
@@ -173,13 +191,53 @@ def test_reference_gradcheck():
     assert torch.autograd.gradcheck(loss, inputs)
 
 
-@pytest.mark.parametrize("frozen", [*GRADIENTS, None])
-def test_only_what_needs_a_gradient_gets_one(frozen):
-    problem = make_problem([5, 2, 9], with_bias=True)
-    needs = tuple(name for name in GRADIENTS if name != frozen)
-    got = problem.cast(torch.float32).run(needs=needs, block_rows=4)
-    assert set(got[1]) == set(needs)
-    assert_matches(got, problem.oracle(needs=needs), forward=1e-5, gradient=1e-4)
+@by_every_implementation
+@pytest.mark.parametrize("frozen", [*[(name,) for name in GRADIENTS], ("weight", "bias")])
+@pytest.mark.parametrize("is_kept", [True, False], ids=["all but", "alone"])
+def test_only_what_needs_a_gradient_gets_one(implementation, frozen, is_kept):
+    problem = implementation.problem([20, 2, 15])
+    had = [name for name in GRADIENTS if problem.tensors[name] is not None]
+    needs = tuple(name for name in had if (name not in frozen) == is_kept)
+    whole, part = (implementation.run(problem, needs=some, block_rows=16) for some in (GRADIENTS, needs))
+    implementation.assert_matches(whole, problem.oracle())
+    wanted = {name: whole[1][name] for name in needs}
+    assert_matches(part, (whole[0], wanted), forward=1e-6, gradient=1e-5)
+
+
+@by_every_implementation
+@pytest.mark.parametrize("ratio", ["sequence", "token_mean"])
+@pytest.mark.parametrize("block_rows", [None, 32, 17])
+def test_sequences_longer_than_a_block(implementation, ratio, block_rows):
+    problem = implementation.problem(LENGTHS, ratio=ratio)
+    implementation.assert_matches(implementation.run(problem, block_rows=block_rows), problem.oracle())
+
+
+@by_every_implementation
+def test_two_runs_are_bitwise_equal(implementation):
+    problem = implementation.problem(LENGTHS)
+    first, second = (implementation.run(problem, block_rows=32) for _ in range(2))
+    assert_matches(first, second, forward=0.0, gradient=0.0)
+
+
+@by_those_in_float32
+def test_small_inputs_need_not_be_dense(implementation):
+    """Targets, offsets and the numbers per sequence may stand anywhere in memory."""
+    problem = on_device(make_problem([3, 0, 9, 5], width=9, vocabulary=70), implementation.device)
+    head = ("hidden", "weight", "bias")
+    tensors = {
+        key: value.float() if value is not None and key in head else value for key, value in problem.tensors.items()
+    }
+    strided = {
+        key: value if value is None or key in head else torch.stack([value, value * 0 + 1], dim=1)[:, 0]
+        for key, value in tensors.items()
+    }
+    strided["length_scale"] = torch.full((1,), 0.2, dtype=torch.float64, device=implementation.device).expand(4)
+    tensors["length_scale"] = strided["length_scale"].clone()
+    offsets = torch.stack([problem.cu_seqlens.long(), torch.zeros(5).long()], dim=1)
+    dense = flow_loss(cu_seqlens=problem.cu_seqlens, **tensors, **problem.options)
+    for place in ("cpu", implementation.device):
+        loose = flow_loss(cu_seqlens=offsets.to(place)[:, 0], **strided, **problem.options)
+        assert all(torch.equal(got, want) for got, want in zip(loose, dense, strict=True))
 
 
 def test_only_the_loss_carries_gradient():
@@ -204,32 +262,32 @@ def test_no_grad_gives_the_same_numbers():
         assert torch.equal(got, want)
 
 
-def test_upstream_gradient_scales():
-    problem = make_problem([4, 2], with_bias=True)
-    got = problem.cast(torch.float32).run(upstream=-3.5)
-    assert_matches(got, problem.oracle(upstream=-3.5), forward=1e-5, gradient=1e-4)
+@by_every_implementation
+@pytest.mark.parametrize("upstream", [-3.5, -0.37])
+def test_upstream_gradient_scales(implementation, upstream):
+    problem = implementation.problem(LENGTHS, ratio="token_mean")
+    implementation.assert_matches(implementation.run(problem, upstream=upstream), problem.oracle(upstream=upstream))
 
 
+@by_every_implementation
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [0, 3, 0, 12, 0]])
-def test_empty_sequences_add_nothing(lengths):
+def test_empty_sequences_add_nothing(implementation, lengths):
     """Also where their other inputs are inf and nan, next to a sequence longer than a block."""
-    if lengths:
-        problem = make_problem(lengths, with_bias=True).cast(torch.float32)
-    else:
-        problem = make_problem([0], with_bias=True).cast(torch.float32)
+    problem = implementation.problem(lengths or [0])
+    if not lengths:
         per_sequence = ("log_z", "log_target", "length_scale", "behaviour_logprob")
         problem.tensors.update({name: problem.tensors[name][:0] for name in per_sequence})
-        object.__setattr__(problem, "cu_seqlens", problem.cu_seqlens[:1])
-    result, gradients = problem.run(block_rows=5)
+        problem = replace(problem, cu_seqlens=problem.cu_seqlens[:1])
+    result, gradients = implementation.run(problem, block_rows=5)
     for value in (*result, *gradients.values()):
         assert value.isfinite().all()
     empty = [index for index, length in enumerate(lengths) if length == 0]
     assert (gradients["log_z"][empty] == 0).all() and (result.residual[empty] == 0).all()
     assert (result.logprob[empty] == 0).all() and (result.raw_ratio[empty] == 1).all()
     if sum(lengths) == 0:
-        assert result.loss == 0 and not gradients["weight"].any() and not gradients["bias"].any()
+        assert result.loss == 0 and not any(gradients[name].any() for name in gradients.keys() & {"weight", "bias"})
     else:
-        assert_matches((result, gradients), problem.oracle(), forward=1e-5, gradient=1e-4)
+        implementation.assert_matches((result, gradients), problem.oracle())
 
 
 def test_a_second_backward_says_why():

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from eager_head import exact_logits
-from fastflow_kernels import flow_loss, linear_logprob, reference
+from fastflow_kernels import linear_logprob, reference
 from fastflow_kernels.matmul import accumulate_
-from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
+from head_calls import assert_head_near, run_head
+from implementations import needs_cuda
+from kernel_problems import assert_matches, assert_near, make_problem, on_cpu, on_device, relative_error
 
 LENGTHS = [40, 1, 0, 300, 7, 90]
 # Widths: aligned, aligned but no multiple of a slice, not aligned. Vocabularies: no multiple of a tile.
@@ -33,36 +35,24 @@ def test_flow_loss_in_bfloat16(device, width, vocabulary, block_rows, head):
     problem = make_problem(LENGTHS, width=width, vocabulary=vocabulary, ratio="token_mean", **head)
     problem = problem.cast(torch.bfloat16)
     with exact_logits():  # on the CPU; test_cpu_bfloat16.py has the others
-        result, gradients = on_cpu(on_device(problem, device).run(block_rows=block_rows))
-    expected, expected_gradients = problem.oracle()
-    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 1e-4
-    for name, gradient in expected_gradients.items():
-        assert relative_error(gradients[name], gradient) <= 0.01, name
+        got = on_cpu(on_device(problem, device).run(block_rows=block_rows))
+    assert_near(got, problem.oracle(), logprob=1e-4, gradient=0.01)
 
 
 @SHAPES
 def test_linear_logprob_in_bfloat16(device, width, vocabulary):
     """Also for targets that are improbable by exp(-60), which the fused projection measures otherwise."""
     problem = make_problem([500], width=width, vocabulary=vocabulary, logit_limit=60.0).cast(torch.bfloat16)
-    exact = {name: problem.tensors[name].double().requires_grad_() for name in ("hidden", "weight")}
-    there = {name: problem.tensors[name].to(device).requires_grad_() for name in ("hidden", "weight")}
-    upstream, targets = torch.linspace(-1, 1, 500), problem.tensors["targets"]
     with exact_logits():
-        logprob = linear_logprob(**there, targets=targets.to(device), block_rows=64)
-        logprob.backward(upstream.to(device))
-    expected = reference.linear_logprob(**exact, targets=targets)
-    expected.backward(upstream.double())
-    torch.testing.assert_close(logprob.detach().cpu().double(), expected.detach(), rtol=1e-5, atol=1e-4)
-    for name, leaf in exact.items():
-        assert relative_error(there[name].grad.cpu(), leaf.grad) <= 0.01, name
+        got = run_head(linear_logprob, problem.tensors, device=device, block_rows=64)
+    assert_head_near(got, run_head(reference.linear_logprob, problem.tensors, dtype=torch.float64))
 
 
-def test_two_runs_are_bitwise_equal(device):
-    for dtype in (torch.float32, torch.bfloat16):
-        problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003).cast(dtype), device)
-        first, second = (on_cpu(problem.run(op=flow_loss, block_rows=64)) for _ in range(2))
-        assert torch.equal(first[0].loss, second[0].loss)
-        assert all(torch.equal(first[1][name], second[1][name]) for name in GRADIENTS if name in first[1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_runs_are_bitwise_equal(device, dtype):
+    problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003).cast(dtype), device)
+    first, second = (on_cpu(problem.run(block_rows=64)) for _ in range(2))
+    assert_matches(first, second, forward=0.0, gradient=0.0)
 
 
 def test_accumulation_keeps_float32_and_its_place(device):
@@ -76,8 +66,7 @@ def test_accumulation_keeps_float32_and_its_place(device):
     assert relative_error(total.cpu(), expected) <= (1e-6 if total.is_cuda else 2**-8)  # a CPU rounds the product
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 @SHAPES
 @pytest.mark.parametrize("block_rows", [None, 64])
 @pytest.mark.parametrize("head", [{}, {"with_bias": True, "softcap": 20.0, "temperature": 0.7}], ids=["plain", "all"])
@@ -86,15 +75,11 @@ def test_rows_in_bfloat16(monkeypatch, width, vocabulary, block_rows, head):
     monkeypatch.setenv("FASTFLOW_KERNELS", "rows")
     problem = make_problem(LENGTHS, width=width, vocabulary=vocabulary, ratio="token_mean", **head)
     problem = problem.cast(torch.bfloat16)
-    result, gradients = on_cpu(on_device(problem, "cuda").run(block_rows=block_rows))
-    expected, expected_gradients = problem.oracle()
-    assert (result.token_logprob - expected.token_logprob.detach()).abs().max() <= 0.02
-    for name, gradient in expected_gradients.items():
-        assert relative_error(gradients[name], gradient) <= 0.02, name
+    got = on_cpu(on_device(problem, "cuda").run(block_rows=block_rows))
+    assert_near(got, problem.oracle(), logprob=0.02, gradient=0.02)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 def test_rows_in_bfloat16_do_not_round_the_target(monkeypatch):
     """A certain token: its logit is 40.1, of which bfloat16 products make 40."""
     monkeypatch.setenv("FASTFLOW_KERNELS", "rows")
@@ -106,8 +91,7 @@ def test_rows_in_bfloat16_do_not_round_the_target(monkeypatch):
     torch.testing.assert_close(got.cpu().double(), exact, rtol=0, atol=1e-6)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_host_never_waits_for_the_device(dtype):
     problem = on_device(make_problem(LENGTHS, width=64, vocabulary=1003, with_bias=True).cast(dtype), "cuda")
@@ -125,8 +109,7 @@ def test_the_host_never_waits_for_the_device(dtype):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 def test_offsets_in_pinned_memory_may_change_after_the_call():
     """A trainer may write the next batch's into the same memory while the device is still behind."""
     problem = on_device(make_problem([3, 5], width=64, vocabulary=1003).cast(torch.float32), "cuda")

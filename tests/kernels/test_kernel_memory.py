@@ -19,7 +19,7 @@ from fastflow_kernels import (
     reference,
     torch_projector,
 )
-from fastflow_kernels.cpu import native
+from implementations import by_those_on_the_cpu
 from kernel_problems import make_problem
 
 ROWS, WIDTH, VOCABULARY, BLOCK_ROWS = 96, 8, 512, 16
@@ -103,25 +103,19 @@ def gradients_of(lengths: list[int], *, accumulates: bool = False, **options):
     return run
 
 
-@pytest.mark.parametrize("implementation", ["torch", "native"])
+@by_those_on_the_cpu
 @pytest.mark.parametrize(("options", "slopes"), [({}, 0), ({"softcap": 20.0}, 1)])
-def test_one_block_is_alive_at_a_time(implementation, options, slopes, monkeypatch):
+def test_one_block_is_alive_at_a_time(implementation, options, slopes):
     """Beside it the gradients, a block of hidden states or two, and in PyTorch alone the slope of a soft-cap."""
-    if implementation == "native" and native.library() is None:
-        pytest.skip(f"needs the native library: {native.why_not()}")
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
     whole = BLOCK + HEAD + ROWS * WIDTH
     small = 8 * BLOCK_ROWS * WIDTH + 4096
-    slopes *= implementation == "torch"
+    slopes *= implementation.name == "torch"
     assert whole + slopes * BLOCK <= most_alive(gradients_of([16] * 6, **options)) <= whole + slopes * BLOCK + small
 
 
-@pytest.mark.parametrize("implementation", ["torch", "native"])
-def test_a_sum_of_the_callers_leaves_a_block(implementation, monkeypatch):
+@by_those_on_the_cpu
+def test_a_sum_of_the_callers_leaves_a_block(implementation):
     """No tensor of the head's size is made."""
-    if implementation == "native" and native.library() is None:
-        pytest.skip(f"needs the native library: {native.why_not()}")
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
     run = gradients_of([16] * 6, accumulates=True)
     with Allocations() as seen:
         run()

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -46,18 +45,15 @@ def test_forward_mode_is_refused_for_what_sequences_have(name):
         torch.func.jvp(lambda values: call_flow_loss(**{name: values}), (given,), (torch.ones_like(given),))
 
 
+@pytest.mark.usefixtures("a_group")
 @pytest.mark.parametrize("call", [call_flow_loss, call_linear_logprob])
 @pytest.mark.parametrize("name", ["hidden", "weight"])
 def test_a_part_of_a_tensor_is_refused(call, name):
     """As FSDP puts one in place of a parameter, outside its module's forward pass."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        whole = make_problem([2, 3]).cast(torch.float32).tensors[name]
-        part = distribute_tensor(whole, init_device_mesh("cpu", (1,)), [Shard(0)])
-        with pytest.raises(TypeError, match=rf"{name} is a DTensor, .* pass {name}\.full_tensor\(\)"):
-            call(**{name: part})
-    finally:
-        dist.destroy_process_group()
+    whole = make_problem([2, 3]).cast(torch.float32).tensors[name]
+    part = distribute_tensor(whole, init_device_mesh("cpu", (1,)), [Shard(0)])
+    with pytest.raises(TypeError, match=rf"{name} is a DTensor, .* pass {name}\.full_tensor\(\)"):
+        call(**{name: part})
 
 
 HEAD_ERRORS = [
@@ -84,6 +80,11 @@ HEAD_ERRORS = [
         {"targets": torch.tensor([0, 1, 11, 2, 3])},
         ValueError,
         r"targets must lie in \[0, 11\), got .* 0 to 11; drop",
+    ),
+    (
+        {"targets": torch.tensor([0, 1, 2, 3, 0]), "vocabulary": 3},
+        ValueError,
+        r"targets must lie in \[0, 3\), got .* 0 to 3",
     ),
     ({"targets": torch.tensor([0, 1, -100, 2, 3])}, ValueError, "got values from -100 to 3; drop"),
     ({"temperature": 0.0}, ValueError, "temperature must be a number above 0 and finite, got 0.0; choose"),

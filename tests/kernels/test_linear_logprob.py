@@ -1,81 +1,153 @@
-"""linear_logprob against float64 autograd of the reference, for arbitrary upstream gradients."""
+"""linear_logprob against float64 autograd of the reference: what every implementation owes, and its own promises."""
 
 import math
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from eager_head import exact_logits
-from fastflow_kernels import linear_logprob, reference
-from kernel_problems import head_tensors, relative_error
-
-HEAD = ("hidden", "weight", "bias")
-block_sizes = st.sampled_from([1, 2, 3, 7, None])
-
-
-def run(op, tensors, upstream, dtype, needs=HEAD, **options):
-    """Log-probs, and the gradients of their product with `upstream`."""
-    leaves = {
-        name: tensors[name].detach().to(dtype).requires_grad_(name in needs)
-        for name in HEAD
-        if tensors[name] is not None
-    }
-    named = {"bias": leaves.get("bias"), **options}
-    logprob = op(leaves["hidden"], leaves["weight"], tensors["targets"], **named)
-    logprob.backward(upstream.to(logprob.dtype))
-    return logprob.detach(), {name: leaf.grad for name, leaf in leaves.items() if name in needs}
-
-
-@st.composite
-def heads(draw, logit_limits):
-    row_count, seed = draw(st.integers(0, 20)), draw(st.integers(0, 10_000))
-    tensors = head_tensors(
-        row_count,
-        width=draw(st.integers(1, 9)),
-        vocabulary=draw(st.integers(1, 40)),
-        seed=seed,
-        logit_limit=draw(logit_limits),
-        with_bias=draw(st.booleans()),
-    )
-    generator = torch.Generator().manual_seed(seed)
-    return tensors, torch.randn(row_count, generator=generator, dtype=torch.float64)
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    head=heads(st.sampled_from([0.5, 10.0, 80.0])),
-    block_rows=block_sizes,
-    temperature=st.sampled_from([1.0, 0.7, 3.0]),
-    softcap=st.sampled_from([None, 5.0, 30.0]),
+from fastflow_kernels import linear_logprob, logprob_blocks, reference
+from fastflow_kernels.head import Head
+from fastflow_kernels.implementation import choose
+from head_calls import HEAD, run_head, upstream_of
+from implementations import (
+    Implementation,
+    by_every_implementation,
+    by_those_in_float32,
+    by_those_of_triton,
+    panels_of,
 )
-def test_float32_equals_the_reference(head, block_rows, temperature, softcap):
-    """A saturated soft-cap has a slope of 1 - tanh^2, of which float32 keeps 7 digits of the 1: kept out of reach."""
-    tensors, upstream = head
-    if softcap is not None:
-        tensors = {**tensors, "hidden": tensors["hidden"] / 32}
-    options = {"temperature": temperature, "softcap": softcap}
-    got = run(linear_logprob, tensors, upstream, torch.float32, **options, block_rows=block_rows)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64, **options)
-    assert got[0].dtype == torch.float32
-    assert (got[0] <= 0).all()
-    assert relative_error(got[0], want[0]) <= 1e-5
-    for name, gradient in want[1].items():
-        assert relative_error(got[1][name], gradient) <= 1e-4, name
+from kernel_problems import head_tensors, norm_error, relative_error
 
 
-@settings(deadline=None, max_examples=60)
-@given(head=heads(st.sampled_from([2.0, 30.0])), block_rows=block_sizes)
-def test_float64_stays_float64(head, block_rows):
-    tensors, upstream = head
-    options = {"temperature": 0.5, "softcap": 20.0}
-    got = run(linear_logprob, tensors, upstream, torch.float64, block_rows=block_rows, **options)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64, **options)
-    assert got[0].dtype == torch.float64
-    assert relative_error(got[0], want[0]) <= 1e-11
-    for name, gradient in want[1].items():
-        assert relative_error(got[1][name], gradient) <= 1e-11, name
+@by_those_in_float32
+def test_float32_equals_the_reference(implementation):
+    """Up to logits so large that a target's probability underflows, where tiles disagree on a row's reference."""
+
+    @implementation.tries()
+    @given(call=implementation.heads((0.5, 10.0, 80.0, 300.0)), block_rows=implementation.block_sizes)
+    def check(call, block_rows):
+        tensors, options = call
+        upstream = upstream_of(len(tensors["targets"]))[:1]
+        got, want = implementation.run_both(implementation.inputs(tensors), upstream, block_rows=block_rows, **options)
+        assert got.outputs[0].dtype == torch.float32
+        assert (got.outputs[0] <= 0).all()
+        implementation.assert_head_matches(got, want)
+
+    check()
+
+
+def test_float64_stays_float64():
+    torch_alone = Implementation("torch", examples=60)
+
+    @torch_alone.tries()
+    @given(call=torch_alone.heads(), block_rows=torch_alone.block_sizes)
+    def check(call, block_rows):
+        tensors, options = call
+        got, want = torch_alone.run_both(
+            tensors, upstream_of(len(tensors["targets"]))[:1], block_rows=block_rows, **options
+        )
+        assert got.outputs[0].dtype == torch.float64
+        assert relative_error(got.outputs[0], want.outputs[0]) <= 1e-11
+        for name, gradient in want.gradients.items():
+            assert relative_error(got.gradients[name], gradient) <= 1e-11, name
+
+    check()
+
+
+@by_every_implementation
+@pytest.mark.parametrize("needs", [("hidden",), ("weight",), ("bias",), ("hidden", "bias")])
+def test_only_what_needs_a_gradient_gets_one(implementation, needs):
+    tensors = implementation.head(9, seed=2)
+    got, want = implementation.run_both(tensors, needs=needs, block_rows=4)
+    assert set(got.gradients) == {name for name in needs if tensors[name] is not None}
+    implementation.assert_head_matches(got, want)
+
+
+@by_every_implementation
+def test_no_rows(implementation):
+    outcome = implementation.run_head(implementation.head(0))
+    assert outcome.outputs[0].shape == (0,)
+    assert not any(outcome.gradients[name].any() for name in ("weight", "hidden"))
+
+
+@by_every_implementation
+def test_rows_beyond_the_vocabulary_take_no_part(implementation):
+    """A head padded with rows of large logits: log-probs are those of the real vocabulary, their gradient is 0."""
+    tensors = implementation.head(20, seed=3)
+    want = run_head(reference.linear_logprob, tensors, dtype=torch.float64)
+    padded = dict(tensors)
+    for name in ("weight", "bias"):
+        if tensors[name] is not None:
+            extra = tensors[name].new_full((128, *tensors[name].shape[1:]), 9.0)
+            padded[name] = torch.cat([tensors[name], extra])
+    got = implementation.run_head(padded, vocabulary=len(tensors["weight"]), block_rows=16)
+    for name in padded.keys() & {"weight", "bias"} & got.gradients.keys():
+        whole = got.gradients[name]
+        got.gradients[name], beyond = whole[:-128], whole[-128:]
+        assert not beyond.any() and got.gradients[name].any()
+    implementation.assert_head_matches(got, want)
+
+
+@by_every_implementation
+@pytest.mark.parametrize("needs", [HEAD, ()])
+def test_nan_stays_in_its_row(implementation, needs):
+    """Of the statistics, too."""
+    tensors, expected = implementation.head(20), torch.arange(20) == 5
+    tensors["hidden"][5, 2] = torch.nan
+    for count in (1, 4) if implementation.takes_all else (1,):
+        with panels_of(20 * 4 * 4):
+            found = implementation.run_head(tensors, upstream_of(20)[:count], needs=needs, statistics=count == 4)
+        assert [torch.equal(output.isnan(), expected) for output in found.outputs] == [True] * count
+        if needs:
+            assert torch.equal(~found.gradients["hidden"].isfinite().all(1), expected)
+
+
+@by_every_implementation
+@pytest.mark.parametrize("depth", [30.0, 90.0, 200.0, 400.0, 2000.0])
+@pytest.mark.parametrize("columns", [slice(192, 384), slice(200, 201)])
+def test_improbable_targets(implementation, depth, columns):
+    """A tile or a column lies below the rest by more than an exponential spans: finite, and as exact as any other."""
+    tensors = implementation.head_with_lead(-depth, columns)
+    tensors["targets"][::2] = columns.start + tensors["targets"][::2] % (columns.stop - columns.start)
+    got, want = implementation.run_both(tensors)
+    assert (want.outputs[0][::2] < 1 - depth).all()
+    assert relative_error(got.outputs[0], want.outputs[0]) <= 1e-6
+    assert all(part.isfinite().all() for part in (*got.outputs, *got.gradients.values()))
+    implementation.assert_head_matches(got, want, largest_logit=depth + 4)
+
+
+@by_every_implementation
+def test_one_logit_far_above_all_tiles(implementation):
+    """One tile's exponentials overflow, and the others' vanish against it."""
+    tensors = implementation.head_with_lead(500.0, slice(300, 301))
+    tensors["targets"][3] = 300
+    got, want = implementation.run_both(tensors)
+    assert all(part.isfinite().all() for part in (*got.outputs, *got.gradients.values()))
+    implementation.assert_head_matches(got, want, largest_logit=504)
+
+
+@by_those_of_triton
+def test_a_target_that_no_column_has_becomes_nan_alone(implementation):
+    """Where the door does not ask, since asking would wait for the device."""
+    tensors = implementation.head(20, with_bias=False)
+    head = Head.of(tensors["weight"].to(implementation.device), None, tensors["weight"].dtype, vocabulary=None)
+    hidden, targets = (tensors[name].to(implementation.device) for name in ("hidden", "targets"))
+    targets[3], targets[5], targets[19] = len(head.weight), -100, 2**33
+    choice = choose(implementation.device, head.weight.dtype, head)
+    logprob = logprob_blocks.logprobs(hidden, targets, head, choice)
+    options = {"need_hidden": True, "weight": None, "bias": None}
+    upstream = torch.ones(20, device=implementation.device)
+    d_hidden, d_weight, _ = logprob_blocks.gradients(upstream, hidden, targets, head, choice, None, None, **options)
+    assert d_weight is None
+    for found in (logprob, d_hidden.sum(1)):
+        assert found.isnan().nonzero().flatten().tolist() == [3, 5, 19]
+    fine = torch.ones(20, dtype=torch.bool)
+    fine[[3, 5, 19]] = False
+    kept = tensors | {name: tensors[name][fine] for name in ("hidden", "targets")}
+    want = run_head(reference.linear_logprob, kept, [torch.ones(17)], torch.float64)
+    assert norm_error(d_hidden[fine].cpu(), want.gradients["hidden"]) <= implementation.gradient
 
 
 def test_gradcheck():
@@ -98,17 +170,6 @@ def test_hand_worked_example():
     torch.testing.assert_close(weight.grad, torch.tensor([[-0.6], [0.6]]))
 
 
-@pytest.mark.parametrize("needs", [("hidden",), ("weight",), ("bias",), ("hidden", "bias")])
-def test_only_what_needs_a_gradient_gets_one(needs):
-    tensors = head_tensors(9, width=4, vocabulary=12, seed=2, with_bias=True)
-    upstream = torch.randn(9, generator=torch.Generator().manual_seed(0))
-    _, got = run(linear_logprob, tensors, upstream, torch.float32, needs=needs, block_rows=4)
-    _, want = run(reference.linear_logprob, tensors, upstream, torch.float64, needs=needs)
-    assert set(got) == set(needs)
-    for name in needs:
-        assert relative_error(got[name], want[name]) <= 1e-4, name
-
-
 def test_no_grad_gives_the_same_numbers():
     tensors = head_tensors(9, width=4, vocabulary=12, seed=2)
     hidden, weight = tensors["hidden"].float().requires_grad_(), tensors["weight"].float()
@@ -124,26 +185,24 @@ def test_half_precision_inputs(dtype):
     """Against float64 on the same rounded inputs: logits never rounded, gradients once."""
     tensors = head_tensors(40, width=32, vocabulary=100, seed=4, logit_limit=20.0, with_bias=True)
     tensors = {name: value if name == "targets" else value.to(dtype) for name, value in tensors.items()}
-    upstream = torch.randn(40, generator=torch.Generator().manual_seed(0))
     with exact_logits():
-        got = run(linear_logprob, tensors, upstream, dtype, block_rows=16)
-    want = run(reference.linear_logprob, tensors, upstream.double(), torch.float64)
-    assert got[0].dtype == torch.float32
-    assert relative_error(got[0], want[0]) <= 1e-5
-    for name, gradient in want[1].items():
-        assert got[1][name].dtype == dtype
-        assert relative_error(got[1][name], gradient) <= torch.finfo(dtype).eps / 2 + 1e-4, name
+        got = run_head(linear_logprob, tensors, upstream_of(40)[:1], block_rows=16)
+    want = run_head(reference.linear_logprob, tensors, upstream_of(40)[:1], torch.float64)
+    assert got.outputs[0].dtype == torch.float32
+    assert relative_error(got.outputs[0], want.outputs[0]) <= 1e-5
+    for name, gradient in want.gradients.items():
+        assert got.gradients[name].dtype == dtype
+        assert relative_error(got.gradients[name], gradient) <= torch.finfo(dtype).eps / 2 + 1e-4, name
 
 
 def test_autocast_only_chooses_the_type_of_the_products():
     tensors = head_tensors(9, width=4, vocabulary=12, seed=2, with_bias=True)
-    upstream = torch.ones(9)
-    plain = run(linear_logprob, tensors, upstream, torch.float32)
+    plain = run_head(linear_logprob, tensors, dtype=torch.float32)
     with exact_logits(), torch.autocast("cpu", dtype=torch.bfloat16):
-        got = run(linear_logprob, tensors, upstream, torch.float32)
-    assert torch.equal(got[0], plain[0])
+        got = run_head(linear_logprob, tensors, dtype=torch.float32)
+    assert torch.equal(got.outputs[0], plain.outputs[0])
     for name in HEAD:
-        assert torch.equal(got[1][name], plain[1][name])
+        assert torch.equal(got.gradients[name], plain.gradients[name])
 
 
 def test_no_second_derivative():
@@ -155,21 +214,3 @@ def test_no_second_derivative():
     logprob.sum().backward()
     with pytest.raises(RuntimeError, match="second time"):
         logprob.sum().backward()
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_rows_beyond_the_vocabulary_take_no_part(with_bias):
-    """A head padded with rows of large logits: log-probs are those of the real vocabulary, their gradient is 0."""
-    tensors = head_tensors(5, width=4, vocabulary=10, seed=3, with_bias=with_bias)
-    upstream = torch.randn(5, generator=torch.Generator().manual_seed(0))
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64)
-    padded = tensors | {"weight": torch.cat([tensors["weight"], torch.full((6, 4), 9.0).double()])}
-    if with_bias:
-        padded["bias"] = torch.cat([tensors["bias"], torch.full((6,), 9.0).double()])
-    got = run(linear_logprob, padded, upstream, torch.float64, vocabulary=10, block_rows=2)
-    torch.testing.assert_close(got[0], want[0])
-    for name, gradient in want[1].items():
-        torch.testing.assert_close(got[1][name][: len(gradient)], gradient)
-        assert not got[1][name][len(gradient) :].any()
-    with pytest.raises(ValueError, match=r"targets must lie in \[0, 3\)"):
-        linear_logprob(tensors["hidden"], tensors["weight"], torch.tensor([0, 1, 2, 3, 0]), vocabulary=3)

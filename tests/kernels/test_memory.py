@@ -10,6 +10,7 @@ import torch
 
 from fastflow_kernels import flow_loss
 from fastflow_kernels.memory import flow_loss_workspace
+from implementations import needs_cuda
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
@@ -83,8 +84,7 @@ def test_a_block_takes_few_launches(implementation, projections, most, accumulat
     assert block["mm"] + block["addmm"] == 2 and min(block.values()) >= 0
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none")
+@needs_cuda
 @pytest.mark.parametrize("accumulates", [False, True])
 @pytest.mark.parametrize("count", [5, 9], ids=["one block", "several"])
 def test_the_model_is_within_five_percent_on_a_gpu(count, accumulates):

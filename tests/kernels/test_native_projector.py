@@ -6,11 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from fastflow_kernels import explain, flow_loss, linear_logprob, torch_projector
+from fastflow_kernels import explain, flow_loss, linear_logprob
 from fastflow_kernels.cpu import native
-from kernel_problems import Problem, assert_matches, make_problem, problems, relative_error
-
-needs_native = pytest.mark.skipif(native.library() is None, reason=f"needs the native library: {native.why_not()}")
+from implementations import by_those_on_the_cpu, needs_native
+from kernel_problems import Problem, assert_matches, make_problem, norm_error, problems, relative_error
 
 
 def run(problem: Problem, implementation: str, **options):
@@ -53,30 +52,13 @@ def test_bfloat16_is_that_of_pytorch(block_rows):
     compiled, plain = (run(problem, name, block_rows=block_rows) for name in ("native", "torch"))
     assert relative_error(compiled[0].token_logprob, plain[0].token_logprob) <= 1e-6
     for name, gradient in plain[1].items():
-        difference = (compiled[1][name].double() - gradient.double()).norm() / gradient.double().norm()
-        assert difference <= 3e-4, name
+        assert norm_error(compiled[1][name], gradient) <= 3e-4, name
 
 
-@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
-@settings(deadline=None, max_examples=40)
-@given(problem=problems())
-def test_panels_change_only_the_rounding(implementation, problem):
-    problem = log_scale(problem).cast(torch.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_projector, "KEPT_PANEL_BYTES", 200)
-        patch.setattr(torch_projector, "PASSING_PANEL_BYTES", 200)
-        with_gradient = run(problem, implementation)
-        forward_only = run(problem, implementation, needs=())
-    oracle = problem.oracle()
-    assert_matches(with_gradient, oracle, forward=1e-5, gradient=1e-4)
-    assert relative_error(forward_only[0].token_logprob, oracle[0].token_logprob.detach()) <= 1e-5
-
-
-@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
+@by_those_on_the_cpu
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.1}, {"temperature": 0.9}, {"softcap": 50.0}])
-def test_confident_tokens_keep_their_digits(implementation, options, monkeypatch):
+def test_confident_tokens_keep_their_digits(implementation, options):
     """log p = -e^-gap, for gaps at which 1 - e^-gap is 1 in float32, whatever becomes of the logits on the way."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
     gap = torch.linspace(8, 45, 400)
     hidden, weight = torch.stack([gap, torch.ones_like(gap)], dim=1), torch.tensor([[1.0, 0.3], [0.0, 0.3]])
     targets = torch.zeros(400, dtype=torch.int64)
@@ -88,10 +70,9 @@ def test_confident_tokens_keep_their_digits(implementation, options, monkeypatch
     torch.testing.assert_close(got.double(), exact, rtol=3e-5, atol=0)
 
 
-@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
+@by_those_on_the_cpu
 @pytest.mark.parametrize("temperature", [1e-4, 1e-8, 1e-12, 1e4])
-def test_extreme_temperatures(implementation, temperature, monkeypatch):
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+def test_extreme_temperatures(implementation, temperature):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(20, 8, generator=generator), torch.randn(30, 8, generator=generator)
     targets = torch.randint(30, (20,), generator=generator)
@@ -102,28 +83,6 @@ def test_extreme_temperatures(implementation, temperature, monkeypatch):
     exact = exact.gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(logprob.detach().double(), exact, rtol=1e-5, atol=1e-5 + 1e-6 / temperature)
     assert all(gradient.isfinite().all() for gradient in gradients)
-
-
-@pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
-@pytest.mark.parametrize("needs_gradient", [False, True])
-def test_what_is_not_finite_shows(implementation, needs_gradient, monkeypatch):
-    """A NaN spreads over its row and no other; a panel of nothing but -inf takes no part."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", 3 * 4 * 4)
-    monkeypatch.setattr(torch_projector, "PASSING_PANEL_BYTES", 3 * 4 * 4)
-    hidden = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    weight = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
-    bias = torch.zeros(20)
-    bias[:8] = -torch.inf
-    hidden[1, 2] = torch.nan
-    hidden.requires_grad_(needs_gradient)
-    logprob = linear_logprob(hidden, weight, torch.tensor([9, 10, 11]), bias=bias)
-    assert logprob.isnan().tolist() == [False, True, False]
-    exact = torch.log_softmax(hidden.detach().double() @ weight.double().t() + bias, dim=1)
-    torch.testing.assert_close(logprob[::2].detach().double(), exact[[0, 2], [9, 11]], rtol=1e-5, atol=1e-6)
-    if needs_gradient:
-        logprob.sum().backward()
-        assert hidden.grad.isfinite().all(dim=1).tolist() == [True, False, True]
 
 
 @needs_native

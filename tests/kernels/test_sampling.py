@@ -6,20 +6,11 @@ import pytest
 import torch
 
 from fastflow_kernels import matmul
-from fastflow_kernels.cpu import native
 from fastflow_kernels.sampling import exponentials_, head_logits
-
-NATIVE = pytest.param(
-    "native",
-    marks=pytest.mark.skipif(native.library() is None, reason=f"needs the native library: {native.why_not()}"),
-)
+from implementations import by_those_on_the_cpu
 
 
-@pytest.fixture(params=["torch", NATIVE])
-def implementation(request, monkeypatch):
-    monkeypatch.setenv("FASTFLOW_KERNELS", request.param)
-
-
+@by_those_on_the_cpu
 @pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (7, 1000), (3, 70_001)])
 def test_shares_are_the_softmax(implementation, shape, temperature):
@@ -34,6 +25,7 @@ def test_shares_are_the_softmax(implementation, shape, temperature):
     torch.testing.assert_close(share, exact, rtol=rounding, atol=1e-37)
 
 
+@by_those_on_the_cpu
 def test_what_is_not_finite(implementation):
     inf, nan = torch.inf, torch.nan
     got = exponentials_(torch.tensor([[-inf, 0.0], [nan, 0.0], [inf, 0.0], [-inf, -inf]]))

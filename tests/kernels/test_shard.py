@@ -18,14 +18,6 @@ from shard_worker import check_rank
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-@pytest.fixture
-def a_group():
-    """Of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("op", ["flow_loss", "linear_logprob"])
 def test_the_sums_of_hidden_gradients_are_under_way_beside_the_products(op, a_group, monkeypatch):
     """Each starts ahead of its block's product for the head, and nobody waits for one until all blocks are through."""

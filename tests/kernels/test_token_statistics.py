@@ -7,106 +7,80 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from eager_head import exact_logits
-from fastflow_kernels import TokenStatistics, flow_loss, linear_logprob, reference, torch_projector
-from fastflow_kernels.cpu import native
+from fastflow_kernels import TokenStatistics, flow_loss, linear_logprob, reference
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tilt import Tilt
-from kernel_problems import ORACLE_ROUNDING, assert_matches, head_tensors, largest, make_problem, relative_error
+from head_calls import HEAD, rounding_of, run_head, upstream_of
+from implementations import Implementation, by_those_in_float32, by_those_on_the_cpu, panels_of
+from kernel_problems import (
+    GRADIENTS,
+    ORACLE_ROUNDING,
+    assert_matches,
+    head_tensors,
+    largest,
+    make_problem,
+    norm_error,
+    relative_error,
+)
 
-HEAD = ("hidden", "weight", "bias")
-needs_native = pytest.mark.skipif(native.library() is None, reason=f"needs the native library: {native.why_not()}")
-on_the_cpu = pytest.mark.parametrize("implementation", ["torch", pytest.param("native", marks=needs_native)])
-
-
-def run(op, tensors, upstream, dtype, **options):
-    """Log-probs and statistics, and the gradients of their products with `upstream`, None for one without."""
-    leaves = {name: tensors[name].detach().to(dtype).requires_grad_() for name in HEAD if tensors.get(name) is not None}
-    logprob, statistics = op(**leaves, targets=tensors["targets"], statistics=True, **options)
-    outputs = (logprob, statistics.entropy, statistics.logsumexp)
-    pairs = [(output, weight) for output, weight in zip(outputs, upstream, strict=True) if weight is not None]
-    torch.autograd.backward([pair[0] for pair in pairs], [weight.to(output) for output, weight in pairs])
-    gradients = {name: leaf.grad for name, leaf in leaves.items()}
-    return (logprob.detach(), *(values.detach() for values in statistics)), gradients
-
-
-def upstream_of(row_count: int, seed: int, which=(True, True, True)):
-    values = torch.randn(3, row_count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return [row if is_there else None for row, is_there in zip(values, which, strict=True)]
-
-
-def rounding_of(tensors, upstream, dtype, options) -> tuple[float, dict[str, float]]:
-    """What log-probs of the tokens beside the likeliest lose: of an entropy near 0, and of gradients that cancel.
-
-    Two roundings of the largest logit, in any probability; a gradient sums that over the rows.
-    """
-    logits = tensors["hidden"].double() @ tensors["weight"].double().t()
-    epsilon = 2 * torch.finfo(dtype).eps * (1 + largest(logits) / options.get("temperature", 1.0))
-    of_rows = epsilon * sum(float(weight.abs().sum()) for weight in upstream if weight is not None)
-    temperature = min(1.0, options.get("temperature", 1.0))
-    sizes = {"hidden": largest(tensors["weight"]), "weight": largest(tensors["hidden"]), "bias": 1.0}
-    return epsilon, {name: of_rows * size / temperature for name, size in sizes.items()}
+ANY_OF_THREE = st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any)
 
 
 def assert_equal(got, want, value: float, gradient: float, rounding) -> None:
     of_entropy, of_gradients = rounding
-    for name, found, expected in zip(("logprob", *TokenStatistics._fields), got[0], want[0], strict=True):
+    for name, found, expected in zip(("logprob", *TokenStatistics._fields), got.outputs, want.outputs, strict=True):
         assert found.shape == expected.shape
         allowed = value * largest(expected) + (of_entropy if name == "entropy" else 0.0) + ORACLE_ROUNDING
         assert largest(found.double() - expected) <= allowed, name
-    assert got[1].keys() == want[1].keys()
-    for name, expected in want[1].items():
-        error = largest(got[1][name].double() - expected)
+    assert got.gradients.keys() == want.gradients.keys()
+    for name, expected in want.gradients.items():
+        error = largest(got.gradients[name].double() - expected)
         assert error <= gradient * largest(expected) + of_gradients[name], f"gradient of {name}"
 
 
-@st.composite
-def calls(draw):
-    """(tensors, upstream gradients, options)"""
-    softcap = draw(st.sampled_from([None, None, 5.0, 30.0]))
-    vocabulary, padding = draw(st.integers(1, 40)), draw(st.sampled_from([0, 0, 3]))
-    tensors = head_tensors(
-        draw(st.integers(0, 20)),
-        width=draw(st.integers(1, 9)),
-        vocabulary=vocabulary + padding,
-        seed=draw(st.integers(0, 10_000)),
-        logit_limit=min(draw(st.sampled_from([0.5, 10.0, 80.0])), 3 * (softcap or math.inf)),
-        with_bias=draw(st.booleans()),
+@by_those_in_float32
+def test_float32_equals_the_reference(implementation):
+    """Whichever of log-prob, entropy and logsumexp have a gradient."""
+
+    @implementation.tries()
+    @given(
+        call=implementation.heads(),
+        which=ANY_OF_THREE,
+        block_rows=implementation.block_sizes,
+        panel_bytes=st.sampled_from([50, 2**20]),
     )
-    tensors["targets"] %= vocabulary
-    options = {"temperature": draw(st.sampled_from([1.0, 0.7, 3.0])), "softcap": softcap, "vocabulary": vocabulary}
-    which = draw(st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(any))
-    return tensors, upstream_of(len(tensors["targets"]), draw(st.integers(0, 10_000)), which), options
+    def check(call, which, block_rows, panel_bytes):
+        tensors, options = call
+        upstream = upstream_of(len(tensors["targets"]), which=which)
+        with panels_of(panel_bytes):
+            got, want = implementation.run_both(
+                implementation.inputs(tensors), upstream, block_rows=block_rows, statistics=True, **options
+            )
+        assert all(values.dtype == torch.float32 for values in got.outputs)
+        assert (got.outputs[1] >= 0).all()
+        rounding = rounding_of(tensors, upstream, torch.float32, options)
+        assert_equal(got, want, value=1e-5, gradient=1e-4, rounding=rounding)
+
+    check()
 
 
-@on_the_cpu
-@settings(deadline=None, max_examples=150)
-@given(call=calls(), block_rows=st.sampled_from([1, 3, None]), panel_bytes=st.sampled_from([50, 2**20]))
-def test_float32_equals_the_reference(implementation, call, block_rows, panel_bytes):
-    tensors, upstream, options = call
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTFLOW_KERNELS", implementation)
-        patch.setattr(torch_projector, "KEPT_PANEL_BYTES", panel_bytes)
-        patch.setattr(torch_projector, "PASSING_PANEL_BYTES", panel_bytes)
-        got = run(linear_logprob, tensors, upstream, torch.float32, **options, block_rows=block_rows)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64, **options)
-    assert all(values.dtype == torch.float32 for values in got[0])
-    assert (got[0][1] >= 0).all()
-    rounding = rounding_of(tensors, upstream, torch.float32, options)
-    assert_equal(got, want, value=1e-5, gradient=1e-4, rounding=rounding)
+def test_float64_stays_float64():
+    torch_alone = Implementation("torch", examples=60)
 
+    @torch_alone.tries()
+    @given(call=torch_alone.heads(), which=ANY_OF_THREE, block_rows=torch_alone.block_sizes)
+    def check(call, which, block_rows):
+        tensors, options = call
+        upstream = upstream_of(len(tensors["targets"]), which=which)
+        got, want = torch_alone.run_both(tensors, upstream, block_rows=block_rows, statistics=True, **options)
+        assert all(values.dtype == torch.float64 for values in got.outputs)
+        rounding = rounding_of(tensors, upstream, torch.float64, options)
+        assert_equal(got, want, value=1e-11, gradient=1e-11, rounding=rounding)
 
-@settings(deadline=None, max_examples=60)
-@given(call=calls(), block_rows=st.sampled_from([1, 3, None]))
-def test_float64_stays_float64(call, block_rows):
-    tensors, upstream, options = call
-    got = run(linear_logprob, tensors, upstream, torch.float64, **options, block_rows=block_rows)
-    assert all(values.dtype == torch.float64 for values in got[0])
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64, **options)
-    rounding = rounding_of(tensors, upstream, torch.float64, options)
-    assert_equal(got, want, value=1e-11, gradient=1e-11, rounding=rounding)
+    check()
 
 
 def test_gradcheck():
@@ -141,74 +115,102 @@ def test_a_uniform_distribution_has_the_largest_entropy_and_no_slope():
     assert hidden.grad.abs().max() <= 1e-5
 
 
-@on_the_cpu
+@by_those_on_the_cpu
 @pytest.mark.parametrize("gap", [5.0, 20.0, 60.0])
-def test_a_nearly_certain_token_keeps_the_digits_of_its_entropy(implementation, gap, monkeypatch):
+def test_a_nearly_certain_token_keeps_the_digits_of_its_entropy(implementation, gap):
     """Entropies down to 1e-24, and gradients as small, relative to themselves."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    tensors = {"hidden": torch.ones(1, 1).double(), "targets": torch.tensor([1]), "bias": None}
-    tensors["weight"] = torch.tensor([[0.0], [gap], [-3.0]]).double()
-    weight, others = tensors["weight"][:, 0], torch.tensor([0, 2])
+    tensors = {"hidden": torch.ones(1, 1), "targets": torch.tensor([1]), "weight": torch.tensor([[0.0], [gap], [-3.0]])}
+    weight, others = tensors["weight"][:, 0].double(), torch.tensor([0, 2])
     below = weight[others] - gap
     total = 1 + below.exp().sum()
     p = below.exp() / total
     entropy = torch.log1p(below.exp().sum()) - (p * below).sum()
-    got = run(linear_logprob, tensors, (None, torch.ones(1), None), torch.float32)
-    assert got[0][1].item() == pytest.approx(entropy.item(), rel=1e-6, abs=0)
+    got = implementation.run_head(tensors, (None, torch.ones(1), None), statistics=True)
+    assert got.outputs[1].item() == pytest.approx(entropy.item(), rel=1e-6, abs=0)
     slopes = -p * (below - total.log() + entropy)
-    torch.testing.assert_close(got[1]["weight"][others, 0].double(), slopes, rtol=2e-6, atol=0)
-    assert got[1]["weight"][1].item() == pytest.approx(-slopes.sum().item(), rel=2e-6, abs=0)
+    gradient = got.gradients["weight"]
+    torch.testing.assert_close(gradient[others, 0].double(), slopes, rtol=2e-6, atol=0)
+    assert gradient[1].item() == pytest.approx(-slopes.sum().item(), rel=2e-6, abs=0)
 
 
-@on_the_cpu
-def test_logits_of_minus_infinity_have_no_share(implementation, monkeypatch):
-    """A whole panel of them, too; the mean logit is -inf by its definition."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    monkeypatch.setattr(torch_projector, "KEPT_PANEL_BYTES", 3 * 4 * 4)
-    monkeypatch.setattr(torch_projector, "PASSING_PANEL_BYTES", 3 * 4 * 4)
-    tensors = head_tensors(3, width=5, vocabulary=20, seed=0, with_bias=True)
-    tensors["targets"] = torch.tensor([9, 10, 11])
-    upstream = upstream_of(3, seed=0)
-    tensors["bias"][:8] = -torch.inf
-    got = run(linear_logprob, tensors, upstream, torch.float32)
-    alive = {**tensors, "targets": tensors["targets"] - 8, "weight": tensors["weight"][8:], "bias": tensors["bias"][8:]}
-    want = run(reference.linear_logprob, alive, upstream, torch.float64)
-    for found, expected in zip(got[0][:3], want[0][:3], strict=True):
-        assert relative_error(found, expected) <= 1e-5
-    assert (got[0][3] == -torch.inf).all()
-    for name, expected in want[1].items():
-        gradient = got[1][name] if name == "hidden" else got[1][name][8:]
+@by_those_in_float32
+@pytest.mark.parametrize("statistics", [False, True])
+def test_logits_of_minus_infinity_have_no_share(implementation, statistics):
+    """A whole panel or tile of them, too; the mean logit is -inf by its definition."""
+    tensors = implementation.head(3)
+    tensors["targets"] = torch.tensor([9, 130, 131])
+    kept = torch.ones(150, dtype=torch.bool)
+    kept[:8] = kept[64:129] = False
+    tensors["bias"][~kept] = -torch.inf
+    upstream = upstream_of(3, which=(True, statistics, statistics))
+    with panels_of(3 * 4 * 4):
+        got = implementation.run_head(tensors, upstream, statistics=statistics)
+    alive = {**tensors, "weight": tensors["weight"][kept], "bias": tensors["bias"][kept]}
+    alive["targets"] = kept.cumsum(0)[tensors["targets"]] - 1
+    want = run_head(reference.linear_logprob, alive, upstream, torch.float64, statistics=statistics)
+    full = run_head(reference.linear_logprob, tensors, upstream, torch.float64, statistics=statistics)
+    for exact in (want, full):
+        assert all(relative_error(a, b) <= 1e-5 for a, b in zip(got.outputs[:3], exact.outputs[:3], strict=True))
+    assert not statistics or (got.outputs[3] == -torch.inf).all()
+    for name, expected in want.gradients.items():
+        gradient = got.gradients[name] if name == "hidden" else got.gradients[name][kept]
         assert relative_error(gradient, expected) <= 1e-4, name
-    full = run(reference.linear_logprob, tensors, upstream, torch.float64)[0]
-    assert all(relative_error(a, b) <= 1e-5 for a, b in zip(got[0][:3], full[:3], strict=True))
 
 
-@pytest.mark.parametrize("which", [(False, True, False), (False, False, True), (True, True, True)])
-@on_the_cpu
-def test_the_gradient_where_a_target_cannot_be_drawn(implementation, which, monkeypatch):
-    """Entropy and logsumexp do not depend on the target, nor does their gradient."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    tensors = head_tensors(3, width=5, vocabulary=20, seed=0, with_bias=True)
-    tensors["targets"] = torch.tensor([7, 3, 7])
-    tensors["bias"][7] = -torch.inf
-    upstream = upstream_of(3, seed=1, which=which)
-    got = run(linear_logprob, tensors, upstream, torch.float32)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64)
-    for name, expected in want[1].items():
-        assert relative_error(got[1][name], expected) <= 1e-5, name
+@by_those_in_float32
+@pytest.mark.parametrize(
+    "which", [(False, True, False), (False, False, True), (True, False, False), (True, True, True)]
+)
+def test_a_target_that_cannot_be_drawn(implementation, which):
+    """Its log-prob is -inf; the gradients are those of the others, which lose what it would gain. Entropy and
+    logsumexp do not depend on the target, nor does their gradient."""
+    tensors = implementation.head(3)
+    tensors["targets"] = torch.tensor([70, 3, 70])
+    tensors["bias"][70] = -torch.inf
+    got, want = implementation.run_both(tensors, upstream_of(3, seed=1, which=which), statistics=True)
+    assert got.outputs[0][[0, 2]].tolist() == [-torch.inf] * 2
+    for found, expected in zip(got.outputs[:3], want.outputs[:3], strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    for name, expected in want.gradients.items():
+        assert relative_error(got.gradients[name], expected) <= 1e-5, name
 
 
-@on_the_cpu
-def test_nan_stays_in_its_row(implementation, monkeypatch):
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    hidden = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    hidden[1, 2] = torch.nan
-    hidden.requires_grad_()
-    weight = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
-    logprob, statistics = linear_logprob(hidden, weight, torch.tensor([9, 10, 11]), statistics=True)
-    assert all(values.isnan().tolist() == [False, True, False] for values in (logprob, *statistics))
-    statistics.entropy.sum().backward()
-    assert hidden.grad.isfinite().all(dim=1).tolist() == [True, False, True]
+@by_those_in_float32
+@pytest.mark.parametrize("place", [3, 4999])
+def test_one_logit_far_above_a_target_and_all_others(implementation, place):
+    """More tiles than a pass of combine's, the tile that is taken again among the first or the last of them."""
+    logits = torch.linspace(0, 1, 5000)
+    logits[place] = 50.0
+    tensors = {"hidden": torch.ones(1, 1), "weight": logits.unsqueeze(1), "targets": torch.tensor([4500])}
+    logprob, entropy, logsumexp, mean_logit = implementation.run_head(tensors, statistics=True).outputs
+    every_logprob = logits.double().log_softmax(0)
+    assert logprob.item() == pytest.approx(every_logprob[4500].item(), rel=1e-6)
+    assert logsumexp.item() == pytest.approx(50.0, rel=1e-6)
+    assert mean_logit.item() == pytest.approx(logits.double().mean().item(), rel=1e-5)
+    assert entropy.item() == pytest.approx(-(every_logprob.exp() * every_logprob).sum().item(), abs=1e-5)
+
+
+@by_those_in_float32
+def test_the_entropy_of_a_target_far_below_the_others(implementation):
+    """Tiles that disagree on the row's reference, and one of nothing but -inf."""
+    logits, bias = torch.zeros(200), torch.zeros(200)
+    logits[3], logits[70], logits[150] = -400.0, 5.0, 4.0
+    bias[64:69] = -torch.inf
+    tensors = {
+        "hidden": torch.ones(2, 1),
+        "weight": logits.unsqueeze(1),
+        "bias": bias,
+        "targets": torch.tensor([3, 70]),
+    }
+    got = implementation.run_head(tensors, (None, torch.ones(2)), statistics=True)
+    exact = logits.double() + bias
+    p = exact.softmax(0)
+    entropy = torch.special.entr(p).sum()
+    assert got.outputs[1].tolist() == pytest.approx([entropy.item()] * 2, rel=1e-5)
+    assert got.outputs[2].tolist() == pytest.approx([exact.logsumexp(0).item()] * 2, rel=1e-6)
+    assert got.outputs[3].tolist() == [-torch.inf] * 2
+    slopes = -2 * torch.where(p > 0, p * (p.log() + entropy), 0.0)
+    assert relative_error(got.gradients["weight"].squeeze(1), slopes) <= 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -216,26 +218,23 @@ def test_half_precision_inputs(dtype):
     """Against float64 on the same rounded inputs: logits never rounded, gradients once."""
     tensors = head_tensors(40, width=32, vocabulary=100, seed=4, logit_limit=20.0, with_bias=True)
     tensors = {name: value if name == "targets" else value.to(dtype) for name, value in tensors.items()}
-    upstream = upstream_of(40, seed=0)
     with exact_logits():
-        got = run(linear_logprob, tensors, upstream, dtype, block_rows=16)
-    want = run(reference.linear_logprob, tensors, upstream, torch.float64)
-    rounding = rounding_of(tensors, upstream, torch.float32, {})
+        got = run_head(linear_logprob, tensors, upstream_of(40), block_rows=16, statistics=True)
+    want = run_head(reference.linear_logprob, tensors, upstream_of(40), torch.float64, statistics=True)
+    rounding = rounding_of(tensors, upstream_of(40), torch.float32, {})
     assert_equal(got, want, value=1e-5, gradient=torch.finfo(dtype).eps / 2 + 1e-4, rounding=rounding)
 
 
-@on_the_cpu
-def test_bfloat16_products(implementation, monkeypatch):
+@by_those_on_the_cpu
+def test_bfloat16_products(implementation):
     """Logits rounded to 8 bits, half a step each way; the statistics are means over many of them."""
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
     tensors = head_tensors(40, width=32, vocabulary=3001, seed=4, logit_limit=8.0)
     tensors = {name: value if name in ("targets", "bias") else value.bfloat16() for name, value in tensors.items()}
-    got = run(linear_logprob, tensors, upstream_of(40, seed=0), torch.bfloat16, block_rows=16)
-    want = run(reference.linear_logprob, tensors, upstream_of(40, seed=0), torch.float64)
-    for found, expected in zip(got[0], want[0], strict=True):
+    got, want = implementation.run_both(tensors, upstream_of(40), statistics=True)
+    for found, expected in zip(got.outputs, want.outputs, strict=True):
         assert (found - expected).abs().max() <= 0.02
-    for name, expected in want[1].items():
-        assert (got[1][name].double() - expected).norm() <= 0.02 * expected.norm(), name
+    for name, expected in want.gradients.items():
+        assert norm_error(got.gradients[name], expected) <= 0.02, name
 
 
 def test_one_more_output_and_the_same_gradient():
@@ -271,16 +270,15 @@ def test_self_certainty_of_the_statistics():
     torch.testing.assert_close(statistics.logsumexp - statistics.mean_logit - math.log(50), expected)
 
 
-@on_the_cpu
-@pytest.mark.parametrize("block_rows", [None, 4])
-@pytest.mark.parametrize("needs", [("hidden", "weight", "bias", "log_z"), ()])
-def test_flow_loss_reports_them(implementation, block_rows, needs, monkeypatch):
+@by_those_in_float32
+@pytest.mark.parametrize("block_rows", [None, 40])
+@pytest.mark.parametrize("needs", [GRADIENTS, ()])
+def test_flow_loss_reports_them(implementation, block_rows, needs):
     """With and without gradients, also of a sequence longer than a block; the rest stays as it is.
 
-    But for a last bit: a compiler chooses anew for each sweep which product and sum it rounds as one.
+    But for a last bit on a CPU: a compiler chooses anew for each sweep which product and sum it rounds as one.
     """
-    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
-    problem = make_problem([3, 0, 9, 1], width=8, vocabulary=21, with_bias=True, temperature=0.7).cast(torch.float32)
+    problem = implementation.problem([30, 0, 5, 60], temperature=0.7)
     found = []
 
     def op(*tensors, **options):
@@ -288,16 +286,26 @@ def test_flow_loss_reports_them(implementation, block_rows, needs, monkeypatch):
         found.append(statistics)
         return result
 
-    result, gradients = problem.run(op=op, needs=needs, block_rows=block_rows)
-    plain, plain_gradients = problem.run(needs=needs, block_rows=block_rows)
-    assert_matches((result, gradients), (plain, plain_gradients), forward=1e-6, gradient=1e-6)
-    (statistics,) = found
-    exact = {name: value.double() if value.is_floating_point() else value for name, value in problem.tensors.items()}
-    tensors = [exact.pop(name) for name in ("hidden", "weight", "targets")]
-    _, expected = reference.flow_loss(*tensors, problem.cu_seqlens, **exact, **problem.options, statistics=True)
-    for name, values, wanted in zip(TokenStatistics._fields, statistics, expected, strict=True):
+    got = implementation.run(problem, op=op, needs=needs, block_rows=block_rows)
+    within = implementation.beside_statistics
+    assert_matches(
+        got, implementation.run(problem, needs=needs, block_rows=block_rows), forward=within, gradient=within
+    )
+    exact = problem.cast(torch.float64).tensors
+    head = {name: exact[name] for name in (*HEAD, "targets")}
+    _, expected = reference.linear_logprob(**head, temperature=0.7, statistics=True)
+    for name, values, wanted in zip(TokenStatistics._fields, found[0], expected, strict=True):
         assert not values.requires_grad
-        assert relative_error(values, wanted) <= 1e-5, name
+        assert relative_error(values.cpu(), wanted) <= 1e-5, name
+
+
+def test_the_reference_reports_those_of_linear_logprob():
+    problem = make_problem([3, 0, 9, 1])
+    tensors = problem.tensors
+    head = {name: tensors[name] for name in (*HEAD, "targets")}
+    _, found = reference.flow_loss(cu_seqlens=problem.cu_seqlens, **tensors, **problem.options, statistics=True)
+    _, expected = reference.linear_logprob(**head, statistics=True)
+    assert all(map(torch.equal, found, expected))
 
 
 def test_the_cuda_kernels_refuse_by_name(monkeypatch):

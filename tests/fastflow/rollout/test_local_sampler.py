@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,17 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine_contract import assert_no_shorter, assert_stopped, assert_whole, check_that_weights_are_followed
 from fastflow.data.packing import pack
+from fastflow.data.response_text import spell
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.scoring import split_tokens, token_logprobs
 from fastflow.rollout.local import LocalSampler, draw
-from fastflow.rollout.sampler import Request, SamplingParams, requests_for
+from fastflow.rollout.sampler import SamplingParams, requests_for
+from server_runs import assert_same_responses
 from small_models import FAMILIES, WITHOUT_CHOICE, make_causal_lm
-
-PARAMS = SamplingParams(max_response_tokens=12)
+from special_tokens import TURN, TURN_ID, make_chat_tokenizer
+from vllm_runs import PARAMS, make_requests
 
 
 def make_prompts(rng, count=5):
@@ -97,15 +101,10 @@ def test_under_autocast_logits_are_not_rounded_and_the_cache_is_half(rng, monkey
 
 def test_finish_reasons_and_limits(rng):
     model = PackedModel(make_causal_lm())
-    groups = LocalSampler(model, eos_ids=[0, 1]).sample(requests_for(make_prompts(rng), 20, seed=0, step=1), PARAMS)
-    flat = flatten(groups)
-    for trajectory in flat:
-        ended = trajectory.response_ids[-1] in (0, 1)
-        assert trajectory.finish_reason == ("stop" if ended else "length")
-        assert ended or len(trajectory) == PARAMS.max_response_tokens
-        assert not np.isin(trajectory.response_ids[:-1], (0, 1)).any()
-    assert {trajectory.finish_reason for trajectory in flat} == {"stop", "length"}
-    assert [len(group.trajectories) for group in groups] == [20] * 5
+    requests = requests_for(make_prompts(rng), 20, seed=0, step=1)
+    groups = LocalSampler(model, eos_ids=[0, 1]).sample(requests, PARAMS)
+    assert_whole(groups, requests, version=0, ends=(0, 1))
+    assert {trajectory.finish_reason for trajectory in flatten(groups)} == {"stop", "length"}
 
 
 def test_a_response_depends_on_its_own_seed_only(rng):
@@ -188,20 +187,19 @@ def test_greedy_takes_the_most_likely_token(rng):
     assert logits[len(prompt.ids) - 1 : -1].argmax(-1).tolist() == first.response_ids.tolist()
 
 
-def test_weight_versions_travel_with_trajectories(rng):
-    model = PackedModel(make_causal_lm())
-    sampler = LocalSampler(model, eos_ids=[0])
-    request = [Request(make_prompts(rng, 1)[0], (1,))]
-    assert sampler.sample(request, PARAMS)[0].trajectories[0].weight_version == 0
-    model.version = 1
-    assert sampler.sample(request, PARAMS)[0].trajectories[0].weight_version == 1
-
-
-def test_progress_reaches_every_response(rng):
+def test_samples_and_logprobs_follow_the_weights(model, rng):
+    """And progress reaches every response, whichever are decoded at once."""
     finished = []
-    sampler = LocalSampler(PackedModel(make_causal_lm()), eos_ids=[0], on_progress=finished.append, max_sequences=7)
-    sampler.sample(requests_for(make_prompts(rng), 4, seed=0, step=0), PARAMS)
-    assert sum(finished) == 20
+    sampler = LocalSampler(model, eos_ids=[0], on_progress=finished.append, max_sequences=7)
+    check_that_weights_are_followed(sampler, model, make_requests(rng), finished, assert_same_responses)
+
+
+def test_special_tokens_are_stop_texts(model, rng):
+    tokenizer, requests = make_chat_tokenizer(), make_requests(rng, responses=24)
+    sampler = LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)
+    stopped = sampler.sample(requests, SamplingParams(max_response_tokens=20, stop=(TURN,)))
+    assert_stopped(stopped, partial(spell, tokenizer), (TURN,))
+    assert any(trajectory.response_ids[-1] == TURN_ID for trajectory in flatten(stopped))
 
 
 def test_errors_name_cause_and_remedy(rng):
@@ -232,9 +230,9 @@ def test_fewest_tokens_and_stop_texts(rng):
     plain = flatten(LocalSampler(model, eos_ids=[0]).sample(requests, PARAMS))
     assert any(len(trajectory) <= 4 for trajectory in plain)
     sampler = LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)
-    longer = flatten(sampler.sample(requests, replace(PARAMS, min_response_tokens=4)))
-    assert all(0 not in trajectory.response_ids[:4] for trajectory in longer)
-    assert any(trajectory.response_ids[-1] == 0 for trajectory in longer)
+    longer = sampler.sample(requests, replace(PARAMS, min_response_tokens=4))
+    assert_no_shorter(longer, 4)
+    assert any(trajectory.response_ids[-1] == 0 for trajectory in flatten(longer))
 
     def spelled(ids) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True)

@@ -12,17 +12,10 @@ import pytest
 
 from fake_vllm import response_to
 from fastflow.errors import FastflowError
-from fastflow.models.packed import PackedModel
 from fastflow.rollout.server import dispatch
 from fastflow.rollout.server import sampler as server_sampler
 from server_runs import assert_answered, make_requests, needs_httpx, our_threads
-from small_models import make_causal_lm
 from vllm_runs import PARAMS, perturb
-
-
-@pytest.fixture
-def model() -> PackedModel:
-    return PackedModel(make_causal_lm())
 
 
 @needs_httpx

@@ -11,17 +11,10 @@ import pytest
 
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.errors import FastflowError
-from fastflow.models.packed import PackedModel
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.server.sampler import read_addresses
 from server_runs import assert_answered, make_requests, needs_httpx, our_threads, start
-from small_models import make_causal_lm
 from vllm_runs import PARAMS, perturb
-
-
-@pytest.fixture
-def model() -> PackedModel:
-    return PackedModel(make_causal_lm())
 
 
 @needs_httpx

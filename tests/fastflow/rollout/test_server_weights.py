@@ -21,11 +21,6 @@ from fastflow.rollout.server.weights import WeightFolder
 from small_models import CARRYING, MIXTURES, make_causal_lm
 
 
-@pytest.fixture
-def model() -> PackedModel:
-    return PackedModel(make_causal_lm())
-
-
 def load(directory) -> dict[str, torch.Tensor]:
     from transformers import AutoModelForCausalLM
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from engine_contract import assert_no_shorter, assert_stopped, check_that_weights_are_followed
 from fastflow.config.schema import LoraConfig
+from fastflow.data.response_text import spell
 from fastflow.data.trajectory import Prompt, flatten
 from fastflow.demo.small_model import make_tokenizer
 from fastflow.errors import FastflowError
@@ -41,32 +46,10 @@ PIECES = "abcdefghijklmnopqrstuvwxyz0123456789"
     [("qwen3", True), ("llama", False), ("mistral", True), ("gemma3_text", True), ("qwen3_moe", False)],
 )
 def test_samples_and_logprobs_follow_the_weights(family, tied, rng):
-    """Before and after an optimiser-like change in place, of which nobody tells vLLM but load_weights."""
     model = make_model(family, tied=tied)
     finished = []
-    sampler = start(model, on_progress=finished.append)
-    try:
-        requests = make_requests(rng)
-        first = sampler.sample(requests, PARAMS)
-        assert_agrees(first, model)
-        assert sum(finished) == len(flatten(first)) == 24
-        for trajectory, seed in zip(
-            flatten(first), [seed for request in requests for seed in request.seeds], strict=True
-        ):
-            ended = trajectory.response_ids[-1] == 0
-            assert trajectory.finish_reason == ("stop" if ended else "length")
-            assert ended or len(trajectory) == PARAMS.max_response_tokens
-            assert 0 not in trajectory.response_ids[:-1]
-            assert (trajectory.seed, trajectory.weight_version) == (seed, 0)
-        assert_equal(first, sampler.sample(requests, PARAMS))
-
-        perturb(model)
-        sampler.load_weights(model)
-        second = sampler.sample(requests, PARAMS)
-        assert_agrees(second, model)
-        assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
-    finally:
-        sampler.close()
+    with closing(start(model, on_progress=finished.append)) as sampler:
+        check_that_weights_are_followed(sampler, model, make_requests(rng), finished, assert_equal)
 
 
 @needs_vllm
@@ -78,8 +61,7 @@ def test_linear_attention_in_bfloat16(family, rng, monkeypatch, tmp_path):
     of_experts = {"moe_intermediate_size": 32} if family in MIXTURES else {}
     model = make_causal_lm(family, **widths, **of_experts)
     policy, exact = PackedModel(model, autocast=True), PackedModel(model)
-    sampler = start(policy)
-    try:
+    with closing(start(policy)) as sampler:
         for _ in range(2):
             groups = sampler.sample(make_requests(rng), PARAMS)
             sampled, trained, true = (
@@ -90,8 +72,6 @@ def test_linear_attention_in_bfloat16(family, rng, monkeypatch, tmp_path):
             assert apart < 2 * rounded < 0.2
             perturb(policy, 0.02)
             sampler.load_weights(policy)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
@@ -101,16 +81,13 @@ def test_adapters_are_merged_bucket_by_bucket(family, rng, monkeypatch):
     model = PackedModel(
         with_adapters(make_causal_lm(family, hidden_size=128, head_dim=HEAD_DIM), LoraConfig(rank=2, dropout=0.0))
     )
-    sampler = start(model)
-    assert sampler._engine.weights.rounds > 3
-    try:
+    with closing(start(model)) as sampler:
+        assert sampler._engine.weights.rounds > 3
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.05)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
-    finally:
-        sampler.close()
 
 
 HALF = HEAD_DIM // 2
@@ -129,57 +106,45 @@ def test_scaled_position_embeddings_are_the_trainers(kind, longest, rng):
     parameters = {"rope_type": kind, "rope_theta": 10000.0, **SCALINGS[kind]}
     model = make_model("llama", rope_parameters=parameters, max_position_embeddings=64)
     rope.fix_frequencies(model.causal_lm, longest)
-    sampler = start(model, context=longest)
-    try:
+    with closing(start(model, context=longest)) as sampler:
         half = longest // 2
         requests = [Request(Prompt(rng.integers(1, 40, length)), tuple(range(6))) for length in (2, half)]
         groups = sampler.sample(requests, SamplingParams(max_response_tokens=half))
         assert max(len(trajectory) for trajectory in flatten(groups)) > half // 2
         assert_agrees(groups, model)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_a_special_token_is_a_stop_text(rng):
     """As for the embedded sampler: nothing stands behind it, and it is the end."""
     model, tokenizer = make_model(), make_chat_tokenizer()
-    sampler, requests = start(model, tokenizer=tokenizer), make_requests(rng, responses=24)
-    try:
+    requests = make_requests(rng, responses=24)
+    with closing(start(model, tokenizer=tokenizer)) as sampler:
         params = SamplingParams(max_response_tokens=20, stop=(TURN,))
         for made_by in (sampler, LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)):
-            stopped = flatten(made_by.sample(requests, params))
-            for trajectory in stopped:
-                ends = trajectory.response_ids[-1] in (0, TURN_ID)
-                assert trajectory.finish_reason == ("stop" if ends else "length")
-                assert TURN_ID not in trajectory.response_ids[:-1]
-            assert any(trajectory.response_ids[-1] == TURN_ID for trajectory in stopped)
-    finally:
-        sampler.close()
+            stopped = made_by.sample(requests, params)
+            assert_stopped(stopped, partial(spell, tokenizer), (TURN,))
+            assert any(trajectory.response_ids[-1] == TURN_ID for trajectory in flatten(stopped))
 
 
 @needs_vllm
 def test_temperature_stop_texts_and_fewest_tokens(rng):
     """All of them at once on one engine, each against its meaning; stop texts against the embedded sampler's."""
     model, tokenizer = make_model(), make_tokenizer(list(PIECES))
-    sampler, requests = start(model, tokenizer=tokenizer), make_requests(rng, responses=24)
-    try:
+    requests = make_requests(rng, responses=24)
+    with closing(start(model, tokenizer=tokenizer)) as sampler:
         unhindered = flatten(sampler.sample(requests, PARAMS))
         assert any(len(trajectory) <= 4 for trajectory in unhindered)
-        longer = flatten(sampler.sample(requests, SamplingParams(max_response_tokens=12, min_response_tokens=4)))
-        assert all(0 not in trajectory.response_ids[:4] for trajectory in longer)
-        assert any(trajectory.response_ids[-1] == 0 for trajectory in longer)
+        longer = sampler.sample(requests, SamplingParams(max_response_tokens=12, min_response_tokens=4))
+        assert_no_shorter(longer, 4)
+        assert any(trajectory.response_ids[-1] == 0 for trajectory in flatten(longer))
 
         stops = tuple(PIECES[:8])
         params = SamplingParams(max_response_tokens=12, stop=stops)
         for made_by in (sampler, LocalSampler(model, eos_ids=[0], tokenizer=tokenizer)):
             stopped = made_by.sample(requests, params)
             assert_agrees(stopped, model)
-            for trajectory in flatten(stopped):
-                text = tokenizer.decode(trajectory.response_ids, skip_special_tokens=True)
-                ends = trajectory.response_ids[-1] == 0 or text.endswith(stops)
-                assert trajectory.finish_reason == ("stop" if ends else "length")
-                assert not any(stop in text[:-1] for stop in stops)
+            assert_stopped(stopped, partial(tokenizer.decode, skip_special_tokens=True), stops)
             assert any(trajectory.response_ids[-1] != 0 for trajectory in flatten(stopped) if len(trajectory) < 12)
 
         both = SamplingParams(max_response_tokens=12, min_response_tokens=6, stop=stops)
@@ -192,54 +157,42 @@ def test_temperature_stop_texts_and_fewest_tokens(rng):
 
         cold = flatten(sampler.sample(requests, SamplingParams(temperature=0.01, max_response_tokens=4)))
         assert np.mean([trajectory.behaviour_logprobs.mean() for trajectory in cold]) > -0.05  # of what was drawn from
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_more_prompt_tokens_than_one_pass_takes(rng):
     model = make_model()
-    sampler = start(model, max_sequences=512)
-    try:
+    with closing(start(model, max_sequences=512)) as sampler:
         requests = [Request(Prompt(rng.integers(1, 40, 35)), (2 * place, 2 * place + 1)) for place in range(150)]
         groups = sampler.sample(requests, SamplingParams(max_response_tokens=4))  # 10,500 tokens of prompts
         assert_agrees(groups, model)
         assert_equal(groups, sampler.sample(requests, SamplingParams(max_response_tokens=4)))
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_what_ends_a_response_is_what_the_trainer_says(rng):
     """Not vLLM's own reading of the model's configuration, here two end tokens of which one counts."""
     model = make_model(eos_token_id=[0, 5])
-    sampler = start(model, eos_ids=[0])
-    try:
+    with closing(start(model, eos_ids=[0])) as sampler:
         responses = [entry.response_ids for entry in flatten(sampler.sample(make_requests(rng, responses=24), PARAMS))]
         assert any(5 in ids[:-1] for ids in responses) and not any(0 in ids[:-1] for ids in responses)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_bfloat16_under_autocast(rng):
     model = make_model()
     model.autocast = True
-    sampler = start(model)
-    try:
+    with closing(start(model)) as sampler:
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model, atol=0.3)
         perturb(model)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model, atol=0.3)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_other_weights_than_the_trainers_stop_the_run(rng):
     model = make_model()
-    sampler = start(model)
-    try:
+    with closing(start(model)) as sampler:
         other = make_causal_lm("qwen3", head_dim=HEAD_DIM, seed=1)
         for name, parameter in model.causal_lm.named_parameters():
             parameter.data = other.get_parameter(name).data  # no longer in the memory that vLLM reads
@@ -248,16 +201,14 @@ def test_other_weights_than_the_trainers_stop_the_run(rng):
         message = r"after weight load 1, .* log-prob -\d+\.\d+ and the trainer -\d+\.\d+ .*they do not hold"
         with pytest.raises(FastflowError, match=message):
             sampler.sample(make_requests(rng), PARAMS)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_sampling_goes_on_while_the_policy_changes(rng):
     """begin and finish: the responses are those of the weights at the last load."""
     model = make_model()
-    sampler, requests = start(model), make_requests(rng)
-    try:
+    requests = make_requests(rng)
+    with closing(start(model)) as sampler:
         expected = sampler.sample(requests, PARAMS)
         sampler.begin(requests, PARAMS)
         perturb(model)
@@ -265,8 +216,6 @@ def test_sampling_goes_on_while_the_policy_changes(rng):
         sampler.load_weights(model)
         sampler.begin(requests, PARAMS)
         assert_agrees(sampler.finish(), model)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
@@ -275,8 +224,8 @@ def test_sampling_goes_on_while_the_policy_changes(rng):
 @pytest.mark.parametrize("sleep", ["weights-to-cpu", "drop-weights"])
 def test_on_a_gpu_vllm_gives_its_memory_back_while_the_policy_trains(sleep, rng):
     model = PackedModel(make_causal_lm("qwen3", head_dim=64).cuda())
-    sampler, requests = start(model, memory_fraction=0.2, sleep=sleep), make_requests(rng)
-    try:
+    requests = make_requests(rng)
+    with closing(start(model, memory_fraction=0.2, sleep=sleep)) as sampler:
         awake = torch.cuda.mem_get_info()[0]
         assert_agrees(sampler.sample(requests, PARAMS), model, atol=1e-3)
         asleep = torch.cuda.mem_get_info()[0]
@@ -284,5 +233,3 @@ def test_on_a_gpu_vllm_gives_its_memory_back_while_the_policy_trains(sleep, rng)
         perturb(model)
         sampler.load_weights(model)
         assert_agrees(sampler.sample(requests, PARAMS), model, atol=1e-3)
-    finally:
-        sampler.close()

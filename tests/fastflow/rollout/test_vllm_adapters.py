@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -54,25 +55,19 @@ def set_adapters(model: PackedModel, scale: float) -> None:
 def test_vllm_applies_the_adapters_of_the_moment(family, lora, rng):
     """Fresh ones, and two updates, against the live policy; biases, ranks between vLLM's, a part of the layers."""
     model = make(family, **lora)
-    sampler = start(model, adapters="apply")
-    try:
+    with closing(start(model, adapters="apply")) as sampler:
         for scale in (0.0, 0.05, 0.1):
             set_adapters(model, scale)
             sampler.load_weights(model)
             assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_a_new_process_gets_the_adapters_again(rng):
     model = make(scale=0.05)
-    sampler = start(model, adapters="apply")
-    try:
+    with closing(start(model, adapters="apply")) as sampler:
         sampler._engine.process._process.kill()
         assert_agrees(sampler.sample(make_requests(rng), PARAMS), model)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
@@ -85,13 +80,10 @@ def test_in_bfloat16_vllm_samples_what_was_learned(rng):
             layer.lora_B["default"].weight.copy_(torch.linspace(-1, 1, len(layer.base_layer.weight))[:, None] * 2e-5)
     distance = {}
     for adapters in ("merge", "apply"):
-        sampler = start(model, adapters=adapters)
-        try:
+        with closing(start(model, adapters=adapters)) as sampler:
             ids = probe.probe_for(model, 40)
             sampler._engine.process.send(messages.Probe(tuple(ids.tolist())))
             theirs = np.array(sampler._engine.process.wait_for(messages.Probed).logprobs)
-        finally:
-            sampler.close()
         distance[adapters] = float(np.abs(theirs - probe.logprobs_of(model, ids)).mean())
     assert distance["apply"] < distance["merge"], distance
 

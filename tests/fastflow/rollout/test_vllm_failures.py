@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ def no_orphans():
 @needs_vllm
 def test_a_killed_process_is_replaced_and_samples_the_same(rng, caplog):
     finished = []
-    sampler, requests = start(make_model(), on_progress=finished.append, restarts=1), make_requests(rng, responses=200)
-    try:
+    requests = make_requests(rng, responses=200)
+    with closing(start(make_model(), on_progress=finished.append, restarts=1)) as sampler:
         expected = sampler.sample(requests, PARAMS)
         assert len(finished) > 2  # long enough to be killed in the middle
 
@@ -70,16 +71,13 @@ def test_a_killed_process_is_replaced_and_samples_the_same(rng, caplog):
         assert_equal(sampler.sample(requests, PARAMS), expected)  # a completed sample made the count start again
         assert "shown no progress for 1 seconds (rollout.silence" in caplog.text
         assert time.monotonic() - begun < 60
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_large_messages_to_and_from_a_process_that_stops(rng):
     """More than a pipe holds, both ways: neither side may wait for ever."""
-    sampler = start(make_model(), max_sequences=256, context=72)
     requests = [Request(Prompt(rng.integers(1, 40, 60)), (place,)) for place in range(1500)]  # 700 KB
-    try:
+    with closing(start(make_model(), max_sequences=256, context=72)) as sampler:
         params = SamplingParams(max_response_tokens=2)
         expected = sampler.sample(requests, params)
         os.kill(sampler._engine.process.pid, signal.SIGSTOP)
@@ -90,30 +88,25 @@ def test_large_messages_to_and_from_a_process_that_stops(rng):
             time.sleep(0.01)
         os.kill(sampler._engine.process.pid, signal.SIGKILL)  # about when it writes its reply
         assert_equal(sampler.finish(), expected)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_a_process_lost_while_sampling_ahead_samples_from_the_weights_of_now(rng):
     model = make_model()
-    sampler, requests = start(model), make_requests(rng)
-    try:
+    requests = make_requests(rng)
+    with closing(start(model)) as sampler:
         sampler.begin(requests, PARAMS)
         os.kill(sampler._engine.process.pid, signal.SIGKILL)
         perturb(model)
         groups = sampler.finish()
         assert_agrees(groups, model)
         assert {trajectory.weight_version for group in groups for trajectory in group.trajectories} == {1}
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_too_many_losses_and_refused_requests_stop_with_a_reason(rng):
     model = make_model()
-    sampler = start(model, restarts=0)
-    try:
+    with closing(start(model, restarts=0)) as sampler:
         too_long = [Request(Prompt(rng.integers(1, 40, 60)), (0,))]  # fits the model, not the engine's context of 40
         with pytest.raises(FastflowError, match=r"vLLM refuses the step's requests: .*40.*; check the prompts"):
             sampler.sample(too_long, SamplingParams(max_response_tokens=8))
@@ -127,15 +120,12 @@ def test_too_many_losses_and_refused_requests_stop_with_a_reason(rng):
         os.kill(sampler._engine.process.pid, signal.SIGKILL)
         with pytest.raises(FastflowError, match=r"(?s)SIGKILL.*rollout\.restarts = 0 allows no other restart"):
             sampler.sample(make_requests(rng), PARAMS)
-    finally:
-        sampler.close()
 
 
 @needs_vllm
 def test_a_weight_of_the_wrong_shape_stops_the_run_by_name():
     model = make_model()
-    sampler = start(model)
-    try:
+    with closing(start(model)) as sampler:
         attach = sampler._engine.weights.attach
         (places,) = attach.rounds
         wrong = tuple(
@@ -147,17 +137,12 @@ def test_a_weight_of_the_wrong_shape_stops_the_run_by_name():
         sampler._engine.process.send(messages.Attach(attach.blocks, (wrong,)))
         with pytest.raises(FastflowError, match=r"vLLM could not take the policy's weights: .*; sample with"):
             sampler.load_weights(model)
-    finally:
-        sampler.close()
 
-    sampler = start(model)
-    try:
+    with closing(start(model)) as sampler:
         missing = tuple(place for place in places if place.name != "model.norm.weight")
         sampler._engine.process.send(messages.Attach(sampler._engine.weights.attach.blocks, (missing,)))
         with pytest.raises(FastflowError, match=r"1 parameters that got no weights, model\.norm\.weight among them"):
             sampler.load_weights(model)
-    finally:
-        sampler.close()
 
 
 @needs_vllm

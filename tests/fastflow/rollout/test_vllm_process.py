@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import tempfile
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,15 +86,12 @@ def test_a_process_that_dies_at_its_start_leaves_nothing(monkeypatch, temporary)
 
 def test_a_process_that_dies_again_and_again_stops_the_run(monkeypatch, rng, caplog, temporary):
     stand_in(monkeypatch, fake_child.dies_when_it_samples)
-    sampler = start(make_model(), restarts=1)
-    try:
-        with (
-            caplog.at_level(logging.WARNING),
-            pytest.raises(FastflowError, match=r"loss 2 in a row, and rollout\.restarts = 1 allows no other restart"),
-        ):
-            sampler.sample(make_requests(rng), PARAMS)
-    finally:
-        sampler.close()
+    with (
+        closing(start(make_model(), restarts=1)) as sampler,
+        caplog.at_level(logging.WARNING),
+        pytest.raises(FastflowError, match=r"loss 2 in a row, and rollout\.restarts = 1 allows no other restart"),
+    ):
+        sampler.sample(make_requests(rng), PARAMS)
     assert "vLLM is restarted (1 of at most 1 in a row)" in caplog.text
     assert not list(temporary.iterdir())
 

@@ -6,11 +6,13 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from engine_contract import assert_no_shorter, assert_stopped, check_that_weights_are_followed
 from fastflow.config.reader import read_config
 from fastflow.data.response_text import spell
 from fastflow.data.trajectory import flatten
@@ -96,23 +98,8 @@ def test_samples_and_logprobs_follow_the_weights(name, real, running, monkeypatc
     (server,) = sampler._servers
     assert server._transfers == (name != "reloading")
     requests = make_requests()
-    first = sampler.sample(requests, PARAMS)
-    assert_agrees(first, model)
-    for trajectory, seed in zip(flatten(first), [seed for request in requests for seed in request.seeds], strict=True):
-        ended = trajectory.response_ids[-1] == 0
-        assert trajectory.finish_reason == ("stop" if ended else "length")
-        assert ended or len(trajectory) == PARAMS.max_response_tokens
-        assert 0 not in trajectory.response_ids[:-1]
-        assert (trajectory.seed, trajectory.weight_version) == (seed, 0)
-    assert_same_responses(first, sampler.sample(requests, PARAMS))
-
-    perturb(model)
-    sampler.load_weights(model)
-    second = sampler.sample(requests, PARAMS)
-    assert_agrees(second, model)
-    assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
-    assert {trajectory.finish_reason for trajectory in flatten([*first, *second])} == {"stop", "length"}
-    assert sum(counts) == 72
+    drawn = check_that_weights_are_followed(sampler, model, requests, counts, assert_same_responses)
+    assert {trajectory.finish_reason for trajectory in flatten(drawn)} == {"stop", "length"}
 
 
 @needs_vllm
@@ -134,13 +121,9 @@ def test_special_tokens_are_stop_texts(alone, real, running):
         unhindered = [entry.response_ids.tolist() for entry in flatten(sampler.sample(requests, params))]
         before = next(ids[ids.index(TURN_ID) - 1] for ids in unhindered if TURN_ID in ids[1:])
         stop = spell(tokenizer, [before, TURN_ID])
-    stopped = flatten(sampler.sample(requests, replace(params, stop=(stop,))))
-    for trajectory in stopped:
-        text, before = spell(tokenizer, trajectory.response_ids), spell(tokenizer, trajectory.response_ids[:-1])
-        ends = trajectory.response_ids[-1] == 0 or stop in text
-        assert trajectory.finish_reason == ("stop" if ends else "length")
-        assert stop not in before
-    assert any(stop in spell(tokenizer, trajectory.response_ids) for trajectory in stopped)
+    stopped = sampler.sample(requests, replace(params, stop=(stop,)))
+    assert_stopped(stopped, partial(spell, tokenizer), (stop,))
+    assert any(stop in spell(tokenizer, trajectory.response_ids) for trajectory in flatten(stopped))
 
 
 @needs_vllm
@@ -159,7 +142,7 @@ def test_stop_texts_and_a_least_length(real, running):
     for trajectory in flatten(stopped):
         assert not np.isin(trajectory.response_ids[:-1], [a, b, 0]).any()
     long = sampler.sample(requests, SamplingParams(max_response_tokens=12, min_response_tokens=8))
-    assert all(0 not in trajectory.response_ids[:8] for trajectory in flatten(long))
+    assert_no_shorter(long, 8)
 
 
 @needs_vllm
