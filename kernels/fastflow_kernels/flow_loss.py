@@ -250,7 +250,7 @@ def flow_loss(
         "normaliser": torch.ones((), dtype=torch.float64, device="cpu") * float(normaliser),
     }
     if accumulate_into is not None:
-        check_accumulate_into(accumulate_into, weight, head["factor_dtype"])
+        check_accumulate_into(accumulate_into, weight, head["factors"].dtype)
     if accumulate_into is not None and torch.is_grad_enabled():
         outputs = accumulating_operator.add_and_attach(accumulate_into, arguments)
     else:

@@ -33,6 +33,7 @@ def run(
     bias: Optional[Tensor],  # noqa: UP045 - the schema of an operator is read from these annotations
     log_z: Tensor,
     targets: Tensor,
+    factors: Tensor,
     cu_seqlens: Tensor,
     device_cu_seqlens: Optional[Tensor],  # noqa: UP045
     log_target: Tensor,
@@ -44,10 +45,8 @@ def run(
     normaliser: Tensor,
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
-    vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
@@ -63,23 +62,22 @@ def run(
     What is not asked for or not needed is empty. The backward pass hands the gradients out, scaled in place: they are
     no longer valid after it.
 
-    Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
-    each float; factor_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
-    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest. weight_sum: what the
-    gradient of the weight is added to in this call, whether or not need_weight says that it is to be returned.
+    Arguments as in `flow_loss`, but: factors, the rows of the weight as they are multiplied, without padding
+    (head.py); normaliser () on the CPU, a tensor because a graph would be compiled anew for each float; shard_start,
+    shard_group and shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest.
+    weight_sum: what the gradient of the weight is added to in this call, whether or not need_weight says that it is to
+    be returned.
     """
     if is_being_captured(hidden.device):
         check_captured_offsets(cu_seqlens, device_cu_seqlens)
     boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
-    check_target_range(targets, vocabulary or weight.shape[0], shard)
-    head = Head.of(
-        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
-    )
+    check_target_range(targets, factors.shape[0], shard)
+    head = Head.of(factors, bias, temperature=temperature, softcap=softcap, shard=shard)
     with running_on(hidden.device):
         offsets = _copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
         flow = FlowLossOverBlocks(
-            hidden.to(factor_dtype).contiguous(),
+            hidden.to(factors.dtype).contiguous(),
             targets.long().contiguous(),
             offsets.long().contiguous(),
             head,
@@ -95,7 +93,7 @@ def run(
                 ratio=ratio,
                 normaliser=normaliser.item(),
             ),
-            choice=choose(hidden.device, factor_dtype, head, statistics=statistics),
+            choice=choose(hidden.device, factors.dtype, head, statistics=statistics),
             need=NeededGradients(
                 need_hidden, need_weight or weight_sum is not None, need_bias and bias is not None, need_log_z
             ),
@@ -135,7 +133,7 @@ operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=(), 
 def fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
     hidden, weight, bias, log_z = (call[name] for name in DIFFERENTIABLE)
-    dtype = accumulator_dtype(call["factor_dtype"])
+    dtype = accumulator_dtype(call["factors"].dtype)
     results = [hidden.new_empty((), dtype=dtype), *(log_z.new_empty(log_z.shape, dtype=dtype) for _ in range(4))]
     token_logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
     gradients = (

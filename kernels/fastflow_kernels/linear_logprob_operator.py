@@ -22,12 +22,11 @@ def run(
     weight: Tensor,
     bias: Optional[Tensor],  # noqa: UP045 - the schema of an operator is read from these annotations
     targets: Tensor,
+    factors: Tensor,
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
-    vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
@@ -35,17 +34,18 @@ def run(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log-probs (N,), then TokenStatistics, whose parts are empty where they are not asked for.
 
-    Arguments as in `linear_logprob`; factor_dtype and what follows it as in flow_loss_operator.run.
+    Arguments as in `linear_logprob`; factors, shard_start, shard_group and shard_largest as in flow_loss_operator.run.
+    factors come from outside, so that a weight of another type is converted once for both passes. The copy stands until
+    the backward pass. Both passes hold it anyway, and the head comes last in the one and first in the other: a call
+    takes no more memory at its peak.
     """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
-    check_target_range(targets, vocabulary or weight.shape[0], shard)
-    head = Head.of(
-        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
-    )
+    check_target_range(targets, factors.shape[0], shard)
+    head = Head.of(factors, bias, temperature=temperature, softcap=softcap, shard=shard)
     with running_on(hidden.device):
-        rows = hidden.to(factor_dtype).contiguous()
-        choice = choose(hidden.device, factor_dtype, head, statistics=statistics)
-        found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(factor_dtype))
+        rows = hidden.to(factors.dtype).contiguous()
+        choice = choose(hidden.device, factors.dtype, head, statistics=statistics)
+        found = TokenStatistics.empty(hidden.shape[0] if statistics else 0, rows, accumulator_dtype(factors.dtype))
         logprob = logprob_blocks.logprobs(
             rows, targets.long().contiguous(), head, choice, block_rows, block_bytes, found if statistics else None
         )
@@ -63,12 +63,11 @@ def run_backward(
     weight: Tensor,
     bias: Optional[Tensor],  # noqa: UP045
     targets: Tensor,
+    factors: Tensor,
     temperature: float,
     softcap: Optional[float],  # noqa: UP045
-    vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
@@ -82,9 +81,7 @@ def run_backward(
     entropy and logsumexp: those outputs, wanted only where one of the latter two is given.
     """
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
-    head = Head.of(
-        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
-    )
+    head = Head.of(factors, bias, temperature=temperature, softcap=softcap, shard=shard)
     given: Tensor | Tilt
     if upstream_entropy is not None or upstream_logsumexp is not None:
         assert logprob is not None and entropy is not None and logsumexp is not None, (
@@ -99,16 +96,16 @@ def run_backward(
             upstream_logsumexp=upstream_logsumexp,
         )
     elif upstream is None:
-        given = hidden.new_zeros(hidden.shape[0], dtype=accumulator_dtype(factor_dtype))
+        given = hidden.new_zeros(hidden.shape[0], dtype=accumulator_dtype(factors.dtype))
     else:
         given = upstream
     with running_on(hidden.device):
         d_hidden, d_weight, d_bias = logprob_blocks.gradients(
             given,
-            hidden.to(factor_dtype).contiguous(),
+            hidden.to(factors.dtype).contiguous(),
             targets.long().contiguous(),
             head,
-            choose(hidden.device, factor_dtype, head),
+            choose(hidden.device, factors.dtype, head),
             block_rows,
             block_bytes,
             need_hidden=need_hidden,
@@ -129,7 +126,7 @@ backward_operator = torch.library.custom_op("fastflow::linear_logprob_backward",
 @operator.register_fake
 def _fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
-    hidden, dtype = call["hidden"], accumulator_dtype(call["factor_dtype"])
+    hidden, dtype = call["hidden"], accumulator_dtype(call["factors"].dtype)
     row_count = hidden.shape[0]
     return hidden.new_empty(row_count, dtype=dtype), *TokenStatistics.empty(
         row_count if call["statistics"] else 0, hidden, dtype
@@ -148,8 +145,9 @@ def _fake_backward(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     logprob, entropy, logsumexp, mean_logit = output
-    ctx.settings, statistics = inputs[4:-1], inputs[-1]
-    ctx.save_for_backward(*inputs[:4], *((logprob, entropy, logsumexp) if statistics else (None,) * 3))
+    ctx.settings, statistics = inputs[5:-1], inputs[-1]
+    ctx.input_count = len(inputs)
+    ctx.save_for_backward(*inputs[:5], *((logprob, entropy, logsumexp) if statistics else (None,) * 3))
     ctx.mark_non_differentiable(*((mean_logit,) if statistics else output[1:]))
     ctx.set_materialize_grads(False)
 
@@ -159,7 +157,7 @@ def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
     needs, (*head, logprob, entropy, logsumexp) = ctx.needs_input_grad[:3], ctx.saved_tensors
     gradients = backward_operator(*upstream[:3], logprob, entropy, logsumexp, *head, *ctx.settings, *needs)
     handed = (gradient if is_needed else None for gradient, is_needed in zip(gradients, needs, strict=True))
-    return (*handed, *(None,) * (2 + len(ctx.settings)))
+    return (*handed, *(None,) * (ctx.input_count - len(needs)))
 
 
 operator.register_autograd(_backward, setup_context=_setup_context)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastflow_kernels.head import factors_of
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype
 from fastflow_kernels.shard import VocabularyShard
 
@@ -51,12 +52,11 @@ def checked_head_arguments(
         "weight": weight,
         "bias": bias,
         "targets": targets,
+        "factors": factors_of(weight, factor_dtype(hidden, weight), vocabulary),
         "temperature": float(temperature),
         "softcap": None if softcap is None else float(softcap),
-        "vocabulary": vocabulary,
         "block_rows": block_rows,
         "block_bytes": block_bytes,
-        "factor_dtype": factor_dtype(hidden, weight),
         "shard_start": 0 if shard is None else shard.start,
         "shard_group": None if shard is None else shard.group.group_name,
         "shard_largest": None if shard is None else shard.largest,

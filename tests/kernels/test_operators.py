@@ -15,6 +15,7 @@ from fastflow_kernels import (
     linear_logprob,
     linear_logprob_operator,
 )
+from fastflow_kernels.head import factors_of
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -34,16 +35,16 @@ def flow_loss_arguments(
         name: None if value is None else value.requires_grad_(name in GRADIENTS and needs[GRADIENTS.index(name)])
         for name, value in problem.tensors.items()
     }
-    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4, "block_bytes": None} | options
+    settings = {"temperature": 1.0, "softcap": None, "block_rows": 4, "block_bytes": None} | options
     return (
         *(tensors[name] for name in ("hidden", "weight", "bias", "log_z", "targets")),
+        factors_of(tensors["weight"], tensors["weight"].dtype, settings.pop("vocabulary", None)),
         problem.cu_seqlens,
         problem.cu_seqlens.to(device) if on_both_sides else None,
         *(tensors[name] for name in ("log_target", "length_scale", "behaviour_logprob")),
         *(problem.options[name] for name in ("clip_low", "clip_high", "ratio")),
         torch.tensor(float(problem.options["normaliser"]), dtype=torch.float64),
         *settings.values(),
-        torch.float64 if dtype == torch.float64 else torch.float32,
         0,
         None,
         None,
@@ -58,8 +59,8 @@ def linear_logprob_arguments(device, with_bias=True, statistics=False, **options
     for tensor in head[:3]:
         if tensor is not None:
             tensor.requires_grad_()
-    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5, "block_bytes": None} | options
-    return (*head, *settings.values(), torch.float32, 0, None, None, statistics)
+    settings = {"temperature": 0.7, "softcap": None, "block_rows": 5, "block_bytes": None} | options
+    return (*head, factors_of(head[1], torch.float32), *settings.values(), 0, None, None, statistics)
 
 
 @pytest.mark.parametrize("check", OPCHECKS)

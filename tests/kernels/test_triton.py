@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from fastflow_kernels import explain, flow_loss, linear_logprob, logprob_blocks, reference, sequence_terms
 from fastflow_kernels.blocks import sequence_blocks
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.implementation import choose
 from kernel_problems import (
     assert_gradients_match,
@@ -353,7 +353,7 @@ def test_small_inputs_need_not_be_dense(name, implementation):
 def test_a_target_that_no_column_has_makes_its_logprob_nan(name, implementation):
     """Where the door does not ask, since asking would wait for the device."""
     hidden, weight = torch.ones(4, 3, device=DEVICE), torch.ones(70, 3, device=DEVICE)
-    head = Head.of(weight, None, torch.float32, vocabulary=60)
+    head = Head.of(factors_of(weight, torch.float32, vocabulary=60), None)
     targets = torch.tensor([-100, 70, 65, 59], device=DEVICE)
     logprob = logprob_blocks.logprobs(hidden, targets, head, choose(hidden.device, torch.float32), None)
     assert logprob.isnan().tolist() == [True, True, True, False]

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
 
 from fastflow_kernels import linear_logprob, logprob_blocks, reference
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.implementation import choose
 from gradient_terms import sizes_of_terms
 from kernel_problems import head_tensors
@@ -186,7 +186,7 @@ def test_a_target_that_is_none_becomes_nan_alone(device):
     """Past the ops' own check, which a CUDA device is not asked for."""
     hidden, weight, targets = (part.to(device) for part in in_bfloat16(20, 16, 384, seed=0, logit_limit=4.0))
     targets[3], targets[5], targets[19] = 384, -100, 2**33
-    head = Head.of(weight, None, torch.bfloat16)
+    head = Head.of(factors_of(weight, torch.bfloat16), None)
     choice = choose(device, torch.bfloat16, head)
     logprob = logprob_blocks.logprobs(hidden, targets, head, choice)
     d_hidden, d_weight, _ = logprob_blocks.gradients(
