@@ -6,7 +6,9 @@ by the upstream gradient of each row: 6 N D V more, 8 in all. Where the upstream
 as in `flow_loss`, the 2 N D V of the second projection are saved.
 
 Entropy, logsumexp and mean logit need two more sums over a row in the same sweep (moments.py). A gradient of the
-entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block.
+entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block. That of
+the entropy takes its sums over the block's own logits first: one more sweep, but 2 N D V where no logits are kept
+(`fused` and `hopper`).
 """
 
 from typing import Literal, overload

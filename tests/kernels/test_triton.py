@@ -16,6 +16,7 @@ from fastflow_kernels.implementation import choose
 from kernel_problems import (
     assert_gradients_match,
     assert_matches,
+    gradients_of_peaked_rows,
     head_tensors,
     largest,
     make_problem,
@@ -213,6 +214,12 @@ def test_one_logit_far_above_a_target_and_all_others(name, implementation, place
     assert statistics.logsumexp.item() == pytest.approx(50.0, rel=1e-6)
     assert statistics.mean_logit.item() == pytest.approx(logits.double().mean().item(), rel=1e-5)
     assert statistics.entropy.item() == pytest.approx(-(every_logprob.exp() * every_logprob).sum().item(), abs=1e-5)
+
+
+@IMPLEMENTATIONS
+def test_an_unlikely_target_takes_no_digits_of_a_peaked_rows_entropy(name, implementation):
+    got, want = gradients_of_peaked_rows(linear_logprob, DEVICE), gradients_of_peaked_rows(reference.linear_logprob)
+    torch.testing.assert_close(got.double().cpu(), want, rtol=1e-4, atol=0)
 
 
 @IMPLEMENTATIONS
