@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 
 from eager_head import exact_logits
-from fastflow_kernels import TokenStatistics, flow_loss, linear_logprob, reference, torch_projector
+from fastflow_kernels import TokenStatistics, explain, flow_loss, linear_logprob, reference, torch_projector
 from fastflow_kernels.cpu import native
 from fastflow_kernels.row_statistics import RowStatistics
 from fastflow_kernels.tilt import Tilt
@@ -321,6 +321,15 @@ def test_the_cuda_kernels_refuse_by_name(monkeypatch):
     tensors = head_tensors(3, width=4, vocabulary=12, seed=2)
     with pytest.raises(RuntimeError, match=r"FASTFLOW_KERNELS=cuda cannot serve this call: .*no statistics; unset it"):
         linear_logprob(tensors["hidden"], tensors["weight"], tensors["targets"], statistics=True)
+    with pytest.raises(RuntimeError, match="no statistics"):
+        explain(tensors["hidden"], tensors["weight"], statistics=True)
+
+
+@on_the_cpu
+def test_statistics_leave_the_choice_as_it_is(implementation, monkeypatch):
+    monkeypatch.setenv("FASTFLOW_KERNELS", implementation)
+    inputs = torch.zeros(2, 4), torch.zeros(3, 4)
+    assert explain(*inputs, statistics=True) == explain(*inputs)
 
 
 def test_moments_of_columns_measured_apart():
