@@ -19,7 +19,7 @@ from torch import Tensor
 from fastflow_kernels import linear_logprob_operator
 from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.validate import checked_head_arguments
+from fastflow_kernels.validate import checked_head_arguments, host_numbers
 
 
 @overload
@@ -119,5 +119,7 @@ def linear_logprob(
         block_rows=block_rows,
         block_bytes=block_bytes,
     )
-    logprob, *found = linear_logprob_operator.operator(**head, statistics=statistics)
+    logprob, *found = linear_logprob_operator.operator(
+        **head, temperature=host_numbers(temperature), statistics=statistics
+    )
     return (logprob, TokenStatistics(*found)) if statistics else logprob

@@ -53,7 +53,6 @@ def checked_head_arguments(
         "bias": bias,
         "targets": targets,
         "factors": factors_of(weight, factor_dtype(hidden, weight), vocabulary),
-        "temperature": float(temperature),
         "softcap": None if softcap is None else float(softcap),
         "block_rows": block_rows,
         "block_bytes": block_bytes,
@@ -61,6 +60,18 @@ def checked_head_arguments(
         "shard_group": None if shard is None else shard.group.group_name,
         "shard_largest": None if shard is None else shard.largest,
     }
+
+
+def host_numbers(*numbers: float) -> Tensor:
+    """Return checked numbers as the operators take them: (n,) float64 on the CPU.
+
+    As floats of a schema they would compile a graph anew for each value. A compiler keeps them open in products, and
+    not in torch.tensor.
+    """
+    if torch.compiler.is_compiling():
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        return torch.stack([one * float(number) for number in numbers])
+    return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device="cpu")
 
 
 def _shape(tensor: Tensor) -> str:
