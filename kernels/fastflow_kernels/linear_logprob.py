@@ -74,8 +74,9 @@ def linear_logprob(
 
     Args:
         hidden: final hidden states, one row per response token.
-        weight: weight of the head. One that is not contiguous is copied for the call. Its type may differ from that
-            of hidden, float64 apart: they are multiplied in the narrower, or in autocast's.
+        weight: weight of the head. Its type may differ from that of hidden, float64 apart: they are multiplied in the
+            narrower, or in autocast's. One that is not contiguous or is converted is copied; each call keeps its copy
+            until its backward pass.
         temperature: divides the logits; above 0.
         softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None.
         vocabulary: true size of the vocabulary, where the weight is padded beyond it: the rows from there on
