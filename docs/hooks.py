@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 import tempfile
 import typing
 from pathlib import Path
 from typing import Any
+
+_STANDS_IN = re.compile(r"^.+ <!-- made: (\w+) -->$", re.MULTILINE)  # a line for those who read the page unbuilt
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -26,11 +29,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Called by mkdocs for each page."""
-    for name, make in (("settings", settings), ("ops", ops), ("demo", demo)):
-        place = f"{{{{ {name} }}}}"
-        if place in markdown:
-            markdown = markdown.replace(place, make())
-    return markdown
+    makers = {"settings": settings, "ops": ops, "demo": demo}
+    return _STANDS_IN.sub(lambda found: makers[found[1]](), markdown)
 
 
 def settings() -> str:

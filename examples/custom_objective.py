@@ -27,6 +27,8 @@ from fastflow.objectives.objective import Facts, LossOfMicrobatch, MicrobatchLos
 from fastflow.run.logs import open_console
 from fastflow.train.command import train
 
+REWARD_WEIGHT = 1.0  # nats per token
+
 
 class PolicyGradient:
     """Minimises -advantage * log pi(y) / |y|, a mean over all responses of the update."""
@@ -43,7 +45,7 @@ class PolicyGradient:
         """`facts` holds numbers (n,) of all responses: what concerns the whole update is settled here."""
         length = facts.length.clamp(min=1)
         value = (self.objective.alpha * facts.base_logprob - facts.behaviour_logprob) / length
-        value = value + self.objective.beta * facts.reward  # zeros where objective.reward is not set
+        value = value + REWARD_WEIGHT * facts.reward  # zeros where objective.reward is not set
         advantage = value - group_mean(value, facts.group)
 
         def loss(hidden: torch.Tensor, batch: PackedBatch) -> MicrobatchLoss:

@@ -20,18 +20,29 @@ from fastflow.config.parser import CommandParser
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError, named_paths
 from fastflow.interrupt import RunStopped, StopRequest, exit_code, stop_on_signals, tell
-from fastflow.run.logs import quiet_libraries, show_own_warnings, show_warnings
-from fastflow.streams import leave_dead_streams, open_missing_streams
+from fastflow.run.logs import open_console, show_warnings
+from fastflow.streams import leave_dead_streams, open_missing_streams, print_in_any_encoding
 from fastflow.visible import one_sentence, visible
 
 SPEAKING_SECONDS = 10.0  # for a rank to leave the watch of the others, and to say why all end
-COMMANDS = ("demo", "doctor", "evaluate", "grade", "plan", "replay", "report", "sweep", "train", "verify")
-OWN_OPTIONS = ("doctor", "grade", "replay", "report", "verify")  # which their command.py adds
+COMMANDS = {  # in the order of the help, with what each does
+    "demo": "make, sharpen and flatten two small models; about 3 minutes on a CPU",
+    "plan": "say whether a run fits the memory",
+    "train": "train a model",
+    "sweep": "train with a grid of settings",
+    "evaluate": "measure and compare models",
+    "verify": "check the trainer against exact answers, on models small enough to have them",
+    "grade": "grade responses in a JSONL: right, wrong, unparsed or timed out",
+    "report": "write one self-contained HTML file about a run or an evaluation",
+    "replay": "compute a skipped update of a run again, and say what goes bad in it",
+    "doctor": "say what is installed, what works, and how to mend the rest",
+}
 
 
 def command() -> NoReturn:
     """Run `main` and end the process with its exit code."""
     open_missing_streams()
+    print_in_any_encoding()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":  # torch's threads may abort a rank at exit, where another ended first
         os._exit(code)  # all files are closed, and `main` has flushed what was printed
@@ -71,16 +82,11 @@ def _let_another_speak() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise FastflowError(f"unknown command {arguments[0]!r}: {suggest(arguments[0], COMMANDS)}")
-    if arguments[:1] == ["train"]:  # jsonargparse reads its options
-        return _train(arguments[1:])
-    if arguments[:1] == ["plan"]:  # and so are these
-        return _plan(arguments[1:])
-    if arguments[:1] == ["evaluate"]:
-        return _evaluate(arguments[1:])
-    if arguments[:1] == ["sweep"]:
-        return _sweep(arguments[1:])
+    for name in arguments[:1]:
+        if name in READ_SETTINGS:
+            return READ_SETTINGS[name](arguments[1:])
+        if name not in COMMANDS and not name.startswith("-"):
+            raise FastflowError(f"unknown command {name!r}: {suggest(name, COMMANDS)}")
     parsed = _parser(arguments).parse_args(arguments)
     return parsed.run(parsed)
 
@@ -95,35 +101,17 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastflow {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, does: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
-
-    demo = add("demo", "make, sharpen and flatten two small models; about 3 minutes on a CPU")
-    demo.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
-    demo.add_argument("--output", default="runs/demo", help="directory for all that it makes (default: runs/demo)")
-    demo.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
-    demo.add_argument(
-        "--rollout.engine", dest="engine", choices=("local", "vllm"), default="local",
-        help="engine that samples while a policy trains (default: local)",
-    )  # fmt: skip
-    demo.set_defaults(run=_demo)
-    commands.add_parser("plan", help="say whether a run fits the memory", add_help=False)
-    commands.add_parser("train", help="train a model", add_help=False)
-    commands.add_parser("sweep", help="train with a grid of settings", add_help=False)
-    commands.add_parser("evaluate", help="measure and compare models", add_help=False)
-    verify = add("verify", "check the trainer against exact answers, on models small enough to have them")
-    verify.set_defaults(run=_verify)
-    grade = add("grade", "grade responses in a JSONL: right, wrong, unparsed or timed out")
-    grade.set_defaults(run=_grade)
-    report = add("report", "write one self-contained HTML file about a run or an evaluation")
-    report.set_defaults(run=_report)
-    replay = add("replay", "compute a skipped update of a run again, and say what goes bad in it")
-    replay.set_defaults(run=_replay)
-    doctor = add("doctor", "say what is installed, what works, and how to mend the rest")
-    doctor.set_defaults(run=_doctor)
-    for name in OWN_OPTIONS:
-        if name in arguments:
-            importlib.import_module(f"fastflow.{name}.command").add_arguments(commands.choices[name])
+    for name, does in COMMANDS.items():
+        if name in READ_SETTINGS:
+            commands.add_parser(name, help=does, add_help=False)
+            continue
+        own = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        if name == "demo":
+            _add_demo(own)
+        elif name in arguments:
+            command = importlib.import_module(f"fastflow.{name}.command")
+            command.add_arguments(own)
+            own.set_defaults(run=command.run)
     return parser
 
 
@@ -161,7 +149,7 @@ def _train(arguments: list[str]) -> int:
         return 0
     if devices > 1:
         return run_on_devices(devices, arguments)
-    quiet_libraries()
+    console = open_console()
     from fastflow.run.console import make_console
     from fastflow.train.command import train
     from fastflow.train.ranks.launch import naming_lost_ranks, watch_launcher
@@ -171,7 +159,8 @@ def _train(arguments: list[str]) -> int:
     with meeting(request.config) as (config, ranks), naming_lost_ranks(ranks):
         if not ranks.is_first:  # what they say, the first says too
             logging.getLogger("fastflow").setLevel(logging.ERROR)
-        train(config, make_console(quiet=not ranks.is_first), resume=request.resume, ranks=ranks)
+            console = make_console(quiet=True)
+        train(config, console, resume=request.resume, ranks=ranks)
         ranks.max(0)  # nobody leaves before the others are done
     return 0
 
@@ -180,8 +169,7 @@ def _plan(arguments: list[str]) -> int:
     from fastflow.plan import command as plan
 
     request = plan.read_arguments(arguments)
-    quiet_libraries()
-    return plan.run(request)
+    return plan.run(request, open_console())
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -193,12 +181,11 @@ def _evaluate(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     config = read_settings(arguments)
-    quiet_libraries()
+    console = open_console()
     from fastflow.evaluate.command import evaluate
     from fastflow.report.command import write_evaluation
-    from fastflow.run.console import make_console, say
+    from fastflow.run.console import say
 
-    console = make_console()
     evaluate(config, console)
     report = write_evaluation(Path(config.eval.output))
     say(console, f"report written to {report}")
@@ -212,53 +199,34 @@ def _sweep(arguments: list[str]) -> int:
         build_parser().print_help()
         return 0
     request = read_request(arguments)
-    quiet_libraries()
-    from fastflow.run.console import make_console
+    console = open_console()
     from fastflow.sweep.command import run
 
-    return run(request, make_console())
+    return run(request, console)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    """Its options stand here, since its command.py imports torch."""
+    parser.add_argument("--seed", type=int, default=0, help="seed of models, data and training (default: 0)")
+    parser.add_argument("--output", default="runs/demo", help="directory for all that it makes (default: runs/demo)")
+    parser.add_argument("--json", metavar="FILE", help="also write the comparison as JSON")
+    parser.add_argument(
+        "--rollout.engine", dest="engine", choices=("local", "vllm"), default="local",
+        help="engine that samples while a policy trains (default: local)",
+    )  # fmt: skip
+    parser.set_defaults(run=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    quiet_libraries()
+    console = open_console()
     from fastflow.demo.command import run_demo
 
-    return run_demo(seed=arguments.seed, output=arguments.output, json_file=arguments.json, engine=arguments.engine)
+    return run_demo(
+        console, seed=arguments.seed, output=arguments.output, json_file=arguments.json, engine=arguments.engine
+    )
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    quiet_libraries()
-    from fastflow.verify.command import run
-
-    return run(arguments)
-
-
-def _grade(arguments: argparse.Namespace) -> int:
-    show_own_warnings()  # it needs neither torch nor transformers
-    from fastflow.grade.command import run
-
-    return run(arguments)
-
-
-def _replay(arguments: argparse.Namespace) -> int:
-    quiet_libraries()
-    from fastflow.replay.command import run
-
-    return run(arguments)
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    quiet_libraries()
-    from fastflow.report.command import run
-
-    return run(arguments)
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    from fastflow.doctor.command import run  # leaves the libraries alone: it must also run where they are broken
-
-    return run(arguments)
-
+READ_SETTINGS = {"train": _train, "plan": _plan, "evaluate": _evaluate, "sweep": _sweep}  # all their words themselves
 
 if __name__ == "__main__":
     command()

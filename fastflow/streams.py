@@ -1,8 +1,9 @@
-"""Opens standard streams that a process was started without, and leaves those that are gone."""
+"""Opens standard streams that a process was started without, leaves those that are gone, and prints in any encoding."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 
@@ -18,6 +19,12 @@ def open_missing_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+
+
+def print_in_any_encoding() -> None:
+    """Have stdout show a character that its encoding lacks as \\xNN, as stderr does: a run must not end with it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def leave_dead_streams() -> None:

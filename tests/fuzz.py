@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 
 from hostile_data import data_cases  # noqa: E402
 from hostile_settings import settings_cases  # noqa: E402
-from refusing import Fault, Judge  # noqa: E402
+from refusing import CaseJudge, Fault  # noqa: E402
 
 CHUNK = 250  # cases between two lines of progress
 
@@ -75,7 +75,7 @@ def main() -> int:
     options = parser.parse_args()
     campaign, began = Campaign(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fastflow-fuzz-") as home:
-        judge = Judge(Path(home))
+        judge = CaseJudge(Path(home))
         kinds = {"settings": (settings_cases(), judge.settings), "data": (data_cases(), judge.data)}
         chosen = [options.only] if options.only else list(kinds)
         chunk, number = min(CHUNK, options.cases), 0

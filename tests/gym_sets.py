@@ -34,7 +34,7 @@ def main() -> int:
     asked = [(entry, True, f"<answer>{own_answer(as_gold(entry))}</answer>") for entry in entries]
     asked = [one for one in asked if one[0]["answer"] is not None]
     asked += [(entry, False, response) for entry in entries for response in JUNK]
-    with GraderPool(needs_math=False, needs_gym=True, timeout=20) as pool:
+    with GraderPool(("gym",), timeout=20) as pool:
         verdicts = pool.grade(Item("gym", as_gold(entry), response) for entry, _, response in asked)
         for (entry, right, response), verdict in zip(asked, verdicts, strict=True):
             if verdict not in ((Verdict.RIGHT,) if right else (Verdict.WRONG, Verdict.UNPARSED)):

@@ -67,9 +67,8 @@ def programs(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("example", [example for page in PAGES for example in code_of(page)])
 def test_blocks_run(example, tmp_path_factory, programs, monkeypatch):
-    """In order: a mark skips the block after it. hidden, head and targets are what a page may take as given.
-
-    The blocks of a page share names and a folder, in which the examples lie as in the repository.
+    """In order: a mark skips the block after it. The blocks of a page share names and a folder, in which the
+    examples lie as in the repository.
     """
     folder = tmp_path_factory.getbasetemp() / name_of(Path(example.path)).replace("/", "-")
     if not folder.exists():
@@ -77,9 +76,7 @@ def test_blocks_run(example, tmp_path_factory, programs, monkeypatch):
         (folder / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(folder)
     torch.manual_seed(0)
-    head = torch.nn.Linear(8, 32, bias=False)
-    given = {"hidden": torch.randn(5, 8), "head": head, "targets": torch.randint(32, (5,))}
-    for name, value in {**given, "bin": programs, "folder": folder}.items():
+    for name, value in {"bin": programs, "folder": folder}.items():
         example.namespace.setdefault(name, value)
     try:
         example.evaluate()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 from fastflow.config.methods import (
     LIKELIHOOD_GRADIENTS,
     OFFLINE,
@@ -28,18 +26,25 @@ from fastflow.config.sections import (
     RunConfig,
     SurrogateConfig,
 )
+from fastflow.config.setting import Section
 from fastflow.errors import FastflowError
 
-_SERVES = {  # of the objective's settings: the methods that read them
-    "beta": REWARD_BALANCES,
-    "flowrl_form": ("flowrl",),
-    "empo_unparsed": ("empo",),
-    "rent_unanswered": ("rent",),
-    "ttrl_trained": ("ttrl",),
-    "distil_average": ("distil",),
+_SERVES = {  # the methods that read a setting, where they are not all
+    "objective.beta": REWARD_BALANCES,
+    "objective.flowrl_form": ("flowrl",),
+    "objective.empo_unparsed": ("empo",),
+    "objective.rent_unanswered": ("rent",),
+    "objective.ttrl_trained": ("ttrl",),
+    "objective.distil_average": ("distil",),
+    "released.token_mask": ("powerflow",),
+    "released.log_z_offset": ("powerflow",),
 }
-_POWERFLOW_ALONE = ("token_mask", "log_z_offset")  # of the released code's switches
-_READ_OFFLINE = ("max_response_tokens",)  # of the rollout's settings
+_NO_USE_OFFLINE = {  # beside the sections rollout and importance
+    "objective.log_z": "has no log_z: set it to learned where a preset gives it",
+    "objective.reward": "reads no reward",
+    "model.base": "loads no base",
+    "eval.every": "has no sampler to answer with: ask the saves with fastflow evaluate",
+}
 
 
 def check_batch(batch: BatchConfig, objective: ObjectiveConfig) -> None:
@@ -94,9 +99,9 @@ def check_rollout(rollout: RolloutConfig, importance: ImportanceConfig) -> None:
     """Raise FastflowError where the rollout contradicts itself, or the source of the behaviour log-probs."""
     if not rollout.samples_the_policy and importance.source == "rollout":
         raise FastflowError(
-            "rollout.temperature and rollout.top_p other than 1, and rollout.min_response_tokens, sample from a "
-            "different distribution than the policy, but the loss needs the policy's log-probs; set "
-            "importance.source = recompute"
+            "rollout.temperature and rollout.top_p other than 1, and rollout.top_k, rollout.min_p and "
+            "rollout.min_response_tokens other than 0, sample from a different distribution than the policy, but the "
+            "loss needs the policy's log-probs; set importance.source = recompute"
         )
     if rollout.min_response_tokens > rollout.max_response_tokens:
         raise FastflowError(
@@ -167,13 +172,7 @@ def check_method(
     name = objective.name
     if objective.format_pattern is not None and objective.format_check is not None:
         raise FastflowError("objective.format_pattern and objective.format_check are both set; keep one of them")
-    for entry in fields(objective):
-        methods = _SERVES.get(entry.name, (name,))
-        if name not in methods and getattr(objective, entry.name) != entry.default:
-            raise FastflowError(
-                f"objective.{entry.name} serves {' and '.join(methods)} alone, and objective.name is {name}; leave it "
-                f"out, or set objective.name = {' or '.join(methods)}"
-            )
+    _check_served(objective, name)
     if name in TAKE_A_REWARD and objective.reward is None:
         raise FastflowError(
             f"objective.name = {name} needs objective.reward = answer (the record's answer) or package.module:function"
@@ -195,13 +194,12 @@ def check_method(
         )
     if name in POLICY_GRADIENTS:
         _check_surrogate(objective, surrogate, importance, batch)
-    else:
-        for entry in fields(surrogate):
-            if getattr(surrogate, entry.name) != entry.default:
-                raise FastflowError(
-                    f"surrogate.{entry.name} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and "
-                    f"objective.name = {name} is none of them; leave it out"
-                )
+        return
+    for setting in surrogate.changed():
+        raise FastflowError(
+            f"{setting} serves the policy gradients ({', '.join(POLICY_GRADIENTS)}), and objective.name = {name} is "
+            "none of them; leave it out"
+        )
 
 
 def check_base(model: ModelConfig, objective: ObjectiveConfig, surrogate: SurrogateConfig) -> None:
@@ -220,21 +218,14 @@ def check_base(model: ModelConfig, objective: ObjectiveConfig, surrogate: Surrog
 def check_released(released: ReleasedConfig, objective: ObjectiveConfig, optim: OptimConfig) -> None:
     """Raise FastflowError for switches of the released code that the method does not read."""
     name, has_network = objective.name, objective.log_z == "learned"
-    for entry in fields(released):
-        if getattr(released, entry.name) == entry.default:
-            continue
-        if entry.name in _POWERFLOW_ALONE and name != "powerflow":
-            raise FastflowError(
-                f"released.{entry.name} serves powerflow alone, and objective.name is {name}; leave it out, or set "
-                "objective.name = powerflow"
-            )
-        if entry.name.startswith("log_z") and (not has_network or name in (*POLICY_GRADIENTS, *OFFLINE)):
+    _check_served(released, name)
+    for setting in released.changed():
+        if setting.startswith("released.log_z") and (not has_network or name in (*POLICY_GRADIENTS, *OFFLINE)):
             held = f"objective.log_z = {objective.log_z}" if not has_network else f"objective.name = {name}"
             raise FastflowError(
-                f"released.{entry.name} serves the learned log_z, which {held} does not have; leave one of them out"
+                f"{setting} serves the learned log_z, which {held} does not have; leave one of them out"
             )
-    rates = {entry.name: entry.default for entry in fields(optim)}
-    if released.log_z_rate == "policy" and optim.log_z_lr != rates["log_z_lr"]:
+    if released.log_z_rate == "policy" and "optim.log_z_lr" in optim.changed():
         raise FastflowError(
             f"released.log_z_rate = policy takes optim.lr for log_z, so that optim.log_z_lr = {optim.log_z_lr:g} would "
             "be ignored; leave one of them out"
@@ -256,26 +247,28 @@ def check_offline(
                 "responses; leave it out"
             )
         return
-    for section, values, read in (("rollout", rollout, _READ_OFFLINE), ("importance", importance, ())):
-        for entry in fields(values):
-            if entry.name not in read and getattr(values, entry.name) != entry.default:
-                raise FastflowError(
-                    f"{section}.{entry.name} has no meaning with objective.name = {name}, which samples nothing and "
-                    "learns from the responses in data.path; leave it out"
-                )
-    no_use = [
-        (
-            f"objective.log_z = {objective.log_z}",
-            objective.log_z != "learned",
-            "has no log_z: set it to learned where a preset gives it",
-        ),
-        ("objective.reward", objective.reward is not None, "reads no reward"),
-        ("model.base", model.base is not None, "loads no base"),
-        ("eval.every", evaluation.every > 0, "has no sampler to answer with: ask the saves with fastflow evaluate"),
-    ]
-    for setting_, is_set, why in no_use:
-        if is_set:
-            raise FastflowError(f"{setting_} is set, but objective.name = {name} {why}; leave it out")
+    for setting in (*rollout.changed(), *importance.changed()):
+        if setting != "rollout.max_response_tokens":
+            raise FastflowError(
+                f"{setting} has no meaning with objective.name = {name}, which samples nothing and learns from the "
+                "responses in data.path; leave it out"
+            )
+    for setting, value in {**objective.changed(), **model.changed(), **evaluation.changed()}.items():
+        if setting in _NO_USE_OFFLINE:
+            raise FastflowError(
+                f"{setting} = {value} is set, but objective.name = {name} {_NO_USE_OFFLINE[setting]}; leave it out"
+            )
+
+
+def _check_served(section: Section, name: str) -> None:
+    """Raise FastflowError for a setting of other methods than the one of this name."""
+    for setting in section.changed():
+        methods = _SERVES.get(setting, (name,))
+        if name not in methods:
+            raise FastflowError(
+                f"{setting} serves {' and '.join(methods)} alone, and objective.name is {name}; leave it out, or set "
+                f"objective.name = {' or '.join(methods)}"
+            )
 
 
 def _check_surrogate(

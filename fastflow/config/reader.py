@@ -110,10 +110,11 @@ def known_settings() -> list[str]:
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:
-    known = [*known_settings(), *_OWN_OPTIONS]
+    settings = known_settings()
     for argument in arguments:
         name = argument[2:].split("=", 1)[0]
-        if argument.startswith("--") and not is_known(name, known, sections()):
+        if argument.startswith("--") and not is_known(name, [*settings, *_OWN_OPTIONS], sections()):
+            known = [*settings, *(f"--{option}" for option in _OWN_OPTIONS)]
             raise FastflowError(f"unknown option --{name}: {suggest_setting(name, known)}")
 
 

@@ -38,7 +38,7 @@ PLACES = {"model.path", "model.base", "data.path"}  # what lies there is compare
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """What `fastflow train` was asked for."""
 
     config: Config
@@ -46,19 +46,19 @@ class Request:
     resume: Resume = "no"
 
 
-def read_request(arguments: Sequence[str]) -> Request:
+def read_request(arguments: Sequence[str]) -> TrainRequest:
     """Parse the arguments of `fastflow train`, `--resume RUN | auto` among them.
 
     With a run's directory its own settings lie under the other options. Raises FastflowError as read_config does.
     """
     where, rest = _split(arguments)
     if where is None:
-        return Request(*read_config(rest))
+        return TrainRequest(*read_config(rest))
     if where == AUTO:
         config, dry_run = read_config(rest)
         if config.run.overwrite:
             raise FastflowError("--resume auto and run.overwrite contradict each other; leave one of them out")
-        return Request(config, dry_run, "auto")
+        return TrainRequest(config, dry_run, "auto")
     for option in ("--config", "--preset", "--run.output", "--run.overwrite"):
         if any(entry == option or entry.startswith(f"{option}=") for entry in rest):
             raise FastflowError(
@@ -72,7 +72,7 @@ def read_request(arguments: Sequence[str]) -> Request:
             f"that training wrote (run.output), or --resume {AUTO}"
         )
     fixed = [f"--run.output={where}", "--run.overwrite=false"]
-    return Request(*read_config(["--config", str(settings), *rest, *fixed]), "yes")
+    return TrainRequest(*read_config(["--config", str(settings), *rest, *fixed]), "yes")
 
 
 def check_settings(config: Config, earlier: Config, *, step: int, total_updates: int) -> None:

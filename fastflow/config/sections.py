@@ -65,13 +65,18 @@ class RolloutConfig(Section):
     )
     temperature: float = setting(1.0, "Sampling temperature", above=0)
     top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 from all", unit="tokens", at_least=0, at_most=10**9)
+    min_p: float = setting(
+        0.0, "Leave out tokens with less than this share of the likeliest one's probability", at_least=0, at_most=1
+    )
     max_response_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
     min_response_tokens: int = setting(
         0, "Draw no end-of-sequence token before N other tokens", unit="tokens", at_least=0
     )
     stop: tuple[str, ...] = setting(
         (),
-        "Texts that end a response and belong to it: one, or a list such as [END]; a special token counts by its text",
+        "Texts that end a response and belong to it: one, or a list such as [STOP, DONE], in which a text with "
+        "brackets of its own needs quotes; a special token counts by its text",
     )
     max_sequences: int = setting(256, "Responses that the engine decodes at once", unit="sequences", at_least=1)
     ahead: int = setting(
@@ -105,7 +110,8 @@ class RolloutConfig(Section):
     @property
     def samples_the_policy(self) -> bool:
         """Whether responses come from the policy itself, and not from a changed distribution."""
-        return (self.temperature, self.top_p, self.min_response_tokens) == (1.0, 1.0, 0)
+        drawn = (self.temperature, self.top_p, self.top_k, self.min_p, self.min_response_tokens)
+        return drawn == (1.0, 1.0, 0, 0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,9 @@ class ObjectiveConfig(Section):
     )
     reward: str | None = setting(
         None,
-        "flowrl, tba, grpo: package.module:function(response_text, record) -> float, or the word answer: 1 where the "
-        "response gives the record's answer, otherwise 0",
+        "package.module:function(response_text, record) -> float, or the word answer: 1 where the response gives the "
+        "record's answer, otherwise 0. flowrl, tba and grpo train on it; the methods of trajectory balance without a "
+        "reward measure it alone",
     )
     grader: Literal["math", "numeric", "exact"] = setting(
         "math",
@@ -349,6 +356,10 @@ class EvalConfig(Section):
     limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
     temperature: float = setting(1.0, "Sampling temperature; 0 is greedy", at_least=0)
     top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 from all", unit="tokens", at_least=0, at_most=10**9)
+    min_p: float = setting(
+        0.0, "Leave out tokens with less than this share of the likeliest one's probability", at_least=0, at_most=1
+    )
     max_response_tokens: int = setting(
         0,
         "Length limit, end-of-sequence token included; 0 takes rollout.max_response_tokens",

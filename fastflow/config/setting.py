@@ -53,6 +53,14 @@ class Section:
                 elif isinstance(item, Mapping):
                     _check_plain(name, item)
 
+    def changed(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults, by their dotted names."""
+        return {
+            f"{self.section_name()}.{entry.name}": value
+            for entry in dataclasses.fields(self)
+            if (value := getattr(self, entry.name)) != entry.default
+        }
+
     @classmethod
     def section_name(cls) -> str:
         return cls.__name__.removesuffix("Config").lower()

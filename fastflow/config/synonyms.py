@@ -67,6 +67,8 @@ _WORDS = {
     "eval.at_start": "eval_on_start val_before_train",
     "eval.tasks": "eval_dataset val_files",
     "eval.patience": "early_stopping_patience",
+    "eval.samples": "eval_n eval_num_generations val_kwargs_n",
+    "eval.max_response_tokens": "eval_max_tokens eval_max_new_tokens",
 }
 _COMMAND = {  # words for options that are no settings
     "resume_from_checkpoint resume_mode": "continue a run by --resume RUN, or --resume auto",
@@ -74,7 +76,7 @@ _COMMAND = {  # words for options that are no settings
 }
 _ONE_USE = "each response is trained on once, and batch.updates_per_rollout splits a step into several updates"
 _ABSENT = {
-    "top_k min_p typical_p": "sampling knows rollout.temperature and rollout.top_p",
+    "typical_p": "sampling knows rollout.temperature, rollout.top_p, rollout.top_k and rollout.min_p",
     "repetition_penalty presence_penalty frequency_penalty length_penalty": "responses are sampled without penalties, "
     "and objective.format_pattern says which count as malformed",
     "num_iterations ppo_epochs num_ppo_epochs": _ONE_USE,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 FinishReason = Literal["stop", "length"]
+FIRST_WORDS = 60  # characters of a prompt in a message
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,18 @@ class Prompt:
     text: str = ""
     record: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+
+
+def name_of(prompt: Prompt, number: int) -> str:
+    """Name a prompt in a message: where it stands, otherwise its number, and its first words.
+
+    >>> name_of(Prompt(np.array([5]), "What is\\n2 + 2?", source="sums.jsonl:17"), 1)
+    'sums.jsonl:17 ("What is 2 + 2?")'
+    """
+    place, words = prompt.source or f"prompt {number}", " ".join(prompt.text.split())
+    if len(words) > FIRST_WORDS:
+        words = f"{words[:FIRST_WORDS].rstrip()}..."
+    return f'{place} ("{words}")' if words else place
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fastflow.config.reader import read_config
 from fastflow.config.schema import Config, ModelConfig
 from fastflow.demo.comparison import print_comparison
 from fastflow.demo.small_model import encode_prompt, make_model, make_tokenizer, pretrain
-from fastflow.demo.tasks import STORIES, SUMS, Task, judge
+from fastflow.demo.tasks import STORIES, SUMS, DemoTask, judge
 from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.tokenizer import end_ids, load_tokenizer
@@ -27,7 +27,6 @@ from fastflow.models.weights.loading import load_causal_lm
 from fastflow.report.command import write_combined
 from fastflow.rollout.local import LocalSampler
 from fastflow.rollout.sampler import SamplingParams
-from fastflow.run.console import make_console
 from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_json
 from fastflow.run.lock import RunLock
@@ -35,14 +34,14 @@ from fastflow.run.output_file import writable, write_json, writing
 from fastflow.train.command import train
 
 
-def run_demo(*, seed: int, output: str, json_file: str | None, engine: str = "local") -> int:
+def run_demo(console: Console, *, seed: int, output: str, json_file: str | None, engine: str = "local") -> int:
     """Run the whole demo. engine: samples while a policy trains (rollout.engine). Returns the exit code."""
     if seed < 0:
         raise FastflowError(f"--seed is {seed}, but must be at least 0")
     if json_file is not None:
         writable(Path(json_file))
     with RunLock(Path(output), "--output"):
-        _run(Path(output), make_console(), seed=seed, json_file=json_file, engine=engine)
+        _run(Path(output), console, seed=seed, json_file=json_file, engine=engine)
     return 0
 
 
@@ -64,7 +63,7 @@ def _run(directory: Path, console: Console, *, seed: int, json_file: str | None,
         write_json(Path(json_file), results)
 
 
-def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Console) -> dict[str, dict[str, Any]]:
+def run_task(task: DemoTask, directory: Path, *, seed: int, engine: str, console: Console) -> dict[str, dict[str, Any]]:
     """Run one direction: base, training, evaluations. Returns metrics by label."""
     base, run = directory / "base", directory / task.labels[2]
     topics, held_out = task.topics(seed, task.held_out)
@@ -86,7 +85,7 @@ def run_task(task: Task, directory: Path, *, seed: int, engine: str, console: Co
     return results
 
 
-def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int, engine: str) -> Config:
+def demo_config(task: DemoTask, base: Path, prompts: Path, run: Path, *, seed: int, engine: str) -> Config:
     """Configure `fastflow train --preset demo` with this task's settings."""
     settings = {
         "model.path": base,
@@ -104,7 +103,7 @@ def demo_config(task: Task, base: Path, prompts: Path, run: Path, *, seed: int, 
     return config
 
 
-def make_base(task: Task, topics: list[Any], directory: Path, *, seed: int, console: Console) -> None:
+def make_base(task: DemoTask, topics: list[Any], directory: Path, *, seed: int, console: Console) -> None:
     """Pretrain a small model on the task's corpus and save it as an ordinary transformers directory."""
     tokenizer = make_tokenizer(task.pieces)
     model = make_model(len(tokenizer), seed=seed)
@@ -126,13 +125,13 @@ def make_base(task: Task, topics: list[Any], directory: Path, *, seed: int, cons
         tokenizer.save_pretrained(directory)
 
 
-def write_prompts(task: Task, topics: list[Any], file: Path) -> None:
+def write_prompts(task: DemoTask, topics: list[Any], file: Path) -> None:
     """Write one prompt a line, with its topic, as `data.path` reads it."""
     with writing(file), file.open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps({"prompt": task.prompt(topic), "topic": topic}) + "\n" for topic in topics)
 
 
-def evaluate_model(task: Task, path: Path, *, temperature: float, held_out: list[Any], seed: int) -> dict[str, Any]:
+def evaluate_model(task: DemoTask, path: Path, *, temperature: float, held_out: list[Any], seed: int) -> dict[str, Any]:
     """Compute the task's metrics of a saved model on the held-out topics."""
     settings = ModelConfig(path=str(path), device="cpu")
     tokenizer = load_tokenizer(settings)
@@ -146,7 +145,7 @@ def evaluate_model(task: Task, path: Path, *, temperature: float, held_out: list
 @contextmanager
 def status(console: Console, message: str) -> Iterator[None]:
     """Show a spinner on a terminal, and print a line elsewhere."""
-    if not console.is_terminal:
+    if not console.is_interactive:
         console.print(message)
         yield
         return
@@ -163,7 +162,7 @@ def pretraining_bar(console: Console, steps: int) -> Iterator[Any]:
         TextColumn("{task.fields[loss]:.3f} nats/token"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
         bar = bars.add_task("pretraining", total=steps, loss=float("nan"))
         last = float("nan")
 

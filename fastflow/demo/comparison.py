@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fastflow.demo.tasks import Task
+from fastflow.demo.tasks import DemoTask
 
 _ROWS = (
     ("accuracy", "accuracy", "share"),
@@ -23,7 +23,7 @@ _ROWS = (
 )
 
 
-def print_comparison(results: dict[str, Any], tasks: Sequence[Task], console: Console) -> None:
+def print_comparison(results: dict[str, Any], tasks: Sequence[DemoTask], console: Console) -> None:
     """Print a table for each task: base, base at token-wise temperature 1 / alpha, and policy (others at T = 1)."""
     for task in tasks:
         base, control, policy = (results[label] for label in task.labels)

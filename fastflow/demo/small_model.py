@@ -86,9 +86,9 @@ def pretrain(
         on_step(loss.item())
 
 
-def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any] | None = None) -> Prompt:
+def encode_prompt(text: str, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> Prompt:
     """Tokenise a prompt of the demo."""
-    return Prompt(np.array(tokenizer(text)["input_ids"], dtype=np.int64), text, record or {})
+    return Prompt(np.array(tokenizer(text)["input_ids"], dtype=np.int64), text, record)
 
 
 def _as_groups(pairs: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[Group]:

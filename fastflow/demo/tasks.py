@@ -20,7 +20,7 @@ EVALUATION_SAMPLES = 16
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """One of the two demonstrations: a corpus, a power alpha, and how to measure the result.
 
     topics: (seed, held_out) -> topics to train on, topics held out. prompt, respond: the corpus on one topic.
@@ -46,7 +46,7 @@ class Task:
 
 
 def judge(
-    task: Task,
+    task: DemoTask,
     sampler: Sampler,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
@@ -89,7 +89,7 @@ def measure_stories(groups: Sequence[Group], texts: Sequence[Sequence[str]]) -> 
     }
 
 
-SUMS = Task(
+SUMS = DemoTask(
     name="sums",
     title="Reasoning: two-digit additions, sharpened",
     alpha=4.0,
@@ -105,7 +105,7 @@ SUMS = Task(
     settings={"run.steps": 100},
 )
 
-STORIES = Task(
+STORIES = DemoTask(
     name="stories",
     title="Creativity: one-line stories, flattened",
     alpha=0.5,

@@ -21,7 +21,7 @@ STYLES = {OK: "green", MISSING: "dim", BROKEN: "bold red", NOTE: "yellow"}
 def progress_line() -> Iterator[Callable[[str], None]]:
     """Yield a function that shows which check runs, on stderr: a spinner on a terminal, otherwise lines."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_interactive:
         yield lambda name: console.print(f"checking {name}", highlight=False)
         return
     with console.status("") as status:

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
-from fastflow.evaluate import responses, scores, subjects
+from fastflow.evaluate import responses, scores
+from fastflow.evaluate.as_trained import unlike_training
 from fastflow.evaluate.concerns import concerns
-from fastflow.evaluate.conditions import drawn_by
+from fastflow.evaluate.conditions import drawn_by, sampling
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
+from fastflow.evaluate.creative.extra_measures import ExtraMeasures, ModelResponses
 from fastflow.evaluate.creative.scaling import scaled
-from fastflow.evaluate.creative.study import ModelResponses, Study
-from fastflow.evaluate.existing_results import check_directory, check_earlier
 from fastflow.evaluate.graders import grader
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.keys import key_of
-from fastflow.evaluate.methods.answer import Entry, Method
-from fastflow.evaluate.methods.make import methods_for
+from fastflow.evaluate.methods.answer import Entry
+from fastflow.evaluate.methods.make import made_method
 from fastflow.evaluate.methods.verbalized import VERSION, instruction
+from fastflow.evaluate.models import ModelSource, digest, find_model, load
 from fastflow.evaluate.progress import Meter
 from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json
 from fastflow.evaluate.refused_settings import own_names
-from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
-from fastflow.evaluate.settings import EvalConfig, EvaluateConfig
-from fastflow.evaluate.subjects import Subject
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, check_directory, check_earlier
+from fastflow.evaluate.settings import BenchmarkConfig, EvaluateConfig
 from fastflow.evaluate.tables import markdown, rows
 from fastflow.evaluate.task import Task, check_reward, find_task, is_own_file
 from fastflow.evaluate.work import Work, check_golds, read_work
@@ -46,44 +46,41 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@own_names()
 def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     """Carry out an evaluation; what an earlier one has finished is taken from its files. Returns the results.
 
     Raises FastflowError for unknown tasks, rows that are no questions, gold answers that do not equal themselves and
     models that cannot be loaded, before anything is sampled.
     """
-    with own_names():
-        return _evaluate(config, console)
-
-
-def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     settings, output = config.eval, Path(config.eval.output)
     for module in ("pyarrow", "pyarrow.parquet"):
         need(module, extra="eval", purpose="keeping the responses")
     tasks = [find_task(name, grader=settings.grader, reward=settings.reward) for name in settings.tasks]
     _refuse_equal("task", [task.name for task in tasks])
     _refuse_unread(settings, tasks)
-    models = scaled([subjects.find_subject(name) for name in settings.models], settings.adapter_scale)
+    models = scaled([find_model(name) for name in settings.models], settings.adapter_scale)
     _refuse_equal("model", [model.label for model in models])
-    study = Study(config, console)
-    study.check(tasks)
-    needs_math = any(task.grader == "math" for task in tasks)
-    needs_gym = any(task.grader == "gym" for task in tasks)
-    pool = GraderPool(workers=settings.workers, timeout=settings.timeout, needs_math=needs_math, needs_gym=needs_gym)
+    extra = ExtraMeasures(config, console)
+    extra.check(tasks)
+    for model in models:
+        if unlike := unlike_training(model.name, config):
+            logger.warning("%s", unlike)
+    pool = GraderPool({task.grader for task in tasks}, workers=settings.workers, timeout=settings.timeout)
     check_directory(output)
     with pool, RunLock(output, "--output"):
         works = [read_work(task, folder=settings.data_folder, limit=settings.limit) for task in tasks]
         for work in works:
             check_golds(work, pool)
-        identities = {model: subjects.digest(model, config.model) for model in models}
+        identities = {model: digest(model, config.model) for model in models}
         stores = {model: [_store(config, model, identities[model], work) for work in works] for model in models}
         files = {work.task.name: {model.name: _file(stores[model][place]) for model in models}
                  for place, work in enumerate(works)}  # fmt: skip
         check_earlier(output, _conditions(config), files)
         if not all(store.file.is_file() for of_model in stores.values() for store in of_model):
-            study.reach_judge()
+            extra.reach_judge()
         found = {model: _respond(config, model, works, stores[model], pool, console) for model in models}
-        results = _summary(config, models, works, stores, found, study)
+        results = _summary(config, models, works, stores, found, extra)
         with writing(output):
             replace_json(output / RESULTS_FILE, results)
             replace_text(output / TABLE_FILE, markdown(results))
@@ -96,7 +93,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
 
 def _respond(
     config: EvaluateConfig,
-    model: Subject,
+    model: ModelSource,
     works: Sequence[Work],
     stores: Sequence[responses.Store],
     pool: GraderPool,
@@ -107,18 +104,18 @@ def _respond(
     if all(rows is not None for rows in kept):
         say(console, f"{model.name}: all responses are there already")
         return [rows for rows in kept if rows is not None]
-    policy, tokenizer = subjects.load(model, config.model)
+    policy, tokenizer = load(model, config.model)
     scorer = LogprobScorer(policy) if model.scale is not None else None
     settings = config.eval
     rollout = dataclasses.replace(config.rollout, max_response_tokens=settings.max_tokens)
     prompts = [_prompts(config, work, tokenizer) for work in works]
-    params = SamplingParams.of(rollout, temperature=settings.temperature, top_p=settings.top_p)
+    params = SamplingParams.of(rollout, **sampling(settings))
     done, size = list(kept), settings.prompts_per_part
     every = [prompt for task_prompts in prompts for prompt in task_prompts]
     meter = Meter(console)
-    with methods_for(
+    with made_method(
         config.method, policy, tokenizer, every, rollout, params, pool, on_progress=meter.advance
-    ) as method_of:
+    ) as method:
         for place, (work, store, task_prompts) in enumerate(zip(works, stores, prompts, strict=True)):
             if kept[place] is not None:
                 continue
@@ -126,13 +123,9 @@ def _respond(
             requests = responses.requests_of(task_prompts, settings.samples, settings.seed, work.task.name)
             parts = [entries[start : start + size] for start in range(0, len(entries), size)]
 
-            method = method_of(work.task)
-
-            def make(
-                part: Sequence[Entry], work: Work = work, requests: Any = requests, method: Method = method
-            ) -> list[Any]:
-                chosen = [requests[index] for index, _, _ in part]
-                return responses.answer_part(method, pool, work.task, part, chosen, scorer, work.reward)
+            def make(part: Sequence[Entry], work: Work = work, requests: Any = requests) -> list[Any]:
+                asked = [requests[index] for index, _, _ in part]
+                return responses.grade_part(method(work.task, part, asked), pool, work, part, asked, scorer)
 
             title = f"{model.name}: {work.task.name}"
             with meter.measuring(title, prompts=len(entries), samples=settings.samples):
@@ -150,11 +143,12 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
         else:
             front = f"{asked}\n\n"
     return tokenize_questions(
-        work.questions, tokenizer, chat_template=settings.chat_template, system=system, front=front
-    )
+        work.questions, tokenizer, chat_template=settings.chat_template, system=system,
+        template_arguments=settings.template_arguments, front=front,
+    )  # fmt: skip
 
 
-def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) -> responses.Store:
+def _store(config: EvaluateConfig, model: ModelSource, identity: str, work: Work) -> responses.Store:
     conditions = _conditions(config)
     del conditions["limit"]  # the questions say it
     content: dict[str, Any] = {
@@ -175,11 +169,11 @@ def _store(config: EvaluateConfig, model: Subject, identity: str, work: Work) ->
 
 def _summary(
     config: EvaluateConfig,
-    models: Sequence[Subject],
+    models: Sequence[ModelSource],
     works: Sequence[Work],
-    stores: dict[Subject, list[responses.Store]],
-    found: dict[Subject, list[Any]],
-    study: Study,
+    stores: dict[ModelSource, list[responses.Store]],
+    found: dict[ModelSource, list[Any]],
+    extra: ExtraMeasures,
 ) -> dict[str, Any]:
     tasks = []
     for place, work in enumerate(works):
@@ -194,22 +188,23 @@ def _summary(
             if model is not models[0] and not task.is_creative:
                 entry["difference"] = scores.difference(rows_of, found[models[0]][place])
             answers.append(ModelResponses(model.name, model.label, scores.by_prompt(rows_of), entry))
-        study.complete(task, answers)
-        plotted = {"plot": study.plot(task, answers), "models": [model.entry for model in answers]}
-        tasks.append(facts(task) | plotted)
+        extra.complete(task, answers)
+        plotted = {"plot": extra.plot(task, answers), "models": [model.entry for model in answers]}
+        tasks.append(task.facts() | plotted)
     conventions = scores.conventions({work.task.kind for work in works})
-    conventions |= study.conventions([work.task for work in works])
-    return {"settings": _conditions(config) | study.facts, "conventions": conventions, "tasks": tasks}
+    conventions |= extra.conventions([work.task for work in works])
+    return {"settings": _conditions(config) | extra.facts, "conventions": conventions, "tasks": tasks}
 
 
 def _conditions(config: EvaluateConfig) -> dict[str, Any]:
     """How responses are drawn and graded, as the results say it."""
     names = (
-        "samples", "temperature", "top_p", "max_tokens", "seed", "limit", "chat_template", "system",
-        "prompts_per_part", "timeout",
+        "samples", "max_tokens", "seed", "limit", "chat_template", "template_arguments", "system", "prompts_per_part",
+        "timeout",
     )  # fmt: skip
-    drawn = drawn_by(config.rollout, config.model) | {"method": config.method.as_json(), "seeds": responses.SEEDS}
-    return {name: getattr(config.eval, name) for name in names} | drawn
+    drawn = sampling(config.eval) | drawn_by(config.rollout, config.model)
+    method = {"method": config.method.as_json(), "seeds": responses.SEEDS}
+    return {name: getattr(config.eval, name) for name in names} | drawn | method
 
 
 def _file(store: responses.Store) -> str:
@@ -236,14 +231,14 @@ def _refuse_equal(what: str, names: Sequence[str]) -> None:
         raise FastflowError(f"two {what}s are called {sorted(twice)[0]}; give each once, or rename one's file")
 
 
-def _refuse_unread(settings: EvalConfig, tasks: Sequence[Task]) -> None:
+def _refuse_unread(settings: BenchmarkConfig, tasks: Sequence[Task]) -> None:
     """Refuse settings of tasks that no task reads."""
-    check_reward(settings.reward, settings.tasks, has_grader=settings.grader != EvalConfig().grader)
+    check_reward(settings.reward, settings.tasks, has_grader=settings.grader != BenchmarkConfig().grader)
     if settings.method == "majority_vote" and any(task.is_rewarded for task in tasks):
         raise FastflowError(
             "method = majority_vote compares answers, and with eval.reward there are none; choose another"
         )
-    if settings.grader != EvalConfig().grader and not any(map(is_own_file, settings.tasks)):
+    if settings.grader != BenchmarkConfig().grader and not any(map(is_own_file, settings.tasks)):
         raise FastflowError(
             f"eval.grader = {settings.grader} grades own JSONL files, and --tasks names none: other tasks name their "
             "grader; leave it out"

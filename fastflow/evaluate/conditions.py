@@ -1,4 +1,4 @@
-"""What of the engine and of the models' types decides responses: settings that results and the keys of files hold."""
+"""What of sampling, engine and the models' types decides responses: settings that results and keys of files hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,21 @@ from typing import Any
 
 from fastflow.config.schema import ModelConfig, RolloutConfig
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _HELD = ("dtype", "autocast", "attention", "fused_layers", "residual_stream")
+
+
+def sampling(settings: Any) -> dict[str, Any]:
+    """How tokens are drawn. settings: the section `eval` of training or of an evaluation."""
+    return {name: getattr(settings, name) for name in SAMPLING}
+
+
+def sampling_in_words(settings: dict[str, Any]) -> str:
+    """The same as a part of a sentence; results of before have neither top_k nor min_p."""
+    said = [f"temperature {settings['temperature']:g}", f"top-p {settings['top_p']:g}"]
+    said += [f"top-k {settings['top_k']}"] if settings.get("top_k") else []
+    said += [f"min-p {settings['min_p']:g}"] if settings.get("min_p") else []
+    return ", ".join(said)
 
 
 def drawn_by(rollout: RolloutConfig, model: ModelConfig) -> dict[str, Any]:
@@ -16,9 +30,23 @@ def drawn_by(rollout: RolloutConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def in_words(settings: dict[str, Any]) -> str:
-    """The same as sentences, but for the engine; "" for results that do not say it."""
-    if "dtype" not in settings:
-        return ""
+    """How prompts are put and the models held, and what ends a response, as sentences."""
+    return " ".join((*_prompts(settings), *_models(settings)))
+
+
+def _prompts(settings: dict[str, Any]) -> list[str]:
+    if not settings.get("chat_template"):
+        return ["Prompts are raw text."]
+    variables = "".join(f", {name} = {value!r}" for name, value in (settings.get("template_arguments") or {}).items())
+    said = [f"Prompts are rendered by the chat template{variables}."]
+    if settings.get("system") is not None:
+        said.append(f"The system message is {settings['system']!r}.")
+    return said
+
+
+def _models(settings: dict[str, Any]) -> list[str]:
+    if "dtype" not in settings:  # results of an earlier version
+        return []
     types = f"parameters in {settings['dtype']}"
     if settings["autocast"]:
         types += f", autocast to bfloat16 with a residual stream in {settings['residual_stream']}"
@@ -27,4 +55,4 @@ def in_words(settings: dict[str, Any]) -> str:
         said.append(f"Responses end at {' or '.join(map(repr, settings['stop']))}.")
     if settings["min_response_tokens"]:
         said.append(f"They end after {settings['min_response_tokens']} tokens at the earliest.")
-    return " ".join(said)
+    return said

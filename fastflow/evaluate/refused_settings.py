@@ -16,12 +16,16 @@ _INSTEAD = {
     "data.path": "give the questions by --tasks",
     "data.chat_template": "set eval.chat_template",
     "data.system": "set eval.system",
+    "data.template_arguments": "set eval.template_arguments",
+    "data.suffix": "put it into the questions, or into the prompt of a task in YAML",
     "data.final_assistant": "remove assistant turns at the end of the questions",
     "data.prompt_field": "write a task in YAML, with the entry question",
     "objective.answer_field": "write a task in YAML, with the entry gold",
     "objective.alpha": "set eval.alpha, which the methods of p^alpha read",
     "rollout.temperature": "set eval.temperature",
     "rollout.top_p": "set eval.top_p",
+    "rollout.top_k": "set eval.top_k",
+    "rollout.min_p": "set eval.min_p",
     "rollout.max_response_tokens": "set eval.max_tokens",
     "eval.max_response_tokens": "set eval.max_tokens",
     "batch.responses_per_prompt": "set eval.samples",
@@ -39,6 +43,7 @@ _OWN_NAMES = {
     "rollout.max_response_tokens": "eval.max_tokens",
     "data.chat_template": "eval.chat_template",
     "data.system": "eval.system",
+    "data.template_arguments": "eval.template_arguments",
 }
 
 
@@ -54,6 +59,8 @@ def refusal(name: str, taken: Collection[str]) -> str | None:
     """
     if name in _WORDS:
         return f"--{name} is no option of fastflow evaluate: {_WORDS[name]}"
+    if "." not in name:
+        name = next((known for known in _INSTEAD if known.partition(".")[2] == name), name)
     if name not in training_settings():
         return None
     section, advice = name.partition(".")[0], _INSTEAD.get(name, "leave it out")

@@ -19,9 +19,8 @@ from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.graders.pool import GraderPool
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.majority import NO_ANSWER, votes
-from fastflow.evaluate.methods.answer import Entry, Method
-from fastflow.evaluate.task import Task
-from fastflow.objectives.own_function import OwnFunction
+from fastflow.evaluate.methods.answer import Answer, Entry
+from fastflow.evaluate.work import Work
 from fastflow.rollout.sampler import Request, requests_for
 from fastflow.run.durable import publish_file
 from fastflow.run.output_file import writing
@@ -58,16 +57,16 @@ class Store:
         return read(self.file) if self.file.is_file() else None
 
 
-def answer_part(
-    method: Method, pool: GraderPool, task: Task, questions: Sequence[Entry], requests: Sequence[Request],
-    scorer: LogprobScorer | None = None, reward: OwnFunction | None = None,
+def grade_part(
+    found: Sequence[Sequence[Answer]], pool: GraderPool, work: Work, questions: Sequence[Entry],
+    requests: Sequence[Request], scorer: LogprobScorer | None = None,
 ) -> list[Row]:  # fmt: skip
-    """Draw answers by the method, grade them and count their classes, for some prompts.
+    """Grade the answers that were found to some prompts, and count their classes.
 
-    reward: gives each response a number in place of a grade. scorer: scores whole trajectories under the policy and
-    under its base.
+    A reward of the work gives each response a number in place of a grade. scorer: scores whole trajectories under the
+    policy and under its base.
     """
-    found = method.answers(questions, requests)
+    task, reward = work.task, work.reward
     rows: list[Row] = []
     for (index, question, prompt), request, answers in zip(questions, requests, found, strict=True):
         for sample, (seed, answer) in enumerate(zip(request.seeds, answers, strict=True)):

@@ -21,6 +21,7 @@ from fastflow.evaluate.task import GRADED, REWARDED
 ResponseRow = Mapping[str, Any]
 ByPrompt = Sequence[Sequence[ResponseRow]]
 AnyRow = TypeVar("AnyRow", bound=ResponseRow)
+PerPrompt = Callable[[Sequence[ResponseRow]], float]  # a measure of one prompt's responses
 
 CONVENTIONS = {
     "avg": "mean over prompts of the share of right responses",
@@ -80,14 +81,25 @@ def by_prompt(rows: Iterable[AnyRow]) -> list[list[AnyRow]]:
     return list(by_question(rows).values())
 
 
-_PLAIN: dict[str, Callable[[Sequence[ResponseRow]], float]] = {
-    "tokens": lambda responses: float(np.mean([row["tokens"] for row in responses])),
-    "sampled_tokens": lambda responses: float(np.mean([row["sampled_tokens"] for row in responses])),
-    "read_tokens": lambda responses: float(np.mean([row["read_tokens"] for row in responses])),
-    "truncated": lambda responses: float(np.mean([row["finish_reason"] == "length" for row in responses])),
-    "well_formed": lambda responses: float(np.mean([row["well_formed"] for row in responses])),
+def _mean_of(value: Callable[[ResponseRow], float]) -> PerPrompt:
+    return lambda responses: float(np.mean([value(row) for row in responses]))
+
+
+def is_right(row: ResponseRow) -> bool:
+    """Whether the grader took a response for right."""
+    return bool(row["verdict"] == Verdict.RIGHT.value)
+
+
+right_share = _mean_of(is_right)
+PLAIN: dict[str, PerPrompt] = {  # of any response, by their names in the results
+    "tokens": _mean_of(lambda row: row["tokens"]),
+    "sampled_tokens": _mean_of(lambda row: row["sampled_tokens"]),
+    "read_tokens": _mean_of(lambda row: row["read_tokens"]),
+    "truncated": _mean_of(lambda row: row["finish_reason"] == "length"),
+    "well_formed": _mean_of(lambda row: row["well_formed"]),
     "distinct": lambda responses: len({row["response"] for row in responses}) / len(responses),
 }
+HEADINGS = {"tokens": "tokens", "truncated": "cut off", "well_formed": "well-formed", "distinct": "distinct"}
 
 
 def is_rewarded(rows: Sequence[ResponseRow]) -> bool:
@@ -108,11 +120,11 @@ def score(rows: Sequence[ResponseRow]) -> dict[str, Any]:
     prompts = by_prompt(rows)
     samples = len(prompts[0])
     if is_rewarded(rows):
-        measured = {name: estimate([of(responses) for responses in prompts]) for name, of in _PLAIN.items()}
+        measured = {name: estimate([of(responses) for responses in prompts]) for name, of in PLAIN.items()}
         return {"prompts": len(prompts), "samples": samples, "reward": estimate([*map(_mean, prompts)]), **measured}
     rights = [sum(map(is_right, responses)) for responses in prompts]
     curves = np.stack([pass_at_each(right, samples) for right in rights])  # (prompts, k)
-    per_prompt = {f"maj@{samples}": majority, **_PLAIN}
+    per_prompt = {f"maj@{samples}": majority, **PLAIN}
     return {
         "prompts": len(prompts),
         "samples": samples,
@@ -129,11 +141,10 @@ def score_creative(rows: Sequence[ResponseRow]) -> dict[str, Any]:
     return {
         "prompts": len(prompts),
         "samples": len(prompts[0]),
-        "tokens": over_prompts([sum(row["tokens"] for row in group) / len(group) for group in prompts]),
-        "truncated": over_prompts(
-            [sum(row["finish_reason"] == "length" for row in group) / len(group) for group in prompts]
-        ),
-        "distinct": over_prompts([len({row["response"] for row in group}) / len(group) for group in prompts]),
+        **{
+            name: over_prompts([PLAIN[name](responses) for responses in prompts])
+            for name in ("tokens", "truncated", "distinct")
+        },
     }
 
 
@@ -149,9 +160,4 @@ def _mean(responses: Sequence[ResponseRow]) -> float:
     """The mean reward of a prompt's responses; where they have none, the share of right ones."""
     if is_rewarded(responses):
         return float(np.mean([row["reward"] for row in responses]))
-    return float(np.mean([is_right(row) for row in responses]))
-
-
-def is_right(row: ResponseRow) -> bool:
-    """Whether the grader took a response for right."""
-    return row["verdict"] == Verdict.RIGHT.value
+    return right_share(responses)

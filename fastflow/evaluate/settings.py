@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -20,13 +20,14 @@ from fastflow.config.settings_file import read_settings_file
 from fastflow.config.wrong_type import in_words
 from fastflow.errors import FastflowError
 from fastflow.evaluate import refused_settings
+from fastflow.evaluate.conditions import SAMPLING
 from fastflow.evaluate.creative.settings import JudgeConfig
 from fastflow.evaluate.methods.catalogue import MethodSettings, Name, resolve
 from fastflow.evaluate.task import names
 
 
 @dataclass(frozen=True)
-class EvalConfig(Section):
+class BenchmarkConfig(Section):
     """What is asked, of which models, and how it is counted."""
 
     models: tuple[str, ...] = setting((), "Models: directories, hub ids, runs of fastflow train, or adapters")
@@ -35,7 +36,11 @@ class EvalConfig(Section):
     )
     samples: int = setting(16, "Responses to each prompt", unit="responses", at_least=1, at_most=4096)
     temperature: float = setting(1.0, "Sampling temperature; 0 is greedy", at_least=0)
-    top_p: float = setting(1.0, "Nucleus: the smallest set of tokens with this much probability", above=0, at_most=1)
+    top_p: float = setting(1.0, "Nucleus: sample from the fewest tokens with this much probability", above=0, at_most=1)
+    top_k: int = setting(0, "Sample from the k likeliest tokens; 0 from all", unit="tokens", at_least=0, at_most=10**9)
+    min_p: float = setting(
+        0.0, "Leave out tokens with less than this share of the likeliest one's probability", at_least=0, at_most=1
+    )
     max_tokens: int = setting(3072, "Length limit, end-of-sequence token included", unit="tokens", at_least=1)
     seed: int = setting(0, "Fixes the responses on one device", at_least=0, at_most=2**63 - 1)
     limit: int = setting(0, "Use only the first N questions of each task; 0 uses all", unit="questions", at_least=0)
@@ -73,6 +78,9 @@ class EvalConfig(Section):
         "the directory of a transformers encoder",
     )  # fmt: skip
     chat_template: bool = setting(False, "Render prompts with the tokenizer's chat template instead of as raw text")
+    template_arguments: Mapping[str, Any] | None = setting(
+        None, "Variables for the chat template, such as {enable_thinking: false} (needs chat_template)"
+    )
     system: str | None = setting(None, "System message put before each prompt (needs chat_template)")
     grader: Literal["math", "choice", "exact", "numeric"] = setting("math", "Grader of own JSONL files")
     reward: str | None = setting(
@@ -89,12 +97,16 @@ class EvalConfig(Section):
     timeout: float = setting(5.0, "Time in which an answer must be graded", unit="seconds", above=0)
     workers: int = setting(2, "Processes that grade", unit="processes", at_least=1, at_most=256)
 
+    @classmethod
+    def section_name(cls) -> str:
+        return "eval"
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The whole configuration of an evaluation."""
 
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -111,8 +123,11 @@ class EvaluateConfig:
         resolve(self.eval, self.rollout)  # refuses settings that contradict the method
         if self.eval.temperature == 0 and self.eval.samples > 1:
             raise FastflowError(f"eval.temperature = 0 gives {self.eval.samples} equal responses; set --samples 1")
-        if self.eval.system is not None and not self.eval.chat_template:
-            raise FastflowError("eval.system is set but eval.chat_template is off; switch the template on or drop it")
+        for name in ("system", "template_arguments"):
+            if getattr(self.eval, name) is not None and not self.eval.chat_template:
+                raise FastflowError(
+                    f"eval.{name} is set but eval.chat_template is off; switch the template on or drop eval.{name}"
+                )
 
     @property
     def method(self) -> MethodSettings:
@@ -121,11 +136,11 @@ class EvaluateConfig:
 
 
 SECTIONS: dict[str, type[Section]] = {
-    "eval": EvalConfig, "model": ModelConfig, "rollout": RolloutConfig, "judge": JudgeConfig,
+    "eval": BenchmarkConfig, "model": ModelConfig, "rollout": RolloutConfig, "judge": JudgeConfig,
 }  # fmt: skip
 _LEFT_OUT = {  # of training, or said by a setting of `eval`
     "model": {"path", "base", "checkpoint_share", "compile"},
-    "rollout": {"temperature", "top_p", "max_response_tokens", "ahead", "sleep"},
+    "rollout": {*SAMPLING, "max_response_tokens", "ahead", "sleep"},
 }
 
 

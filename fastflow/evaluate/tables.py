@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastflow.counted import counted
-from fastflow.evaluate.conditions import in_words
-from fastflow.evaluate.creative.tables import added_rows, creative_rows
+from fastflow.evaluate.conditions import in_words, sampling_in_words
+from fastflow.evaluate.creative.tables import added_rows, creative_rows, number
 from fastflow.evaluate.methods.catalogue import CATALOGUE, PLAIN
+from fastflow.evaluate.scores import HEADINGS
 from fastflow.evaluate.task import CREATIVE, REWARDED
+from fastflow.run.evaluated import shown_ks
 
 Result = dict[str, Any]
 
@@ -19,8 +21,7 @@ def markdown(results: Result) -> str:
     settings = results["settings"]
     lines = [
         "# Evaluation", "",
-        f"{counted(settings['samples'], 'sample')} a prompt, temperature {settings['temperature']:g}, "
-        f"top-p {settings['top_p']:g}, "
+        f"{counted(settings['samples'], 'sample')} a prompt, {sampling_in_words(settings)}, "
         f"at most {counted(settings['max_tokens'], 'token')}, engine {settings['engine']}, seed {settings['seed']}. "
         "± is the standard error over prompts.", "",
         *_paragraph(in_words(settings)), *_method(settings["method"]), *_measured_by(settings),
@@ -77,9 +78,7 @@ def rows(task: Result) -> list[tuple[str, list[str]]]:
         return _rewarded_rows(task, scores)
     samples = scores[0]["samples"]
     shown = [(f"avg@{samples}", [share(entry[f"avg@{samples}"]) for entry in scores])]
-    powers = [2**power for power in range(samples.bit_length()) if 2**power <= samples]
-    shown += [(f"pass@{k}", [share(entry["pass_at"][str(k)]) for entry in scores]) for k in {*powers, samples} if k > 1]
-    shown.sort(key=lambda row: int(row[0].split("@")[1]) if row[0].startswith("pass") else 0)
+    shown += [(f"pass@{k}", [share(entry["pass_at"][str(k)]) for entry in scores]) for k in shown_ks(samples)]
     shown.append((f"maj@{samples}", [share(entry[f"maj@{samples}"]) for entry in scores]))
     shown += _plain_rows(scores)
     for verdict in ("unparsed", "timed_out"):
@@ -110,13 +109,12 @@ def _rewarded_rows(task: Result, scores: Sequence[Result]) -> list[tuple[str, li
 
 def _plain_rows(scores: Sequence[Result]) -> list[tuple[str, list[str]]]:
     """Rows of what is measured of any response."""
-    shown = [("tokens", [_number(entry["tokens"]) for entry in scores])]
+    shown = [(HEADINGS["tokens"], [number(entry["tokens"], 1) for entry in scores])]
     if any(entry["sampled_tokens"] != entry["tokens"] for entry in scores):
-        shown.append(("tokens sampled for it", [_number(entry["sampled_tokens"]) for entry in scores]))
-        shown.append(("tokens read for it", [_number(entry["read_tokens"]) for entry in scores]))
-    for name, heading in (("truncated", "cut off"), ("well_formed", "well-formed"), ("distinct", "distinct")):
-        shown.append((heading, [share(entry[name]) for entry in scores]))
-    return shown
+        shown.append(("tokens sampled for it", [number(entry["sampled_tokens"], 1) for entry in scores]))
+        shown.append(("tokens read for it", [number(entry["read_tokens"], 1) for entry in scores]))
+    shares = ("truncated", "well_formed", "distinct")
+    return shown + [(HEADINGS[name], [share(entry[name]) for entry in scores]) for name in shares]
 
 
 def _notes(task: Result) -> Sequence[str]:
@@ -135,11 +133,6 @@ def _precise(entry: dict[str, float | None]) -> str:
     """A number of any size, and its standard error."""
     error = "" if entry["error"] is None else f" ± {entry['error']:.2g}"
     return f"{entry['value']:.4g}{error}"
-
-
-def _number(entry: dict[str, float | None]) -> str:
-    error = "" if entry["error"] is None else f" ± {entry['error']:.1f}"
-    return f"{entry['value']:.1f}{error}"
 
 
 def _interval(entry: dict[str, float | None]) -> str:

@@ -112,6 +112,15 @@ class Task:
         asked = {name: getattr(self, name) for name in ("name", "kind", "grader", "format")}
         return asked | ({"reward": self.reward} if self.is_rewarded else {})
 
+    def facts(self) -> dict[str, Any]:
+        """What the results say of it beside its measures."""
+        source = " ".join(filter(None, (self.dataset or self.path, self.subset, self.split if self.dataset else "")))
+        return {
+            "name": self.name, "title": self.title or self.name, "source": source,
+            "grader": self.grader or self.reward, "licence": self.licence, "note": self.note, "kind": self.kind,
+            "rubric": self.rubric,
+        }  # fmt: skip
+
     @property
     def is_creative(self) -> bool:
         return self.kind == CREATIVE

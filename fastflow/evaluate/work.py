@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.pool import GraderPool
-from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.questions import Question, read_questions
 from fastflow.evaluate.task import Task
 from fastflow.objectives.own_function import OwnFunction
@@ -33,8 +32,7 @@ def check_golds(work: Work, pool: GraderPool) -> None:
     if work.task.is_creative or work.task.is_rewarded:
         return
     items = [question.item(work.task, "") for question in work.questions]
-    unequal = set(unequal_golds(items, pool))
-    bad = [question for question in work.questions if (work.task.grader, question.gold) in unequal]
+    bad = [work.questions[place] for place in pool.unequal_golds(items)]
     if bad:
         raise FastflowError(
             f"task {work.task.name}: {len(bad)} of {len(items)} gold answers do not equal themselves for the grader "

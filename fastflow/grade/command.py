@@ -15,13 +15,13 @@ from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.pool import TIMEOUT, GraderPool
-from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.grade.records import read_items
 from fastflow.interrupt import stopped
 from fastflow.machine import cores
 from fastflow.run.bar import Bar
-from fastflow.run.console import make_console, say
+from fastflow.run.console import say
+from fastflow.run.logs import show_own_warnings
 from fastflow.run.output_file import writing
 
 if TYPE_CHECKING:
@@ -49,15 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises FastflowError for a line that cannot be graded, before any is, and where math-verify is missing.
     """
+    console = show_own_warnings()  # nothing here needs transformers, which open_console would import
     _check(arguments)
     lines = read_items(arguments.file)
     items = [item for _, _, item in lines]
-    console = make_console()
     verdicts: list[Verdict] = []
     workers = min(arguments.workers, len(items))
-    needs_math = any(item.grader == "math" for item in items)
-    needs_gym = any(item.grader == "gym" for item in items)
-    pool = GraderPool(workers=workers, timeout=arguments.timeout, needs_math=needs_math, needs_gym=needs_gym)
+    pool = GraderPool({item.grader for item in items}, workers=workers, timeout=arguments.timeout)
     with stopped(lambda: _how_far(verdicts, items, arguments.output)), pool:
         _warn_of_golds(lines, pool)
         with _opened(arguments.output) as output, Bar(console, "grading", len(items)) as bar:
@@ -85,8 +83,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _warn_of_golds(lines: Lines, pool: GraderPool) -> None:
     """Say which gold answers do not even equal themselves: nobody can answer them rightly."""
-    unequal = set(unequal_golds([item for _, _, item in lines], pool))
-    places = [place for place, _, item in lines if (item.grader, item.gold) in unequal]
+    places = [lines[number][0] for number in pool.unequal_golds([item for _, _, item in lines])]
     if places:
         logger.warning(
             "%s with a gold answer that does not equal itself, so that no response can be right (first: %s); "

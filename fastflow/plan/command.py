@@ -15,13 +15,15 @@ from fastflow.run.output_file import writable, write_json
 from fastflow.train.ranks.devices import split_devices
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fastflow.config.schema import Config
 
 DOES_NOT_FIT = 1
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """What to plan. memory: GiB of a device; None means this machine's. json: a file to write, if any. devices: one for
     each rank.
     """
@@ -32,7 +34,7 @@ class Request:
     devices: int = 1
 
 
-def read_arguments(arguments: Sequence[str]) -> Request:
+def read_arguments(arguments: Sequence[str]) -> PlanRequest:
     """Read the arguments of `fastflow train`, and --memory, --devices and --json.
 
     Raises FastflowError for what is wrong.
@@ -46,16 +48,14 @@ def read_arguments(arguments: Sequence[str]) -> Request:
     config, _ = read_config(settings)
     if not config.model.path:
         raise FastflowError("model.path is not set; give --model.path or choose a --preset (see fastflow train --help)")
-    return Request(config, own.memory, own.json, devices)
+    return PlanRequest(config, own.memory, own.json, devices)
 
 
-def run(request: Request) -> int:
+def run(request: PlanRequest, console: Console) -> int:
     """Estimate, then print the table and the verdict. Returns 0 when the run fits, otherwise 1.
 
     Raises FastflowError for a model whose config.json cannot be read, and for settings that do not suit the device.
     """
-    from rich.console import Console
-
     from fastflow.plan.device import find_device
     from fastflow.plan.estimate import estimate, sizes_of
     from fastflow.plan.largest import largest
@@ -77,7 +77,7 @@ def run(request: Request) -> int:
     result.remarks.extend(vanishing(config))
     helpful = [] if result.fits else remedies(config, device, result)
     together = [] if result.fits or any(remedy.fits for remedy in helpful) else combination(config, device, result)
-    print_plan(Console(), config, result, helpful, together)
+    print_plan(console, config, result, helpful, together)
     if output is not None:
         write_json(output, as_json(config, result, helpful, together, most, speed))
     return 0 if result.fits else DOES_NOT_FIT

@@ -21,7 +21,7 @@ TIGHT = 0.9  # share of the memory; the allocator's fragments are not counted
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """The rows of a plan. obstacles: what stops the run even where the bytes fit. remarks: what to know besides."""
 
     device: Device
@@ -55,7 +55,7 @@ class Sizes:
     adapters: Adapters | None
 
 
-def estimate(config: Config, device: Device) -> Estimate:
+def estimate(config: Config, device: Device) -> MemoryEstimate:
     """Estimate the memory of a run. Raises FastflowError for an unreadable config.json and for unsuitable settings."""
     return estimate_sizes(config, sizes_of(config), device)
 
@@ -72,7 +72,7 @@ def sizes_of(config: Config) -> Sizes:
     return Sizes(model, base, adapters)
 
 
-def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
+def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> MemoryEstimate:
     """Estimate the memory of a run on models of these sizes."""
     model, adapters = sizes.model, sizes.adapters
     rows = trainer_rows(config, model, sizes.base, adapters, device)
@@ -89,13 +89,13 @@ def estimate_sizes(config: Config, sizes: Sizes, device: Device) -> Estimate:
         remarks += [f"objective.name = {config.objective.name} samples nothing and reads no base: neither is counted"]
     elif not config.reads_base:
         remarks += ["surrogate.score_base = false loads no base: none is counted"]
-    result = Estimate(device, rows, remarks, obstacles)
+    result = MemoryEstimate(device, rows, remarks, obstacles)
     _judge_lengths(result, config, model)
     _judge(result, config, shared_bytes(config, model, adapters, device.count))
     return result
 
 
-def _judge_lengths(result: Estimate, config: Config, model: ModelSizes) -> None:
+def _judge_lengths(result: MemoryEstimate, config: Config, model: ModelSizes) -> None:
     """Compare the longest prompt and response with the model's context, and those of an evaluation too."""
     told: set[str] = set()
     for sampled in samplings(config):
@@ -115,7 +115,7 @@ def _judge_lengths(result: Estimate, config: Config, model: ModelSizes) -> None:
             )
 
 
-def _judge(result: Estimate, config: Config, shared: int) -> None:
+def _judge(result: MemoryEstimate, config: Config, shared: int) -> None:
     """Add what the sum alone does not show. shared: bytes that vLLM on a CPU needs in shared memory."""
     device = result.device
     largest = max(result.peak(phase)[1] for phase in PHASES)

@@ -14,7 +14,7 @@ from fastflow.config.schema import Config
 from fastflow.models.cut.head import CUT
 from fastflow.models.layers.residual_stream import BFLOAT16
 from fastflow.plan.device import Device
-from fastflow.plan.estimate import Estimate, estimate
+from fastflow.plan.estimate import MemoryEstimate, estimate
 from fastflow.plan.lengths import longest_sequence, sequences_at_once
 from fastflow.plan.rows import PHASES
 
@@ -39,7 +39,7 @@ class Remedy:
         return f"--{self.setting} {value}"
 
 
-def remedies(config: Config, device: Device, before: Estimate) -> list[Remedy]:
+def remedies(config: Config, device: Device, before: MemoryEstimate) -> list[Remedy]:
     """Return the changes that reduce the shortfall: first those that end it, then by what they save."""
     found = [_tried(config, device, before, *change) for change in _changes(config, device)]
     helpful = [(remedy, after) for remedy, after in found if _is_better(after, before)]
@@ -47,7 +47,7 @@ def remedies(config: Config, device: Device, before: Estimate) -> list[Remedy]:
     return [remedy for remedy, _ in helpful]
 
 
-def combination(config: Config, device: Device, before: Estimate) -> list[Remedy]:
+def combination(config: Config, device: Device, before: MemoryEstimate) -> list[Remedy]:
     """Add the most effective remedy, then the next, until the run fits or no other remedy helps."""
     chosen: list[Remedy] = []
     while not before.fits:
@@ -112,8 +112,8 @@ def _halvings(start: int, least: int) -> list[int]:
 
 
 def _tried(
-    config: Config, device: Device, before: Estimate, setting: str, values: list[Any]
-) -> tuple[Remedy, Estimate]:
+    config: Config, device: Device, before: MemoryEstimate, setting: str, values: list[Any]
+) -> tuple[Remedy, MemoryEstimate]:
     """Try the values in order. Returns the first that makes the run fit, otherwise the best."""
     after, value = before, None
     for candidate in values:
@@ -126,10 +126,10 @@ def _tried(
     return Remedy(setting, value, saves, after.fits), after
 
 
-def _is_better(after: Estimate, before: Estimate) -> bool:
+def _is_better(after: MemoryEstimate, before: MemoryEstimate) -> bool:
     return _distance(after) < _distance(before)
 
 
-def _distance(result: Estimate) -> tuple[int, int]:
+def _distance(result: MemoryEstimate) -> tuple[int, int]:
     """Return how far a run is from fitting: obstacles count first, then the excess bytes of both phases."""
     return len(result.obstacles), sum(result.excess(phase) for phase in PHASES)

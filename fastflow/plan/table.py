@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fastflow.config.schema import Config
 from fastflow.counted import sized
-from fastflow.plan.estimate import Estimate
+from fastflow.plan.estimate import MemoryEstimate
 from fastflow.plan.largest import Largest
 from fastflow.plan.remedies import Remedy
 from fastflow.plan.rows import PHASES, SAMPLING, Row
@@ -25,7 +25,7 @@ CAVEAT = (
 
 
 def print_plan(
-    console: Console, config: Config, result: Estimate, helpful: list[Remedy], together: list[Remedy]
+    console: Console, config: Config, result: MemoryEstimate, helpful: list[Remedy], together: list[Remedy]
 ) -> None:
     """Print the table, the verdict, and what to change."""
     console.print(_table(result))
@@ -48,7 +48,7 @@ def print_plan(
         console.print("no single setting helps: choose a smaller model or a device with more memory", highlight=False)
 
 
-def verdict(config: Config, result: Estimate) -> str:
+def verdict(config: Config, result: MemoryEstimate) -> str:
     """Say in one sentence whether the run fits, in which memory, and how much is left or missing."""
     device = result.device
     phase = max(PHASES, key=lambda name: result.peak(name)[1])
@@ -69,7 +69,7 @@ def verdict(config: Config, result: Estimate) -> str:
 
 def as_json(
     config: Config,
-    result: Estimate,
+    result: MemoryEstimate,
     helpful: list[Remedy],
     together: list[Remedy],
     most: Largest | None,
@@ -97,7 +97,7 @@ def as_json(
     }
 
 
-def _table(result: Estimate) -> Table:
+def _table(result: MemoryEstimate) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("memory", min_width=20)
     for phase in PHASES:
@@ -115,13 +115,13 @@ def _table(result: Estimate) -> Table:
     return table
 
 
-def _cell(row: Row, result: Estimate, phase: str) -> str:
+def _cell(row: Row, result: MemoryEstimate, phase: str) -> str:
     if result.peak(phase)[0] in row.moments:
         return sized(row.bytes)
     return f"[dim]({sized(row.bytes)})" if set(row.moments) & set(PHASES[phase]) else "-"
 
 
-def _moment(result: Estimate, phase: str) -> str:
+def _moment(result: MemoryEstimate, phase: str) -> str:
     moment, _ = result.peak(phase)
     return "full length of all responses" if moment == SAMPLING else moment
 

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastflow.run.console import make_console, say
+from fastflow.run.console import say
+from fastflow.run.logs import open_console
 from fastflow.run.output_file import writable, write_json
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises FastflowError for a file, a run or weights that cannot be read.
     """
+    console = open_console()
     if arguments.json is not None:
         writable(arguments.json)
     from fastflow.replay.recompute import replay
 
     found = replay(arguments.file, run=arguments.directory, model=arguments.model, device=arguments.device)
-    show(found, make_console())
+    show(found, console)
     if arguments.json is not None:
         write_json(arguments.json, content(found))
     return 0 if found.finite else 1

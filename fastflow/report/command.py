@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastflow.report.evaluations import evaluations_of, find_evaluations, has_results
-from fastflow.report.files import RunFiles, read_run
+from fastflow.report.files import read_run
 from fastflow.report.page import render
 from fastflow.run.directory import METRICS_FILE, REPORT_FILE
+from fastflow.run.logs import open_console
 from fastflow.run.output_file import writing
-
-__all__ = [
-    "RunFiles", "add_arguments", "read_run", "render", "run", "write_combined", "write_evaluation", "write_report",
-]  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print its path. Returns the exit code."""
+    open_console()
     directory: Path = arguments.directory
     is_run = (directory / METRICS_FILE).exists() or not has_results(directory)
     write = write_report if is_run else write_evaluation

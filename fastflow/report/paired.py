@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastflow.evaluate.estimates import estimate, with_interval
-from fastflow.evaluate.scores import ResponseRow, by_question, is_right, majority, pass_at
-
-PerPrompt = Callable[[Sequence[ResponseRow]], float]
+from fastflow.evaluate.scores import (
+    HEADINGS,
+    PLAIN,
+    PerPrompt,
+    ResponseRow,
+    by_question,
+    is_right,
+    majority,
+    pass_at,
+    right_share,
+)
 
 
 @dataclass(frozen=True)
@@ -49,26 +57,19 @@ def measure_of(heading: str) -> tuple[PerPrompt, float] | None:
     """The measure that a row of an evaluation's table shows, and the scale of its unit; None for other rows."""
     name, _, count = heading.partition("@")
     if name == "avg" and count.isdigit():
-        return (lambda responses: _mean([float(is_right(row)) for row in responses])), 100.0
+        return right_share, 100.0
     if name == "pass" and count.isdigit():
         return pass_at_of(int(count)), 100.0
     if name == "maj" and count.isdigit():
         return majority, 100.0
-    if heading == "tokens":
-        return (lambda responses: _mean([float(row["tokens"]) for row in responses])), 1.0
-    if heading == "cut off":
-        return (lambda responses: _mean([float(row["finish_reason"] == "length") for row in responses])), 100.0
-    if heading == "well-formed":
-        return (lambda responses: _mean([float(row["well_formed"]) for row in responses])), 100.0
+    for plain, scale in (("tokens", 1.0), ("truncated", 100.0), ("well_formed", 100.0)):
+        if heading == HEADINGS[plain]:
+            return PLAIN[plain], scale
     return None
 
 
 def _values(rows: Sequence[ResponseRow], measure: PerPrompt) -> dict[int, float]:
     return {question: measure(responses) for question, responses in by_question(rows).items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _signed(value: float) -> str:

@@ -152,11 +152,15 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor, params: SamplingParams) ->
     """Draw one token per row by inverting its cumulative distribution at `uniform`.
 
     logits: (B, V) float32, overwritten. uniform: (B,) float64 in [0, 1). Returns the tokens (B,) int64 and their
-    log-probabilities (B,) float32 under the distribution drawn from, temperature and nucleus included.
+    log-probabilities (B,) float32 under the distribution drawn from, as SamplingParams says it.
     """
     if params.temperature == 0:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])
+    if 0 < params.top_k < logits.shape[1]:
+        logits.masked_fill_(logits < logits.topk(params.top_k).values[:, -1:], float("-inf"))
     weights = exponentials_(logits, params.temperature)
+    if params.min_p:
+        weights.masked_fill_(weights < params.min_p, 0.0)  # the likeliest token's is 1
     if params.top_p < 1:
         _keep_nucleus_(weights, params.top_p)
     cumulative = weights.cumsum(-1, dtype=torch.float64)

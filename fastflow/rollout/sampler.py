@@ -41,14 +41,18 @@ class Request:
 class SamplingParams:
     """How tokens are drawn.
 
-    temperature: divides the logits; 0 is greedy, with behaviour log-probs of 0. top_p: nucleus mass in (0, 1].
-    max_response_tokens: the length limit, end-of-sequence token included. min_response_tokens: tokens that come before
-    the first end-of-sequence token may be drawn. stop: texts that end a response, as response_text spells it; the token
-    that completes one is the last of the response.
+    temperature: divides the logits; 0 is greedy, with behaviour log-probs of 0. min_p: tokens with less than this share
+    of the likeliest one's probability are left out. top_k: so many of the likeliest tokens stay, with those that equal
+    the last of them; 0 keeps all. top_p: mass in (0, 1] of the nucleus, the fewest tokens that hold it among what min_p
+    and top_k leave. max_response_tokens: the length limit, end-of-sequence token included. min_response_tokens: tokens
+    that come before the first end-of-sequence token may be drawn. stop: texts that end a response, as response_text
+    spells it; the token that completes one is the last of the response.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
     max_response_tokens: int = 1024
     min_response_tokens: int = 0
     stop: tuple[str, ...] = ()
@@ -58,6 +62,13 @@ class SamplingParams:
         """Those that the settings name. instead: fields with values of their own."""
         of_settings = {entry.name: getattr(rollout, entry.name) for entry in fields(cls)}
         return cls(**{**of_settings, **instead})
+
+    @property
+    def drawn_otherwise(self) -> tuple[str, ...]:
+        """Name the fields by which tokens come from another distribution than the model's own."""
+        own = SamplingParams()
+        changing = ("temperature", "top_p", "top_k", "min_p", "min_response_tokens")
+        return tuple(name for name in changing if getattr(self, name) != getattr(own, name))
 
 
 class Sampler(Protocol):

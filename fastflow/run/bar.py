@@ -19,7 +19,7 @@ class Bar:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._console, self._last_line = console, time.monotonic()
-        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
         self._bar = self._bars.add_task(title, total=total)
         self.done = 0
 
@@ -42,6 +42,6 @@ class Bar:
     def line(self, text: str, *, every: float = 0.0) -> None:
         """Say a line where there is no terminal. every: least seconds between the start or a line and the next."""
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= every:
+        if not self._console.is_interactive and now - self._last_line >= every:
             self._last_line = now
             say(self._console, text)

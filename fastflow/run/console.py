@@ -1,13 +1,20 @@
-"""Make a console that goes silent, and stops no run, when its terminal or pipe is gone; say what stays text on it."""
+"""Make a console that goes silent, and stops no run, when its terminal or pipe is gone; say what stays text on it.
+
+`is_interactive` says whether it is a terminal that draws bars. Elsewhere, as in a log file, a text stays on one line.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 from typing import IO, Any, cast
 
 from rich.console import Console
 
 from fastflow.visible import visible
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 class _SteadyStdout:
@@ -37,6 +44,8 @@ class _TextConsole(Console):
     """Prints texts as texts: control characters in them, as a model or a file may hold, reach no terminal."""
 
     def print(self, *objects: Any, **options: Any) -> None:
+        if all(isinstance(entry, str) for entry in objects):
+            options.setdefault("soft_wrap", not self.is_interactive)
         super().print(*(visible(entry) if isinstance(entry, str) else entry for entry in objects), **options)
 
 
@@ -45,6 +54,17 @@ def say(console: Console, text: str, *, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def say_fields(console: Console, text: str) -> None:
+    """Say fields that two spaces separate, on one line; a narrow terminal breaks it between them."""
+    if console.is_interactive:
+        whole = re.sub(r"(?<=\S) (?=\S)", NO_BREAK, text)
+        broken = textwrap.fill(whole, console.width, subsequent_indent="    ", break_on_hyphens=False)
+        text = broken.replace(NO_BREAK, " ")
+    say(console, text)
+
+
 def make_console(*, quiet: bool = False) -> Console:
     """Return a console on stdout for a run that may outlive its terminal."""
-    return _TextConsole(file=cast("IO[str]", _SteadyStdout()), quiet=quiet)  # it passes all other attributes on
+    console = _TextConsole(file=cast("IO[str]", _SteadyStdout()), quiet=quiet)  # it passes all other attributes on
+    console.is_interactive = console.is_interactive and console.file.isatty()  # FORCE_COLOR gives a file colours alone
+    return console

@@ -63,12 +63,17 @@ def flush_directory(directory: Path) -> None:
 
 
 def replace_text(path: Path, text: str, *, lasting: bool = True) -> None:
-    """Write a small file that readers see whole, the old or the new, whatever happens in between. Raises OSError.
+    """Write a small file that readers see whole, the old or the new, whatever happens in between. Raises OSError, and
+    leaves the old one alone there.
 
     lasting: also after a power cut, for which the disk is waited for.
     """
     fresh = path.with_name(path.name + FRESH)
-    fresh.write_text(text, encoding="utf-8")
+    try:
+        fresh.write_text(text, encoding="utf-8")
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     if not lasting:
         fresh.replace(path)
         return
@@ -80,6 +85,20 @@ def replace_text(path: Path, text: str, *, lasting: bool = True) -> None:
 def replace_json(path: Path, tree: Any, *, lasting: bool = True) -> None:
     """Write a file of JSON as `replace_text` does."""
     replace_text(path, json_text(tree), lasting=lasting)
+
+
+def overwrite_json(path: Path, tree: Any) -> None:
+    """Write over a file of JSON, which a full disk takes too: blanks fill what is left of the old one. Raises OSError.
+
+    Readers see it whole but for a moment.
+    """
+    content = json_text(tree).encode()
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(b" " * (len(content) - size))
+        file.flush()  # where the disk has no room for more, the old content stays
+        file.seek(0)
+        file.write(content.ljust(size))
 
 
 def _begin_with(descriptor: int, start: int) -> None:

@@ -23,7 +23,7 @@ def names_of(tasks: Sequence[str], samples: int, rewarded: Sequence[str] = ()) -
     tasks, whose responses a function gives numbers.
     """
     measures = [
-        f"avg@{samples}", *(f"pass@{k}" for k in _shown(samples)), f"maj@{samples}", *_PLAIN,
+        f"avg@{samples}", *(f"pass@{k}" for k in shown_ks(samples)), f"maj@{samples}", *_PLAIN,
         *(f"{verdict}_share" for verdict in _COUNTED),
     ]  # fmt: skip
     found = [f"{EVALUATED}{task}/{measure}" for task in tasks for measure in measures]
@@ -36,7 +36,7 @@ def metrics_of(task: str, scores: Mapping[str, Any]) -> dict[str, float | None]:
     graded = REWARD not in scores
     names = (f"avg@{samples}", f"maj@{samples}") if graded else (REWARD,)
     measures = {name: scores[name] for name in (*names, *_PLAIN)}
-    measures |= {f"pass@{k}": scores["pass_at"][str(k)] for k in _shown(samples)} if graded else {}
+    measures |= {f"pass@{k}": scores["pass_at"][str(k)] for k in shown_ks(samples)} if graded else {}
     for name in sorted(measures):
         found[f"{EVALUATED}{task}/{name}"] = measures[name]["value"]
         found[f"{EVALUATED}{task}/{name}_error"] = measures[name]["error"]
@@ -103,6 +103,6 @@ def _error(error: float | None) -> str:
     return "" if error is None else f"±{100 * error:.1f}"
 
 
-def _shown(samples: int) -> list[int]:
+def shown_ks(samples: int) -> list[int]:
     """The k of pass@k beside 1, which is avg: powers of 2, and all samples."""
     return sorted({*(2**power for power in range(1, samples.bit_length()) if 2**power <= samples), samples} - {1})

@@ -25,30 +25,41 @@ def show_warnings(handler: logging.Handler) -> None:
     logging.basicConfig(handlers=[handler], force=True)
 
 
-def show_own_warnings() -> None:
-    """Show our own warnings on the console, and of other libraries only what matters."""
+class _OneLine(logging.Handler):
+    """Says a warning on one line."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from fastflow.run.console import say
+
+        say(self._console, f"{record.levelname:<8} {self.format(record)}")
+
+
+def show_own_warnings() -> Console:
+    """Show our own warnings on the console, and of other libraries only what matters. Returns the console: bars on
+    another one would draw over the warnings.
+    """
     from rich.logging import RichHandler
 
     from fastflow.run.console import make_console
 
-    show_warnings(RichHandler(console=make_console(), show_time=False, show_path=False))
+    console = make_console()
+    wide = RichHandler(console=console, show_time=False, show_path=False)
+    show_warnings(wide if console.is_interactive else _OneLine(console))
     logging.getLogger("fastflow").setLevel(logging.INFO)
+    return console
 
 
-def quiet_libraries() -> None:
-    """Our own warnings on the console; other libraries' chatter only when it matters."""
-    show_own_warnings()
+def open_console() -> Console:
+    """Set up logging as the command line does, and return its console; other libraries speak only when it matters."""
+    console = show_own_warnings()
     warnings.filterwarnings("ignore", category=FutureWarning)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").handlers.clear()  # its own one says the same once more
-
-
-def open_console() -> Console:
-    """Set up logging as the command line does, and return its console, for a program that calls `train` itself."""
-    from fastflow.run.console import make_console
-
-    quiet_libraries()
-    return make_console()
+    return console

@@ -18,7 +18,7 @@ from fastflow.config.methods import POLICY_GRADIENTS
 from fastflow.config.schema import Config
 from fastflow.counted import counted
 from fastflow.errors import FastflowError, message_of, need
-from fastflow.run.console import say
+from fastflow.run.console import say, say_fields
 from fastflow.run.directory import METRICS_FILE, WANDB_FILE
 from fastflow.run.evaluated import SECONDS, is_evaluated, lines_of
 from fastflow.run.json_text import finite
@@ -109,7 +109,7 @@ class ConsoleSink(Sink):
             *(_rate(metrics[f"{noun}s"] / metrics["seconds"], noun) for noun in ("response", "token")),
             *([f"{duration(left)} left"] if left else []),
         ]
-        say(self._console, "  ".join(fields))
+        say_fields(self._console, "  ".join(fields))
         for alarm in metrics["alarms"]:
             say(self._console, f"  alarm: {alarm}", style="bold yellow")
         self._show_evaluation(metrics)
@@ -117,7 +117,7 @@ class ConsoleSink(Sink):
     def close(self) -> None: ...
 
     def evaluating(self, step: int, what: str) -> None:
-        if not self._console.is_terminal:  # where no bar shows it
+        if not self._console.is_interactive:  # where no bar shows it
             say(self._console, f"  evaluating after step {step}: {what}")
 
     def evaluated_start(self, metrics: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ class ConsoleSink(Sink):
 
     def _show_evaluation(self, metrics: dict[str, Any]) -> None:
         for line in lines_of(metrics):
-            say(self._console, f"  {line}")
+            say_fields(self._console, f"  {line}")
 
 
 class TensorBoardSink(Sink):

@@ -17,7 +17,7 @@ from fastflow import __version__
 from fastflow.config.sections import EVALUATED
 from fastflow.counted import counted
 from fastflow.run.directory import STATUS_FILE
-from fastflow.run.durable import replace_json
+from fastflow.run.durable import overwrite_json, replace_json
 from fastflow.run.evaluated import SECONDS, is_evaluated
 from fastflow.run.pace import Pace
 
@@ -76,7 +76,7 @@ class StatusSink:
         self._evaluation = {"step": step, **found}
 
     def _replace(self, phase: str) -> None:
-        """A disk that does not take it stops nothing."""
+        """Write the file anew, or over the old one where the disk is full. A disk that takes neither stops nothing."""
         content = {
             "phase": phase,
             "step": self._step,
@@ -92,7 +92,10 @@ class StatusSink:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         with contextlib.suppress(OSError):
-            replace_json(self._file, content, lasting=False)
+            try:
+                replace_json(self._file, content, lasting=False)
+            except OSError:
+                overwrite_json(self._file, content)
 
 
 def describe_machine(device: torch.device) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -32,7 +31,7 @@ class Board:
         self._over, self._begun = len(done), time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            console=console, disable=not console.is_terminal,
+            console=console, disable=not console.is_interactive,
         )  # fmt: skip
         self._all = self._bars.add_task("all steps", total=self._total, completed=self._first, note="")
         self._tasks: dict[str, TaskID] = {}
@@ -41,9 +40,7 @@ class Board:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def started(self, run: Run) -> None:

@@ -16,7 +16,7 @@ from fastflow.run.lock import RunLock
 from fastflow.sweep.board import Board
 from fastflow.sweep.ledger import STATE_FILE, Ledger
 from fastflow.sweep.page import PAGE_FILE, RESULTS_FILE, TABLE_FILE, Outcome, write
-from fastflow.sweep.request import Request
+from fastflow.sweep.request import SweepRequest
 from fastflow.sweep.results import read_results
 from fastflow.sweep.runner import LOGS, Runner
 from fastflow.sweep.runs import Run
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def run(request: Request, console: Console) -> int:
+def run(request: SweepRequest, console: Console) -> int:
     """Carry out a sweep, or the rest of one. Returns the exit code: 1 where a run failed or a verdict is missed.
 
     Raises FastflowError for what would stop a run, before the first of them.
@@ -55,7 +55,7 @@ def run(request: Request, console: Console) -> int:
         return conclude(request, console, failed)
 
 
-def list_runs(request: Request, console: Console) -> None:
+def list_runs(request: SweepRequest, console: Console) -> None:
     """Check all that can be checked without the study's inputs, and print one line for each run."""
     if request.study is None:
         check_runs(request)
@@ -75,7 +75,7 @@ def check_output(output: Path) -> None:
         raise FastflowError(f"--output {output} holds {ours[0]}, which is not a sweep's; choose another directory")
 
 
-def check_runs(request: Request) -> None:
+def check_runs(request: SweepRequest) -> None:
     """Raise FastflowError for missing models, data, functions and packages of any run; equal ones are read once."""
     from fastflow.data import is_file
     from fastflow.train.dry_run import check_inputs
@@ -95,7 +95,7 @@ def check_runs(request: Request) -> None:
             raise FastflowError(f"run {entry.name}: {error}") from error
 
 
-def carry_out(request: Request, console: Console, ledger: Ledger, done: Sequence[Run]) -> dict[str, str]:
+def carry_out(request: SweepRequest, console: Console, ledger: Ledger, done: Sequence[Run]) -> dict[str, str]:
     """Carry out the runs. Returns why some failed, by their names. Raises RunStopped after a signal."""
     study = request.study
 
@@ -112,7 +112,7 @@ def carry_out(request: Request, console: Console, ledger: Ledger, done: Sequence
     return runner.failed
 
 
-def conclude(request: Request, console: Console, failed: dict[str, str]) -> int:
+def conclude(request: SweepRequest, console: Console, failed: dict[str, str]) -> int:
     """Write the page, print verdicts and failures. Returns the exit code."""
     results, notes = read_results([entry for entry in request.runs if entry.directory.exists()])
     finished = {result.name for result in results} - set(failed)

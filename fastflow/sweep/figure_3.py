@@ -18,13 +18,13 @@ from fastflow.config.presets import PRESETS
 from fastflow.run.directory import EVALUATION_FILE
 from fastflow.run.durable import replace_json
 from fastflow.run.output_file import writing
-from fastflow.sweep.results import RunResult, by_group, estimate, evaluated
-from fastflow.sweep.verdict import Unfinished, Verdict
+from fastflow.sweep.results import RunResult, by_group, evaluated, seed_mean
+from fastflow.sweep.study import Study, StudyVerdict, Unfinished
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fastflow.demo.tasks import Task
+    from fastflow.demo.tasks import DemoTask
 
 POWERFLOW = "powerflow"
 COLLAPSING = ("tb_trajectory", "rl_trajectory")  # whose length falls at once
@@ -82,7 +82,7 @@ def measure(run: Path, output: Path) -> None:
         replace_json(file, {"base": base, "policy": _evaluate(run / "policy")})
 
 
-def judge(results: Sequence[RunResult], unfinished: Unfinished) -> list[Verdict]:
+def judge(results: Sequence[RunResult], unfinished: Unfinished) -> list[StudyVerdict]:
     """Check what the figure shows. A claim about a run without results, or one that did not finish, is missed."""
     groups = by_group(results)
     base = fmean([run.base["mean_length"] for run in results if run.base] or [float("nan")])
@@ -98,20 +98,20 @@ def judge(results: Sequence[RunResult], unfinished: Unfinished) -> list[Verdict]
     ]
 
 
-def _with_all_runs(verdict: Verdict, unfinished: Sequence[str]) -> Verdict:
+def _with_all_runs(verdict: StudyVerdict, unfinished: Sequence[str]) -> StudyVerdict:
     """The verdict, missed where runs that it is about did not finish."""
     if not unfinished:
         return verdict
     return replace(verdict, met=False, found=f"{verdict.found}; unfinished: {', '.join(unfinished)}")
 
 
-def _collapses(name: str, runs: Sequence[RunResult], base: float) -> Verdict:
+def _collapses(name: str, runs: Sequence[RunResult], base: float) -> StudyVerdict:
     """A method's mean length is below half of the base's, around step 40 and in every seed."""
     lengths = {run.name: run.at(COLLAPSED_BY, "length_mean") for run in runs}
     shares = [length / base for length in lengths.values() if length is not None]
     short = [run for run, length in lengths.items() if length is None]
     met = bool(shares) and not short and max(shares) < COLLAPSED
-    return Verdict(
+    return StudyVerdict(
         f"{name} collapses in length by step {COLLAPSED_BY}",
         _spread(shares, "of the base's length") + _without(f"no step {COLLAPSED_BY}", short),
         f"below {COLLAPSED:g} in every seed",
@@ -119,7 +119,7 @@ def _collapses(name: str, runs: Sequence[RunResult], base: float) -> Verdict:
     )
 
 
-def _holds(runs: Sequence[RunResult], base: float) -> Verdict:
+def _holds(runs: Sequence[RunResult], base: float) -> StudyVerdict:
     """PowerFlow's mean length stays near the base's: that of its policies on held-out sums, and every five steps."""
     courses = [length for run in runs for step in range(5, len(run.steps) + 1, 5)
                if (length := run.at(step, "length_mean")) is not None]  # fmt: skip
@@ -129,7 +129,7 @@ def _holds(runs: Sequence[RunResult], base: float) -> Verdict:
     low, high = HOLDS
     untested = [run.name for run in runs if not run.evaluation]
     met = bool(shares) and not untested and all(low <= share <= high for share in shares)
-    return Verdict(
+    return StudyVerdict(
         f"{POWERFLOW} keeps its length in all steps",
         _spread(shares, "of the base's length") + _without("no evaluation", untested),
         f"{low:g} to {high:g}",
@@ -137,11 +137,11 @@ def _holds(runs: Sequence[RunResult], base: float) -> Verdict:
     )
 
 
-def _is_best(groups: Mapping[str, Sequence[RunResult]]) -> Verdict:
+def _is_best(groups: Mapping[str, Sequence[RunResult]]) -> StudyVerdict:
     """PowerFlow has the best accuracy of all methods and of the base: mean over seeds."""
     runs = [run for name in METHODS for run in groups.get(name, [])]
     found = {name: entry.value for name in METHODS if (entry := evaluated(groups.get(name, []), "accuracy"))}
-    if base := estimate([run.base["accuracy"] for run in runs if run.base]):
+    if base := seed_mean([run.base["accuracy"] for run in runs if run.base]):
         found[_BASE] = base.value
     absent = [name for name in (*METHODS, _BASE) if name not in found]
     untested = [run.name for run in runs if not run.evaluation]
@@ -150,7 +150,7 @@ def _is_best(groups: Mapping[str, Sequence[RunResult]]) -> Verdict:
     told = ", ".join(
         f"{name} {100 * value:.1f} %" for name, value in sorted(found.items(), key=lambda entry: -entry[1])
     )
-    return Verdict(
+    return StudyVerdict(
         f"{POWERFLOW} has the best accuracy of all",
         (told or "nothing was measured") + _without("no evaluation", [*absent, *untested] if found else []),
         "the highest",
@@ -179,7 +179,19 @@ def _evaluate(path: Path) -> dict[str, Any]:
     return evaluate_model(task, path, temperature=1.0, held_out=held_out, seed=PRETRAINING_SEED)
 
 
-def _task() -> Task:
+def _task() -> DemoTask:
     from fastflow.demo.tasks import SUMS
 
     return SUMS
+
+
+FIGURE_3 = Study(
+    title="The paper's stability figure, in miniature",
+    settings=SETTINGS,
+    variants=METHODS,
+    seeds=SEEDS,
+    inputs=inputs,
+    make_inputs=make_inputs,
+    measure=measure,
+    judge=judge,
+)

@@ -15,8 +15,8 @@ from fastflow.run.evaluated import averages_of
 from fastflow.run.output_file import writing
 from fastflow.sweep.measures import ACCURACY, DIVERSITY, USUAL, Measure, measure_of
 from fastflow.sweep.plots import curve_plot, traded_plot
-from fastflow.sweep.results import Estimate, RunResult, by_group, evaluated, final
-from fastflow.sweep.verdict import Verdict
+from fastflow.sweep.results import RunResult, SeedMean, by_group, evaluated, final
+from fastflow.sweep.study import StudyVerdict
 
 PAGE_FILE, RESULTS_FILE, TABLE_FILE = "report.html", "results.json", "results.md"
 _TRADED = ("reward_mean", "sequence_entropy")  # of training, where nothing was evaluated
@@ -31,7 +31,7 @@ class Outcome:
     title: str
     results: Sequence[RunResult]
     states: Sequence[tuple[str, str, str]]
-    verdicts: Sequence[Verdict] = ()
+    verdicts: Sequence[StudyVerdict] = ()
     metrics: Sequence[str] = ()
 
     @property
@@ -143,7 +143,7 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-TableRow = tuple[str, int, list[Estimate | None]]
+TableRow = tuple[str, int, list[SeedMean | None]]
 
 
 def _tables(outcome: Outcome) -> list[tuple[str, list[Measure], list[TableRow]]]:
@@ -186,11 +186,11 @@ def _pareto(outcome: Outcome) -> list[Any]:
     return []
 
 
-def _shown(measure: Measure, cell: Estimate | None) -> str:
+def _shown(measure: Measure, cell: SeedMean | None) -> str:
     return "–" if cell is None else measure.show(cell.value, cell.error)  # noqa: RUF001
 
 
-def _plain(entry: Estimate | None) -> Mapping[str, Any] | None:
+def _plain(entry: SeedMean | None) -> Mapping[str, Any] | None:
     return None if entry is None else asdict(entry)
 
 

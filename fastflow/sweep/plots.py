@@ -11,7 +11,7 @@ from fastflow.drawing.plot import Plot, Style
 from fastflow.report.plots import MOST_POINTS
 from fastflow.report.text import printable
 from fastflow.sweep.measures import Measure
-from fastflow.sweep.results import Estimate, RunResult, curve
+from fastflow.sweep.results import RunResult, SeedMean, curve
 
 
 def curve_plot(
@@ -41,7 +41,7 @@ def curve_plot(
 
 
 def traded_plot(
-    points: Mapping[str, tuple[Estimate, Estimate]], across: Measure, up: Measure, looks: Mapping[str, Style]
+    points: Mapping[str, tuple[SeedMean, SeedMean]], across: Measure, up: Measure, looks: Mapping[str, Style]
 ) -> Plot:
     """Draw accuracy (up) against diversity (across). points: (diversity, accuracy) of each group."""
     shown = [
@@ -57,7 +57,7 @@ def traded_plot(
     return pareto_plot(shown, of_shown, "pareto", title=title, unit=up.unit, x_label=x_label)
 
 
-def thinned(points: Sequence[tuple[int, Estimate]]) -> list[tuple[int, Estimate]]:
+def thinned(points: Sequence[tuple[int, SeedMean]]) -> list[tuple[int, SeedMean]]:
     """Keep at most MOST_POINTS points, the last one among them."""
     stride = -(-len(points) // MOST_POINTS) or 1
     return [point for index, point in enumerate(points) if (len(points) - 1 - index) % stride == 0]

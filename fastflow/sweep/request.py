@@ -16,10 +16,12 @@ from fastflow.config.resume import HARMLESS, ROUNDING
 from fastflow.config.schema import sections
 from fastflow.config.setting import suggest
 from fastflow.errors import FastflowError
+from fastflow.sweep.figure_3 import FIGURE_3
 from fastflow.sweep.grid import SEED, VARIANT, Axis, Point, expand, label_of
 from fastflow.sweep.runs import Run, read_runs
-from fastflow.sweep.studies import STUDIES, Study
+from fastflow.sweep.study import Study
 
+STUDIES = {"figure-3": FIGURE_3}  # sweeps that come along, by their --preset
 OWN_KEYS = ("grid", "seeds", "variants")  # of the YAML file; all others are those of fastflow train
 OURS = {  # settings that the sweep decides
     "run.output": "the sweep gives each run a directory of its own; use --output for that of the sweep",
@@ -29,7 +31,7 @@ MOST_JOBS = 1024
 
 
 @dataclass(frozen=True)
-class Request:
+class SweepRequest:
     """What is to be done. metrics: whose curves the page shows; empty for the usual ones. study: where one is named.
 
     departures: settings of the runs that are not the study's own, each with its value.
@@ -79,7 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_request(arguments: Sequence[str]) -> Request:
+def read_request(arguments: Sequence[str]) -> SweepRequest:
     """Read the arguments of `fastflow sweep`, and the settings of every run.
 
     Raises FastflowError for what the settings' reader refuses in any of the runs, and for a grid that makes none.
@@ -98,9 +100,12 @@ def read_request(arguments: Sequence[str]) -> Request:
             f"--preset {own.preset} is a whole sweep whose claims are about its own groups, and --grid makes others; "
             "leave one of them out (--seeds may be given)"
         )
-    tree = _read_file(own.config)
     if study is not None:
-        tree = study.tree()
+        tree = {**study.settings, "variants": study.variants, "seeds": list(study.seeds)}
+    elif own.config is not None:
+        tree = yaml_file.read_sections(own.config, such_as="'optim:' and 'grid:'")  # each run's reader checks the rest
+    else:
+        tree = {}
     axes = _axes(tree, own)
     base = {name: value for name, value in tree.items() if name not in OWN_KEYS}
     output = own.output or (Path("runs") / ("sweep" if study is None else own.preset))
@@ -117,12 +122,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     runs = read_runs(cells, base, options, output, own.config)
     metrics = tuple(dict.fromkeys(name.strip() for name in own.metrics.split(",") if name.strip()))
     departures = _departures(given, runs[0], study) if study is not None else ()
-    return Request(runs, output, own.jobs, own.devices, metrics, own.dry_run, study, departures)
-
-
-def _read_file(file: Path | None) -> dict[str, Any]:
-    """Read a sweep's file as a tree. The settings in it are checked with each run."""
-    return {} if file is None else yaml_file.read_sections(file, such_as="'optim:' and 'grid:'")
+    return SweepRequest(runs, output, own.jobs, own.devices, metrics, own.dry_run, study, departures)
 
 
 def _axes(tree: Mapping[str, Any], own: argparse.Namespace) -> list[Axis]:

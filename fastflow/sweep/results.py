@@ -42,7 +42,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean over seeds. error: its standard error; None for one seed."""
 
     value: float
@@ -74,33 +74,33 @@ def by_group(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
     return groups
 
 
-def estimate(values: Sequence[float | None]) -> Estimate | None:
+def seed_mean(values: Sequence[float | None]) -> SeedMean | None:
     """Return mean and standard error over the seeds that have a value; None where none has."""
     known = [value for value in values if value is not None]
     if not known:
         return None
     error = statistics.stdev(known) / math.sqrt(len(known)) if len(known) > 1 else None
-    return Estimate(statistics.fmean(known), error, len(known))
+    return SeedMean(statistics.fmean(known), error, len(known))
 
 
-def final(runs: Sequence[RunResult], metric: str) -> Estimate | None:
+def final(runs: Sequence[RunResult], metric: str) -> SeedMean | None:
     """Return a group's last value of a metric of training."""
-    return estimate([run.last(metric) for run in runs])
+    return seed_mean([run.last(metric) for run in runs])
 
 
-def evaluated(runs: Sequence[RunResult], metric: str) -> Estimate | None:
+def evaluated(runs: Sequence[RunResult], metric: str) -> SeedMean | None:
     """Return a group's value of a metric that was measured on its policies after training."""
-    return estimate([run.evaluation.get(metric) for run in runs])
+    return seed_mean([run.evaluation.get(metric) for run in runs])
 
 
-def curve(runs: Sequence[RunResult], metric: str) -> list[tuple[int, Estimate]]:
+def curve(runs: Sequence[RunResult], metric: str) -> list[tuple[int, SeedMean]]:
     """Return (step, mean over seeds) for every step at which some run of the group recorded the metric."""
     values: dict[int, list[float | None]] = {}
     for run in runs:
         for record in run.steps:
             if is_number(record.get(metric)):
                 values.setdefault(record["step"], []).append(float(record[metric]))
-    found = [(step, estimate(values[step])) for step in sorted(values)]
+    found = [(step, seed_mean(values[step])) for step in sorted(values)]
     return [(step, entry) for step, entry in found if entry is not None]
 
 

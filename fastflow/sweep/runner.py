@@ -23,7 +23,7 @@ from fastflow.run.output_file import writing
 from fastflow.sweep.board import Board
 from fastflow.sweep.ledger import Ledger
 from fastflow.sweep.machine import group_of, share_of, visible_gpus
-from fastflow.sweep.request import Request
+from fastflow.sweep.request import SweepRequest
 from fastflow.sweep.runs import Run
 
 SETTINGS, LOGS = "settings", "logs"
@@ -50,7 +50,7 @@ class Runner:
     after: called for each run that is done, also of an earlier sweep.
     """
 
-    def __init__(self, request: Request, board: Board, ledger: Ledger, after: Callable[[Run], None] | None = None):
+    def __init__(self, request: SweepRequest, board: Board, ledger: Ledger, after: Callable[[Run], None] | None = None):
         self._request, self._board, self._ledger = request, board, ledger
         self._after = after or (lambda run: None)
         self._jobs: list[Job] = []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
 
 from fastflow.config.methods import WITHOUT_ALPHA
@@ -32,6 +30,8 @@ def describe(trainer: Trainer) -> str:
     evaluated = ""
     if asked := trainer.evaluation.describe():
         evaluated = f"\nevaluated every {counted(config.eval.every, 'step')} on {asked}"
+    stops = config.rollout.stop
+    ends = f"\nresponses end at {' or '.join(map(repr, stops))}, or at the end token" if stops else ""
     several = describe_ranks(trainer.ranks)
     known = [prompt for prompt in trainer.prompts.all if isinstance(prompt, RecordedPrompt)]
     recorded = ""
@@ -48,7 +48,7 @@ def describe(trainer: Trainer) -> str:
         f"{counted(batch.updates_per_rollout, 'update')} per step on "
         f"{counted(responses // batch.updates_per_rollout, 'response')}, micro-batches of "
         f"{counted(batch.tokens_per_microbatch, 'token')}"
-        f"{evaluated}"
+        f"{ends}{evaluated}"
     )
 
 
@@ -85,10 +85,7 @@ def describe_objective(trainer: Trainer) -> str:
     """Which loss is taken: that of the settings, or another one's name."""
     objective, settings = trainer.learner.objective, trainer.config.objective
     if isinstance(objective, FlowObjective):
-        released = [
-            entry.name for entry in fields(trainer.config.released)
-            if getattr(trainer.config.released, entry.name) != entry.default
-        ]  # fmt: skip
+        released = [name.removeprefix("released.") for name in trainer.config.released.changed()]
         form = f"; as released: {', '.join(released)}" if released else ""
         power = f"beta {settings.beta:g}" if settings.name in WITHOUT_ALPHA else f"alpha {settings.alpha:g}"
         return f"{settings.name} at {power} (log_z {settings.log_z}{form})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fastflow.config.methods import ANSWER
@@ -16,7 +16,6 @@ from fastflow.evaluate.graders.gold import gold_text
 from fastflow.evaluate.graders.grader import Item
 from fastflow.evaluate.graders.gym import as_gold
 from fastflow.evaluate.graders.pool import GraderPool
-from fastflow.evaluate.graders.self_check import unequal_golds
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.majority import NO_ANSWER as NO_CLASS
 from fastflow.evaluate.majority import votes
@@ -29,6 +28,11 @@ GYM = "gym"
 MOST_WORKERS = 8  # processes; a step's responses are graded between sampling and training
 
 
+def grader_pool(graders: Collection[str]) -> GraderPool:
+    """A pool that leaves half of the cores to the training; its processes start with the first answer."""
+    return GraderPool(graders, workers=min(MOST_WORKERS, max(1, cores() // 2)))
+
+
 class GradedAnswers:
     """An AnswerReader over processes that can be killed; they start with the first answer.
 
@@ -38,8 +42,7 @@ class GradedAnswers:
 
     def __init__(self, grader: str, answer_field: str):
         self._grader, self._field = grader, answer_field
-        workers = min(MOST_WORKERS, max(1, cores() // 2))
-        self._pool = GraderPool(workers=workers, needs_math=grader == "math", needs_gym=grader == GYM)
+        self._pool = grader_pool({grader})
 
     def are_right(self, texts: Sequence[str], records: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Whether each response gives its record's answer; one that hits the limit of time or memory does not."""
@@ -60,8 +63,7 @@ class GradedAnswers:
         """
         items = [self._item(prompt.record, "") for prompt in prompts]
         with self._pool as pool:
-            unequal = set(unequal_golds(items, pool))
-        bad = [number for number, item in enumerate(items) if (item.grader, item.gold) in unequal]
+            bad = pool.unequal_golds(items)
         if not bad:
             return
         found = (

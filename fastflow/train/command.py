@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from fastflow.config.program import NO_PROGRAM, Program
 from fastflow.config.resume import Resume
 from fastflow.config.schema import Config
 from fastflow.data.stream import warn_of_few
+from fastflow.evaluate.as_trained import in_shell, options_of
 from fastflow.models.ranks import Ranks
 from fastflow.objectives.by_name import make_objective
 from fastflow.objectives.objective import MakeObjective
@@ -69,14 +69,8 @@ def train(
 
 def how_to_compare(config: Config) -> str:
     """The command that compares a run with its base, on prompts that are put as in training."""
-    words = [config.model.base or config.model.path, config.run.output]
-    if config.data.chat_template:
-        words += ["--chat_template", "true"]
-    if config.data.system is not None:
-        words += ["--system", config.data.system]
-    words += ["--max_tokens", str(config.rollout.max_response_tokens)]
-    if config.rollout.stop:
-        words += ["--rollout.stop", json.dumps(list(config.rollout.stop))]
+    options = options_of(config) | {"max_tokens": str(config.rollout.max_response_tokens)}
     if config.model.trust_remote_code:
-        words += ["--model.trust_remote_code", "true"]
-    return f"to compare it with its base: fastflow evaluate {shlex.join(words)} --tasks TASKS"
+        options["model.trust_remote_code"] = "true"
+    models = shlex.join([config.model.base or config.model.path, config.run.output])
+    return f"to compare it with its base: fastflow evaluate {models} {in_shell(options)} --tasks TASKS"

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
-from fastflow.evaluate.conditions import drawn_by
+from fastflow.evaluate.conditions import drawn_by, sampling
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
-from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE, facts
+from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE
 from fastflow.evaluate.tables import markdown
 from fastflow.evaluate.task import Task
 from fastflow.models.pulse import PULSE
@@ -58,7 +58,7 @@ class Curve:
         self._first: dict[str, Rows] = {}  # what the differences are taken from
 
     def add(self, step: int, rows: Mapping[str, Rows], questions: Mapping[str, Sequence[str]]) -> None:
-        """Keep an evaluation on the disk. rows: of each task, as `answer_part` makes them. questions: as JSON."""
+        """Keep an evaluation on the disk. rows: of each task, as `grade_part` makes them. questions: as JSON."""
         of_task = {}
         with writing(self._directory):
             for name, of_one in rows.items():
@@ -104,9 +104,10 @@ class Curve:
     def _settings(self) -> dict[str, Any]:
         settings, data, rollout = self._config.eval, self._config.data, self._config.rollout
         return {
-            "samples": settings.samples, "temperature": settings.temperature, "top_p": settings.top_p,
+            "samples": settings.samples, **sampling(settings),
             "max_tokens": settings.max_response_tokens or rollout.max_response_tokens, "seed": settings.seed,
-            "limit": settings.limit, "chat_template": data.chat_template, "system": data.system,
+            "limit": settings.limit, "chat_template": data.chat_template,
+            "template_arguments": data.template_arguments, "system": data.system,
             **drawn_by(rollout, self._config.model), "method": {"name": PLAIN}, "seeds": responses.SEEDS,
             "every": settings.every,
         }  # fmt: skip
@@ -125,7 +126,7 @@ class Curve:
 
     def _results(self, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
         tasks = [
-            {**facts(task), "plot": None, "models": [
+            {**task.facts(), "plot": None, "models": [
                 {"name": f"step {one.step}", "step": one.step, **one.of_task[task.name]} for one in evaluated
             ]}
             for task in self._tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from fastflow.config.methods import WITHOUT_ALPHA
+from fastflow.config.methods import OFFLINE, POLICY_GRADIENTS, TAKE_A_REWARD, WITHOUT_ALPHA
 from fastflow.config.schema import Config
 from fastflow.counted import counted
 from fastflow.train.unread import unread
@@ -27,7 +27,7 @@ def doubtful(config: Config) -> list[str]:
     sharpens = config.objective.name not in WITHOUT_ALPHA and config.objective.alpha > 1
     if sharpens and config.objective.format_pattern is None and config.objective.format_check is None:
         warnings.append("alpha above 1 without objective.format_pattern can drift into repetition; watch the alarms")
-    return warnings + _below_the_peak(config) + unread(config)
+    return warnings + _measured_alone(config) + _below_the_peak(config) + unread(config)
 
 
 def vanishing(config: Config) -> list[str]:
@@ -37,6 +37,17 @@ def vanishing(config: Config) -> list[str]:
     return [
         f"updates of optim.lr = {config.optim.lr:g} vanish in bfloat16 parameters; keep model.dtype = float32 and set "
         "model.autocast = true instead"
+    ]
+
+
+def _measured_alone(config: Config) -> list[str]:
+    """Say where a reward is no part of the loss."""
+    name, reward = config.objective.name, config.objective.reward
+    if reward is None or name in (*TAKE_A_REWARD, *POLICY_GRADIENTS, *OFFLINE):
+        return []
+    return [
+        f"objective.reward = {reward} is measured, and objective.name = {name} does not train on it (an objective of "
+        f"your own may); to train on it, set objective.name = {' or '.join(TAKE_A_REWARD)}"
     ]
 
 

@@ -19,24 +19,23 @@ from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses
-from fastflow.evaluate.graders.pool import GraderPool
+from fastflow.evaluate.conditions import sampling
 from fastflow.evaluate.keys import key_of
-from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
+from fastflow.evaluate.methods.answer import Entry, answer_of
 from fastflow.evaluate.prompts import tokenize_questions
 from fastflow.evaluate.questions import as_json
 from fastflow.evaluate.task import Task, check_reward, find_task
 from fastflow.evaluate.work import Work, check_golds, read_work
-from fastflow.machine import cores
 from fastflow.models.layers.rope import context_of
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import Ranks
 from fastflow.models.tokenizer import end_ids
 from fastflow.rollout.admission import check_tokens
-from fastflow.rollout.sampler import Request, SamplingParams
+from fastflow.rollout.sampler import SamplingParams
 from fastflow.rollout.schedule import Schedule
 from fastflow.run import generators
 from fastflow.run.evaluated import SECONDS, names_of
-from fastflow.train.answers import MOST_WORKERS
+from fastflow.train.answers import grader_pool
 from fastflow.train.curve import Best, Curve, best_of
 from fastflow.train.progress import RunProgress
 
@@ -90,7 +89,7 @@ def read_works(
     folder, limit = settings.data_folder, settings.limit
     works = [read_work(task, folder=folder, limit=limit, program=program) for task in tasks]
     if works and try_golds:
-        with _grader_pool(works) as pool:
+        with grader_pool({work.task.grader for work in works}) as pool:
             for work in works:
                 check_golds(work, pool)
     return works
@@ -107,12 +106,11 @@ class Evaluation:
         self._prompts = [_prompts(work, tokenizer, config) for work in works]
         for prompts in self._prompts:
             check_tokens(policy, prompts)
-        self._pool = _grader_pool(works)
+        self._pool = grader_pool({work.task.grader for work in works})
         settings, rollout = config.eval, config.rollout
         self._params = SamplingParams.of(
             rollout,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
+            **sampling(settings),
             max_response_tokens=settings.max_response_tokens or rollout.max_response_tokens,
         )
         self.curve = Curve(run, [work.task for work in works], config)
@@ -177,13 +175,11 @@ class Evaluation:
             progress.phase(f"asking {work.task.name}", len(prompts) * self._config.eval.samples)
             groups = schedule.draw(requests, self._params)
             answers = [[answer_of(one, self._text, sampled=len(one)) for one in group.trajectories] for group in groups]
-            progress.phase(f"grading {work.task.name}", 0)
+            progress.phase(f"grading {work.task.name}", None)
             with ranks.together():
                 if ranks.is_first:
                     entries: list[Entry] = list(zip(range(len(prompts)), work.questions, prompts, strict=True))
-                    rows[work.task.name] = responses.answer_part(
-                        _Given(answers), self._pool, work.task, entries, requests, reward=work.reward
-                    )
+                    rows[work.task.name] = responses.grade_part(answers, self._pool, work, entries, requests)
         stop_if_asked()
         with ranks.together():
             if ranks.is_first:
@@ -224,16 +220,6 @@ class Evaluation:
         self._pool.close()
 
 
-class _Given:
-    """A method whose answers are there already: all ranks drew them, and one grades."""
-
-    def __init__(self, answers: list[list[Answer]]):
-        self._answers = answers
-
-    def answers(self, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
-        return self._answers
-
-
 def _prompts(work: Work, tokenizer: PreTrainedTokenizerBase, config: Config) -> list[Prompt]:
     """The questions as the training's prompts are put, but for data.suffix: a task has a prompt of its own."""
     data = config.data
@@ -241,10 +227,3 @@ def _prompts(work: Work, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
         work.questions, tokenizer, chat_template=data.chat_template, system=data.system,
         template_arguments=data.template_arguments,
     )  # fmt: skip
-
-
-def _grader_pool(works: Sequence[Work]) -> GraderPool:
-    """A pool whose processes start with the first answer."""
-    workers = min(MOST_WORKERS, max(1, cores() // 2))
-    graders = {work.task.grader for work in works}
-    return GraderPool(workers=workers, needs_math="math" in graders, needs_gym="gym" in graders)

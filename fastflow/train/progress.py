@@ -22,7 +22,7 @@ class RunProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not console.is_interactive,
         )
         self._steps = self._bars.add_task(label, total=steps)
         self._phase = self._bars.add_task("", total=None, visible=False)
@@ -34,8 +34,8 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def phase(self, name: str, total: int) -> None:
-        """Restart the inner bar with a new name and total."""
+    def phase(self, name: str, total: int | None) -> None:
+        """Restart the inner bar with a new name and total; None where nobody knows it."""
         self._bars.reset(self._phase, description=f"  {name}", total=total, visible=True)
 
     def advance_phase(self, count: int = 1) -> None:

@@ -85,6 +85,11 @@ TABLE = (  # METHOD stands for objective.name with its value; of two reasons for
     Unread(("run.best_is",), lambda c: c.run.best_metric is None, "run.best_metric is not set"),
     Unread(("run.samples_per_dump",), lambda c: not c.run.samples_every, "run.samples_every = 0 writes none"),
     Unread(("eval",), lambda c: not c.eval.every, "eval.every = 0 evaluates nothing"),
+    Unread(
+        ("eval.top_p", "eval.top_k", "eval.min_p"),
+        lambda c: not c.eval.temperature,
+        "eval.temperature = 0 takes the likeliest token",
+    ),
     Unread(("eval.grader",), lambda c: not any(map(is_own_file, c.eval.tasks)), "eval.tasks names no file of your own"),
 )
 
@@ -104,9 +109,5 @@ def unread(config: Config) -> list[str]:
 
 def _changed(config: Config) -> dict[str, Any]:
     """The settings that differ from their defaults, by their dotted names."""
-    return {
-        f"{section.name}.{entry.name}": value
-        for section in dataclasses.fields(config)
-        for entry in dataclasses.fields(getattr(config, section.name))
-        if (value := getattr(getattr(config, section.name), entry.name)) != entry.default
-    }
+    sections = [getattr(config, section.name) for section in dataclasses.fields(config)]
+    return {name: value for section in sections for name, value in section.changed().items()}

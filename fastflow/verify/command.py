@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastflow.run.logs import open_console
 from fastflow.run.output_file import writable, write_json
 
 if TYPE_CHECKING:
@@ -33,18 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run every check and print the table. Returns 0; 1 where a value exceeds its bound."""
     import torch
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from fastflow.verify.checks import QUICK, Size, run_checks
     from fastflow.verify.power_sampling import SCOPE
 
+    console = open_console()
     output = None if arguments.json is None else writable(Path(arguments.json))
     start, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)  # such small matrices gain nothing from more cores
     try:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        with torch.random.fork_rng(devices=[]), Progress(*columns, transient=True) as progress:
+        bars = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+        with torch.random.fork_rng(devices=[]), bars as progress:
             size = QUICK if arguments.quick else Size()
             task = progress.add_task("gradients", total=size.total_updates())
             checks = run_checks(
@@ -56,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(threads)
     seconds, passed = time.perf_counter() - start, all(check.passed for check in checks)
-    console = Console()
     console.print(_table_of(checks))
     console.print(SCOPE)
     console.print(f"{'all checks passed' if passed else 'some checks FAILED'} in {seconds:.0f} s")

@@ -26,3 +26,8 @@ from fastflow_kernels.reference import FlowLoss, TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
 
 __all__ = ["FlowLoss", "TokenStatistics", "VocabularyShard", "explain", "flow_loss", "linear_logprob", "on_block"]
+
+
+def __dir__() -> list[str]:
+    """What completion offers: not the modules."""
+    return __all__

@@ -55,7 +55,7 @@ def test_the_variable_for_commands_of_others(monkeypatch):
 
 
 def test_graders():
-    with GraderPool(workers=1) as pool:
+    with GraderPool(("math",), workers=1) as pool:
         assert list(pool.grade([Item("exact", "1", "1")])) == [Verdict.RIGHT]
 
 

@@ -7,14 +7,14 @@ from hypothesis import HealthCheck, given, settings
 
 from hostile_data import data_cases
 from hostile_settings import settings_cases
-from refusing import Judge
+from refusing import CaseJudge
 
 few = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")
 def judge(tmp_path_factory):
-    return Judge(tmp_path_factory.mktemp("fuzz"))
+    return CaseJudge(tmp_path_factory.mktemp("fuzz"))
 
 
 @few

@@ -117,7 +117,7 @@ def test_in_a_refusal(monkeypatch, capsys, text):
     def refuse(arguments):
         raise cli.FastflowError(f"p.jsonl:1: {text}; remove the record")
 
-    monkeypatch.setattr(cli, "_train", refuse)
+    monkeypatch.setitem(cli.READ_SETTINGS, "train", refuse)
     code, _, err = invoke(capsys, "train")
     assert code == 2 and err.count("\n") == 1
     assert not CONTROL.search(err)

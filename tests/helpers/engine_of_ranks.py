@@ -26,8 +26,9 @@ from fastflow.models.weights.merging import adapted_layers
 from fastflow.rollout import probe
 from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.rollout.schedule import OneAhead
-from fastflow.rollout.vllm import gathered, kept_engine, messages
+from fastflow.rollout.vllm import kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
+from fastflow.rollout.vllm import weights as vllm_weights
 from fastflow.rollout.vllm.process import EngineLost
 from fastflow.rollout.vllm.sampler import VllmSampler
 from small_models import make_causal_lm
@@ -190,7 +191,7 @@ def gathers(ranks: Ranks) -> None:
 
 def loads_what_changes(ranks: Ranks) -> None:
     """A bucket never holds more than its bytes or one weight; frozen weights are gathered once."""
-    gathered.GatheredWeights.__init__.__defaults__ = (10_000,)
+    vllm_weights.SharedWeights.__init__.__defaults__ = (10_000,)
     try:
         policy = make_policy(ranks, lora=True)
         for adapters in ("merge", "apply"):
@@ -207,7 +208,7 @@ def loads_what_changes(ranks: Ranks) -> None:
             assert engine.asked[-1] == "Commit True" and engine.asked[-2] == ("Adopt" if not rounds else rounds[-1])
             sampler.close()
     finally:
-        gathered.GatheredWeights.__init__.__defaults__ = (gathered.BUCKET_BYTES,)
+        vllm_weights.SharedWeights.__init__.__defaults__ = (vllm_weights.BUCKET_BYTES,)
 
 
 def samples_shares(ranks: Ranks) -> None:

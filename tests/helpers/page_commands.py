@@ -12,8 +12,8 @@ from fastflow.config.parser import take_option
 from fastflow.config.reader import read_config
 from fastflow.evaluate.settings import read_settings
 from fastflow.plan.command import read_arguments
+from fastflow.sweep.request import STUDIES
 from fastflow.sweep.request import read_request as read_sweep
-from fastflow.sweep.studies import STUDIES
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -65,7 +65,7 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, earlier)
 
 
-class Judge:
+class CaseJudge:
     """Runs cases as dry runs on tiny models in `home`."""
 
     def __init__(self, home: Path, seconds: float = LONGEST_CASE):

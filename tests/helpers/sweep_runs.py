@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 import cli_runs
-from fastflow.sweep.request import Request, read_request
+from fastflow.sweep.request import SweepRequest, read_request
 
 # alpha says how a stand-in behaves: 13 fails with a sentence, 14 is killed, 15 goes on until it is told to stop,
 # 16 for ever
@@ -66,7 +66,7 @@ def options(home: Path) -> list[str]:
     ]
 
 
-def request(home: Path, *more: str) -> Request:
+def request(home: Path, *more: str) -> SweepRequest:
     """The same, read."""
     return read_request([*options(home), *more])
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,9 +12,6 @@ from fastflow.evaluate.creative.lexical import compression_ratio, distinct_n, vo
 from fastflow.evaluate.creative.rouge import rouge_l_redundancy
 from fastflow.evaluate.creative.semantic import semantic_diversity
 from fastflow.evaluate.creative.words import words
-
-if TYPE_CHECKING:
-    from fastflow.evaluate.creative.embedding import Encoder
 
 Measures = dict[str, float]
 VERSION = 2  # of the formulas; a cached value of another version is computed anew
@@ -50,14 +46,3 @@ def measure(texts: Sequence[str], vectors: Float32[np.ndarray, "n d"] | None = N
         return found
     clipped = semantic_diversity(vectors, clip=True)
     return {"semantic": semantic_diversity(vectors), "semantic_clipped": clipped, **found}
-
-
-def measure_all(
-    prompts: Sequence[Sequence[str]], encoder: Encoder | None, on_prompt: Callable[[], None] = lambda: None
-) -> list[Measures]:
-    """Measure the responses of each prompt. on_prompt: called after each."""
-    found = []
-    for texts in prompts:
-        found.append(measure(texts, encoder.encode(texts) if encoder else None))
-        on_prompt()
-    return found

@@ -55,7 +55,7 @@ async def _stay_awake() -> None:
         await asyncio.sleep(AWAKE_SECONDS)
 
 
-class Judge:
+class JudgeModel:
     """Asks the server of the settings. model: the judging model, asked from the server where the settings name none."""
 
     def __init__(self, settings: JudgeConfig):

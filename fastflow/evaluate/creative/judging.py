@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from fastflow.evaluate.creative import questions
-from fastflow.evaluate.creative.judge import Ask, Cost, Judge
+from fastflow.evaluate.creative.judge import Ask, Cost, JudgeModel
 from fastflow.evaluate.creative.parse_reply import find_choice, find_grades
 from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import Rubric
@@ -48,7 +48,7 @@ class Variety:
     cost: Cost
 
 
-def grade_quality(judge: Judge, rubric: Rubric, prompts: ByPrompt, replies: ReplyLog, **more: Any) -> Quality:
+def grade_quality(judge: JudgeModel, rubric: Rubric, prompts: ByPrompt, replies: ReplyLog, **more: Any) -> Quality:
     """Grade each response by the rubric, with as many votes as the settings say. more: on_answer."""
     limit = judge.settings.responses or None
     asks, owner = [], []
@@ -80,7 +80,7 @@ def grade_quality(judge: Judge, rubric: Rubric, prompts: ByPrompt, replies: Repl
 
 
 def compare_pairs(
-    judge: Judge, rubric: Rubric, ours: ByPrompt, theirs: ByPrompt, replies: ReplyLog,
+    judge: JudgeModel, rubric: Rubric, ours: ByPrompt, theirs: ByPrompt, replies: ReplyLog,
     **more: Any,
 ) -> Wins:  # fmt: skip
     """Compare responses of two models to the same prompts, each pair in both orders. more: on_answer."""
@@ -114,7 +114,7 @@ def compare_pairs(
     )  # fmt: skip
 
 
-def rate_solutions(judge: Judge, prompts: ByPrompt, right: str, replies: ReplyLog, **more: Any) -> Variety:
+def rate_solutions(judge: JudgeModel, prompts: ByPrompt, right: str, replies: ReplyLog, **more: Any) -> Variety:
     """Rate how much the right solutions of each question differ. right: the verdict of those. more: on_answer."""
     asks, owner = [], []
     for place, rows in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""The dial: one LoRA adapter at several strengths, each a subject of its own."""
+"""The dial: one LoRA adapter at several strengths, each a model of its own."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastflow.errors import FastflowError
-from fastflow.evaluate.subjects import Subject
+from fastflow.evaluate.models import ModelSource
 
 ADAPTER = "adapter"  # where a run of `fastflow train` keeps what it has learned
 SETTING = "eval.adapter_scale"
 
 
-def scaled(subjects: Sequence[Subject], scales: Sequence[float]) -> list[Subject]:
-    """Return each subject with adapters once for each scale, in order, and the others as they are.
+def scaled(models: Sequence[ModelSource], scales: Sequence[float]) -> list[ModelSource]:
+    """Return each model with adapters once for each scale, in order, and the others as they are.
 
-    A run of `fastflow train` counts with the adapters that it has saved. Raises FastflowError where no subject has
+    A run of `fastflow train` counts with the adapters that it has saved. Raises FastflowError where no model has
     adapters, and for adapters that a factor does not scale.
     """
     if not scales:
-        return list(subjects)
+        return list(models)
     if len(set(scales)) < len(scales):
         raise FastflowError(f"{SETTING} names a scale twice; give each once")
-    found: list[Subject] = []
+    found: list[ModelSource] = []
     any_adapters = False
-    for subject in subjects:
-        directory = subject.adapter or _of_run(subject)
+    for model in models:
+        directory = model.adapter or _of_run(model)
         if directory is None:
-            found.append(subject)
+            found.append(model)
             continue
         base = check_scalable(directory)
         any_adapters = True
         found += [
-            replace(subject, name=f"{subject.name} at {scale:g}", path=base, adapter=directory, scale=scale)
+            replace(model, name=f"{model.name} at {scale:g}", path=base, adapter=directory, scale=scale)
             for scale in scales
         ]
     if not any_adapters:
-        names = ", ".join(subject.name for subject in subjects)
+        names = ", ".join(model.name for model in models)
         raise FastflowError(
             f"{SETTING} is set, but {names} has no LoRA adapters; give an adapter or a run with lora.rank"
         )
@@ -65,6 +65,6 @@ def check_scalable(directory: str) -> str:
     return base
 
 
-def _of_run(subject: Subject) -> str | None:
-    directory = Path(subject.name) / ADAPTER
+def _of_run(model: ModelSource) -> str | None:
+    directory = Path(model.name) / ADAPTER
     return str(directory) if (directory / "adapter_config.json").is_file() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,9 +57,8 @@ class JudgeConfig(Section):
             if name in OWN_FIELDS:
                 raise FastflowError(f"judge.extra sets {name}, which fastflow sets itself; {OWN_FIELDS[name]}")
         if self.address is None:
-            for entry in fields(self):
-                if getattr(self, entry.name) != entry.default:
-                    raise FastflowError(f"judge.{entry.name} is set but judge.address is not; name the judge's server")
+            for name in self.changed():
+                raise FastflowError(f"{name} is set but judge.address is not; name the judge's server")
             return
         parts = urlsplit(self.address)
         if parts.scheme not in ("http", "https") or not parts.hostname:

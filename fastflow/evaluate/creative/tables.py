@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastflow.evaluate.scores import HEADINGS
+
 TableRow = tuple[str, list[str]]
 NOTHING = "–"
 _DIVERSITY = {
@@ -12,7 +14,6 @@ _DIVERSITY = {
     "rouge_l": "ROUGE-L redundancy", "self_bleu": "self-BLEU", "distinct_1": "distinct-1", "distinct_2": "distinct-2",
     "compression": "compression ratio", "vocabulary": "vocabulary",
 }  # fmt: skip
-_COMPARED = {"quality": "quality", "semantic": "semantic diversity", "rouge_l": "ROUGE-L redundancy"}
 
 
 def creative_rows(task: dict[str, Any]) -> list[TableRow]:
@@ -21,14 +22,14 @@ def creative_rows(task: dict[str, Any]) -> list[TableRow]:
     scores = [model["scores"] for model in models]
     shown: list[TableRow] = []
     if any("quality" in entry for entry in scores):
-        shown.append(("quality, 0 to 1", [_number(entry.get("quality")) for entry in scores]))
+        shown.append(("quality, 0 to 1", [number(entry.get("quality")) for entry in scores]))
         names = dict.fromkeys(name for entry in scores for name in entry.get("criteria", {}))
         shown += [
-            (f"grade: {name}", [_number(entry.get("criteria", {}).get(name), 2) for entry in scores]) for name in names
+            (f"grade: {name}", [number(entry.get("criteria", {}).get(name), 2) for entry in scores]) for name in names
         ]
     shown += added_rows(task)
-    for name, heading in (("tokens", "tokens"), ("truncated", "cut off"), ("distinct", "distinct")):
-        shown.append((heading, [_number(entry[name], 1 if name == "tokens" else 3) for entry in scores]))
+    for name, digits in (("tokens", 1), ("truncated", 3), ("distinct", 3)):
+        shown.append((HEADINGS[name], [number(entry[name], digits) for entry in scores]))
     return shown
 
 
@@ -38,22 +39,22 @@ def added_rows(task: dict[str, Any]) -> list[TableRow]:
     scores = [model["scores"] for model in models]
     shown: list[TableRow] = []
     if any("alpha" in entry for entry in scores):
-        shown.append(("effective alpha", [_number(entry.get("alpha"), 2) for entry in scores]))
+        shown.append(("effective alpha", [number(entry.get("alpha"), 2) for entry in scores]))
     if any("diversity" in entry for entry in scores):
         for name, heading in _DIVERSITY.items():
             cells = [entry.get("diversity", {}).get(name) for entry in scores]
             if any(cells):
-                shown.append((heading, [_number(cell, 0 if name == "vocabulary" else 3) for cell in cells]))
+                shown.append((heading, [number(cell, 0 if name == "vocabulary" else 3) for cell in cells]))
     if any("variety" in entry for entry in scores):
-        shown.append(("variety of right solutions, 1 to 5", [_number(entry.get("variety"), 2) for entry in scores]))
+        shown.append(("variety of right solutions, 1 to 5", [number(entry.get("variety"), 2) for entry in scores]))
     if len(models) > 1:
-        for name, heading in _COMPARED.items():
+        for name in ("quality", "semantic", "rouge_l"):
             cells = [model.get("differences", {}).get(name) for model in models]
             if any(cells):
-                shown.append((f"{heading} less the first's, 95 %", ["", *map(_interval, cells[1:])]))
+                shown.append((f"{_DIVERSITY.get(name, name)} less the first's, 95 %", ["", *map(_interval, cells[1:])]))
         if any("wins" in model for model in models):
             wins = [model.get("wins", {}).get("win_rate") for model in models]
-            shown.append(("wins against the first", ["", *map(_number, wins[1:])]))
+            shown.append(("wins against the first", ["", *map(number, wins[1:])]))
     shown += _cost(models)
     return shown
 
@@ -78,7 +79,8 @@ def _costs(model: dict[str, Any]) -> list[dict[str, int] | None]:
     return [scores.get("judge"), scores.get("variety_judge"), model.get("wins", {}).get("judge")]
 
 
-def _number(entry: dict[str, Any] | None, digits: int = 3) -> str:
+def number(entry: dict[str, Any] | None, digits: int = 3) -> str:
+    """A mean and its standard error."""
     if entry is None or entry["value"] is None:
         return NOTHING
     error = "" if entry["error"] is None else f" ± {entry['error']:.{digits}f}"

@@ -13,14 +13,13 @@ import selectors
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from types import TracebackType
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from fastflow.children import python_module, same_path
 from fastflow.errors import FastflowError
 from fastflow.evaluate.graders import gym
 from fastflow.evaluate.graders.algebra import symbolic
-from fastflow.evaluate.graders.grader import Item
+from fastflow.evaluate.graders.grader import Item, with_gold_as_response
 from fastflow.evaluate.graders.verdict import Verdict
 from fastflow.evaluate.graders.worker import READY
 from fastflow.models.pulse import PULSE
@@ -35,20 +34,17 @@ LOOK = 5.0  # seconds between two looks at the workers, which say that this proc
 class GraderPool:
     """Grades items in worker processes, which start with the first item.
 
+    graders: of the items; raises FastflowError where math-verify for `math` or reasoning-gym for `gym` is missing.
     workers: processes. timeout: seconds that one item may take. memory: bytes that one worker may map. Items that hit a
-    limit come back as timed_out, and their worker is replaced. needs_math, needs_gym: whether sympy and reasoning-gym
-    are loaded; raises FastflowError where math-verify or reasoning-gym is then missing.
+    limit come back as timed_out, and their worker is replaced.
     """
 
-    def __init__(
-        self, *, workers: int = 2, timeout: float = TIMEOUT, memory: int = MEMORY, needs_math: bool = True,
-        needs_gym: bool = False,
-    ):  # fmt: skip
-        if needs_math:
-            symbolic.require()
-        if needs_gym:
-            gym.require()
-        self._arguments = [str(memory), *(["math"] if needs_math else []), *(["gym"] if needs_gym else [])]
+    def __init__(self, graders: Collection[str], *, workers: int = 2, timeout: float = TIMEOUT, memory: int = MEMORY):
+        required = {"math": symbolic.require, "gym": gym.require}
+        loaded = [grader for grader in required if grader in graders]
+        for grader in loaded:
+            required[grader]()
+        self._arguments = [str(memory), *loaded]
         self._timeout = timeout
         self._count = workers
         self._workers: list[_Worker] = []
@@ -56,9 +52,7 @@ class GraderPool:
     def __enter__(self) -> GraderPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -105,6 +99,20 @@ class GraderPool:
                 while following in done:
                     yield done.pop(following)
                     following += 1
+
+    def unequal_golds(self, items: Sequence[Item]) -> list[int]:
+        """The places of items whose gold answer is not right as their own response, so that no response can be right.
+
+        Equal gold answers are tried once.
+        """
+        answered = {(item.grader, item.gold): with_gold_as_response(item) for item in items}
+        tried = {gold: item for gold, item in answered.items() if item is not None}
+        verdicts = dict(zip(tried, self.grade(tried.values()), strict=True))
+        return [
+            place
+            for place, item in enumerate(items)
+            if verdicts.get((item.grader, item.gold), Verdict.RIGHT) is not Verdict.RIGHT
+        ]
 
     def _next_results(self, selector: selectors.BaseSelector) -> Iterator[tuple[int, tuple[Verdict, str]]]:
         """What workers answer until the nearest deadline, and timed_out for those that passed theirs."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from fastflow.data.response_text import ResponseText
 from fastflow.data.trajectory import Prompt, Trajectory
 from fastflow.evaluate.questions import Question
+from fastflow.evaluate.task import Task
 from fastflow.rollout.sampler import Request
 
 Entry = tuple[int, Question, Prompt]  # the question's place in the task, the question, its tokens
@@ -33,11 +33,8 @@ class Answer:
     response_ids: tuple[int, ...] = ()
 
 
-class Method(Protocol):
-    """Gives answers to prompts."""
-
-    def answers(self, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
-        """Return an answer for each seed of each request, in order. An answer depends on its seed and prompt alone."""
+# Gives an answer for each seed of each request to a task, in order. An answer depends on its seed and prompt alone.
+Method = Callable[[Task, Sequence[Entry], Sequence[Request]], list[list[Answer]]]
 
 
 def answer_of(trajectory: Trajectory, text: ResponseText, *, sampled: int, read: int = 0) -> Answer:

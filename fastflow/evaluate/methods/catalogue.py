@@ -104,7 +104,7 @@ class MethodSettings:
 
 
 def resolve(settings: Any, rollout: RolloutConfig) -> MethodSettings:
-    """Return the method of an evaluation's settings (`EvalConfig`) with its defaults filled in.
+    """Return the method of an evaluation's settings (`BenchmarkConfig`) with its defaults filled in.
 
     Raises FastflowError for settings that the method does not read, and for those that contradict it.
     """
@@ -136,6 +136,8 @@ def _refuse_contradictions(name: str, kind: Kind, settings: Any, rollout: Rollou
     if kind.whole_model:
         for entry, value, free in (
             ("eval.top_p", settings.top_p, settings.top_p == 1),
+            ("eval.top_k", settings.top_k, settings.top_k == 0),
+            ("eval.min_p", settings.min_p, settings.min_p == 0),
             ("rollout.min_response_tokens", rollout.min_response_tokens, rollout.min_response_tokens == 0),
             ("rollout.stop", list(rollout.stop), not rollout.stop),
         ):

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastflow.data.response_text import ResponseText
-from fastflow.evaluate.methods.answer import Answer, Entry, answer_of
+from fastflow.evaluate.methods.answer import Answer, Entry, Method, answer_of
+from fastflow.evaluate.task import Task
 from fastflow.rollout.sampler import Request, Sampler, SamplingParams
 
 VERSION = 2  # of what an answer is, for results that are kept
@@ -88,34 +89,34 @@ def choose(stated: Sequence[Stated], seed: int) -> int:
     return int(np.random.default_rng([seed, _STREAM]).choice(len(stated), p=weights / weights.sum()))
 
 
-class VerbalizedSampling:
-    """Each answer is drawn from one list that the model writes; all of it counts as the cost.
+def verbalized_sampling(
+    sampler: Sampler, text: ResponseText, params: SamplingParams, *, count: Callable[[str], int]
+) -> Method:
+    """Make a method that draws each answer from one list that the model writes; all of it counts as the cost.
 
-    What cannot be read is the answer as it stands. The finish reason is that of what was written; `tokens` counts those
-    of the answer alone, which has no log-probability and no tokens of its own. count: the tokens of a text.
+    The prompts must ask for a list: see `instruction`. What cannot be read is the answer as it stands. The finish
+    reason is that of what was written; `tokens` counts those of the answer alone, which has no log-probability and no
+    tokens of its own. count: the tokens of a text.
     """
 
-    def __init__(self, sampler: Sampler, text: ResponseText, params: SamplingParams, *, count: Callable[[str], int]):
-        self._sampler, self._text, self._params, self._count = sampler, text, params, count
+    def drawn(whole: Answer, seed: int) -> Answer:
+        stated = parse(whole.response)
+        if not stated:
+            return replace(whole, written=whole.response)
+        said = stated[choose(stated, seed)].text
+        return replace(whole, response=said, tokens=count(said), written=whole.response, logprob=None, response_ids=())
 
-    def answers(self, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
-        """Return one of the answers of each list. The prompts must ask for one: see `instruction`."""
-        groups = self._sampler.sample(requests, self._params)
+    def answers(task: Task, entries: Sequence[Entry], requests: Sequence[Request]) -> list[list[Answer]]:
+        groups = sampler.sample(requests, params)
         return [
             [
-                self._drawn(answer_of(entry, self._text, sampled=len(entry)), seed)
+                drawn(answer_of(entry, text, sampled=len(entry)), seed)
                 for seed, entry in zip(request.seeds, group.trajectories, strict=True)
             ]
             for request, group in zip(requests, groups, strict=True)
         ]
 
-    def _drawn(self, whole: Answer, seed: int) -> Answer:
-        stated = parse(whole.response)
-        if not stated:
-            return replace(whole, written=whole.response)
-        text = stated[choose(stated, seed)].text
-        tokens = self._count(text)
-        return replace(whole, response=text, tokens=tokens, written=whole.response, logprob=None, response_ids=())
+    return answers
 
 
 def _objects(written: str) -> list[Any]:

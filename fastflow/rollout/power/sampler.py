@@ -139,15 +139,8 @@ class PowerSampler:
 
 
 def _check(params: SamplingParams) -> None:
-    wrong = {
-        "temperature": params.temperature != 1,
-        "top_p": params.top_p != 1,
-        "min_response_tokens": params.min_response_tokens != 0,
-        "stop": params.stop != (),
-    }
-    for name, differs in wrong.items():
-        if differs:
-            raise FastflowError(
-                f"{name} is {getattr(params, name)!r}, but p^alpha is a power of the model's own distribution over "
-                f"whole responses, which has no {name}; leave it at its default, or choose another method"
-            )
+    for name in (*params.drawn_otherwise, *(["stop"] if params.stop else [])):
+        raise FastflowError(
+            f"{name} is {getattr(params, name)!r}, but p^alpha is a power of the model's own distribution over "
+            f"whole responses, which has no {name}; leave it at its default, or choose another method"
+        )

@@ -12,11 +12,12 @@ import contextlib
 import functools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastflow.counted import counted
 from fastflow.errors import FastflowError
 from fastflow.rollout.server.client import Busy, Unreachable
 from fastflow.rollout.server.http import Backoff
@@ -28,6 +29,8 @@ LOOKS_PER_SILENCE = 8
 SHORTEST_LOOK = 0.05
 HEAD_START = 2.0  # seconds
 PROOF_ATTEMPTS = 3
+TOLD_AFTER = 0.25  # of the silence, when nothing moves
+MOST_NAMED = 3  # prompts in a message
 
 
 @dataclass
@@ -56,14 +59,25 @@ class Lane:
     def is_free(self, max_sequences: int) -> bool:
         return self.open and self.resting is None and len(self.under_way) < max_sequences
 
-    def warn(self, trouble: str) -> None:
-        """Warn, once, of what befell a request."""
+    def warn(self, trouble: str, asked_for: str = "") -> None:
+        """Warn, once, of what befell a request. asked_for: the name of its prompt."""
         if self.open and trouble not in self.told:
-            logger.warning("%s; its requests go to whichever server answers", trouble)
+            prompt = f", asked for {asked_for}" if asked_for else ""
+            logger.warning("%s%s; its requests go to whichever server answers", trouble, prompt)
             self.told.add(trouble)
 
-    def doubt(self, trouble: str) -> None:
-        self.warn(trouble)
+    def rest(self, on_wake: Callable[[], None]) -> None:
+        """Get no requests for a while. Of requests that are refused together, the first begins the rest."""
+
+        def wake() -> None:
+            self.resting = None
+            on_wake()
+
+        if self.resting is None:
+            self.resting = asyncio.get_running_loop().call_later(self.backoff.seconds(), wake)
+
+    def doubt(self, trouble: str, asked_for: str = "") -> None:
+        self.warn(trouble, asked_for)
         self.open = False
         self.trouble = trouble
         self.doubted.set()
@@ -72,9 +86,10 @@ class Lane:
 class Round:
     """Hands jobs to servers until each has an answer.
 
-    ask: gets the response of the job with this number from one server. make_ready, still_holds: the methods of Server,
-    with the weights bound. max_sequences: maximum concurrent requests at one server. silence: seconds after which the
-    round fails without a sign of life from any server. on_finished: called once for each response, in this thread.
+    ask: gets the response of the job with this number from one server. name_of: names a job's prompt in messages.
+    make_ready, still_holds: the methods of Server, with the weights bound. max_sequences: maximum concurrent requests
+    at one server. silence: seconds after which the round fails without a sign of life from any server. on_finished:
+    called once for each response, in this thread.
     """
 
     def __init__(
@@ -83,6 +98,7 @@ class Round:
         jobs: int,
         *,
         ask: Callable[[Server, int], Awaitable[Any]],
+        name_of: Callable[[int], str],
         make_ready: Callable[[Server], Awaitable[None]],
         still_holds: Callable[[Server], Awaitable[bool]],
         max_sequences: int,
@@ -91,16 +107,19 @@ class Round:
     ):
         now = time.monotonic()
         self._lanes = [Lane(server, now) for server in servers]
-        self._ask, self._make_ready, self._still_holds = ask, make_ready, still_holds
+        self._ask, self._name_of = ask, name_of
+        self._make_ready, self._still_holds = make_ready, still_holds
         self._max_sequences, self._silence = max_sequences, silence
         self._on_finished = on_finished
         self._waiting = deque(range(jobs))
         self._answers: dict[int, Any] = {}
-        self._failed: dict[int, str] = {}  # how jobs without an answer failed last
+        self._asked = Counter[int]()  # how often each job was asked for
+        self._failed: dict[int, Unreachable] = {}  # how jobs without an answer failed last
         self._told: set[int] = set()  # jobs for which on_finished was called
         self._jobs = jobs
         self._started = now
         self._progress = now  # when any server last finished a response or was seen to generate
+        self._told_of = 0.0  # the progress since which a standstill was told
         self._news = asyncio.Event()
         self._failure: BaseException | None = None
 
@@ -119,8 +138,7 @@ class Round:
                 if self._failure is not None:
                     raise self._failure
                 self._look_for_signs(look)
-                if time.monotonic() - self._progress > self._silence:
-                    raise self._all_silent()
+                self._check_progress()
         finally:
             looks = (lane.look for lane in self._lanes if lane.look is not None)
             tasks = [*tending, *looks, *(task for lane in self._lanes for task in lane.under_way)]
@@ -148,6 +166,7 @@ class Round:
                 return
             lane = min(free, key=lambda lane: len(lane.under_way))
             job = self._waiting.popleft()
+            self._asked[job] += 1
             if not lane.under_way:
                 lane.last_sign = time.monotonic()  # it was idle before
             task = asyncio.ensure_future(self._ask(lane.server, job))
@@ -170,18 +189,17 @@ class Round:
         else:
             self._waiting.appendleft(job)
         if isinstance(error, Unreachable):
-            self._failed[job] = str(error)
+            self._failed[job] = error
         if isinstance(error, Busy):
-            lane.warn(str(error))
-            lane.resting = asyncio.get_running_loop().call_later(lane.backoff.seconds(), self._wake, lane)
+            lane.warn(str(error), self._name_of(job))
+            lane.rest(self._news.set)
         elif isinstance(error, Unreachable):
-            lane.doubt(str(error))
+            lane.doubt(str(error), self._name_of(job))
+        elif isinstance(error, FastflowError):
+            remedy = f"or, if other prompts are answered, remove {self._name_of(job)}"
+            self._failure = self._failure or FastflowError(f"{error}, {remedy}")
         elif error is not None:
             self._failure = self._failure or error
-        self._news.set()
-
-    def _wake(self, lane: Lane) -> None:
-        lane.resting = None
         self._news.set()
 
     async def _tend(self, lane: Lane) -> None:
@@ -258,11 +276,37 @@ class Round:
             for task in list(lane.under_way):
                 task.cancel()
 
+    def _check_progress(self) -> None:
+        """Warn once of a standstill. Raises FastflowError when it has lasted for the silence."""
+        still = time.monotonic() - self._progress
+        if still > self._silence:
+            raise self._all_silent()
+        if still > TOLD_AFTER * self._silence and self._told_of != self._progress:
+            self._told_of = self._progress
+            logger.warning(
+                "no server has made progress for %.3g seconds: %s; after %g (rollout.silence) it is an error",
+                still, self._troubles(), self._silence,
+            )  # fmt: skip
+
     def _all_silent(self) -> FastflowError:
-        known = dict.fromkeys([*filter(None, (lane.trouble for lane in self._lanes)), *self._failed.values()])
-        troubles = "; ".join(known or (f"{lane.server.address} is silent" for lane in self._lanes))
+        failures, ailing = self._failed.values(), any(lane.trouble for lane in self._lanes)
+        advice = "check the servers, or raise rollout.silence if they were only slow"
+        if failures and not ailing and all(isinstance(error, Busy) for error in failures):
+            advice = "they are busy: lower rollout.max_sequences, leave them to this run, or raise rollout.silence"
         return FastflowError(
             f"no server has made progress for {self._silence:g} seconds, with {self._jobs - len(self._answers)} of "
-            f"{self._jobs} responses missing: {troubles}; check the servers, or raise rollout.silence if they were "
-            "only slow"
+            f"{self._jobs} responses missing: {self._troubles()}; {self._in_vain()}{advice}"
         )
+
+    def _troubles(self) -> str:
+        known = [*filter(None, (lane.trouble for lane in self._lanes)), *map(str, self._failed.values())]
+        return "; ".join(dict.fromkeys(known or [f"{lane.server.address} is silent" for lane in self._lanes]))
+
+    def _in_vain(self) -> str:
+        """Name the prompts that were asked most often without an answer."""
+        jobs = [job for job, _ in self._asked.most_common() if job not in self._answers]
+        names = list(dict.fromkeys(map(self._name_of, jobs)))
+        if not names:
+            return ""
+        more = f" and {counted(len(names) - MOST_NAMED, 'other')}" if len(names) > MOST_NAMED else ""
+        return f"without an answer, those asked most often first: {', '.join(names[:MOST_NAMED])}{more}; "

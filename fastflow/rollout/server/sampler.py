@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from fastflow.data.trajectory import Group, Trajectory
+from fastflow.data.trajectory import Group, Trajectory, name_of
 from fastflow.errors import FastflowError, need
 from fastflow.models.layers.rope import advice_for_servers
 from fastflow.models.packed import PackedModel
@@ -169,6 +169,9 @@ class ServerSampler:
             for request in requests
             for seed in request.seeds
         ]
+        names = [
+            name_of(request.prompt, number) for number, request in enumerate(requests, start=1) for _ in request.seeds
+        ]
         weights = self._weights
 
         async def ask(server: Server, job: int) -> Trajectory:
@@ -188,6 +191,7 @@ class ServerSampler:
             self._servers,
             len(jobs),
             ask=ask,
+            name_of=names.__getitem__,
             make_ready=lambda server: server.make_ready(weights),
             still_holds=lambda server: server.still_holds(weights),
             max_sequences=self._max_sequences,

@@ -197,6 +197,8 @@ def _sampling_params(message: messages.Sample) -> SamplingParams:
     return SamplingParams(
         temperature=settings.temperature,
         top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
         max_tokens=settings.max_response_tokens,
         min_tokens=settings.min_response_tokens,
         stop_token_ids=list(message.end_ids),

@@ -15,7 +15,6 @@ from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import adapter_tensors, write_adapters
-from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.process import EngineLost, EngineProcess
 from fastflow.rollout.vllm.weights import SharedWeights
 
@@ -39,7 +38,7 @@ class KeptEngine:
         self,
         policy: PackedModel,
         settings: messages.EngineSettings,
-        weights: SharedWeights | GatheredWeights,
+        weights: SharedWeights,
         folder: Path,
         *,
         startup: float,
@@ -167,13 +166,14 @@ class KeptEngine:
 
         if self.is_asleep:
             ask(lambda: self._wake("weights"))
-        for round in self.weights.due(is_complete=is_complete):
+        due = self.weights.due(is_complete=is_complete)
+        for round in due:
             self.weights.prepare(round)
             ask(functools.partial(self._ask, messages.Load(round)))
         if self._settings.lora_rank:
             tensors = adapter_tensors(self._policy)
             ask(lambda: self._load_adapters(tensors))
-        ask(lambda: self._ask(messages.Commit(is_partial=is_complete and self._ranks.count > 1)))
+        ask(lambda: self._ask(messages.Commit(is_partial=len(due) < self.weights.rounds)))
         if self.is_asleep:
             ask(lambda: self._wake("kv_cache"))
         if serves and self._trouble is None:

@@ -25,7 +25,6 @@ from fastflow.rollout.sampler import OnProgress, Request, SamplingParams, unhear
 from fastflow.rollout.shares import exchange, share_of
 from fastflow.rollout.vllm import messages
 from fastflow.rollout.vllm.adapters import applies_adapters, rank_of, targets_of
-from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.kept_engine import KeptEngine
 from fastflow.rollout.vllm.refusals import another_gpu, no_sleep
 from fastflow.rollout.vllm.weights import SharedWeights
@@ -79,7 +78,7 @@ class VllmSampler:
             check_installed()
             self._check_device(sleep)
             applies = applies_adapters(policy, adapters, self._dtype)
-        weights = self._hold_weights(merge=not applies)
+        weights = SharedWeights(policy, engine_dtype=self._dtype, merge=not applies, gather=self._is_shared)
         with self._ranks.together():
             self._folder = tempfile.TemporaryDirectory(prefix="fastflow-vllm-")
             self._write_model(tokenizer)
@@ -182,10 +181,6 @@ class VllmSampler:
         refusal = no_sleep(sleep, device.type) or ("" if self._is_shared else another_gpu(device.type, device.index))
         if refusal:
             raise FastflowError(refusal)
-
-    def _hold_weights(self, *, merge: bool) -> SharedWeights | GatheredWeights:
-        kind = GatheredWeights if self._is_shared else SharedWeights
-        return kind(self._policy, engine_dtype=self._dtype, merge=merge)
 
     def _write_model(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Write what vLLM reads before it gets weights."""

@@ -142,8 +142,11 @@ def announce(report: ExportReport, config: Config, *, again: bool = False) -> No
         return
     instead = ""
     if (in_bfloat16 := report.update_error_in_bfloat16) is not None and report.dtype == "float32":
-        instead = f", where bfloat16 would have {in_bfloat16:.3g}"
-    logger.info("the policy is saved in %s: relative error of the weight update %.3g%s", report.dtype, loss, instead)
+        instead = f", where bfloat16 would take {100 * in_bfloat16:.3g} %"
+    logger.info(
+        "the policy is saved in %s, whose rounding takes %.3g %% of what was learned%s",
+        report.dtype, 100 * loss, instead,
+    )  # fmt: skip
 
 
 def is_strictly_valid(generation: GenerationConfig) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -99,3 +100,11 @@ def test_a_process_without_streams(closed):
     line = f'exec "{sys.executable}" -m fastflow --version {closed}'
     done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == ""
+
+
+def test_an_encoding_that_lacks_a_character():
+    """As ± in the line of a step: what is printed may not end the run."""
+    program = r"from fastflow import cli; cli.main = lambda: print('1.2\u00b10.3') or 0; cli.command()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, rb"1.2\xb10.3" + b"\n"), done.stderr

@@ -150,9 +150,13 @@ def test_the_command_that_compares_puts_prompts_as_in_training():
     assert "--system 'Be brief.' --max_tokens 3072 --model.trust_remote_code true --tasks" in told
     short = [*given, "--rollout.max_response_tokens=64", "--rollout.stop=[END]"]
     told = how_to_compare(read_config(short)[0])
-    assert told.endswith("evaluate hub/base runs/it --max_tokens 64 --rollout.stop '[\"END\"]' --tasks TASKS")
+    assert told.endswith("evaluate hub/base runs/it --rollout.stop '[\"END\"]' --max_tokens 64 --tasks TASKS")
     settings = read_settings(shlex.split(told.partition("fastflow evaluate ")[2]))  # read as it was meant
     assert settings.eval.max_tokens == 64 and settings.rollout.stop == ("END",)
+    thinking = ["--data.chat_template=true", "--data.template_arguments={enable_thinking: false}"]
+    told = how_to_compare(read_config([*given, *thinking])[0])
+    settings = read_settings(shlex.split(told.partition("fastflow evaluate ")[2]))
+    assert settings.eval.template_arguments == {"enable_thinking": False}
 
 
 class TestMain:
@@ -160,7 +164,7 @@ class TestMain:
         def fail(arguments):
             raise cli.FastflowError("first\n  second\tthird")
 
-        monkeypatch.setattr(cli, "_train", fail)
+        monkeypatch.setitem(cli.READ_SETTINGS, "train", fail)
         code, _, err = invoke(capsys, "train")
         assert (code, err) == (2, "fastflow: error: first second third\n")
 
@@ -168,14 +172,14 @@ class TestMain:
         def interrupt(arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "_train", interrupt)
+        monkeypatch.setitem(cli.READ_SETTINGS, "train", interrupt)
         assert invoke(capsys, "train")[::2] == (130, "fastflow: interrupted\n")
 
     def test_a_fault_of_ours_is_not_hidden(self, monkeypatch):
         def fail(arguments):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(cli, "_train", fail)
+        monkeypatch.setitem(cli.READ_SETTINGS, "train", fail)
         with pytest.raises(ZeroDivisionError):
             cli.main(["train"])
 
@@ -274,7 +278,7 @@ class TestMain:
         assert "IMPORTED [] []" in done.stdout
         assert all(command in done.stdout for command in ("demo", "plan", "train", "verify", "report", "doctor"))
 
-    @pytest.mark.parametrize("command", cli.OWN_OPTIONS)
+    @pytest.mark.parametrize("command", sorted(cli.COMMANDS.keys() - cli.READ_SETTINGS.keys()))
     def test_each_command_has_its_options(self, command, capsys):
         code, out, _ = invoke(capsys, command, "--help")
         assert code == 0 and len(re.findall(r"^  --\w+", out, re.MULTILINE)) >= 2

@@ -90,6 +90,15 @@ def test_an_alpha_that_nothing_reads_is_warned_about(name):
     assert doubtful(read_config(given)[0]) == []
 
 
+@pytest.mark.parametrize("name", ["powerflow", "tb_trajectory", "tb_token"])
+def test_a_reward_that_is_measured_alone_is_warned_about(name):
+    given = [f"--objective.name={name}", "--objective.alpha=0.5"]
+    assert doubtful(read_config(given)[0]) == []
+    (said,) = doubtful(read_config([*given, "--objective.reward=answer"])[0])
+    assert said.startswith(f"objective.reward = answer is measured, and objective.name = {name} does not train on it")
+    assert said.endswith("set objective.name = flowrl or tba or grpo")
+
+
 def test_an_alpha_that_sharpens_without_a_format_is_warned_about():
     config, _ = read_config(["--objective.name=rl_token", "--objective.alpha=2"])
     assert [warning.partition(" without")[0] for warning in doubtful(config)] == ["alpha above 1"]

@@ -15,6 +15,7 @@ import pytest
 from fastflow.config.kinds import called, fits
 from fastflow.config.schema import (
     DataConfig,
+    EvalConfig,
     ModelConfig,
     OptimConfig,
     RolloutConfig,
@@ -60,7 +61,7 @@ def test_whole_numbers_are_numbers_and_lists_become_tuples():
     assert DataConfig(gym={"size": 3}, path="gym:x").gym == {"size": 3}
 
 
-@pytest.mark.parametrize("section", [*sections().values(), of_evaluate.EvalConfig, JudgeConfig])
+@pytest.mark.parametrize("section", [*sections().values(), of_evaluate.BenchmarkConfig, JudgeConfig])
 def test_every_type_has_words_and_takes_its_default(section):
     for entry in dataclasses.fields(section):
         hint = typing.get_type_hints(section)[entry.name]
@@ -89,3 +90,9 @@ def test_fits(value, hint, answer):
 def test_settings_are_made_without_torch():
     code = "import sys, fastflow.config.schema as s; s.Config(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_section_names_the_settings_that_differ_from_their_defaults():
+    assert OptimConfig().changed() == {}
+    assert OptimConfig(lr=1e-3, betas=[0.9, 0.99]).changed() == {"optim.lr": 1e-3, "optim.betas": (0.9, 0.99)}
+    assert EvalConfig(every=0, samples=2).changed() == {"eval.samples": 2}

@@ -17,7 +17,7 @@ from refusals import refusal
 class TestRefusals:
     @pytest.mark.parametrize(
         ("option", "nearest"),
-        [("--optim.lrr", "optim.lr"), ("--lr", "optim.lr"), ("--presett", "preset"), ("--dry_run", "dry-run")],
+        [("--optim.lrr", "optim.lr"), ("--lr", "optim.lr"), ("--presett", "--preset"), ("--dry_run", "--dry-run")],
     )
     @pytest.mark.parametrize("form", ["{} 1", "{}=1"])
     def test_an_unknown_option_names_the_nearest(self, option, nearest, form):
@@ -95,6 +95,9 @@ class TestRefusals:
             ("batch.tokens_per_microbatch", "0", "at least 1"),
             ("rollout.top_p", "0", "above 0"),
             ("rollout.top_p", "1.01", "at most 1"),
+            ("rollout.top_k", "-1", "at least 0"),
+            ("rollout.top_k", "1000000001", "at most"),
+            ("rollout.min_p", "1.01", "at most 1"),
             ("rollout.temperature", "0", "above 0"),
             ("lora.rank", "-1", "at least 0"),
             ("model.checkpoint_share", "-0.1", "at least 0"),
@@ -186,6 +189,8 @@ class TestContradictions:
             ),
             (["--rollout.temperature=0.7"], ("rollout.temperature", "importance.source")),
             (["--rollout.top_p=0.9"], ("rollout.top_p", "importance.source")),
+            (["--rollout.top_k=20"], ("rollout.top_k", "importance.source")),
+            (["--rollout.min_p=0.1"], ("rollout.min_p", "importance.source")),
             (["--objective.format_pattern=x", "--objective.format_check=a:b"], ("format_pattern", "format_check")),
             (["--objective.name=flowrl"], ("objective.reward", "package.module:function")),
             (["--data.system=Be brief."], ("data.system", "data.chat_template")),

@@ -46,6 +46,9 @@ BATCH = "batch.prompts_per_step or batch.responses_per_prompt or batch.tokens_pe
         ("mask_truncated_completions", "objective.truncated"),
         ("load_best_model_at_end", "run.best_metric"),
         ("metric_for_best_model", "run.best_metric"),
+        ("eval.max_tokens", "eval.max_response_tokens"),  # fastflow evaluate's own word
+        ("eval.n", "eval.samples"),
+        ("presets", "--preset"),
     ],
 )
 def test_a_word_of_another_trainer(tmp_path, name, meant):
@@ -58,9 +61,8 @@ def test_a_word_of_another_trainer(tmp_path, name, meant):
     [
         ("resume_from_checkpoint", "continue a run by --resume RUN"),
         ("trainer.n_gpus_per_node", "--devices N"),
-        ("top_k", "rollout.temperature and rollout.top_p"),
-        ("actor_rollout_ref.rollout.top_k", "no such setting here"),
-        ("min_p", "no such setting here"),
+        ("typical_p", "rollout.temperature, rollout.top_p, rollout.top_k and rollout.min_p"),
+        ("actor_rollout_ref.rollout.typical_p", "no such setting here"),
         ("repetition_penalty", "no such setting here"),
         ("delta", "importance.clip_low and importance.clip_high alone"),
         ("num_iterations", "each response is trained on once"),

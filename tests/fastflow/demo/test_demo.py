@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.demo import command as run
@@ -25,7 +26,7 @@ def tiny_demo(monkeypatch):
 
 def test_the_whole_demo(tiny_demo, tmp_path, capsys):
     file = tmp_path / "demo.json"
-    assert run.run_demo(seed=3, output=str(tmp_path / "demo"), json_file=str(file)) == 0
+    assert run.run_demo(Console(), seed=3, output=str(tmp_path / "demo"), json_file=str(file)) == 0
     results = json.loads(file.read_text())
     sums, stories = ("base", "low_temperature", "alpha_4"), ("story_base", "story_high_temperature", "story_alpha_0.5")
     assert set(results) == {*sums, *stories, "seconds"}
@@ -42,7 +43,7 @@ def test_the_whole_demo(tiny_demo, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "PowerFlow, alpha 4" in printed and "pass@16" in printed
 
-    run.run_demo(seed=3, output=str(tmp_path / "demo"), json_file=str(file))  # again, over its own files
+    run.run_demo(Console(), seed=3, output=str(tmp_path / "demo"), json_file=str(file))  # again, over its own files
     again = json.loads(file.read_text())
     results.pop("seconds"), again.pop("seconds")
     assert again == results  # the seed fixes everything
@@ -50,7 +51,7 @@ def test_the_whole_demo(tiny_demo, tmp_path, capsys):
 
 def test_negative_seed_is_refused():
     with pytest.raises(FastflowError, match="must be at least 0"):
-        run.run_demo(seed=-1, output="nowhere", json_file=None)
+        run.run_demo(Console(), seed=-1, output="nowhere", json_file=None)
 
 
 def make_groups(outcomes: list[list[str]]):

@@ -10,7 +10,7 @@ from fastflow.data.trajectory import Prompt
 from fastflow.errors import FastflowError
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer, effective_alpha
 from fastflow.evaluate.creative.scaling import scaled
-from fastflow.evaluate.subjects import Subject, digest
+from fastflow.evaluate.models import ModelSource, digest
 from fastflow.models.packed import PackedModel
 from fastflow.models.weights.merging import adapted_layers, merged_weight, scale_adapters
 from small_models import make_causal_lm
@@ -159,11 +159,11 @@ class TestSubjects:
         directory.mkdir(parents=True, exist_ok=True)
         entries = {"base_model_name_or_path": "base", "peft_type": "LORA", "bias": "none", **more}
         (directory / "adapter_config.json").write_text(json.dumps(entries))
-        return Subject(str(directory), "base", str(directory))
+        return ModelSource(str(directory), "base", str(directory))
 
     def test_each_scale_is_a_subject_of_its_own(self, tmp_path):
         adapter = self.write(tmp_path / "adapter")
-        found = scaled([Subject("base", "base"), adapter], (0.0, 0.25))
+        found = scaled([ModelSource("base", "base"), adapter], (0.0, 0.25))
         assert [subject.scale for subject in found] == [None, 0.0, 0.25]
         assert [subject.path for subject in found] == ["base"] * 3
         assert len({subject.label for subject in found}) == 3
@@ -174,7 +174,7 @@ class TestSubjects:
 
         self.write(tmp_path / "adapter")
         keys = {
-            digest(Subject("x", str(tmp_path), str(tmp_path / "adapter"), scale), ModelConfig())
+            digest(ModelSource("x", str(tmp_path), str(tmp_path / "adapter"), scale), ModelConfig())
             for scale in (None, 0.0, 0.5)
         }
         assert len(keys) == 3
@@ -196,4 +196,4 @@ class TestSubjects:
         with pytest.raises(FastflowError, match="twice"):
             scaled([self.write(tmp_path)], (0.5, 0.5))
         with pytest.raises(FastflowError, match="no LoRA adapters"):
-            scaled([Subject("base", "base")], (0.5,))
+            scaled([ModelSource("base", "base")], (0.5,))

@@ -8,7 +8,7 @@ import pytest
 
 from fake_judge import FakeJudge, texts_in
 from fastflow.errors import FastflowError
-from fastflow.evaluate.creative.judge import Ask, Judge
+from fastflow.evaluate.creative.judge import Ask, JudgeModel
 from fastflow.evaluate.creative.judging import compare_pairs, grade_quality, rate_solutions
 from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import Criterion, Rubric, find_rubric
@@ -59,7 +59,7 @@ def by_length(messages):
 def test_quality_is_the_weighted_mean_on_a_scale_from_0_to_1(judges, tmp_path):
     fake = judges(by_length)
     rows = rows_of({"p": ["a", "a b c"], "q": ["a b c d e"], "r": ["a b c d e f"]})  # the last is off the scale
-    found = grade_quality(Judge(settings(fake)), RUBRIC, rows, ReplyLog(tmp_path / "replies.jsonl"))
+    found = grade_quality(JudgeModel(settings(fake)), RUBRIC, rows, ReplyLog(tmp_path / "replies.jsonl"))
     # wit weighs 3/4: (0.75 * wit + 0.25 * 1 - 1) / 4
     assert found.quality == [pytest.approx((0 + 0.375) / 2), pytest.approx(0.75), None]
     assert found.criteria["wit"] == [2.0, 5.0, None]
@@ -78,7 +78,7 @@ def test_votes_are_asked_apart_and_averaged(judges, tmp_path):
         return real(path, body, authorization)
 
     fake.answer = by_vote
-    judge = Judge(settings(fake, votes=3, temperature=0.7, concurrency=1))
+    judge = JudgeModel(settings(fake, votes=3, temperature=0.7, concurrency=1))
     found = grade_quality(judge, RUBRIC, rows_of({"p": ["a"]}), ReplyLog(tmp_path / "replies.jsonl"))
     assert found.criteria["wit"] == [2.0] and sorted(body["seed"] for body in fake.bodies) == [0, 1, 2]
 
@@ -86,7 +86,7 @@ def test_votes_are_asked_apart_and_averaged(judges, tmp_path):
 def test_replies_are_kept_and_nothing_is_asked_twice(judges, tmp_path):
     fake, file = judges(by_length), tmp_path / "replies.jsonl"
     rows = rows_of({"p": ["a", "b c"], "q": ["d e f"]})
-    judge = Judge(settings(fake))
+    judge = JudgeModel(settings(fake))
     first = grade_quality(judge, RUBRIC, rows, ReplyLog(file))
     assert first.cost.new == 3 and len(fake.bodies) == 3
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -96,14 +96,16 @@ def test_replies_are_kept_and_nothing_is_asked_twice(judges, tmp_path):
     assert len(fake.bodies) == 3 and again.cost.new == 0
     assert again.quality == first.quality and again.cost.as_json() == first.cost.as_json()
     assert first.cost.prompt_tokens > 0 and first.cost.completion_tokens == 12  # 4 words each
-    grade_quality(Judge(settings(fake, max_tokens=7)), RUBRIC, rows, ReplyLog(file))
+    grade_quality(JudgeModel(settings(fake, max_tokens=7)), RUBRIC, rows, ReplyLog(file))
     assert len(fake.bodies) == 6  # another setting is another question
 
 
 def test_more_fields_reach_the_server(judges, tmp_path):
     fake = judges(by_length)
     extra = {"chat_template_kwargs": {"enable_thinking": False}}
-    grade_quality(Judge(settings(fake, extra=extra)), RUBRIC, rows_of({"p": ["a"]}), ReplyLog(tmp_path / "r.jsonl"))
+    grade_quality(
+        JudgeModel(settings(fake, extra=extra)), RUBRIC, rows_of({"p": ["a"]}), ReplyLog(tmp_path / "r.jsonl")
+    )
     assert fake.bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
     with pytest.raises(FastflowError, match=r"judge\.extra sets seed.*each vote has its own"):
         settings(fake, extra={"seed": 3})
@@ -112,7 +114,7 @@ def test_more_fields_reach_the_server(judges, tmp_path):
 def test_after_a_kill_within_a_line_the_rest_is_asked(judges, tmp_path):
     fake, file = judges(by_length), tmp_path / "replies.jsonl"
     rows = rows_of({"p": ["a", "b c", "d e f"]})
-    judge = Judge(settings(fake))
+    judge = JudgeModel(settings(fake))
     whole = grade_quality(judge, RUBRIC, rows, ReplyLog(file))
     content = file.read_bytes()
     file.write_bytes(content[: content.rfind(b"\n", 0, -1) + 20])
@@ -130,7 +132,7 @@ def test_a_failing_server_is_asked_again_and_what_it_said_is_kept(judges, tmp_pa
         return [(503, "loading"), None, by_length(messages)][(len(tries) - 1) % 3]
 
     fake = judges(moody, after=0)
-    judge = Judge(settings(fake, concurrency=1))
+    judge = JudgeModel(settings(fake, concurrency=1))
     assert grade_quality(judge, RUBRIC, rows_of({"p": ["a"], "q": ["b c"]}), ReplyLog(file)).quality[1] == 0.1875
     assert len(tries) == 6
     fake.say = lambda messages: (500, "out of memory") if "late" in messages[1]["content"] else by_length(messages)
@@ -146,7 +148,7 @@ def test_a_silent_server_costs_its_time_limit(judges, tmp_path):
     started = time.monotonic()
     with pytest.raises(FastflowError, match=r"no answer within judge.timeout = 0.2 s, 2 times"):
         grade_quality(
-            Judge(settings(fake, model="m", timeout=0.2, attempts=2)), RUBRIC, rows_of({"p": ["a"]}),
+            JudgeModel(settings(fake, model="m", timeout=0.2, attempts=2)), RUBRIC, rows_of({"p": ["a"]}),
             ReplyLog(tmp_path / "replies.jsonl"),
         )  # fmt: skip
     assert time.monotonic() - started < 25
@@ -158,19 +160,19 @@ def test_one_refused_request_is_ungraded_and_all_refused_are_an_error(judges, tm
 
     fake = judges(narrow)
     rows = rows_of({"p": ["a b"], "q": ["x" * 200]})
-    found = grade_quality(Judge(settings(fake)), RUBRIC, rows, ReplyLog(tmp_path / "some.jsonl"))
+    found = grade_quality(JudgeModel(settings(fake)), RUBRIC, rows, ReplyLog(tmp_path / "some.jsonl"))
     assert found.quality == [0.1875, None] and found.cost.ungraded == 1
     many = rows_of({f"p{number}": ["x" * 200] for number in range(60)})
     fake.bodies.clear()
     with pytest.raises(FastflowError, match=r"refused \d+ requests and answered none.* too long"):
-        grade_quality(Judge(settings(fake, concurrency=4)), RUBRIC, many, ReplyLog(tmp_path / "none.jsonl"))
+        grade_quality(JudgeModel(settings(fake, concurrency=4)), RUBRIC, many, ReplyLog(tmp_path / "none.jsonl"))
     assert len(fake.bodies) < 30  # it does not try them all
 
 
 def test_requests_go_out_together_and_not_more_than_the_setting(judges, tmp_path):
     fake = judges(by_length, pause=0.05)
     rows = rows_of({"p": [f"a b {number}" for number in range(12)]})
-    grade_quality(Judge(settings(fake, concurrency=3)), RUBRIC, rows, ReplyLog(tmp_path / "replies.jsonl"))
+    grade_quality(JudgeModel(settings(fake, concurrency=3)), RUBRIC, rows, ReplyLog(tmp_path / "replies.jsonl"))
     assert 1 < fake.most_at_once <= 3
 
 
@@ -182,7 +184,7 @@ class TestKey:
         monkeypatch.setenv(KEY_VARIABLE, SECRET)
         fake = judges(lambda messages: f'{{"wit": 2, "form": 2, "note": "{SECRET}"}}', key=SECRET)
         file = tmp_path / "replies.jsonl"
-        found = grade_quality(Judge(settings(fake)), RUBRIC, rows_of({"p": ["a"]}), ReplyLog(file))
+        found = grade_quality(JudgeModel(settings(fake)), RUBRIC, rows_of({"p": ["a"]}), ReplyLog(file))
         assert found.quality == [0.25]
         assert SECRET not in file.read_text() and SECRET not in repr(settings(fake))
 
@@ -190,18 +192,18 @@ class TestKey:
         monkeypatch.setenv(KEY_VARIABLE, SECRET)
         fake = judges(by_length, key="another")
         with pytest.raises(FastflowError, match=KEY_VARIABLE) as caught:
-            Judge(settings(fake))
+            JudgeModel(settings(fake))
         assert SECRET not in str(caught.value)
 
     def test_one_that_no_header_takes(self, judges, monkeypatch):
         monkeypatch.setenv(KEY_VARIABLE, "a\nb")
         with pytest.raises(FastflowError, match="set it anew"):
-            Judge(settings(judges(by_length)))
+            JudgeModel(settings(judges(by_length)))
 
 
 class TestPairs:
     def compare(self, fake, tmp_path, ours, theirs, pairs=8):
-        judge = Judge(settings(fake, pairs=pairs))
+        judge = JudgeModel(settings(fake, pairs=pairs))
         return compare_pairs(judge, RUBRIC, rows_of(ours), rows_of(theirs), ReplyLog(tmp_path / "pairs.jsonl"))
 
     def test_the_longer_text_wins_in_both_orders(self, judges, tmp_path):
@@ -235,25 +237,27 @@ def test_the_variety_of_right_solutions(judges, tmp_path):
     rows = rows_of(
         {"p": ["right 1", "wrong", "right 2", "right 3"], "q": ["right 1", "wrong"], "r": ["right", "right"]}
     )
-    found = rate_solutions(Judge(settings(fake, solutions=2)), rows, "right", ReplyLog(tmp_path / "solutions.jsonl"))
+    found = rate_solutions(
+        JudgeModel(settings(fake, solutions=2)), rows, "right", ReplyLog(tmp_path / "solutions.jsonl")
+    )
     assert found.rating == [2.0, None, 1.0] and len(fake.bodies) == 2
     assert "wrong" not in json.dumps([texts_in(body["messages"]) for body in fake.bodies])
 
 
 def test_the_only_model_is_asked_from_the_server(judges):
-    assert Judge(settings(judges(by_length))).model == "referee"
-    assert Judge(settings(judges(by_length, models=("a", "b")), model="b")).model == "b"
+    assert JudgeModel(settings(judges(by_length))).model == "referee"
+    assert JudgeModel(settings(judges(by_length, models=("a", "b")), model="b")).model == "b"
     with pytest.raises(FastflowError, match="2 models"):
-        Judge(settings(judges(by_length, models=("a", "b"))))
+        JudgeModel(settings(judges(by_length, models=("a", "b"))))
 
 
 def test_what_is_no_judge_at_all(judges):
     fake = judges(by_length)
     with pytest.raises(FastflowError, match=r"404: not here; check judge\.address"):
-        Judge(JudgeConfig(address=fake.address.removesuffix("/v1") + "/v2"))
+        JudgeModel(JudgeConfig(address=fake.address.removesuffix("/v1") + "/v2"))
     fake.close()
     with pytest.raises(FastflowError, match="does not answer"):
-        Judge(settings(fake))
+        JudgeModel(settings(fake))
 
 
 def test_an_interrupt_keeps_what_was_said(judges, tmp_path):
@@ -266,7 +270,7 @@ def test_an_interrupt_keeps_what_was_said(judges, tmp_path):
             raise KeyboardInterrupt
 
     asks = [Ask(ask_messages(text), lambda reply: reply) for text in "abcdef"]
-    judge = Judge(settings(fake, concurrency=1))
+    judge = JudgeModel(settings(fake, concurrency=1))
     with pytest.raises(KeyboardInterrupt):
         judge.ask(asks, ReplyLog(file), interrupt)
     assert len(ReplyLog(file)) == 3

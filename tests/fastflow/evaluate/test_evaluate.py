@@ -18,9 +18,9 @@ from fastflow.demo.sums import is_boxed
 from fastflow.demo.tasks import SUMS
 from fastflow.evaluate.command import _conditions, _store
 from fastflow.evaluate.graders import grader
+from fastflow.evaluate.models import ModelSource
 from fastflow.evaluate.responses import requests_of
 from fastflow.evaluate.settings import read_settings
-from fastflow.evaluate.subjects import Subject
 from fastflow.evaluate.task import BOX
 
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -166,7 +166,7 @@ def key_of_responses(tmp_path, *options, **more):
     config = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path), *options])
     task = SimpleNamespace(**{"name": "own", "asked": lambda: "own", "is_creative": False} | more)
     work = SimpleNamespace(task=task, questions=[], reward=None)
-    return _store(config, Subject("model", "model"), "digest", work).key
+    return _store(config, ModelSource("model", "model"), "digest", work).key
 
 
 def test_responses_of_other_rounding_are_kept_apart(tmp_path):
@@ -176,10 +176,10 @@ def test_responses_of_other_rounding_are_kept_apart(tmp_path):
 
 # Values other than the defaults of all settings that decide responses, beside weights, questions and method.
 DECISIVE = {
-    "samples": "3", "temperature": "0.5", "top_p": "0.5", "max_tokens": "7", "seed": "1", "chat_template": "true",
-    "prompts_per_part": "5", "timeout": "9", "rollout.engine": "vllm", "rollout.stop": '["x"]',
-    "rollout.min_response_tokens": "2", "model.dtype": "bfloat16", "model.autocast": "true", "model.attention": "sdpa",
-    "model.fused_layers": "off",
+    "samples": "3", "temperature": "0.5", "top_p": "0.5", "top_k": "20", "min_p": "0.1", "max_tokens": "7",
+    "seed": "1", "chat_template": "true", "prompts_per_part": "5", "timeout": "9", "rollout.engine": "vllm",
+    "rollout.stop": '["x"]', "rollout.min_response_tokens": "2", "model.dtype": "bfloat16", "model.autocast": "true",
+    "model.attention": "sdpa", "model.fused_layers": "off",
 }  # fmt: skip
 
 
@@ -274,12 +274,15 @@ def test_running_servers_are_an_engine_too(model_directory, fakes, tmp_path):
         (["--tasks", "absent.jsonl"], "absent.jsonl does not exist"),
         (["--samples", "0"], "eval.samples is 0"),
         (["--temperature", "0"], "set --samples 1"),
+        (["--max_response_tokens", "3"], "rollout.max_response_tokens is a setting of fastflow train"),
+        (["--max_response_tokens", "3"], "set eval.max_tokens."),
         (["--sample", "3"], "unknown option --sample: did you mean"),
         (["--grader", "maths"], "but must be math, choice, exact or numeric: did you mean math?"),
         (["--samples", "x"], "eval.samples is 'x', but must be a whole number;"),
         (["--tasks", "gsm8k", "--grader", "math", "--data_folder", "nowhere"], "nowhere has neither gsm8k.jsonl"),
         (["--rollout.engine", "vllm-server"], "rollout.servers"),
         (["--eval.system", "x"], "eval.chat_template is off"),
+        (["--template_arguments", "{x: 1}"], "eval.template_arguments is set but eval.chat_template is off"),
         (["stray"], "models stand in front"),
     ],
 )

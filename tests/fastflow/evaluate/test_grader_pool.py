@@ -34,7 +34,7 @@ BUSY = 20.0  # seconds that other work on the machine may add: without its limit
 @pytest.fixture(scope="module")
 def pool():
     pytest.importorskip("math_verify")
-    with GraderPool(workers=2, timeout=TIMEOUT) as pool:
+    with GraderPool(("math",), workers=2, timeout=TIMEOUT) as pool:
         assert list(pool.grade([Item("math", "1", "\\boxed{1}")])) == [Verdict.RIGHT]  # the workers have started
         yield pool
 
@@ -70,14 +70,14 @@ def test_a_thousand_plain_answers_take_at_most_20_seconds(pool):
 
 def test_workers_that_cannot_start_are_an_error_in_words(monkeypatch):
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with GraderPool(workers=1, needs_math=False) as pool, pytest.raises(FastflowError, match="before it was ready"):
+    with GraderPool((), workers=1) as pool, pytest.raises(FastflowError, match="before it was ready"):
         list(pool.grade([Item("exact", "a", "a")]))
 
 
 def test_an_answer_that_takes_all_memory_times_out():
     pytest.importorskip("math_verify")
     plain, large = Item("math", "1", r"\boxed{1}"), Item("math", "720", r"\boxed{2^{10^{10}} - 2^{10^{10}} + 720}")
-    with GraderPool(workers=1, timeout=60, memory=350 * 2**20) as pool:
+    with GraderPool(("math",), workers=1, timeout=60, memory=350 * 2**20) as pool:
         assert list(pool.grade([plain])) == [Verdict.RIGHT]
         start = time.monotonic()
         assert list(pool.grade([large, plain])) == [Verdict.TIMED_OUT, Verdict.RIGHT]
@@ -107,7 +107,7 @@ def test_without_math_verify_the_pool_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(symbolic, "need", absent)
     with pytest.raises(FastflowError, match=r"fastflow\[grade\]"):
-        GraderPool()
+        GraderPool(("math",))
 
 
 def test_the_table_holds_through_the_pool(pool):

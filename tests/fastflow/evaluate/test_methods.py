@@ -71,16 +71,16 @@ def test_every_method_answers_and_says_what_it_cost(letters, tmp_path, name, mon
     rows = responses.read(file)
     assert [row["written"] is not None for row in rows] == [name == "verbalized"] * len(rows)
 
-    answer_part, parts = responses.answer_part, []
+    grade_part, parts = responses.grade_part, []
 
     def dies(*inputs):
         parts.append(inputs)
         if len(parts) == 3:
             raise KeyboardInterrupt
-        return answer_part(*inputs)
+        return grade_part(*inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(responses, "answer_part", dies)
+        patch.setattr(responses, "grade_part", dies)
         assert main(arguments(letters, killed, name)) == 130
     assert main(arguments(letters, killed, name)) == 0
     (resumed,) = (killed / "responses").glob("*.parquet")
@@ -128,6 +128,8 @@ def test_defaults_are_filled_in():
         (["--method", "low_temperature", "--temperature", "0.5"], "sets it by alpha"),
         (["--method", "beam", "--samples", "1", "--temperature", "0.5"], "takes the model's own probabilities"),
         (["--method", "power_smc", "--top_p", "0.9"], "eval.top_p is 0.9, but the method power_smc works on"),
+        (["--method", "mcmc_exact", "--top_k", "20"], "eval.top_k is 20, but the method mcmc_exact works on"),
+        (["--method", "beam", "--samples", "1", "--min_p", "0.1"], "eval.min_p is 0.1, but the method beam works on"),
         (["--method", "mcmc_exact", "--rollout.stop", '["x"]'], "rollout.stop"),
         (["--method", "mcmc_exact", "--rollout.min_response_tokens", "3"], "rollout.min_response_tokens is 3"),
         (["--method", "best_of_n", "--temperature", "0", "--samples", "1"], "gives equal samples"),
@@ -159,9 +161,9 @@ class Engine:
         return [Group(r.prompt, tuple(entry(place) for place in range(len(r.seeds)))) for r in requests]
 
 
-def chosen(texts, logprobs, choice):
+def chosen(texts, logprobs, choice, task=None):
     from fastflow.data.trajectory import Prompt
-    from fastflow.evaluate.methods.chosen import ChosenOfSeveral
+    from fastflow.evaluate.methods.chosen import chosen_of_several
     from fastflow.evaluate.questions import Question
     from fastflow.rollout.sampler import Request, SamplingParams
 
@@ -171,21 +173,22 @@ def chosen(texts, logprobs, choice):
 
     prompt = Prompt(np.array([1]))
     told = []
-    method = ChosenOfSeveral(
+    method = chosen_of_several(
         Engine(texts, logprobs), Text(), SamplingParams(), candidates=len(texts), choice=choice(Text()),
         on_progress=told.append,
     )  # fmt: skip
-    ((answer,),) = method.answers([(0, Question("a:1", "1+1=", "2"), prompt)], [Request(prompt, (3,))])
+    ((answer,),) = method(task, [(0, Question("a:1", "1+1=", "2"), prompt)], [Request(prompt, (3,))])
     assert told == [1] and answer.sampled_tokens == len(texts)
     return answer.response
 
 
 def test_best_of_n_takes_the_largest_log_probability():
-    from fastflow.evaluate.methods.chosen import Likeliest
+    from fastflow.evaluate.methods.chosen import likeliest
     from fastflow.rollout.sampler import SamplingParams
 
-    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: Likeliest(None, SamplingParams(), "local")) == "b"
-    assert Likeliest(None, SamplingParams(temperature=0.5), "local").read
+    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: likeliest(None, SamplingParams(), "local")) == "b"
+    for way in ({"temperature": 0.5}, {"top_k": 20}, {"min_p": 0.1}):
+        assert likeliest(None, SamplingParams(**way), "local").reads
 
 
 @pytest.mark.parametrize("engine", ["vllm", "vllm-server"])
@@ -200,19 +203,19 @@ def test_best_of_n_scores_under_the_model_what_another_engine_draws(engine, monk
         ]
 
     monkeypatch.setattr(methods, "score", score)
-    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: methods.Likeliest(None, SamplingParams(), engine)) == "c"
+    assert chosen(["a", "b", "c"], [-3, -1, -2], lambda text: methods.likeliest(None, SamplingParams(), engine)) == "c"
 
 
 def test_the_majority_vote_takes_the_most_frequent_answer():
     from fastflow.evaluate.graders.pool import GraderPool
-    from fastflow.evaluate.methods.chosen import MostFrequent
+    from fastflow.evaluate.methods.chosen import most_frequent
     from fastflow.evaluate.task import Task
 
     task = Task(name="t", grader="numeric", path="t.jsonl")
-    with GraderPool(workers=1, needs_math=False) as pool:
+    with GraderPool(("numeric",), workers=1) as pool:
 
         def vote(*texts):
-            return chosen(list(texts), [-1] * len(texts), lambda text: MostFrequent(text, task, pool))
+            return chosen(list(texts), [-1] * len(texts), lambda text: most_frequent(text, pool), task)
 
         assert vote("it is 2", "the answer: 3", "\\boxed{3.0}", "") == "the answer: 3"
         assert vote("", "nothing", "5") == "5"

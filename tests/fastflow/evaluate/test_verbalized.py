@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastflow.data.trajectory import Group, Prompt, Trajectory
-from fastflow.evaluate.methods.verbalized import Stated, VerbalizedSampling, choose, instruction, parse
+from fastflow.evaluate.methods.verbalized import Stated, choose, instruction, parse, verbalized_sampling
 from fastflow.rollout.sampler import Request, SamplingParams
 
 PLAIN = '{"responses": [{"text": "4", "probability": 0.7}, {"text": "5", "probability": 0.3}]}'
@@ -153,8 +153,8 @@ class Writer:
 
 def drawn(written):
     writer = Writer(written)
-    method = VerbalizedSampling(writer, writer, SamplingParams(), count=len)
-    return method.answers([], [Request(Prompt(np.array([1])), (3,))])[0][0]
+    method = verbalized_sampling(writer, writer, SamplingParams(), count=len)
+    return method(None, [], [Request(Prompt(np.array([1])), (3,))])[0][0]
 
 
 def test_an_answer_out_of_a_list_has_not_the_tokens_of_the_list():

@@ -23,7 +23,6 @@ from fastflow.models.weights.hollow import open_causal_lm
 from fastflow.models.weights.loading import load_causal_lm
 from fastflow.models.weights.merging import adapted_layers
 from fastflow.models.weights.stored import OtherFiles, StoredWeight
-from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
 from fastflow.train.saves.split_weights import write_split
 from passes import packed_hidden
@@ -261,10 +260,10 @@ class TestFiles:
         with pytest.raises(OtherFiles, match=r"its files have x\.experts\.2, and its config\.json names 2 experts"):
             join_experts(found, 2)
 
-    @pytest.mark.parametrize("kind", [SharedWeights, GatheredWeights])
-    def test_vllm_gets_the_names_of_the_files(self, family, kind, saved):
+    @pytest.mark.parametrize("gather", [False, True])
+    def test_vllm_gets_the_names_of_the_files(self, family, gather, saved):
         policy = PackedModel(make_causal_lm(family))
-        weights = kind(policy, bucket_bytes=4000)
+        weights = SharedWeights(policy, bucket_bytes=4000, gather=gather)
         found = {}
         for number in weights.due(is_complete=False):
             weights.prepare(number)

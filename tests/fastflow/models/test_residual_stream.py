@@ -10,7 +10,7 @@ import torch
 
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.data.packing import pack
-from fastflow.evaluate.subjects import Subject, load
+from fastflow.evaluate.models import ModelSource, load
 from fastflow.models.opening import load_models, with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
 from fastflow.models.scoring import token_logprobs
@@ -159,7 +159,7 @@ def test_policy_base_and_evaluation_take_the_setting(model_directory, batch):
     policy, base = load_models(settings, LoraConfig())
     assert torch.equal(token_logprobs(policy, batch), token_logprobs(base, batch))
     adapted, off = load_models(settings, LoraConfig(rank=2))
-    evaluated, _ = load(Subject("it", str(model_directory)), settings)
+    evaluated, _ = load(ModelSource("it", str(model_directory)), settings)
     wide, _ = load_models(ModelConfig(path=str(model_directory), device="cpu", autocast=True), LoraConfig())
     assert isinstance(off, AdaptersOff) and off.policy is adapted
     for other in (off, evaluated):

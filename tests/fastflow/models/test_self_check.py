@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from fastflow import cli
 from fastflow.config.schema import LoraConfig, ModelConfig
 from fastflow.errors import FastflowError
-from fastflow.evaluate import subjects as evaluated
+from fastflow.evaluate import models as evaluated
 from fastflow.models.layers import attention
 from fastflow.models.opening import with_adapters
 from fastflow.models.packed import AdaptersOff, FrozenModel, PackedModel
@@ -156,7 +156,7 @@ def test_logits_that_a_model_changes_behind_its_head_are_refused(change, types):
 def test_an_evaluation_of_own_code_refuses_them_too(tmp_path, monkeypatch):
     save_model(tmp_path / "model")
     settings = ModelConfig(device="cpu", trust_remote_code=True)
-    evaluated.load(evaluated.find_subject(str(tmp_path / "model")), settings)
+    evaluated.load(evaluated.find_model(str(tmp_path / "model")), settings)
     forward = LlamaForCausalLM.forward
 
     def scaled(*arguments, **options):
@@ -166,7 +166,7 @@ def test_an_evaluation_of_own_code_refuses_them_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
     with pytest.raises(FastflowError, match=r"the logits of \S+/model are not its head"):
-        evaluated.load(evaluated.find_subject(str(tmp_path / "model")), settings)
+        evaluated.load(evaluated.find_model(str(tmp_path / "model")), settings)
 
 
 def test_a_bias_and_a_head_of_zeros_pass():

@@ -179,6 +179,7 @@ class TestSampling:
             ({"every": 5, "max_response_tokens": 500, "limit": 1, "samples": 4}, 4, 530, 20),
             ({"every": 5, "max_response_tokens": 20, "limit": 1, "samples": 4}, 8, 100, 20),  # shorter: training's
             ({"every": 5, "top_p": 0.9}, 12, 100, 36),
+            ({"every": 5, "top_k": 20, "min_p": 0.1}, 12, 100, 20),  # no order of the whole vocabulary
             ({"every": 5, "top_p": 0.9, "temperature": 0, "samples": 1}, 12, 100, 20),  # greedy orders nothing
         ],
     )

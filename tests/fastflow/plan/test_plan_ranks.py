@@ -21,7 +21,7 @@ from fastflow.plan.rank_rows import DIVIDED, layer_parameters, outer_parameters
 from fastflow.plan.remedies import remedies
 from fastflow.plan.rows import PHASES
 from fastflow.plan.trainer_rows import microbatch_tokens
-from fastflow.rollout.vllm.gathered import GatheredWeights
+from fastflow.rollout.vllm.weights import SharedWeights
 from plans import GPU, LARGE, configure, rows_of
 from small_models import make_causal_lm
 
@@ -118,7 +118,7 @@ def test_each_rank_has_a_vllm_of_its_own(models, changes):
     for name in ("vLLM's weights", "vLLM's KV cache"):
         assert two["vllm", name].bytes == one["vllm", name].bytes
     policy = make_policy(changes)
-    weights = GatheredWeights(policy)
+    weights = SharedWeights(policy, gather=True)
     assert two["vllm", "bucket of gathered weights"].bytes == sum(block.nbytes for block in weights.attach.blocks)
     largest = max(one.nbytes for one in policy.causal_lm.parameters())
     assert two["trainer", "one weight, gathered"].bytes == largest

@@ -12,6 +12,7 @@ from fastflow.plan import command
 from fastflow.plan.device import GIB, Device
 from fastflow.plan.estimate import sizes_of
 from fastflow.plan.speed import MEASURED, expected_speed, update_flops
+from fastflow.run.console import make_console
 from plans import configure
 
 H200 = Device("cuda", 140 * GIB, "NVIDIA H200")
@@ -69,7 +70,7 @@ def test_the_command_says_it(models, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("fastflow.plan.device.find_device", lambda *_: H200)
     arguments = ["--model.path", str(models / "large"), "--model.autocast", "true"]
     request = command.read_arguments([*arguments, "--json", str(tmp_path / "plan.json")])
-    assert command.run(request) == 0
+    assert command.run(request, make_console()) == 0
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     speed = json.loads((tmp_path / "plan.json").read_text())["speed"]
     assert f"updates of about {speed['tokens_per_s']:,.0f} tokens/s are expected" in said

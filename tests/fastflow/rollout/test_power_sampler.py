@@ -110,6 +110,8 @@ def test_responses_are_whole_and_depend_on_their_seeds_alone(make, rng):
     [
         (replace(PARAMS, temperature=0.5), "temperature"),
         (replace(PARAMS, top_p=0.9), "top_p"),
+        (replace(PARAMS, top_k=20), "top_k"),
+        (replace(PARAMS, min_p=0.1), "min_p"),
         (replace(PARAMS, min_response_tokens=2), "min_response_tokens"),
         (replace(PARAMS, stop=("x",)), "stop"),
     ],

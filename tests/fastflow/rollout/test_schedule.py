@@ -157,4 +157,4 @@ class TestDraw:
 
 def test_sampling_follows_the_settings_but_for_what_is_named():
     rollout = RolloutConfig(temperature=0.5, top_p=0.9, max_response_tokens=7, min_response_tokens=2, stop=("\n",))
-    assert SamplingParams.of(rollout, top_p=1.0) == SamplingParams(0.5, 1.0, 7, 2, ("\n",))
+    assert SamplingParams.of(rollout, top_p=1.0) == SamplingParams(0.5, 1.0, 0, 0.0, 7, 2, ("\n",))

@@ -12,8 +12,8 @@ from fastflow.errors import FastflowError
 from fastflow.models.packed import PackedModel
 from fastflow.models.ranks import FailedElsewhere, Ranks
 from fastflow.rollout.vllm import room
-from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.room import Need, check_room, require_room
+from fastflow.rollout.vllm.weights import SharedWeights
 from small_models import make_causal_lm
 
 MIB = 2**20
@@ -104,9 +104,9 @@ def test_a_gpu_and_a_system_without_such_memory_are_left_alone(monkeypatch):
 def test_gathered_weights_ask_before_they_take_any(free):
     free(MIB)
     policy = PackedModel(make_causal_lm())
-    needed = sum(block.nbytes for block in GatheredWeights(policy).attach.blocks)
+    needed = sum(block.nbytes for block in SharedWeights(policy, gather=True).attach.blocks)
     free(2 * needed - 1)
     policy.ranks = told(0, of_this_machine(needed, 2 * needed - 1))
     with pytest.raises(FastflowError, match="each of the 2 ranks of this machine"):
-        GatheredWeights(policy)
+        SharedWeights(policy, gather=True)
     assert policy.ranks.seen[0].needed == needed

@@ -25,7 +25,6 @@ from fastflow.rollout.server.weights import WeightFolder
 from fastflow.rollout.vllm import kept_engine, messages
 from fastflow.rollout.vllm import sampler as vllm_sampler
 from fastflow.rollout.vllm.adapters import applies_adapters, remedy_of, room_for, write_adapters
-from fastflow.rollout.vllm.gathered import GatheredWeights
 from fastflow.rollout.vllm.weights import SharedWeights
 from fastflow.train.digests import digest_of_base
 from small_models import make_causal_lm
@@ -213,7 +212,7 @@ def test_the_frozen_base_is_the_same_after_100_loads(way, tmp_path):
         def load() -> None:
             folder.keep_only(folder.write(model))
     else:
-        weights = (SharedWeights if way == "shared" else GatheredWeights)(model, engine_dtype=torch.bfloat16)
+        weights = SharedWeights(model, engine_dtype=torch.bfloat16, gather=way == "gathered")
 
         def load() -> None:
             for number in weights.due(is_complete=False):

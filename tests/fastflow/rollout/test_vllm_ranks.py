@@ -17,7 +17,7 @@ from engine_of_ranks import all_of_vllm, expected, make_requests
 from fastflow.data.trajectory import Group, Trajectory, flatten
 from fastflow.models.ranks import Ranks, alone, visible_gpu
 from fastflow.rollout.shares import exchange, share_of
-from fastflow.rollout.vllm import gathered
+from fastflow.rollout.vllm import weights
 from rank_runs import finish
 from rank_worker import spawn
 from resumed_runs import metrics_of, newest_save, tensors_of
@@ -65,12 +65,12 @@ def test_a_child_is_no_rank_and_sees_one_gpu():
 
 def test_a_block_of_any_gpu_is_one_of_the_childs_first(monkeypatch):
     names = list(inspect.signature(reductions.rebuild_cuda_tensor).parameters)
-    assert names[gathered.STORAGE_DEVICE] == "storage_device"
+    assert names[weights.STORAGE_DEVICE] == "storage_device"
     held = tuple(range(100, 100 + len(names)))
     monkeypatch.setattr(reductions, "reduce_tensor", lambda tensor: (list, held))
-    rebuild, sent = gathered._OfFirstDevice(torch.zeros(1)).__reduce__()
+    rebuild, sent = weights._OfFirstDevice(torch.zeros(1)).__reduce__()
     assert rebuild is list
-    assert sent == (*held[: gathered.STORAGE_DEVICE], 0, *held[gathered.STORAGE_DEVICE + 1 :])
+    assert sent == (*held[: weights.STORAGE_DEVICE], 0, *held[weights.STORAGE_DEVICE + 1 :])
 
 
 def begin(home, name: str, devices: int, *, loses: str = "", **changes):

@@ -15,7 +15,7 @@ from fastflow.config.reader import read_config
 from fastflow.data.response_text import spell
 from fastflow.data.trajectory import flatten
 from fastflow.errors import FastflowError
-from fastflow.evaluate.creative.judge import Judge
+from fastflow.evaluate.creative.judge import JudgeModel
 from fastflow.evaluate.creative.judging import grade_quality
 from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import find_rubric
@@ -28,6 +28,7 @@ from fastflow.train.command import train
 from server_runs import assert_same_responses, make_requests, needs_vllm
 from small_models import make_causal_lm, save_model
 from special_tokens import TURN, TURN_ID, make_chat_tokenizer
+from truncated import WAYS, assert_truncates
 from vllm_runs import HEAD_DIM, PARAMS, assert_agrees, perturb
 from vllm_server import VllmServer
 
@@ -112,6 +113,14 @@ def test_samples_and_logprobs_follow_the_weights(name, real, running, monkeypatc
     assert {trajectory.weight_version for trajectory in flatten(second)} == {1}
     assert {trajectory.finish_reason for trajectory in flatten([*first, *second])} == {"stop", "length"}
     assert sum(counts) == 72
+
+
+@needs_vllm
+def test_truncated_distributions(real, running):
+    model = make_policy(tied=False)
+    sampler = running(model, real["untied"], max_sequences=128, silence=60.0)
+    for way in WAYS:
+        assert_truncates(sampler, model, SamplingParams(max_response_tokens=12, **way))
 
 
 @needs_vllm
@@ -228,7 +237,7 @@ def test_a_judge_whose_replies_are_no_grades(real, tmp_path, monkeypatch):
     )
     rows = [[{"question": 0, "sample": n, "prompt": "ab", "response": text} for n, text in enumerate(("cd", "ef"))]]
     rubric, file = find_rubric("poem"), tmp_path / "replies.jsonl"
-    judge = Judge(settings)
+    judge = JudgeModel(settings)
     assert judge.model == "policy"
     found = grade_quality(judge, rubric, rows, ReplyLog(file))
     assert found.quality == [None] and set(found.criteria) == set(rubric.names)
@@ -244,7 +253,7 @@ def test_a_judge_that_refuses_is_quoted(real, tmp_path, monkeypatch):
     """judge.max_tokens is over its context."""
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     rows = [[{"question": 0, "sample": 0, "prompt": "ab", "response": "cd"}]]
-    judge = Judge(JudgeConfig(address=f"{real['reloading'].address}/v1"))
+    judge = JudgeModel(JudgeConfig(address=f"{real['reloading'].address}/v1"))
     with pytest.raises(
         FastflowError, match=r"refused 1 request and answered none; it answered .* with 400: max_tokens=1024 cannot"
     ):

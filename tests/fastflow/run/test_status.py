@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -104,6 +106,25 @@ def test_a_disk_that_takes_nothing_stops_nothing(tmp_path):
     sink = StatusSink(tmp_path / "absent", steps=10)
     sink.write(1, metrics())
     sink.close()
+
+
+@pytest.mark.parametrize("alarms", [[], ["one that the file on the disk does not hold yet"]], ids=["shorter", "longer"])
+def test_a_full_disk_takes_the_end_over_the_old_file(alarms, tmp_path, monkeypatch):
+    sink = StatusSink(tmp_path, steps=10)
+    sink.write(1, metrics(alarms=[] if alarms else ["length collapse: mean 1.0 tokens, 30.0 at the start"]))
+    before = tmp_path.joinpath("status.json").stat()
+
+    def fill(path, text, **_):
+        path.write_bytes(text.encode()[:20])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", fill)
+    sink.write(2, metrics(alarms=alarms))
+    sink.close()
+    assert {"phase": "stopped", "step": 2, "alarms": alarms}.items() <= read(tmp_path).items()
+    after = tmp_path.joinpath("status.json").stat()
+    assert after.st_ino == before.st_ino and after.st_size >= before.st_size
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_versions_and_hardware_in_a_line():

@@ -13,8 +13,8 @@ from fastflow.report.text import printable
 from fastflow.sweep.measures import measure_of
 from fastflow.sweep.page import Outcome, write
 from fastflow.sweep.plots import thinned
-from fastflow.sweep.results import Estimate, RunResult, curve, estimate, final
-from fastflow.sweep.verdict import Verdict
+from fastflow.sweep.results import RunResult, SeedMean, curve, final, seed_mean
+from fastflow.sweep.study import StudyVerdict
 from fastflow.visible import CONTROL
 from html_page import Page
 from run_directories import step_record
@@ -35,7 +35,7 @@ def outcome() -> Outcome:
         *(run(HOSTILE, seed, accuracy=0.9, entropy=4.0) for seed in range(3)),
     ]
     states = [*((entry.name, "done", "") for entry in results), ("alpha 3_seed-0", "failed", "<script>no</script>")]
-    return Outcome("a <i>title</i>", results, states, [Verdict("it holds", "1.0", "0.8 to 1.4", True)])
+    return Outcome("a <i>title</i>", results, states, [StudyVerdict("it holds", "1.0", "0.8 to 1.4", True)])
 
 
 @pytest.fixture
@@ -142,23 +142,23 @@ def test_a_sweep_without_a_step(tmp_path):
 
 
 def test_estimates():
-    assert estimate([]) is None and estimate([None]) is None
-    assert estimate([3.0, None]) == Estimate(3.0, None, 1)
-    assert estimate([1.0, 3.0]) == Estimate(2.0, pytest.approx(1.0), 2)
+    assert seed_mean([]) is None and seed_mean([None]) is None
+    assert seed_mean([3.0, None]) == SeedMean(3.0, None, 1)
+    assert seed_mean([1.0, 3.0]) == SeedMean(2.0, pytest.approx(1.0), 2)
 
 
 def test_last_values_and_curves():
     runs = [run("a", 0), run("a", 2, steps=2)]
     assert runs[0].last("length_mean") == 35 and runs[0].last("none") is None
     assert runs[0].at(4, "length_mean") == 25 and runs[1].at(4, "length_mean") is None
-    assert final(runs, "length_mean") == Estimate(28.5, pytest.approx(6.5), 2)  # of 35, and 22 of the shorter one
+    assert final(runs, "length_mean") == SeedMean(28.5, pytest.approx(6.5), 2)  # of 35, and 22 of the shorter one
     assert [(step, entry.value, entry.seeds) for step, entry in curve(runs, "length_mean")] == [
         (1, 11, 2), (2, 21, 2), (3, 30, 1), (4, 40, 1),
     ]  # fmt: skip
 
 
 def test_long_curves_are_thinned_and_keep_their_end():
-    points = [(step, Estimate(1.0, None, 1)) for step in range(1, 1001)]
+    points = [(step, SeedMean(1.0, None, 1)) for step in range(1, 1001)]
     kept = thinned(points)
     assert len(kept) <= 300 and kept[-1] == points[-1] and thinned(points[:3]) == points[:3]
 

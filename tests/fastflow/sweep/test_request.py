@@ -6,8 +6,7 @@ import pytest
 
 from fastflow.cli import main
 from fastflow.errors import FastflowError
-from fastflow.sweep.request import read_request
-from fastflow.sweep.studies import STUDIES
+from fastflow.sweep.request import STUDIES, read_request
 from sweep_runs import options, request
 
 FILE = """

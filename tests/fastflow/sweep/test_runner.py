@@ -84,7 +84,7 @@ def test_files_of_others_are_not_replaced(file, words, tmp_path):
 
 def test_a_terminal_shows_bars(tmp_path):
     console = quiet()
-    console._force_terminal = True
+    console._force_terminal = console.is_interactive = True
     command.run(request(tmp_path, "--grid", "objective.alpha=1,2", "--jobs=2"), console)
     told = console.export_text()
     assert "all steps" in told and "6/6" in told and "alpha-2: done in" in told

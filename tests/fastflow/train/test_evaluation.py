@@ -24,6 +24,7 @@ from fastflow.rollout.sampler import Request, SamplingParams
 from fastflow.train.curve import Curve
 from fastflow.train.dry_run import check_inputs
 from fastflow.train.evaluation import Evaluation
+from fastflow.train.progress import RunProgress
 from fastflow.train.trainer import Trainer
 from resumed_runs import (
     check_same,
@@ -163,6 +164,12 @@ class TestWhatItLeaves:
         run = run_to_the_end(evaluated(home, run__output=home / "unstarted", run__steps=1, eval__at_start=False))
         assert list(entries_of(run)) == [1]
 
+    def test_the_bar_of_grading_knows_no_end(self, home, monkeypatch):
+        totals = {}
+        monkeypatch.setattr(RunProgress, "phase", lambda self, name, total: totals.update({name: total}))
+        run_to_the_end(evaluated(home, run__output=home / "totals", run__steps=1, eval__every=1))
+        assert totals["asking own"] == QUESTIONS * SAMPLES and totals["grading own"] is None
+
 
 def _prompt(tokenizer, text):
     from fastflow.data.trajectory import Prompt
@@ -182,14 +189,14 @@ class TestTrainingDoesNotDependOnIt:
         plain = run_to_the_end(evaluated(home, run__output=home / "dropout", **{**changes, "eval__every": 0}))
         from fastflow.evaluate import responses
 
-        real = responses.answer_part
+        real = responses.grade_part
 
         def drawing(*arguments, **options):
             torch.rand(3)
             np.random.rand(3)
             return real(*arguments, **options)
 
-        monkeypatch.setattr("fastflow.train.evaluation.responses.answer_part", drawing)
+        monkeypatch.setattr("fastflow.train.evaluation.responses.grade_part", drawing)
         check_same_training(plain, run_to_the_end(evaluated(home, run__output=home / "drawing", **changes)))
 
     def test_where_the_next_step_is_sampled_ahead(self, home, monkeypatch):

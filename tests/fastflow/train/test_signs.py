@@ -49,7 +49,7 @@ def test_each_kernel_that_is_compiled_counts(listening):
 def test_answers_that_are_graded_count():
     items = [Item("exact", "4", text) for text in ("4", "5", "4")]
     before = PULSE.attended
-    with GraderPool(workers=1, needs_math=False) as pool:
+    with GraderPool(("exact",), workers=1) as pool:
         assert [verdict is Verdict.RIGHT for verdict in pool.grade(items)] == [True, False, True]
     assert PULSE.attended >= before + len(items)
 

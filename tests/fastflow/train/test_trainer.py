@@ -298,6 +298,13 @@ def test_the_announcement_names_what_computes_the_loss(settings):
     assert f"attention sdpa\nlayers plain, base in float32\nkernels {kernels}\n" in announcement
 
 
+def test_the_announcement_names_what_ends_a_response(settings):
+    """As it was understood: --rollout.stop "[END]" is a list."""
+    given = configure(settings, rollout__stop='["[END]", x]')
+    assert "responses end at '[END]' or 'x', or at the end token" in describe(Trainer(given, Console(quiet=True)))
+    assert "responses end" not in describe(Trainer(configure(settings), Console(quiet=True)))
+
+
 def test_the_announcement_names_the_switches_of_the_released_code(settings):
     plain, switched = (
         describe(Trainer(configure(settings, **changes), Console(quiet=True)))

@@ -12,6 +12,7 @@ from fastflow.config.schema import sections
 from fastflow.train.doubtful import doubtful
 from fastflow.train.unread import TABLE, unread
 
+GREEDY = ["--eval.every=1", "--eval.tasks=aime24", "--eval.temperature=0", "--eval.samples=1"]
 GRPO = ["--objective.name=grpo", "--objective.reward=answer"]
 VLLM = ["--rollout.engine=vllm"]
 
@@ -55,6 +56,9 @@ def found(*arguments: str) -> list[str]:
         ([], "eval.samples=8", "eval.every = 0"),
         ([], "eval.tasks=aime24", "eval.every = 0"),
         (["--eval.every=1", "--eval.tasks=aime24"], "eval.grader=exact", "eval.tasks names no file of your own"),
+        (GREEDY, "eval.top_p=0.9", "eval.temperature = 0 takes the likeliest token"),
+        (GREEDY, "eval.top_k=20", "eval.temperature = 0 takes the likeliest token"),
+        (GREEDY, "eval.min_p=0.1", "eval.temperature = 0 takes the likeliest token"),
         (["--data.path=program:own.py"], "data.split=test", "a Python program has the prompts"),
     ],
 )

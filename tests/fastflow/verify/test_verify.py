@@ -55,7 +55,7 @@ def test_quick_verification_passes_and_writes_json(measured_elsewhere, monkeypat
     )
     assert all(check["passed"] and check["value"] <= check["bound"] for check in written["checks"])
     printed = capsys.readouterr().out
-    assert "all checks passed" in printed and "FAIL" not in printed
+    assert printed.startswith("check ") and "all checks passed" in printed and "FAIL" not in printed
     assert all(check["name"] in printed for check in written["checks"])  # nothing is cut at 80 columns
 
 

@@ -29,7 +29,7 @@ _READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSource:
     """One model. name: as it was given. path: weights and tokenizer. adapter: a peft directory, where there is one.
 
     scale: factor of what the adapters add, where it is not as they were trained.
@@ -47,13 +47,13 @@ class Subject:
         return kept.strip("-.") or "model"
 
 
-def find_subject(name: str) -> Subject:
+def find_model(name: str) -> ModelSource:
     """The model behind a name. Raises FastflowError for runs without policy, adapters without base or weights."""
     directory = Path(name)
     if (directory / CONFIG_FILE).is_file():
         if not (directory / "policy").is_dir():
             raise FastflowError(f"the run {name} has saved no policy yet; give a model, or wait for run.save_every")
-        return Subject(name, str(directory / "policy"))
+        return ModelSource(name, str(directory / "policy"))
     if (directory / _ADAPTER_FILE).is_file():
         base = _base_of(directory / _ADAPTER_FILE)
         if not (directory / _ADAPTER_WEIGHTS).is_file():
@@ -61,8 +61,8 @@ def find_subject(name: str) -> Subject:
                 f"the adapters {name} have no {_ADAPTER_WEIGHTS}; save them with peft's save_pretrained, which writes "
                 "it (fastflow reads no pickles, such as adapter_model.bin)"
             )
-        return Subject(name, base, name)
-    return Subject(name, name)
+        return ModelSource(name, base, name)
+    return ModelSource(name, name)
 
 
 def _base_of(file: Path) -> str:
@@ -84,44 +84,44 @@ def _base_of(file: Path) -> str:
     return base
 
 
-def digest(subject: Subject, settings: ModelConfig) -> str:
+def digest(source: ModelSource, settings: ModelConfig) -> str:
     """What identifies the weights and the tokenizer: of files their content, of a hub id its revision."""
     parts = []
-    for place in filter(None, (subject.path, subject.adapter)):
+    for place in filter(None, (source.path, source.adapter)):
         if Path(place).is_dir():
             parts.append(_content(Path(place)))
         else:
             config = read_config(place, trust_remote_code=settings.trust_remote_code)
             parts.append(f"{place}@{getattr(config, '_commit_hash', None)}")
-    if subject.scale is not None:
-        parts.append(f"scale {subject.scale!r}")
+    if source.scale is not None:
+        parts.append(f"scale {source.scale!r}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def load(subject: Subject, settings: ModelConfig) -> tuple[PackedModel, PreTrainedTokenizerBase]:
+def load(source: ModelSource, settings: ModelConfig) -> tuple[PackedModel, PreTrainedTokenizerBase]:
     """The model on its device, in evaluation mode, and its tokenizer."""
-    settings = replace(settings, path=subject.path)
+    settings = replace(settings, path=source.path)
     tokenizer = load_tokenizer(settings)
     device = resolve_device(settings.device)
-    model: Any = load_causal_lm(subject.path, settings)
+    model: Any = load_causal_lm(source.path, settings)
     model.to(device)
     layers = prepare_layers(model, settings)
-    if subject.adapter is not None:
-        peft = need("peft", extra="lora", purpose=f"the adapters {subject.adapter}")
+    if source.adapter is not None:
+        peft = need("peft", extra="lora", purpose=f"the adapters {source.adapter}")
         try:
-            model = peft.PeftModel.from_pretrained(model, subject.adapter)
+            model = peft.PeftModel.from_pretrained(model, source.adapter)
         except Exception as error:  # a damaged file, adapters of another model
             raise FastflowError(
-                f"cannot load the adapters {subject.adapter} on {subject.path}: {message_of(error)}"
+                f"cannot load the adapters {source.adapter} on {source.path}: {message_of(error)}"
             ) from error
-        if subject.scale is not None:
-            scale_adapters(model, subject.scale)
+        if source.scale is not None:
+            scale_adapters(model, source.scale)
     model.requires_grad_(False).eval()
     packed = PackedModel(model, autocast=settings.autocast, residual_stream=settings.residual_stream, layers=layers)
     check_tokenizer_fits(tokenizer, packed, settings)
     if settings.trust_remote_code:  # its code may scale or cap the logits
         context = context_of(packed.causal_lm.config)
-        check_head(packed, longest=96 if context is None else context, name=subject.name)
+        check_head(packed, longest=96 if context is None else context, name=source.name)
     return packed, tokenizer
 
 

@@ -16,7 +16,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate.creative import diversity
 from fastflow.evaluate.creative.effective_alpha import CONVENTION, effective_alpha
 from fastflow.evaluate.creative.embedding import Encoder, identity, load_encoder, needs_package
-from fastflow.evaluate.creative.judge import Judge
+from fastflow.evaluate.creative.judge import JudgeModel
 from fastflow.evaluate.creative.judging import Quality, compare_pairs, grade_quality, rate_solutions
 from fastflow.evaluate.creative.reply_log import ReplyLog
 from fastflow.evaluate.creative.rubric import Rubric, find_rubric
@@ -44,7 +44,7 @@ OnStep = Callable[[], None]
 
 @dataclass
 class ModelResponses:
-    """What one model answered to one task. entry: its part of the results, which the study completes."""
+    """What one model answered to one task. entry: its part of the results, which ExtraMeasures completes."""
 
     name: str
     label: str
@@ -52,14 +52,14 @@ class ModelResponses:
     entry: dict[str, Any]
 
 
-class Study:
+class ExtraMeasures:
     """Measures what the settings ask for. The encoder is loaded when it is first needed."""
 
     def __init__(self, config: EvaluateConfig, console: Console):
         self._settings, self._judging, self._device = config.eval, config.judge, config.model.device
         self._output, self._console = Path(config.eval.output), console
         self._encoder: Encoder | None = None
-        self._judge: Judge | None = None
+        self._judge: JudgeModel | None = None
 
     def check(self, tasks: Sequence[Task]) -> None:
         """Refuse, before anything is sampled, what could not be measured afterwards."""
@@ -184,7 +184,10 @@ class Study:
         if name is not None and self._encoder is None:
             self._encoder = load_encoder(name, resolve_device(self._device))
         with self._steps(f"{model.name}: diversity of {task.name}", len(texts)) as step:
-            found = diversity.measure_all(texts, self._encoder, step)
+            found = []
+            for of_prompt in texts:
+                found.append(diversity.measure(of_prompt, self._encoder.encode(of_prompt) if self._encoder else None))
+                step()
         about = {"embedding": self._encoder.description if self._encoder else None, "prompts": found}
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -235,9 +238,9 @@ class Study:
             raise FastflowError(f"task {task.name} names no rubric; set --judge.rubric to a name or a YAML file")
         return find_rubric(name)
 
-    def _get_judge(self) -> Judge:
+    def _get_judge(self) -> JudgeModel:
         if self._judge is None:
-            self._judge = Judge(self._judging)
+            self._judge = JudgeModel(self._judging)
         return self._judge
 
     def _replies(self, task: Task, label: str, what: str) -> ReplyLog:
