@@ -27,14 +27,14 @@ BLOCK_ROWS = (3456, 2048, 2816, 4224, 1024, 5632, 8192)
 
 def tile_rows(shape: Shape, problem: Problem) -> Iterator[dict]:
     """A row for each candidate tile and use, those that store exponentials first."""
-    from fastflow_kernels.head import Head
+    from fastflow_kernels.head import Head, factors_of
     from fastflow_kernels.tiles import candidates_for, tile_for
     from fastflow_kernels.triton.autotune import time_tiles
     from fastflow_kernels.triton.project import project
     from fastflow_kernels.triton.target_logit import target_logits
 
     hidden, targets = problem.hidden.detach()[:PROJECTED_ROWS], problem.targets[:PROJECTED_ROWS]
-    head = Head.of(problem.weight, None, torch.bfloat16)
+    head = Head.of(factors_of(problem.weight, torch.bfloat16), None)
     target_logit = target_logits(hidden, head, targets)
     room = -(-shape.vocabulary // 8) * 8
     for stores in (True, False):

@@ -30,7 +30,8 @@ def add_and_attach(weight_sum: Tensor, arguments: dict[str, Any]) -> tuple[Tenso
     """
     _refuse_a_second_forward()
     detached = {name: None if arguments[name] is None else arguments[name].detach() for name in DIFFERENTIABLE}
-    outputs = operator(**{**arguments, **detached, "need_weight": False}, weight_sum=weight_sum)
+    need_hidden, _, *others = arguments["needs"]
+    outputs = operator(**{**arguments, **detached, "needs": [need_hidden, False, *others]}, weight_sum=weight_sum)
     d_hidden, _, d_bias, d_log_z = outputs[GRADIENTS:]
     loss = attach_operator(
         outputs[0], arguments["hidden"], arguments["bias"], arguments["log_z"], d_hidden, d_bias, d_log_z

@@ -48,6 +48,7 @@ from fastflow_kernels.validate import (
     check_positive,
     check_sequence_tensors,
     checked_head_arguments,
+    host_numbers,
 )
 
 
@@ -231,26 +232,20 @@ def flow_loss(
     check_name("ratio", ratio, RATIOS)
     check_positive("normaliser", normaliser)
 
-    needs = {
-        f"need_{name}": tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-        for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias), ("log_z", log_z))
-    }
+    inputs = (hidden, weight, bias, log_z)
     arguments = {
         **head,
         **constants,
-        **needs,
+        "needs": [tensor is not None and tensor.requires_grad and torch.is_grad_enabled() for tensor in inputs],
         "statistics": statistics,
         "log_z": log_z,
         "cu_seqlens": cu_seqlens,
         "device_cu_seqlens": device_cu_seqlens,
-        "clip_low": float(clip_low),
-        "clip_high": float(clip_high),
+        "numbers": host_numbers(clip_low, clip_high, normaliser, temperature),
         "ratio": ratio,
-        # a product, since torch.compile keeps a float open there; torch.full would be compiled anew for each
-        "normaliser": torch.ones((), dtype=torch.float64, device="cpu") * float(normaliser),
     }
     if accumulate_into is not None:
-        check_accumulate_into(accumulate_into, weight, head["factor_dtype"])
+        check_accumulate_into(accumulate_into, weight, head["factors"].dtype)
     if accumulate_into is not None and torch.is_grad_enabled():
         outputs = accumulating_operator.add_and_attach(accumulate_into, arguments)
     else:

@@ -5,6 +5,7 @@ them, and saves them for the backward pass, which only scales them. So a compile
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -33,29 +34,22 @@ def run(
     bias: Optional[Tensor],  # noqa: UP045 - the schema of an operator is read from these annotations
     log_z: Tensor,
     targets: Tensor,
+    factors: Tensor,
     cu_seqlens: Tensor,
     device_cu_seqlens: Optional[Tensor],  # noqa: UP045
     log_target: Tensor,
     length_scale: Tensor,
     behaviour_logprob: Tensor,
-    clip_low: float,
-    clip_high: float,
+    numbers: Tensor,
     ratio: str,
-    normaliser: Tensor,
-    temperature: float,
     softcap: Optional[float],  # noqa: UP045
-    vocabulary: Optional[int],  # noqa: UP045
     block_rows: Optional[int],  # noqa: UP045
     block_bytes: Optional[int],  # noqa: UP045
-    factor_dtype: torch.dtype,
     shard_start: int,
     shard_group: Optional[str],  # noqa: UP045
     shard_largest: Optional[int],  # noqa: UP045
     statistics: bool,
-    need_hidden: bool,
-    need_weight: bool,
-    need_bias: bool,
-    need_log_z: bool,
+    needs: Sequence[bool],
     weight_sum: Optional[Tensor] = None,  # noqa: UP045
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the six results of FlowLoss, then TokenStatistics, then the gradients of hidden, weight, bias and log_z.
@@ -63,23 +57,26 @@ def run(
     What is not asked for or not needed is empty. The backward pass hands the gradients out, scaled in place: they are
     no longer valid after it.
 
-    Arguments as in `flow_loss`, but: normaliser () on the CPU, a tensor because a graph would be compiled anew for
-    each float; factor_dtype, the type in which hidden and weight are multiplied; shard_start, shard_group and
-    shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest. weight_sum: what the
-    gradient of the weight is added to in this call, whether or not need_weight says that it is to be returned.
+    Arguments as in `flow_loss`, but: factors, the rows of the weight as they are multiplied, without padding
+    (head.py); numbers (4,) float64 on the CPU: clip_low, clip_high, normaliser, temperature; shard_start, shard_group
+    and shard_largest, a VocabularyShard's start, the name of its group, or None, and its largest. needs: which of
+    DIFFERENTIABLE need a gradient. weight_sum: what the gradient of the weight is added to in this call, whether or not
+    it is to be returned.
+
+    They are few where they can be: torch looks each of them up in a list that it makes anew, of all of them.
     """
     if is_being_captured(hidden.device):
         check_captured_offsets(cu_seqlens, device_cu_seqlens)
     boundaries = check_boundaries(cu_seqlens, row_count=hidden.shape[0])
     shard = VocabularyShard.named(shard_start, shard_group, shard_largest)
-    check_target_range(targets, vocabulary or weight.shape[0], shard)
-    head = Head.of(
-        weight, bias, factor_dtype, vocabulary=vocabulary, temperature=temperature, softcap=softcap, shard=shard
-    )
+    check_target_range(targets, factors.shape[0], shard)
+    clip_low, clip_high, normaliser, temperature = numbers.tolist()
+    need_hidden, need_weight, need_bias, need_log_z = needs
+    head = Head.of(factors, bias, temperature=temperature, softcap=softcap, shard=shard)
     with running_on(hidden.device):
         offsets = _copied_to(hidden.device, cu_seqlens) if device_cu_seqlens is None else device_cu_seqlens
         flow = FlowLossOverBlocks(
-            hidden.to(factor_dtype).contiguous(),
+            hidden.to(factors.dtype).contiguous(),
             targets.long().contiguous(),
             offsets.long().contiguous(),
             head,
@@ -93,9 +90,9 @@ def run(
                 clip_low=clip_low,
                 clip_high=clip_high,
                 ratio=ratio,
-                normaliser=normaliser.item(),
+                normaliser=normaliser,
             ),
-            choice=choose(hidden.device, factor_dtype, head, statistics=statistics),
+            choice=choose(hidden.device, factors.dtype, head, statistics=statistics),
             need=NeededGradients(
                 need_hidden, need_weight or weight_sum is not None, need_bias and bias is not None, need_log_z
             ),
@@ -135,14 +132,15 @@ operator = torch.library.custom_op("fastflow::flow_loss", run, mutates_args=(), 
 def fake(*arguments: Any, **named: Any) -> tuple[Tensor, ...]:
     call = inspect.signature(run).bind(*arguments, **named).arguments
     hidden, weight, bias, log_z = (call[name] for name in DIFFERENTIABLE)
-    dtype = accumulator_dtype(call["factor_dtype"])
+    dtype = accumulator_dtype(call["factors"].dtype)
     results = [hidden.new_empty((), dtype=dtype), *(log_z.new_empty(log_z.shape, dtype=dtype) for _ in range(4))]
     token_logprob = hidden.new_empty(hidden.shape[0], dtype=dtype)
+    need_hidden, need_weight, need_bias, need_log_z = call["needs"]
     gradients = (
-        hidden.new_empty(hidden.shape, dtype=dtype) if call["need_hidden"] else None,
-        _empty_gradient(weight, dtype) if call["need_weight"] else None,
-        _empty_gradient(bias, dtype) if call["need_bias"] and bias is not None else None,
-        log_z.new_empty(log_z.shape, dtype=torch.float64) if call["need_log_z"] else None,
+        hidden.new_empty(hidden.shape, dtype=dtype) if need_hidden else None,
+        _empty_gradient(weight, dtype) if need_weight else None,
+        _empty_gradient(bias, dtype) if need_bias and bias is not None else None,
+        log_z.new_empty(log_z.shape, dtype=torch.float64) if need_log_z else None,
     )
     statistics = TokenStatistics.empty(hidden.shape[0] if call["statistics"] else 0, hidden, dtype)
     return (
@@ -160,7 +158,7 @@ def _empty_gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     hidden, weight, bias, log_z = inputs[:4]
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (hidden, weight, bias, log_z)]
-    ctx.computed = inputs[-4:]
+    ctx.computed = inputs[-1]
     ctx.input_count = len(inputs)
     ctx.save_for_backward(*output[GRADIENTS:])
     ctx.mark_non_differentiable(*output[1:])
@@ -176,7 +174,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Tensor | No
     candidates = zip(DIFFERENTIABLE, ctx.needs_input_grad, ctx.computed, ctx.saved_tensors, ctx.dtypes, strict=False)
     for name, is_needed, is_computed, gradient, dtype in candidates:
         if is_needed and not is_computed:
-            raise RuntimeError(f"The gradient of {name} was not computed; call the operator with need_{name}=True.")
+            raise RuntimeError(f"The gradient of {name} was not computed; call the operator with `needs` that say so.")
         gradients.append(handed_out(gradient, grad_loss, dtype) if is_needed else None)
     return (*gradients, *(None,) * (ctx.input_count - len(gradients)))
 

@@ -11,6 +11,14 @@ from fastflow_kernels.matmul import accumulator_dtype, direction_dtype
 from fastflow_kernels.shard import VocabularyShard
 
 
+def factors_of(weight: Tensor, factor_dtype: torch.dtype, vocabulary: int | None = None) -> Tensor:
+    """Take the first `vocabulary` rows of a head's weight (None: all) as products multiply them, without gradient.
+
+    Contiguous, in this type; the weight's own memory where it has both.
+    """
+    return weight.detach()[:vocabulary].to(factor_dtype).contiguous()
+
+
 @dataclass(frozen=True)
 class Head:
     """logits = softcap(hidden @ weight^T + bias) / temperature, where softcap(x) = c tanh(x / c), or x for None."""
@@ -24,21 +32,17 @@ class Head:
     @classmethod
     def of(
         cls,
-        weight: Tensor,
+        factors: Tensor,
         bias: Tensor | None,
-        factor_dtype: torch.dtype,
         *,
-        vocabulary: int | None = None,
         temperature: float = 1.0,
         softcap: float | None = None,
         shard: VocabularyShard | None = None,
     ) -> "Head":
-        """Take the first `vocabulary` rows of a parameter (None: all), converted where it has another type."""
-        used = weight.detach()[:vocabulary].to(factor_dtype).contiguous()
-        used_bias = (
-            None if bias is None else bias.detach()[:vocabulary].to(accumulator_dtype(factor_dtype)).contiguous()
-        )
-        return cls(used, used_bias, temperature, softcap, shard)
+        """Take a weight as `factors_of` has made it, and its bias as it is: a parameter, or None."""
+        if bias is not None:
+            bias = bias.detach()[: len(factors)].to(accumulator_dtype(factors.dtype)).contiguous()
+        return cls(factors, bias, temperature, softcap, shard)
 
     @property
     def vocabulary(self) -> int:

@@ -1,7 +1,6 @@
 """Sums the gradient of the head (weight and bias) over blocks of rows, and takes a block's directions to it."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,6 +29,45 @@ def head_sum(width: int, parameter_dtype: torch.dtype, factor_dtype: torch.dtype
     )
 
 
+class _Sum:
+    """The running sum of one parameter's gradient; its memory is taken when the first of it comes."""
+
+    def __init__(self, head: Head, parameter: Tensor, block_count: int, given: Tensor | None):
+        factors = head.weight.dtype
+        self._shape, self._vocabulary, self._given = parameter.shape, head.vocabulary, given
+        self._finished = finished_dtype(parameter.dtype, factors)
+        self._dtype = self._finished if block_count == 1 and self._finished == factors else accumulator_dtype(factors)
+        self._new_empty, self._total = head.weight.new_empty, given
+        self.is_zero = given is None
+        if block_count > 1:
+            self.total()
+
+    def total(self) -> Tensor:
+        """Return the memory, (V, D) or, of a bias, (V, 1)."""
+        if self._total is None:
+            self._total = self._new_empty(self._shape, dtype=self._dtype)
+        return self._total.view(len(self._total), -1)
+
+    def add(self, panel: Panel, rows: Tensor) -> None:
+        """Add panel^T @ rows (R, D)."""
+        accumulate_(self.total()[panel.columns], panel.matrix, rows, overwrite=self.is_zero)
+
+    def take_scaled(self, other: "_Sum", scale: Tensor) -> None:
+        mine, theirs = (one.total()[: self._vocabulary] for one in (self, other))
+        if self.is_zero:
+            torch.mul(theirs, scale, out=mine)
+        else:
+            mine.addcmul_(theirs, scale)
+        self.is_zero, other.is_zero = False, True
+
+    def finish(self) -> Tensor | None:
+        if self._given is not None:
+            return None
+        total = self.total().view(self._shape)
+        total[0 if self.is_zero else self._vocabulary :].zero_()
+        return total.to(self._finished)
+
+
 class HeadGradient:
     """A running sum; a part whose gradient is not needed is None.
 
@@ -54,82 +92,35 @@ class HeadGradient:
         weight_sum: Tensor | None = None,
     ):
         """weight, bias: the parameters that need a gradient. weight_sum: a sum of the caller's, instead of an own."""
-        self._given = weight_sum
-        self._vocabulary, self._factors = head.vocabulary, head.weight.dtype
-        self._finished = [
-            None if part is None else finished_dtype(part.dtype, self._factors) for part in (weight, bias)
-        ]
-        self._makers = [
-            None
-            if part is None or finished is None
-            else partial(head.weight.new_empty, part.shape, dtype=self._sum_dtype(finished, block_count))
-            for part, finished in zip((weight, bias), self._finished, strict=True)
-        ]
-        self._weight: Tensor | None = None if weight is None else weight_sum
-        self._bias: Tensor | None = None
-        self._is_zero = True
-        if block_count > 1:
-            self._make()
-
-    def _make(self) -> None:
-        """Take the memory of the sums that are needed and not there."""
-        make_weight, make_bias = self._makers
-        if self._weight is None and make_weight is not None:
-            self._weight = make_weight()
-        if self._bias is None and make_bias is not None:
-            self._bias = make_bias()
-
-    def _sum_dtype(self, finished: torch.dtype, block_count: int) -> torch.dtype:
-        return finished if block_count == 1 and finished == self._factors else accumulator_dtype(self._factors)
-
-    def _is_overwritten(self, total: Tensor) -> bool:
-        return self._is_zero and total is not self._given
+        self._weight = None if weight is None else _Sum(head, weight, block_count, weight_sum)
+        self._bias = None if bias is None else _Sum(head, bias, block_count, None)
 
     def add_panel(self, panel: Panel, row_scale: Tensor, scaled_rows: Tensor) -> None:
         """Add panel^T @ scaled_rows: row_scale (R,); scaled_rows (R, D), the rows times it, in the head's type."""
-        self._make()
         if self._weight is not None:
-            overwrite = self._is_overwritten(self._weight)
-            accumulate_(self._weight[panel.columns], panel.matrix, scaled_rows, overwrite=overwrite)
+            self._weight.add(panel, scaled_rows)
         if self._bias is not None:
-            column = row_scale.to(panel.matrix.dtype).unsqueeze(1)
-            overwrite = self._is_overwritten(self._bias)
-            accumulate_(self._bias[panel.columns].unsqueeze(1), panel.matrix, column, overwrite=overwrite)
+            self._bias.add(panel, row_scale.to(panel.matrix.dtype).unsqueeze(1))
 
     def end_block(self) -> None:
         """Note that all panels of a block are in: what comes adds to them."""
-        self._is_zero = False
+        for part in (self._weight, self._bias):
+            if part is not None:
+                part.is_zero = False
 
     def take_scaled(self, other: "HeadGradient", scale: Tensor) -> None:
         """Add scale (one number) times `other`, and set `other` to zero."""
-        self._make()
-        other._make()
         for mine, theirs in ((self._weight, other._weight), (self._bias, other._bias)):
             if mine is not None and theirs is not None:
-                total, part = mine[: self._vocabulary], theirs[: self._vocabulary]
-                if self._is_overwritten(mine):
-                    torch.mul(part, scale, out=total)
-                else:
-                    total.addcmul_(part, scale)
-        self._is_zero = False
-        other._is_zero = True
+                mine.take_scaled(theirs, scale)
 
     def finish(self) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of weight and bias, of the parameters' shapes; zeros when no row was ever added.
 
         None for what went into a sum of the caller's.
         """
-        self._make()
-        start = 0 if self._is_zero else self._vocabulary
-        own = [None if total is self._given else total for total in (self._weight, self._bias)]
-        for total in own:
-            if total is not None:
-                total[start:].zero_()
-        weight, bias = (
-            None if total is None or finished is None else total.to(finished)
-            for total, finished in zip(own, self._finished, strict=True)
-        )
-        return weight, bias
+        weight, bias = self._weight, self._bias
+        return None if weight is None else weight.finish(), None if bias is None else bias.finish()
 
 
 def spend_directions(

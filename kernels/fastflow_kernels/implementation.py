@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -78,6 +78,13 @@ def choose(device: torch.device, dtype: torch.dtype, head: Head | None = None, *
         ValueError: FASTFLOW_KERNELS names no implementation.
         RuntimeError: it names one that cannot serve this call.
     """
+    choice = _chosen(device, dtype, head, statistics)
+    if statistics and choice.name == "hopper":
+        return replace(choice, reason=f"{choice.reason}; the projection that takes statistics is that of fused")
+    return choice
+
+
+def _chosen(device: torch.device, dtype: torch.dtype, head: Head | None, statistics: bool) -> Choice:
     forced = os.environ.get(FORCE)
     if forced is None:
         return _best(device, dtype, head)
@@ -99,14 +106,18 @@ def explain(
     softcap: float | None = None,
     vocabulary: int | None = None,
     shard: VocabularyShard | None = None,
+    statistics: bool = False,
 ) -> str:
     """Say which implementation a call with these inputs would take, and why, in one line. The others: as in the call.
+
+    Asking for statistics leaves the choice as it is. `cuda`, which is taken on request alone, refuses such a call, and
+    `hopper` projects by the product of `fused` in it.
 
     >>> explain(torch.zeros(2, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))
     'torch: the native library computes in float32, which would lose float64 precision'
     """
     head = Head(weight[:vocabulary], bias, softcap=softcap, shard=shard)
-    return str(choose(hidden.device, factor_dtype(hidden, weight), head))
+    return str(choose(hidden.device, factor_dtype(hidden, weight), head, statistics=statistics))
 
 
 def has_triton_kernels_for(tensor: torch.Tensor) -> bool:

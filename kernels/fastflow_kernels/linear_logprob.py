@@ -6,7 +6,9 @@ by the upstream gradient of each row: 6 N D V more, 8 in all. Where the upstream
 as in `flow_loss`, the 2 N D V of the second projection are saved.
 
 Entropy, logsumexp and mean logit need two more sums over a row in the same sweep (moments.py). A gradient of the
-entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block.
+entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block. That of
+the entropy takes its sums over the block's own logits first: one more sweep, but 2 N D V in `fused`, which keeps no
+logits and therefore does so in float32 alone.
 """
 
 from typing import Literal, overload
@@ -17,7 +19,7 @@ from torch import Tensor
 from fastflow_kernels import linear_logprob_operator
 from fastflow_kernels.reference import TokenStatistics
 from fastflow_kernels.shard import VocabularyShard
-from fastflow_kernels.validate import checked_head_arguments
+from fastflow_kernels.validate import checked_head_arguments, host_numbers
 
 
 @overload
@@ -72,8 +74,9 @@ def linear_logprob(
 
     Args:
         hidden: final hidden states, one row per response token.
-        weight: weight of the head. One that is not contiguous is copied for the call. Its type may differ from that
-            of hidden, float64 apart: they are multiplied in the narrower, or in autocast's.
+        weight: weight of the head. Its type may differ from that of hidden, float64 apart: they are multiplied in the
+            narrower, or in autocast's. One that is not contiguous or is converted is copied; each call keeps its copy
+            until its backward pass.
         temperature: divides the logits; above 0.
         softcap: bounds the logits ahead of the temperature, x -> softcap tanh(x / softcap); above 0, or None.
         vocabulary: true size of the vocabulary, where the weight is padded beyond it: the rows from there on
@@ -117,5 +120,7 @@ def linear_logprob(
         block_rows=block_rows,
         block_bytes=block_bytes,
     )
-    logprob, *found = linear_logprob_operator.operator(**head, statistics=statistics)
+    logprob, *found = linear_logprob_operator.operator(
+        **head, temperature=host_numbers(temperature), statistics=statistics
+    )
     return (logprob, TokenStatistics(*found)) if statistics else logprob

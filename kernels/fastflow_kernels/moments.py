@@ -45,11 +45,14 @@ class Moments(NamedTuple):
 
 
 def token_statistics(
-    moments: Moments, sum_of_others: Tensor, target_below_reference: Tensor, reference: Tensor, scale: float
+    moments: Moments,
+    sum_of_others: Tensor,
+    target_exponential: Tensor,
+    log_total: Tensor,
+    reference: Tensor,
+    scale: float,
 ) -> TokenStatistics:
     """Of rows, all shards taken together: (R,) each, nats. reference: (R,), before the scale."""
-    below, target_exponential = target_below_reference, target_below_reference.exp()
-    log_total = torch.log1p(sum_of_others + torch.expm1(below))
     weighted = moments.weighted + torch.special.xlogy(target_exponential, target_exponential)
     entropy = log_total - weighted / (sum_of_others + target_exponential)
     return TokenStatistics(

@@ -110,7 +110,7 @@ class Projector(ABC):
     def tilted_directions(self, hidden: Tensor, targets: Tensor, tilt: Tilt) -> Directions:
         """Give the gradient of log-probs, entropies and logsumexps together, with their upstream gradients in it."""
         columns = self.head.columns(targets)
-        panels, statistics = self._tilted(hidden, columns, tilt)
+        panels, statistics, tilt = self._tilted(hidden, columns, tilt)
         self._set_target_entries_(panels, columns, statistics, tilt.target_entry(statistics))
         return Directions(panels, statistics.factor() / self.head.temperature)
 
@@ -123,8 +123,11 @@ class Projector(ABC):
         """Take the same, and make the matrix that the gradient needs."""
 
     @abstractmethod
-    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
-        """Make panels of the tilted direction, with any entries at the targets; the statistics are the tilt's."""
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics, Tilt]:
+        """Make panels of the tilted direction, with any entries at the targets.
+
+        Returns the statistics that it is measured against, and the tilt as they have made it more exact (tilt.py).
+        """
 
     def _rebase_(self, exponentials: Exponentials, reference: Tensor) -> None:
         """Bring the matrix to the row's final reference, which other shards may have raised."""

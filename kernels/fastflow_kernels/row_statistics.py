@@ -67,6 +67,10 @@ class RowStatistics(NamedTuple):
     def target_below_reference(self) -> Tensor:
         return (self.target_logit - self.reference) * self.scale
 
+    def log_total(self) -> Tensor:
+        """(R,) log S, nats; keeps its digits also where the target has nearly all of the probability."""
+        return torch.log1p(self.sum_of_others + torch.expm1(self.target_below_reference()))
+
     def logprob(self) -> Tensor:
         """(R,) log-prob of the target, nats."""
         below = self.target_below_reference()
@@ -76,9 +80,8 @@ class RowStatistics(NamedTuple):
     def token_statistics(self) -> TokenStatistics:
         """(R,) each, of rows whose moments were taken."""
         assert self.moments is not None, "the sweep over these rows took no moments"
-        return token_statistics(
-            self.moments, self.sum_of_others, self.target_below_reference(), self.reference, self.scale
-        )
+        own = self.target_below_reference().exp()
+        return token_statistics(self.moments, self.sum_of_others, own, self.log_total(), self.reference, self.scale)
 
     def factor(self) -> Tensor:
         """(R,) d log-prob / d logits = factor * direction."""

@@ -48,7 +48,7 @@ def row_exponentials_(
     int64, the targets'; one outside of [0, C) stands in another panel.
 
     Returns sum_of_others (R,), and target_logit (R,), 0 where the target is not here. With `store` the products
-    become exp((z - reference) * scale) times the soft-cap's slope, 0 at the target; without, they are used up.
+    become exp((z - reference) * scale) times the soft-cap's slope, 0 at the target; without, they stay.
 
     with_moments: returns two more, sums of exponential times exponent (z - reference) * scale over the columns other
     than the target's, and sums of z over all columns, (R,) each. affine: (constant, slope), (R,) each; what is stored
@@ -60,7 +60,7 @@ def row_exponentials_(
     is_here = (columns >= 0) & (columns < products.shape[1])
     column = columns.clamp(0, products.shape[1] - 1)
     for rows in _pieces(products):
-        values = products[rows].to(dtype)
+        values = products[rows].to(dtype, copy=not store)
         if bias is not None:
             values.add_(bias)
         slope = _soft_cap_(values, softcap, with_slope=store)

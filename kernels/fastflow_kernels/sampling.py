@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastflow_kernels import row_sweeps
 from fastflow_kernels.cpu import native
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.implementation import choose, running_on
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype, project
 
@@ -38,7 +38,7 @@ def head_logits(
     """
     with running_on(hidden.device):
         dtype = factor_dtype(hidden, weight)
-        head = Head.of(weight, bias, dtype)
+        head = Head.of(factors_of(weight, dtype), bias)
         logits = project(hidden.detach().to(dtype).contiguous(), head.weight).to(accumulator_dtype(dtype))
         return logits if head.bias is None else logits.add_(head.bias)
 

@@ -9,14 +9,20 @@ With e and S as in row_statistics.py, and u_v = log e_v, so that log p_v = u_v -
 
     -(1 / S) * [e_v (g - l + h (u_v - log S + H)), with -g S_o + e_t (h (log p_t + H) - l) in the target's place]
 
-The bracket is the *tilted direction*: exponentials times an affine function of their own exponents. The forward pass
-has left log p_t and H, and with them S is known for any reference before the sweep that stores the bracket:
+The bracket is the *tilted direction*: exponentials times an affine function of their own exponents.
+
+Where one token has nearly all of the probability, log p_v + H is the small difference of numbers as large as the
+logits: of u_v, and of log S and H. The forward pass leaves log p_t, H and the logsumexp, which are rounded to their own
+size: an error c of log S or H adds c p_v to every entry. So a gradient of the entropy measures log S and H once more,
+against about the largest of the very logits that its direction is made of: there both are small, and nothing cancels.
+
+Without one, log p_t tells S for any reference before the sweep that stores the bracket,
 
     log S = u_t - log p_t
 
 so that no sweep has to look for the largest logit. The logsumexp is the natural reference, S is about 1 then; but
-whatever its rounding, u_t is taken against the rounded one, and all digits are kept that log p_t and H have. A target
-whose logit is -inf tells nothing of S: the logsumexp itself is the reference then, and S is 1.
+whatever its rounding, u_t is taken against the rounded one, and all digits are kept that log p_t has. A target whose
+logit is -inf tells nothing of S: the logsumexp itself is the reference then, and S is 1.
 """
 
 from typing import NamedTuple
@@ -31,7 +37,7 @@ class Tilt(NamedTuple):
     """(R,) each, in accumulator type."""
 
     upstream_logprob: Tensor  # g
-    upstream_entropy: Tensor  # h
+    upstream_entropy: Tensor | None  # h; None for 0
     upstream_logsumexp: Tensor  # l
     logprob: Tensor  # log p_t, nats
     entropy: Tensor  # H, nats
@@ -52,35 +58,46 @@ class Tilt(NamedTuple):
 
         All are made contiguous, as kernels read them: the gradient of a sum is one number with a stride of 0.
         """
-        upstream = (upstream_logprob, upstream_entropy, upstream_logsumexp)
-        known = (torch.zeros_like(logprob) if values is None else values.to(logprob.dtype) for values in upstream)
-        return cls(*(values.contiguous() for values in (*known, logprob, entropy, logsumexp)))
+
+        def known(values: Tensor | None) -> Tensor:
+            return torch.zeros_like(logprob) if values is None else values.to(logprob.dtype).contiguous()
+
+        return cls(
+            known(upstream_logprob),
+            None if upstream_entropy is None else known(upstream_entropy),
+            known(upstream_logsumexp),
+            *(values.contiguous() for values in (logprob, entropy, logsumexp)),
+        )
 
     def rows(self, rows: slice) -> "Tilt":
         """Views of these rows."""
-        return Tilt(*(values[rows] for values in self))
+        return Tilt._make(None if values is None else values[rows] for values in self)
+
+    def measured(self, statistics: RowStatistics) -> "Tilt":
+        """Take log-probs and entropies from statistics with moments, of the logits that the direction is made of."""
+        return self._replace(logprob=statistics.logprob(), entropy=statistics.token_statistics().entropy)
 
     def statistics(self, target_logit: Tensor, scale: float) -> RowStatistics:
         """Of rows that are measured against their logsumexp. target_logit: (R,) over all shards, before the scale."""
         told = target_logit - self.logprob / scale
         reference = torch.where(target_logit.isneginf(), self.logsumexp / scale, told)
         statistics = RowStatistics(target_logit, reference, torch.empty_like(reference), scale)
-        total = self._log_total(statistics).exp()
+        below = statistics.target_below_reference()
+        total = torch.where(below.isneginf(), 0.0, below - self.logprob).exp()
         return statistics._replace(sum_of_others=-total * torch.expm1(self.logprob))
 
     def affine(self, statistics: RowStatistics) -> tuple[Tensor, Tensor]:
         """(constant, slope), (R,) each: an entry is e_v (constant + slope u_v), u_v in nats."""
-        offset = self.upstream_entropy * (self.entropy - self._log_total(statistics))
-        return self.upstream_logprob - self.upstream_logsumexp + offset, self.upstream_entropy
+        constant = self.upstream_logprob - self.upstream_logsumexp
+        if self.upstream_entropy is None:
+            return constant, torch.zeros_like(constant)
+        return constant + self.upstream_entropy * (self.entropy - statistics.log_total()), self.upstream_entropy
 
     def target_entry(self, statistics: RowStatistics) -> Tensor:
         """(R,), ahead of the soft-cap's slope."""
         below = statistics.target_below_reference()
-        own = self.upstream_entropy * (self.logprob + self.entropy) - self.upstream_logsumexp
+        own = -self.upstream_logsumexp
+        if self.upstream_entropy is not None:
+            own = own + self.upstream_entropy * (self.logprob + self.entropy)
         own = torch.where(below.isneginf(), 0.0, own * below.exp())
         return own - self.upstream_logprob * statistics.sum_of_others
-
-    def _log_total(self, statistics: RowStatistics) -> Tensor:
-        """(R,) log S for the statistics' reference."""
-        below = statistics.target_below_reference()
-        return torch.where(below.isneginf(), 0.0, below - self.logprob)

@@ -90,50 +90,50 @@ class TorchProjector(Projector):
         return self._as_statistics(hidden, columns, target_logit, reference, total, moments)
 
     def _exponentials(self, hidden: Tensor, columns: Tensor, *, with_moments: bool = False) -> Exponentials:
-        head, panels, maxima = self.head, [], []
+        panels, reference = self._panels(hidden)
+        statistics = self._swept(panels, reference, hidden, columns, store=True, with_moments=with_moments)
+        return Exponentials(panels, statistics)
+
+    def _panels(self, hidden: Tensor) -> tuple[list[Panel], Tensor]:
+        """Products of all columns, and each row's largest logit (R,)."""
+        panels, maxima = [], []
         for part in self._column_ranges(len(hidden), KEPT_PANEL_BYTES):
-            products = project(hidden, head.weight[part])
+            products = project(hidden, self.head.weight[part])
             maxima.append(self.sweeps().row_maximum(products, self._bias(part)))
             panels.append(Panel(part.start, products))
-        reference = self._capped(torch.stack(maxima).amax(dim=0))
+        return panels, self._capped(torch.stack(maxima).amax(dim=0))
+
+    def _swept(
+        self,
+        panels: list[Panel],
+        reference: Tensor,
+        hidden: Tensor,
+        columns: Tensor,
+        *,
+        store: bool,
+        with_moments: bool,
+    ) -> RowStatistics:
         total, target_logit = torch.zeros_like(reference), torch.zeros_like(reference)
         moments = Moments.zeros(reference) if with_moments else None
         for panel in panels:
             sums = self._row_exponentials_(
-                panel.matrix, panel.columns, columns, _finite(reference), store=True, with_moments=with_moments
+                panel.matrix, panel.columns, columns, _finite(reference), store=store, with_moments=with_moments
             )
             total += sums[0]
             target_logit += sums[1]
             if moments is not None:
                 moments = moments.plus(sums[2], sums[3], panel.matrix.shape[1])
-        statistics = self._as_statistics(hidden, columns, target_logit, reference, total, moments)
-        return Exponentials(panels, statistics)
+        return self._as_statistics(hidden, columns, target_logit, reference, total, moments)
 
-    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
-        parts = self._column_ranges(len(hidden), KEPT_PANEL_BYTES)
-        panels = [Panel(part.start, project(hidden, self.head.weight[part])) for part in parts]
-        target_logit = self._target_logit(hidden, columns, self._logits_in(panels, columns))
-        statistics = tilt.statistics(target_logit, scale=1.0 / self.head.temperature)
-        affine = tilt.affine(statistics)
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics, Tilt]:
+        panels, reference = self._panels(hidden)
+        statistics = self._swept(panels, reference, hidden, columns, store=False, with_moments=True)
+        statistics = statistics.merged(self.head.shard)
+        tilt = tilt.measured(statistics)
+        against, affine = _finite(statistics.reference), tilt.affine(statistics)
         for panel in panels:
-            self._row_exponentials_(
-                panel.matrix, panel.columns, columns, statistics.reference, store=True, affine=affine
-            )
-        return panels, statistics
-
-    def _logits_in(self, panels: list[Panel], columns: Tensor) -> Tensor:
-        """(R,) the targets' logits before the temperature, from panels of products; 0 where they are in none."""
-        row = torch.arange(len(columns), device=columns.device)
-        found = torch.zeros_like(row, dtype=accumulator_dtype(self.head.weight.dtype))
-        for panel in panels:
-            column = columns - panel.start
-            is_here = (column >= 0) & (column < panel.matrix.shape[1])
-            column = column.clamp(0, panel.matrix.shape[1] - 1)
-            product = panel.matrix[row, column].to(accumulator_dtype(panel.matrix.dtype))
-            bias = self._bias(panel.columns)
-            logit = self._capped(product if bias is None else product + bias[column])
-            found = found + logit.masked_fill(~is_here, 0.0)
-        return found
+            self._row_exponentials_(panel.matrix, panel.columns, columns, against, store=True, affine=affine)
+        return panels, statistics, tilt
 
     def _row_exponentials_(
         self,

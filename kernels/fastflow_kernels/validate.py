@@ -15,8 +15,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
+from fastflow_kernels.head import factors_of
 from fastflow_kernels.matmul import accumulator_dtype, factor_dtype
 from fastflow_kernels.shard import VocabularyShard
 
@@ -51,16 +53,26 @@ def checked_head_arguments(
         "weight": weight,
         "bias": bias,
         "targets": targets,
-        "temperature": float(temperature),
+        "factors": factors_of(weight, factor_dtype(hidden, weight), vocabulary),
         "softcap": None if softcap is None else float(softcap),
-        "vocabulary": vocabulary,
         "block_rows": block_rows,
         "block_bytes": block_bytes,
-        "factor_dtype": factor_dtype(hidden, weight),
         "shard_start": 0 if shard is None else shard.start,
         "shard_group": None if shard is None else shard.group.group_name,
         "shard_largest": None if shard is None else shard.largest,
     }
+
+
+def host_numbers(*numbers: float) -> Tensor:
+    """Return checked numbers as the operators take them: (n,) float64 on the CPU.
+
+    As floats of a schema they would compile a graph anew for each value. A compiler keeps them open in products, and
+    not in torch.tensor.
+    """
+    if torch.compiler.is_compiling():
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        return torch.stack([one * float(number) for number in numbers])
+    return torch.tensor([float(number) for number in numbers], dtype=torch.float64, device="cpu")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -105,18 +117,35 @@ def check_head(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | N
     if bias is not None:
         check_tensor("bias", bias, (weight.shape[0],), dtypes, like=hidden)
     check_tensor("targets", targets, (hidden.shape[0],), INTEGERS, like=hidden)
-    _refuse_tangents(hidden, weight, bias)
+    _refuse_transforms(hidden, weight, bias)
 
 
-def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """Refuse forward-mode differentiation, which the operators would answer with zeros."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+def _refuse_transforms(*tensors: Tensor | None) -> None:
+    """Refuse forward-mode differentiation, which the operators would answer with zeros, and all that torch.func has."""
+    if torch.compiler.is_compiling():
         return
-    if any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors
+    ):
         raise RuntimeError(
             "the ops have no forward-mode derivative (torch.func.jvp, forward_ad); use fastflow_kernels.reference, "
             "which has it, or a backward pass."
         )
+    if torch.is_grad_enabled() and any(tensor is not None and _is_differentiated(tensor) for tensor in tensors):
+        raise RuntimeError(
+            "the ops cannot be differentiated by torch.func (grad, vjp, jacrev), for which torch takes no rule of a "
+            "registered operator; call torch.autograd.grad or backward on their result, or use "
+            "fastflow_kernels.reference, which torch.func takes."
+        )
+
+
+def _is_differentiated(tensor: Tensor) -> bool:
+    """Tell whether torch.func.grad, vjp or jacrev wants a gradient of the tensor, under vmap or not."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_gradtrackingtensor(tensor) and tensor.requires_grad:
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
 
 
 def check_accumulate_into(value: object, weight: Tensor, factor_dtype: torch.dtype) -> None:
@@ -225,7 +254,7 @@ def check_sequence_tensors(sequence_count: int, like: Tensor, *, log_z: Tensor, 
                 f"{name} requires grad, but flow_loss gives gradients to hidden, weight, bias and log_z "
                 f"only; pass {name}.detach()."
             )
-    _refuse_tangents(log_z, *constants.values())
+    _refuse_transforms(log_z, *constants.values())
 
 
 def check_number(name: str, value: object, rule: str, low: float, high: float) -> None:

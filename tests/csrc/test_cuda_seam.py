@@ -14,7 +14,7 @@ import torch
 from fastflow_kernels import reference
 from fastflow_kernels.cuda import native as cuda_native
 from fastflow_kernels.cuda.row_pass import CudaRowPass
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.projector import Projector
 from kernel_problems import head_tensors, relative_error
 
@@ -41,7 +41,7 @@ def row_pass(library, monkeypatch) -> CudaRowPass:
 def make_head(dtype: torch.dtype = torch.float32, **options) -> tuple[torch.Tensor, torch.Tensor, Head]:
     """hidden (7, 9), targets (7,) and a head over VOCABULARY."""
     tensors = head_tensors(7, width=9, vocabulary=VOCABULARY, seed=3, logit_limit=12.0, with_bias=True)
-    head = Head.of(tensors["weight"], tensors["bias"], dtype, **options)
+    head = Head.of(factors_of(tensors["weight"], dtype), tensors["bias"], **options)
     return tensors["hidden"].to(dtype), tensors["targets"], head
 
 

@@ -49,6 +49,16 @@ class Problem:
         return on_device(self, "cpu").cast(torch.float64).run(op=reference.flow_loss, **extra)
 
 
+def gradients_of_peaked_rows(op, device: torch.device | str = "cpu") -> Tensor:
+    """(8, 1), those of entropies, for rows whose target has a log-prob of -55 to -65; the reference's in float64."""
+    dtype = torch.float64 if op is reference.linear_logprob else torch.float32
+    hidden = torch.linspace(0.9, 1.1, 8, dtype=torch.float64, device=device).unsqueeze(1)
+    hidden = hidden.float().to(dtype).requires_grad_()
+    weight = torch.tensor([[0.0], [10.0], [-3.0], [-50.0]], dtype=dtype, device=device)
+    _, statistics = op(hidden, weight, torch.full((8,), 3, device=device), statistics=True)
+    return torch.autograd.grad(statistics.entropy.sum(), hidden)[0]
+
+
 def on_device(problem: Problem, device: torch.device | str) -> Problem:
     """The problem with all but cu_seqlens, which the host reads, on this device."""
     return replace(

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastflow_kernels.blocks import sequence_blocks
 from fastflow_kernels.flow_loss_blocks import FlowLossOverBlocks, NeededGradients
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.hopper import projector
 from fastflow_kernels.implementation import Choice
 from fastflow_kernels.sequence_terms import SequenceInputs
@@ -83,7 +83,7 @@ def watch_flow_loss(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     hidden, weight = empty(rows, WIDTH, dtype=torch.bfloat16), empty(VOCABULARY, WIDTH, dtype=parameter_dtype)
-    head = Head.of(weight, None, torch.bfloat16)
+    head = Head.of(factors_of(weight, torch.bfloat16), None)
     targets, offsets = empty(rows, dtype=torch.int64), empty(count + 1, dtype=torch.int64)
     numbers = [empty(count) for _ in range(4)]
     inputs = SequenceInputs(*numbers, clip_low=0.2, clip_high=0.2, ratio="sequence", normaliser=1.0)

@@ -53,7 +53,7 @@ def cut_small_blocks(implementation: str) -> None:
 
 def check_the_largest(sizes: list[int], rank: int, shard: VocabularyShard, knowing: VocabularyShard) -> None:
     """Asked of the group or given, the ranks cut the same blocks; of nobody where it is given."""
-    head = Head.of(torch.zeros(sizes[rank], 7), None, torch.float32, shard=shard)
+    head = Head.of(torch.zeros(sizes[rank], 7), None, shard=shard)
     assert head.like_the_largest_shard().weight.shape == (max(sizes), 7)
     assert knowing.largest_vocabulary(sizes[rank], torch.device("cpu")) == max(sizes)
     with pytest.raises(ValueError, match=r"largest is 1, but this rank's shard has .* rows; pass the rows of the larg"):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from eager_head import eager_logits, exact_logits
 from fastflow_kernels import flow_loss, head_gradient, linear_logprob, matmul, reference
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.head_gradient import HeadGradient
 from fastflow_kernels.projector import Panel
 from implementations import panels_of
@@ -68,7 +68,7 @@ def test_panels_change_nothing_much():
 def test_a_single_block_sums_the_heads_gradient_in_its_own_type():
     """More need float32 to sum in."""
     weight = torch.zeros(40, 8, dtype=torch.bfloat16)
-    head = Head.of(weight, None, torch.bfloat16)
+    head = Head.of(factors_of(weight, torch.bfloat16), None)
     panel, rows = Panel(0, torch.ones(3, 40, dtype=torch.bfloat16)), torch.ones(3, 8, dtype=torch.bfloat16)
     for block_count, expected in ((1, torch.bfloat16), (2, torch.float32)):
         with patch.object(head_gradient, "accumulate_") as accumulate_:

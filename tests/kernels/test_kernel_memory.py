@@ -179,3 +179,18 @@ def test_linear_logprob_holds_one_block_of_logits(problem):
     assert max(seen.elements.values()) == BLOCK
     assert forward == ROWS * WIDTH * VOCABULARY
     assert seen.products == 4 * ROWS * WIDTH * VOCABULARY  # 8 N D V flops
+
+
+def test_linear_logprob_converts_a_head_once_for_both_passes():
+    """Its copy stands from one to the other, beside one block."""
+    problem = make_problem([ROWS], width=WIDTH, vocabulary=VOCABULARY).cast(torch.float32)
+    hidden, targets = problem.tensors["hidden"].requires_grad_(), problem.tensors["targets"]
+    weight = problem.tensors["weight"].half()
+
+    def run() -> None:
+        torch.autograd.grad(linear_logprob(hidden, weight, targets, block_rows=BLOCK_ROWS).sum(), hidden)
+
+    with Allocations() as seen:
+        run()
+    assert seen.count(HEAD) == 1
+    assert most_alive(run) < BLOCK + HEAD + 2 * ROWS * WIDTH + 8 * BLOCK_ROWS * WIDTH + 4096

@@ -14,13 +14,13 @@ from kernel_problems import make_problem
 
 def call_flow_loss(**changes):
     problem = make_problem([2, 3]).cast(torch.float32)
-    flow_loss(**{**problem.tensors, "cu_seqlens": problem.cu_seqlens, **problem.options, **changes})
+    return flow_loss(**{**problem.tensors, "cu_seqlens": problem.cu_seqlens, **problem.options, **changes})
 
 
 def call_linear_logprob(**changes):
     tensors = make_problem([2, 3]).cast(torch.float32).tensors
     head = {name: tensors[name] for name in ("hidden", "weight", "targets")}
-    linear_logprob(**{**head, **changes})
+    return linear_logprob(**{**head, **changes})
 
 
 def test_the_unchanged_calls_pass():
@@ -43,6 +43,36 @@ def test_forward_mode_is_refused_for_what_sequences_have(name):
     given = make_problem([2, 3]).cast(torch.float32).tensors[name]
     with pytest.raises(RuntimeError, match=r"no forward-mode derivative.*fastflow_kernels\.reference"):
         torch.func.jvp(lambda values: call_flow_loss(**{name: values}), (given,), (torch.ones_like(given),))
+
+
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "jacrev": torch.func.jacrev,
+    "vmap": lambda function: (
+        lambda values: torch.func.vmap(torch.func.grad(function), randomness="same")(values.unsqueeze(0))
+    ),
+    "of vmap": lambda function: torch.func.grad(
+        lambda values: torch.func.vmap(function, randomness="same")(values.unsqueeze(0)).sum()
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("call", [call_flow_loss, call_linear_logprob])
+def test_function_transforms_are_told_what_to_do(call, transform):
+    hidden = make_problem([2, 3]).cast(torch.float32).tensors["hidden"]
+
+    def loss(values):
+        return call(hidden=values)[0] if call is call_linear_logprob else call(hidden=values).loss
+
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated by torch\.func.*; call torch\.autograd\.grad"):
+        transform(loss)(hidden)
+
+
+def test_function_transforms_take_log_probs_as_constants():
+    hidden = make_problem([2, 3]).cast(torch.float32).tensors["hidden"]
+    found = torch.func.grad(lambda values: values.sum() * call_linear_logprob(hidden=values.detach())[0])(hidden)
+    torch.testing.assert_close(found, call_linear_logprob(hidden=hidden)[0].expand_as(hidden))
 
 
 @pytest.mark.usefixtures("a_group")

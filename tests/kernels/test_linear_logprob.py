@@ -132,7 +132,7 @@ def test_one_logit_far_above_all_tiles(implementation):
 def test_a_target_that_no_column_has_becomes_nan_alone(implementation):
     """Where the door does not ask, since asking would wait for the device."""
     tensors = implementation.head(20, with_bias=False)
-    head = Head.of(tensors["weight"].to(implementation.device), None, tensors["weight"].dtype, vocabulary=None)
+    head = Head.of(tensors["weight"].to(implementation.device), None)
     hidden, targets = (tensors[name].to(implementation.device) for name in ("hidden", "targets"))
     targets[3], targets[5], targets[19] = len(head.weight), -100, 2**33
     choice = choose(implementation.device, head.weight.dtype, head)

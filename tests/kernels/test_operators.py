@@ -15,6 +15,7 @@ from fastflow_kernels import (
     linear_logprob,
     linear_logprob_operator,
 )
+from fastflow_kernels.head import factors_of
 from kernel_problems import GRADIENTS, assert_matches, make_problem, on_cpu, on_device, relative_error
 
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -34,21 +35,22 @@ def flow_loss_arguments(
         name: None if value is None else value.requires_grad_(name in GRADIENTS and needs[GRADIENTS.index(name)])
         for name, value in problem.tensors.items()
     }
-    settings = {"temperature": 1.0, "softcap": None, "vocabulary": None, "block_rows": 4, "block_bytes": None} | options
+    settings = {"softcap": None, "block_rows": 4, "block_bytes": None} | options
+    numbers = [*(problem.options[name] for name in ("clip_low", "clip_high", "normaliser")), 1.0]
     return (
         *(tensors[name] for name in ("hidden", "weight", "bias", "log_z", "targets")),
+        factors_of(tensors["weight"], tensors["weight"].dtype, settings.pop("vocabulary", None)),
         problem.cu_seqlens,
         problem.cu_seqlens.to(device) if on_both_sides else None,
         *(tensors[name] for name in ("log_target", "length_scale", "behaviour_logprob")),
-        *(problem.options[name] for name in ("clip_low", "clip_high", "ratio")),
-        torch.tensor(float(problem.options["normaliser"]), dtype=torch.float64),
+        torch.tensor(numbers, dtype=torch.float64),
+        problem.options["ratio"],
         *settings.values(),
-        torch.float64 if dtype == torch.float64 else torch.float32,
         0,
         None,
         None,
         statistics,
-        *needs,
+        list(needs),
     )
 
 
@@ -58,8 +60,17 @@ def linear_logprob_arguments(device, with_bias=True, statistics=False, **options
     for tensor in head[:3]:
         if tensor is not None:
             tensor.requires_grad_()
-    settings = {"temperature": 0.7, "softcap": None, "vocabulary": None, "block_rows": 5, "block_bytes": None} | options
-    return (*head, *settings.values(), torch.float32, 0, None, None, statistics)
+    settings = {"softcap": None, "block_rows": 5, "block_bytes": None} | options
+    return (
+        *head,
+        factors_of(head[1], torch.float32),
+        torch.tensor([0.7]).double(),
+        *settings.values(),
+        0,
+        None,
+        None,
+        statistics,
+    )
 
 
 @pytest.mark.parametrize("check", OPCHECKS)
@@ -144,6 +155,34 @@ def test_batches_of_all_sizes_share_few_graphs(device, part, backend):
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", ["clip_low", "clip_high", "temperature", "normaliser"])
+def test_a_number_that_changes_each_step_leaves_the_graph(device, name, backend):
+    frames = CompileCounterWithBackend(backend)
+    compiled = torch.compile(flow_loss, fullgraph=True, backend=frames)
+    problem = on_device(make_problem([3, 2, 5], width=8, vocabulary=21).cast(torch.float32), device)
+    for step in range(6):
+        problem.options[name] = 0.9 - 0.1 * step
+        assert_matches(on_cpu(problem.run(op=compiled)), on_cpu(problem.run()), forward=0.0, gradient=0.0)
+    assert frames.frame_count <= 2
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_log_probs_of_a_temperature_that_changes_share_a_graph(device, backend):
+    frames = CompileCounterWithBackend(backend)
+    compiled = torch.compile(linear_logprob, fullgraph=True, backend=frames)
+    problem = on_device(make_problem([12], width=8, vocabulary=21).cast(torch.float32), device)
+    head = [problem.tensors[name] for name in ("hidden", "weight", "targets")]
+    head[0].requires_grad_()
+    for step in range(6):
+        found = [op(*head, temperature=0.9 - 0.1 * step) for op in (compiled, linear_logprob)]
+        assert torch.equal(*found)
+        assert torch.equal(*(torch.autograd.grad(logprob.sum(), head[0])[0] for logprob in found))
+    assert frames.frame_count <= 2
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_linear_logprob_compiles_inside_a_larger_function(device, dtype, autocast):
@@ -213,9 +252,9 @@ def test_flow_loss_with_statistics_compiles(device):
 
 def test_a_gradient_that_was_not_computed_is_refused(device):
     arguments = list(flow_loss_arguments(device))
-    arguments[-4:] = [True, False, True, True]
+    arguments[-1] = [True, False, True, True]
     loss = flow_loss_operator.operator(*arguments)[0]
-    with pytest.raises(RuntimeError, match=r"gradient of weight was not computed; .* need_weight=True"):
+    with pytest.raises(RuntimeError, match=r"gradient of weight was not computed; .* `needs` that say so"):
         loss.backward()
 
 

@@ -107,15 +107,20 @@ class FusedProjector(TritonProjector):
     def _project(
         self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
     ) -> tuple[RowStatistics, "FusedProjector.Block"]:
-        head = self.head
         target_logit, totals = self._totals(hidden, columns, matrix, with_moments=with_moments)
-        rows = combine(totals, target_logit, hidden, head, columns)
-        moments = None
+        statistics = self._combined(totals, target_logit, target_logit, hidden, columns)
+        return statistics, self.Block(totals, hidden)
+
+    def _combined(
+        self, totals: Totals, reference: Tensor, target_logit: Tensor, hidden: Tensor, columns: Tensor
+    ) -> RowStatistics:
+        """reference: (R,) bits, what the totals are measured against."""
+        head, moments = self.head, None
+        rows = combine(totals, reference, hidden, head, columns)
         if rows.weighted is not None and rows.logit_sum is not None:  # logits of RowStatistics are in bits here
             logit_sum = rows.logit_sum * bits_per_logit(head)
             moments = Moments(rows.weighted * NATS_PER_BIT, logit_sum, head.vocabulary)
-        statistics = RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
-        return statistics, self.Block(totals, hidden)
+        return RowStatistics(target_logit, rows.reference, rows.total, NATS_PER_BIT, moments)
 
     def _totals(
         self, hidden: Tensor, columns: Tensor, matrix: Tensor | None, *, with_moments: bool
@@ -128,16 +133,30 @@ class FusedProjector(TritonProjector):
         tile = self._choose_tile(hidden, launch, stores=matrix is not None, has_moments=with_moments)
         return target_logit, launch(tile=tile)
 
-    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics, Tilt]:
+        """A gradient of the entropy takes a second product in float32, ahead of the one that stores the direction.
+
+        In half precision what it saves is below the rounding of the direction.
+        """
         matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
         statistics = tilt.statistics(self._target_logit(hidden, columns), NATS_PER_BIT)
+        if tilt.upstream_entropy is not None and self.head.weight.dtype == torch.float32:
+            statistics = self._measured(hidden, columns, statistics).merged(self.head.shard)
+            tilt = tilt.measured(statistics)
         constant, slope = tilt.affine(statistics)
         affine = constant, slope * NATS_PER_BIT
         launch = partial(
             project_tilted, hidden, self.head, columns, statistics.reference, direction=matrix, affine=affine
         )
         launch(tile=self._choose_tile(hidden, launch, stores=True, has_tilt=True))
-        return [Panel(0, matrix)], statistics
+        return [Panel(0, matrix)], statistics, tilt
+
+    def _measured(self, hidden: Tensor, columns: Tensor, statistics: RowStatistics) -> RowStatistics:
+        """Statistics with moments, against the reference of these, above which no logit stands far."""
+        reference = statistics.reference
+        launch = partial(project, hidden, self.head, columns, reference, exponentials=None, with_moments=True)
+        totals = launch(tile=self._choose_tile(hidden, launch, stores=False, has_moments=True))
+        return self._combined(totals, reference, statistics.target_logit, hidden, columns)
 
     def _target_logit(self, hidden: Tensor, columns: Tensor) -> Tensor:
         """(R,) over all shards, bits."""
@@ -203,14 +222,14 @@ class RowsProjector(TritonProjector):
         statistics = self._row_pass(logits, columns, matrix, given, with_moments=with_moments)
         return Exponentials([Panel(0, matrix)], statistics)
 
-    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics]:
-        """The first sweep is for the targets' logits, where the products are float32."""
+    def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics, Tilt]:
         logits = self._logits(hidden)
         matrix = self._matrix_for(logits)
         given = self._exact_target_logit(hidden, columns)
-        statistics = tilt.statistics(self._row_pass(logits, columns, None, given).target_logit, scale=1.0)
+        statistics = self._row_pass(logits, columns, None, given, with_moments=True).merged(self.head.shard)
+        tilt = tilt.measured(statistics)
         tilt_rows(logits, self.head, statistics.reference, tilt.affine(statistics), matrix)
-        return [Panel(0, matrix)], statistics
+        return [Panel(0, matrix)], statistics, tilt
 
     def _logits(self, hidden: Tensor) -> Tensor:
         out = self._block(hidden.shape[0], self._logit_dtype(self.head.weight.dtype))

@@ -30,7 +30,8 @@ def logits_at(logits, bias, row_start, columns, inside, inverse_temperature, sof
     return values, values * inverse_temperature
 
 
-@triton.jit
+# A block may start at an odd row: its targets must not compile the kernel once more.
+@triton.jit(do_not_specialize_on_alignment=["targets"])
 def row_kernel(
     logits,  # (R, V) float32 or bfloat16
     bias,  # (V,) float32, or unused

@@ -9,7 +9,7 @@ from fastflow_kernels.triton.logit import LEAST_EXPONENT, soft_cap_slope
 from fastflow_kernels.triton.row import BLOCK_BYTES, logits_at
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slope"])  # the caller's own, from an odd row on
 def row_tilt_kernel(
     logits,  # (R, V) float32 or bfloat16
     bias,  # (V,) float32, or unused

@@ -11,7 +11,7 @@ from fastflow_kernels.triton.logit import bits_per_logit, soft_capped
 BLOCK_WIDTH = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["targets"])  # a block may start at an odd row
 def target_logit_kernel(
     hidden,  # (R, D)
     weight,  # (V, D)

@@ -125,6 +125,11 @@ def test_a_weight_that_is_not_aligned_is_refused():
     assert support.head_obstacle(Head(weight, None)) == "it takes a weight that starts at a multiple of 16 bytes"
 
 
+def test_explain_says_whose_product_takes_statistics(device):
+    plain, asked = (explain(*zeros(device), statistics=statistics) for statistics in (False, True))
+    assert asked == f"{plain}; the projection that takes statistics is that of fused"
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
 def test_other_architectures_are_refused(monkeypatch, capability):
     pretend(monkeypatch, capability)
