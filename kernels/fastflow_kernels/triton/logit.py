@@ -1,5 +1,6 @@
 """What stands between a row of the product hidden @ weight^T and a logit; shared by the kernels, inlined."""
 
+import ctypes
 import math
 
 import triton
@@ -13,8 +14,11 @@ LEAST_EXPONENT = tl.constexpr(-200.0)  # in nats or bits: exponentials are 0 the
 
 
 def bits_per_logit(head: Head) -> float:
-    """What a logit ahead of the temperature is multiplied by, to stand in an exponent of two."""
-    return 1.0 / (head.temperature * NATS_PER_BIT)
+    """What a logit ahead of the temperature is multiplied by, to stand in an exponent of two.
+
+    A float32, as kernels take it: Triton's interpreter would take more digits, and terms would not cancel.
+    """
+    return ctypes.c_float(1.0 / (head.temperature * NATS_PER_BIT)).value
 
 
 @triton.jit
