@@ -77,10 +77,11 @@ def head_calls(draw, widths, vocabularies, row_counts, logit_limits=(0.5, 10.0, 
 def rounding_of(tensors, upstream, dtype, options) -> tuple[float, dict[str, float]]:
     """What log-probs of the tokens beside the likeliest lose: of an entropy near 0, and of gradients that cancel.
 
-    Two roundings of the largest logit, in any probability; a gradient sums that over the rows.
+    Three roundings of the largest logit, in any probability: of the product, of the scale and of the exponent. A
+    gradient sums that over the rows.
     """
     logits = tensors["hidden"].double() @ tensors["weight"].double().t()
-    epsilon = 2 * torch.finfo(dtype).eps * (1 + largest(logits) / options.get("temperature", 1.0))
+    epsilon = 3 * torch.finfo(dtype).eps * (1 + largest(logits) / options.get("temperature", 1.0))
     of_rows = epsilon * sum(float(weight.abs().sum()) for weight in upstream if weight is not None)
     temperature = min(1.0, options.get("temperature", 1.0))
     sizes = {"hidden": largest(tensors["weight"]), "weight": largest(tensors["hidden"]), "bias": 1.0}
