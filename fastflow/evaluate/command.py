@@ -13,7 +13,7 @@ from fastflow.errors import FastflowError, need
 from fastflow.evaluate import responses, scores
 from fastflow.evaluate.as_trained import unlike_training
 from fastflow.evaluate.concerns import concerns
-from fastflow.evaluate.conditions import drawn_by, sampling
+from fastflow.evaluate.conditions import drawn_by, in_key, sampling
 from fastflow.evaluate.creative.effective_alpha import LogprobScorer
 from fastflow.evaluate.creative.extra_measures import ExtraMeasures, ModelResponses
 from fastflow.evaluate.creative.scaling import scaled
@@ -63,8 +63,8 @@ def evaluate(config: EvaluateConfig, console: Console) -> dict[str, Any]:
     _refuse_equal("model", [model.label for model in models])
     extra = ExtraMeasures(config, console)
     extra.check(tasks)
-    for model in models:
-        if unlike := unlike_training(model.name, config):
+    for name in settings.models:
+        if unlike := unlike_training(name, config):
             logger.warning("%s", unlike)
     pool = GraderPool({task.grader for task in tasks}, workers=settings.workers, timeout=settings.timeout)
     check_directory(output)
@@ -149,7 +149,7 @@ def _prompts(config: EvaluateConfig, work: Work, tokenizer: PreTrainedTokenizerB
 
 
 def _store(config: EvaluateConfig, model: ModelSource, identity: str, work: Work) -> responses.Store:
-    conditions = _conditions(config)
+    conditions = in_key(_conditions(config))
     del conditions["limit"]  # the questions say it
     content: dict[str, Any] = {
         "model": identity,

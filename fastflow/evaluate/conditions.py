@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastflow.config.schema import ModelConfig, RolloutConfig
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p")
+_NEWER = {"top_k": 0, "min_p": 0.0, "template_arguments": None}  # than earlier results, which were made so
 _HELD = ("dtype", "autocast", "attention", "fused_layers", "residual_stream")
 
 
@@ -15,11 +17,22 @@ def sampling(settings: Any) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in SAMPLING}
 
 
+def with_newer(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of results of any version, with those that an earlier one did not have."""
+    return _NEWER | dict(settings)
+
+
+def in_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that name a file of responses: those of an earlier version are found again."""
+    return {name: value for name, value in settings.items() if name not in _NEWER or value != _NEWER[name]}
+
+
 def sampling_in_words(settings: dict[str, Any]) -> str:
-    """The same as a part of a sentence; results of before have neither top_k nor min_p."""
+    """The same as a part of a sentence."""
+    settings = with_newer(settings)
     said = [f"temperature {settings['temperature']:g}", f"top-p {settings['top_p']:g}"]
-    said += [f"top-k {settings['top_k']}"] if settings.get("top_k") else []
-    said += [f"min-p {settings['min_p']:g}"] if settings.get("min_p") else []
+    said += [f"top-k {settings['top_k']}"] if settings["top_k"] else []
+    said += [f"min-p {settings['min_p']:g}"] if settings["min_p"] else []
     return ", ".join(said)
 
 

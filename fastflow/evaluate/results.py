@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastflow.errors import FastflowError
+from fastflow.evaluate.conditions import with_newer
 from fastflow.run.directory import CONFIG_FILE, EVALUATIONS
 
 RESULTS_FILE, TABLE_FILE, RESPONSES = "results.json", "results.md", "responses"
@@ -50,7 +51,7 @@ def check_earlier(output: Path, settings: Mapping[str, Any], files: Mapping[str,
 
 
 def _lost(earlier: Any, settings: Mapping[str, Any], files: Mapping[str, Mapping[str, str]]) -> str | None:
-    before = earlier["settings"]
+    before = with_newer(earlier["settings"])
     for name, value in settings.items():
         if before.get(name, value) != value:
             return f"its {name} is {_shown(before[name])}, and now {_shown(value)}"

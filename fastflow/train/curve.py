@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fastflow.config.schema import Config
 from fastflow.errors import FastflowError, message_of
 from fastflow.evaluate import responses, scores
-from fastflow.evaluate.conditions import drawn_by, sampling
+from fastflow.evaluate.conditions import drawn_by, in_key, sampling, with_newer
 from fastflow.evaluate.keys import key_of
 from fastflow.evaluate.methods.catalogue import PLAIN
 from fastflow.evaluate.results import RESPONSES, RESULTS_FILE, TABLE_FILE
@@ -98,7 +98,7 @@ class Curve:
         return {"value": value, "error": None, "low": None, "high": None}
 
     def _store(self, name: str, step: int, questions: Sequence[str]) -> responses.Store:
-        key = key_of([step, self._settings(), list(questions)])
+        key = key_of([step, in_key(self._settings()), list(questions)])
         return responses.Store(self._directory / RESPONSES, f"{name}-step-{step}", key)
 
     def _settings(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Curve:
         return [Evaluated(step, found[step]) for step in sorted(found) if found[step].keys() == names]
 
     def _warn_of_changes(self, file: Path, before: Mapping[str, Any]) -> None:
-        now = self._settings()
+        now, before = self._settings(), with_newer(before)
         changed = [name for name in now if name != "every" and before.get(name) != now[name]]
         if changed:
             logger.warning(

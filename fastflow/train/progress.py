@@ -35,8 +35,9 @@ class RunProgress:
         self._bars.stop()
 
     def phase(self, name: str, total: int | None) -> None:
-        """Restart the inner bar with a new name and total; None where nobody knows it."""
-        self._bars.reset(self._phase, description=f"  {name}", total=total, visible=True)
+        """Begin an inner bar with a new name and total; None where nobody knows it."""
+        self._bars.remove_task(self._phase)  # reset cannot take a total away
+        self._phase = self._bars.add_task(f"  {name}", total=total)
 
     def advance_phase(self, count: int = 1) -> None:
         self._bars.advance(self._phase, count)

@@ -16,10 +16,12 @@ from fastflow.cli import main
 from fastflow.demo import command as demo
 from fastflow.demo.sums import is_boxed
 from fastflow.demo.tasks import SUMS
+from fastflow.errors import FastflowError
 from fastflow.evaluate.command import _conditions, _store
 from fastflow.evaluate.graders import grader
 from fastflow.evaluate.models import ModelSource
 from fastflow.evaluate.responses import requests_of
+from fastflow.evaluate.results import check_earlier
 from fastflow.evaluate.settings import read_settings
 from fastflow.evaluate.task import BOX
 
@@ -172,6 +174,22 @@ def key_of_responses(tmp_path, *options, **more):
 def test_responses_of_other_rounding_are_kept_apart(tmp_path):
     options = [("--model.autocast", "true", "--model.residual_stream", one) for one in ("float32", "bfloat16")]
     assert len({key_of_responses(tmp_path, *some) for some in [*options, ()]}) == 3
+
+
+def test_responses_of_an_earlier_version_are_found(tmp_path, monkeypatch):
+    now, newer = key_of_responses(tmp_path), ("top_k", "min_p", "template_arguments")
+
+    def without_newer(config):
+        return {name: value for name, value in _conditions(config).items() if name not in newer}
+
+    monkeypatch.setattr("fastflow.evaluate.command._conditions", without_newer)
+    assert key_of_responses(tmp_path) == now
+    settings = read_settings(["model", "--tasks", "own.jsonl", "--output", str(tmp_path)])
+    before = {"settings": without_newer(settings), "tasks": []}
+    (tmp_path / "results.json").write_text(json.dumps(before))
+    check_earlier(tmp_path, _conditions(settings), {})
+    with pytest.raises(FastflowError, match="its top_k is 0, and now 20"):
+        check_earlier(tmp_path, {**_conditions(settings), "top_k": 20}, {})
 
 
 # Values other than the defaults of all settings that decide responses, beside weights, questions and method.

@@ -71,6 +71,17 @@ def test_warnings_and_bars_share_a_console(terminal, open_stdout, root_logger):
     assert "0/3" not in line and ("0/3" in out.getvalue()) is terminal
 
 
+def test_a_phase_that_knows_no_end_does_not_keep_the_last_ones(open_stdout):
+    open_stdout(terminal=True)
+    progress = RunProgress(open_console(), label="training", steps=3)
+    progress.phase("asking", 64)
+    progress.advance_phase(64)
+    progress.phase("grading", None)
+    progress.advance_phase(2)
+    (task,) = (task for task in progress._bars.tasks if "grading" in task.description)
+    assert (task.completed, task.total, len(progress._bars.tasks)) == (2, None, 2)
+
+
 def test_the_command_line_trains_with_that_console(open_stdout, root_logger, monkeypatch, tmp_path):
     open_stdout(terminal=True)
     consoles = []

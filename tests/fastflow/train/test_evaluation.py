@@ -282,6 +282,11 @@ class TestResumed:
         assert caplog.text == ""
         file = home / "mixed" / "evaluations" / "results.json"
         results = json.loads(file.read_text())
+        for newer in ("top_k", "min_p", "template_arguments"):  # as before evaluations had them
+            del results["settings"][newer]
+        file.write_text(json.dumps(results))
+        curve.take_up(0)
+        assert caplog.text == ""
         del results["settings"]["seeds"]  # as before tasks had seeds of their own
         file.write_text(json.dumps(results))
         curve.take_up(0)
