@@ -24,7 +24,8 @@ def open_missing_streams() -> None:
 def print_in_any_encoding() -> None:
     """Have stdout show a character that its encoding lacks as \\xNN, as stderr does: a run must not end with it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with contextlib.suppress(OSError):  # of a stream whose file has become a pipe behind its back
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def leave_dead_streams() -> None:

@@ -108,3 +108,14 @@ def test_an_encoding_that_lacks_a_character():
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, rb"1.2\xb10.3" + b"\n"), done.stderr
+
+
+def test_a_file_that_became_a_pipe_behind_stdout(tmp_path):
+    """As a program's that starts fastflow and has put another file in the place of stdout."""
+    program = (
+        "import os, sys; sys.stdout.write('written ahead'); sys.stdout.flush(); os.dup2(os.pipe()[1], 1); "
+        "from fastflow import cli; cli.main = lambda: 0; cli.command()"
+    )
+    with (tmp_path / "out").open("w") as out:
+        done = subprocess.run([sys.executable, "-c", program], stdout=out, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
