@@ -136,7 +136,7 @@ class FusedProjector(TritonProjector):
     def _tilted(self, hidden: Tensor, columns: Tensor, tilt: Tilt) -> tuple[list[Panel], RowStatistics, Tilt]:
         """A gradient of the entropy takes a second product in float32, ahead of the one that stores the direction.
 
-        In half precision what it saves is below the rounding of the direction.
+        Half precision spares it: rows of nearly no entropy whose target is improbable lose digits of their gradient.
         """
         matrix = self._block(hidden.shape[0], direction_dtype(self.head.weight.dtype))
         statistics = tilt.statistics(self._target_logit(hidden, columns), NATS_PER_BIT)
