@@ -6,9 +6,9 @@ by the upstream gradient of each row: 6 N D V more, 8 in all. Where the upstream
 as in `flow_loss`, the 2 N D V of the second projection are saved.
 
 Entropy, logsumexp and mean logit need two more sums over a row in the same sweep (moments.py). A gradient of the
-entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block. That of
-the entropy takes its sums over the block's own logits first: one more sweep, but 2 N D V in `fused`, which keeps no
-logits and therefore does so in float32 alone.
+entropy or the logsumexp tilts the direction (tilt.py): the same backward pass with other numbers in the block. Where
+the block's logits are kept, their largest and their sums are taken first, in sweeps. `fused` keeps none: for a gradient
+of the entropy in float32 it takes the sums by 2 N D V more, and in half precision it takes those of the forward pass.
 """
 
 from typing import Literal, overload

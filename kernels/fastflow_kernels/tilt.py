@@ -16,7 +16,7 @@ logits: of u_v, and of log S and H. The forward pass leaves log p_t, H and the l
 size: an error c of log S or H adds c p_v to every entry. So a gradient of the entropy measures log S and H once more,
 against about the largest of the very logits that its direction is made of: there both are small, and nothing cancels.
 
-Without one, log p_t tells S for any reference before the sweep that stores the bracket,
+Without one, `fused` takes S from log p_t, for any reference, before the sweep that stores the bracket,
 
     log S = u_t - log p_t
 

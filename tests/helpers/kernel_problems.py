@@ -231,7 +231,7 @@ def problems(
         width=draw(widths),
         vocabulary=vocabulary,
         padding=draw(st.sampled_from([0, 0, 3])),
-        temperature=draw(st.sampled_from([1.0, 1.0, 0.7])),
+        temperature=draw(st.sampled_from([1.0, 1.0, 0.7, 3.0])),
         softcap=draw(st.sampled_from([None, None, 5.0])),  # a larger one rounds small logits too much for 1e-5
         seed=draw(st.integers(0, 10_000)),
         ratio=draw(ratios),

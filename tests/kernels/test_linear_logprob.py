@@ -8,7 +8,7 @@ from hypothesis import given
 
 from eager_head import exact_logits
 from fastflow_kernels import linear_logprob, logprob_blocks, reference
-from fastflow_kernels.head import Head
+from fastflow_kernels.head import Head, factors_of
 from fastflow_kernels.implementation import choose
 from head_calls import HEAD, run_head, upstream_of
 from implementations import (
@@ -93,13 +93,18 @@ def test_rows_beyond_the_vocabulary_take_no_part(implementation):
 @by_every_implementation
 @pytest.mark.parametrize("needs", [HEAD, ()])
 def test_nan_stays_in_its_row(implementation, needs):
-    """Of the statistics, too."""
+    """Of the statistics, too; beside a whole panel of -inf, and with the other rows as they are without it."""
     tensors, expected = implementation.head(20), torch.arange(20) == 5
+    tensors["targets"].clamp_(min=8)
+    if implementation.takes_all:
+        tensors["bias"][:8] = -torch.inf
+    exact = run_head(reference.linear_logprob, tensors, needs=(), dtype=torch.float64).outputs[0]
     tensors["hidden"][5, 2] = torch.nan
     for count in (1, 4) if implementation.takes_all else (1,):
         with panels_of(20 * 4 * 4):
             found = implementation.run_head(tensors, upstream_of(20)[:count], needs=needs, statistics=count == 4)
         assert [torch.equal(output.isnan(), expected) for output in found.outputs] == [True] * count
+        implementation.assert_logprobs_match(found.outputs[0][~expected], exact[~expected])
         if needs:
             assert torch.equal(~found.gradients["hidden"].isfinite().all(1), expected)
 
@@ -112,8 +117,10 @@ def test_improbable_targets(implementation, depth, columns):
     tensors = implementation.head_with_lead(-depth, columns)
     tensors["targets"][::2] = columns.start + tensors["targets"][::2] % (columns.stop - columns.start)
     got, want = implementation.run_both(tensors)
-    assert (want.outputs[0][::2] < 1 - depth).all()
-    assert relative_error(got.outputs[0], want.outputs[0]) <= 1e-6
+    improbable = want.outputs[0] < 1 - depth
+    assert improbable[::2].all() and not improbable.all()
+    for rows, largest in ((improbable, depth + 4), (~improbable, 4.0)):
+        implementation.assert_logprobs_match(got.outputs[0][rows], want.outputs[0][rows], largest)
     assert all(part.isfinite().all() for part in (*got.outputs, *got.gradients.values()))
     implementation.assert_head_matches(got, want, largest_logit=depth + 4)
 
@@ -132,9 +139,11 @@ def test_one_logit_far_above_all_tiles(implementation):
 def test_a_target_that_no_column_has_becomes_nan_alone(implementation):
     """Where the door does not ask, since asking would wait for the device."""
     tensors = implementation.head(20, with_bias=False)
-    head = Head.of(tensors["weight"].to(implementation.device), None)
-    hidden, targets = (tensors[name].to(implementation.device) for name in ("hidden", "targets"))
-    targets[3], targets[5], targets[19] = len(head.weight), -100, 2**33
+    tensors["targets"] %= 128
+    weight = tensors["weight"].to(implementation.device)
+    head = Head.of(factors_of(weight, weight.dtype, vocabulary=128), None)
+    hidden, targets = tensors["hidden"].to(head.weight), tensors["targets"].to(implementation.device)
+    targets[3], targets[5], targets[19] = 130, -100, 2**33  # the first one in the padding
     choice = choose(implementation.device, head.weight.dtype, head)
     logprob = logprob_blocks.logprobs(hidden, targets, head, choice)
     options = {"need_hidden": True, "weight": None, "bias": None}
@@ -146,7 +155,7 @@ def test_a_target_that_no_column_has_becomes_nan_alone(implementation):
     fine = torch.ones(20, dtype=torch.bool)
     fine[[3, 5, 19]] = False
     kept = tensors | {name: tensors[name][fine] for name in ("hidden", "targets")}
-    want = run_head(reference.linear_logprob, kept, [torch.ones(17)], torch.float64)
+    want = run_head(reference.linear_logprob, kept, [torch.ones(17)], torch.float64, vocabulary=128)
     assert norm_error(d_hidden[fine].cpu(), want.gradients["hidden"]) <= implementation.gradient
 
 
