@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastflow.config.loss_sections import ImportanceConfig, ObjectiveConfig, SurrogateConfig
 from fastflow.config.methods import (
     LIKELIHOOD_GRADIENTS,
     OFFLINE,
@@ -19,12 +20,9 @@ from fastflow.config.sections import (
     BatchConfig,
     DataConfig,
     EvalConfig,
-    ImportanceConfig,
-    ObjectiveConfig,
     OptimConfig,
     RolloutConfig,
     RunConfig,
-    SurrogateConfig,
 )
 from fastflow.config.setting import Section
 from fastflow.errors import FastflowError

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 
 from fastflow.config import contradictions
+from fastflow.config.loss_sections import ImportanceConfig, ObjectiveConfig, SurrogateConfig
 from fastflow.config.methods import OFFLINE
 from fastflow.config.model_sections import LoraConfig, ModelConfig
 from fastflow.config.released import ReleasedConfig
@@ -17,12 +18,9 @@ from fastflow.config.sections import (
     BatchConfig,
     DataConfig,
     EvalConfig,
-    ImportanceConfig,
-    ObjectiveConfig,
     OptimConfig,
     RolloutConfig,
     RunConfig,
-    SurrogateConfig,
 )
 from fastflow.config.setting import Section
 from fastflow.errors import FastflowError

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastflow.config.loss_sections import LogZ, Ratio
 from fastflow.config.schema import (
     BatchConfig,
     Config,
@@ -18,7 +19,6 @@ from fastflow.config.schema import (
     RolloutConfig,
     RunConfig,
 )
-from fastflow.config.sections import LogZ, Ratio
 from fastflow.data.trajectory import Prompt
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.rollout.local import LocalSampler

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastflow.config.loss_sections import SurrogateConfig
 from fastflow.config.methods import Method
 from fastflow.config.schema import BatchConfig, Config, ImportanceConfig, ObjectiveConfig, OptimConfig, RolloutConfig
-from fastflow.config.sections import SurrogateConfig
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.models.packed import PackedModel
 from fastflow.objectives.label_free_rewards import empo, random_reward, ttrl

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastflow_kernels import linear_logprob, reference, validate
-from head_calls import assert_head_near, run_head
+from head_calls import assert_head_near, run_head, upstream_of
 from implementations import needs_cuda
-from kernel_problems import assert_near, head_tensors, make_problem, on_cpu, on_device, relative_error
+from kernel_problems import assert_near, head_tensors, make_problem, norm_error, on_cpu, on_device, relative_error
 
 pytest.importorskip("triton", reason="needs triton: pip install 'fastflow[triton]'")
 
@@ -54,6 +54,20 @@ def test_improbable_targets(device):
     expected = run_head(reference.linear_logprob, tensors)
     assert expected.outputs[0].min() < -40
     assert_head_near(run_head(linear_logprob, tensors, None, torch.float16, device=device, block_rows=32), expected)
+
+
+@pytest.mark.usefixtures("on_tensor_cores")
+@pytest.mark.parametrize("which", [(False, True, False), (False, False, True), (True, True, True)])
+def test_statistics(device, which):
+    tensors = head_tensors(20, **SHAPE, seed=0, logit_limit=4.0)
+    upstream = upstream_of(20, which=which)
+    want = run_head(reference.linear_logprob, tensors, upstream, statistics=True)
+    got = run_head(linear_logprob, tensors, upstream, torch.float16, device=device, block_rows=16, statistics=True)
+    for found, expected in zip(got.outputs, want.outputs, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+    assert got.gradients.keys() == want.gradients.keys()
+    for name, gradient in want.gradients.items():
+        assert norm_error(got.gradients[name], gradient) <= 0.01, name
 
 
 @needs_cuda

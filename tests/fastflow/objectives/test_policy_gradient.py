@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastflow.config.loss_sections import SurrogateConfig
 from fastflow.config.schema import Config, ObjectiveConfig, RolloutConfig
-from fastflow.config.sections import SurrogateConfig
 from fastflow.data.trajectory import Group, Prompt, Trajectory
 from fastflow.models.packed import FrozenModel, PackedModel
 from fastflow.models.share import Share, rescore
